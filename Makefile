@@ -1,0 +1,35 @@
+# `make demo` and `make test` each do everything on a fresh machine: environment, installation, run.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN := runs/demo
+THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: install demo test test-slow lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+demo: install
+	$(PY) train.py --data demo --output-dir $(RUN) --overwrite --epochs 12
+	$(PY) evaluate.py --checkpoint $(RUN)/best.pt --data demo --output-dir $(RUN)/evaluation
+	$(PY) predict.py --checkpoint $(RUN)/best.pt 'data/demo-*/test/real/*0.jpg' 'data/demo-*/test/fake/*/*0.jpg' --output $(RUN)/predictions.csv
+
+test: install
+	$(PY) -m pytest
+
+test-slow: install
+	$(PY) -m pytest -m slow
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,204 @@
+"""Put a procedural portrait together: features, skin, hair, clothes and background under one light."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from datasets import demo_scene as scene
+from datasets.demo_scene import tinted
+from datasets.demo_faces import Figure, curve, ellipse, head_height, head_outline, ribbon
+
+
+def _eye(figure: Figure, albedo: np.ndarray, side: int, gaze: float) -> None:
+    who = figure.who
+    apart, half, opened, slant = who.eye
+    inner, outer = side * (apart - half), side * (apart + half)
+    def lid(height: float, shift: float = 0.0, peak: float = -0.1):
+        bend = lambda t: shift - slant * t - height * (1 - t ** 2) * (1 + peak * t)  # noqa: E731
+        return curve(inner, outer, bend)
+    upper, lower = lid(opened), lid(-0.62 * opened, peak=0.2)
+    almond = ribbon(upper, lower)
+    dark = who.skin * 0.3
+    figure.paint(albedo, ellipse(side * apart, -0.03, half * 1.25, 0.12), who.skin * 0.62, 0.4, 0.05 * figure.scale)
+    figure.paint(albedo, lid(-1.5 * opened, 0.015), who.skin * 0.62, 0.3 + 0.3 * who.age, 1.2, line=0.018)
+    figure.paint(albedo, almond, (0.66, 0.62, 0.58), 1.0, 0.5)
+    middle = side * apart + gaze
+    round_iris = 0.068
+    figure.paint(albedo, ellipse(middle, -0.005, round_iris, round_iris), who.iris * 0.35, 1.0, 0.4, clip=almond)
+    figure.paint(albedo, ellipse(middle, -0.003, 0.78 * round_iris, 0.78 * round_iris), who.iris, 0.9, 0.7, clip=almond)
+    figure.paint(albedo, ellipse(middle, -0.005, 0.028, 0.028), (0.004,) * 3, 1.0, 0.4, clip=almond)
+    figure.paint(albedo, ribbon(upper, lid(0.45 * opened)), dark, 0.5, 0.9, clip=almond)
+    figure.paint(albedo, ribbon(lid(opened + 0.02, -0.002, -0.3), lid(opened - 0.006)), dark * 0.25, 0.95, 0.5)
+    figure.paint(albedo, lower, dark, 0.45, 0.6, line=0.012)
+    figure.paint(albedo, lid(opened + 0.02, -0.042), dark, 0.55, 0.9, line=0.014)
+
+
+def _brow(figure: Figure, albedo: np.ndarray, side: int, rng: np.random.Generator) -> None:
+    rise, thick, arch, strength = figure.who.brow
+    inner, outer = side * 0.13, side * 0.47
+    top = curve(inner, outer, lambda t: -rise - arch * (1 - (t - 0.3) ** 2) - thick * (0.9 - 0.5 * t))
+    low = curve(inner, outer, lambda t: -rise - arch * (1 - (t - 0.3) ** 2) + thick * (0.7 - 0.7 * t))
+    tone = np.minimum(figure.who.hair * 0.5, figure.who.skin * 0.45)
+    figure.paint(albedo, ribbon(top, low), tone, strength * 0.75, 1.3)
+    hairs = []
+    for place in rng.uniform(0.03, 0.95, 16):
+        at, lean = inner + (outer - inner) * place, side * rng.uniform(0.01, 0.05)
+        k = min(int(place * 12), 11)
+        hairs.append(np.array([[at, low[k, 1]], [at + lean, top[k, 1] - 0.004]]))
+    figure.paint(albedo, hairs, tone * 0.7, strength * 0.55, 0.4, line=0.01)
+
+
+def _nose_and_mouth(figure: Figure, albedo: np.ndarray) -> None:
+    who = figure.who
+    wide, tip, _ = who.nose
+    for side in (-1, 1):
+        figure.paint(albedo, ellipse(side * wide * 0.62, tip + 0.055, wide * 0.36, 0.02, side * -0.35), who.skin * 0.12,
+                     0.75, 1.1)
+        wing = curve(side * wide * 1.35, side * wide * 1.6, lambda t: tip + 0.02 - 0.05 * t)
+        figure.paint(albedo, wing, who.skin * 0.4, 0.4, 1.3, line=0.016)
+    half, upper, lower, smile = who.mouth
+    half, opening = half * (1 + 4 * who.open_mouth), who.open_mouth
+    bend = lambda t: 0.66 - smile * t ** 2  # noqa: E731
+    arch = lambda t: (1 - np.abs(t) ** 2.2) - 0.28 * np.exp(-(t / 0.16) ** 2)  # noqa: E731
+    top = curve(-half, half, lambda t: bend(t) - upper * arch(t) - opening * 0.4 * (1 - t ** 2), 21)
+    low = curve(-half * 0.94, half * 0.94, lambda t: bend(t) + (lower + opening) * (1 - np.abs(t) ** 2.4), 21)
+    lip = who.skin * np.array([0.82, 0.46, 0.46]) + np.array([0.02, 0.0, 0.004])
+    figure.paint(albedo, ribbon(top, low), lip, 0.85, 1.0)
+    gap_top = curve(-half * 0.9, half * 0.9, lambda t: bend(t) - (0.009 + opening * 0.55) * (1 - t ** 2))
+    gap_low = curve(-half * 0.9, half * 0.9, lambda t: bend(t) + (0.009 + opening) * (1 - t ** 2))
+    gap = ribbon(gap_top, gap_low)
+    figure.paint(albedo, gap, lip * 0.12, 0.9, 0.6)
+    if opening:
+        teeth = curve(-half * 0.85, half * 0.85, lambda t: bend(t) + opening * 0.55 * (1 - t ** 2))
+        figure.paint(albedo, ribbon(gap_top, teeth), (0.6, 0.57, 0.5), 0.9, 0.6, clip=gap)
+    figure.paint(albedo, curve(-0.1, 0.1, lambda t: 0.69 + lower + opening - 0.01 * t ** 2), who.skin * 0.6, 0.35, 2.0,
+                 line=0.03)
+
+
+def _skin(figure: Figure, grain: np.ndarray, blotch: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    who = figure.who
+    flush = np.exp(-((np.abs(u) - 0.38) / 0.2) ** 2 - ((v - 0.34) / 0.2) ** 2) + np.exp(-(u / 0.13) ** 2 - ((v - 0.38) / 0.12) ** 2)
+    pores = np.exp(np.float32(0.028 + 0.035 * who.age) * grain + np.float32(0.05) * blotch)
+    tint = 0.16 * flush + 0.05 * blotch
+    albedo = cv2.merge([pores * (tone + tone * weight * tint)
+                        for tone, weight in zip(who.skin, np.float32([0.25, -0.6, -0.5]), strict=True)])
+    if who.beard:
+        chin = (v < 1.0) * np.clip((v - 0.34 - 0.9 * (0.55 - np.abs(u)).clip(0) ** 2 + 0.04 * blotch) / 0.16, 0, 1)
+        lip_gap = np.exp(-(u / 0.2) ** 2 - ((v - 0.56) / 0.045) ** 2)
+        cover = np.clip(np.maximum(chin, 0.8 * lip_gap * (who.beard > 0.5)) * who.beard * (0.75 + 0.35 * grain), 0, 0.95)
+        _blend(albedo, cover.astype(np.float32), np.broadcast_to(np.minimum(who.hair * 0.55, who.skin * 0.6), albedo.shape).copy())
+    return albedo
+
+
+def _blend(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
+    canvas[:] = cv2.blendLinear(canvas, colour, 1 - mask, mask)
+
+
+def _fill(figure: Figure, points: np.ndarray) -> np.ndarray:
+    mask = np.zeros((figure.size, figure.size), np.uint8)
+    cv2.fillPoly(mask, [np.round(points * 16 - 8).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    return mask.astype(np.float32) / 255
+
+
+def _body(figure: Figure, wide: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixel outlines of the neck and of the shoulders, which keep upright while the head tilts."""
+    t = np.linspace(-1, 1, 25)
+    to_pixel = np.array([figure.pose.x, figure.pose.y]) * figure.size
+    shoulder = np.stack([t * 2.1, 1.17 + 0.5 * np.abs(t * 2.1 / wide) ** 2.2 + 0.12 * np.exp(-(t * 2.1 / 0.3) ** 2)], 1)
+    outline = np.concatenate([shoulder, [[2.1, 4], [-2.1, 4]]])
+    neck = np.array([[-0.4, 0.2], [0.4, 0.2], [0.41, 0.95], [0.55, 1.25], [0.2, 1.5], [0, 1.62], [-0.2, 1.5],
+                     [-0.55, 1.25], [-0.41, 0.95]]) * [figure.who.width / 0.74, 1]
+    return neck * figure.scale + to_pixel, outline * figure.scale + to_pixel
+
+
+def _figure_height(figure: Figure, size: int, covered: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """Return the height of the whole figure: head and hair over neck over shoulders over background."""
+    x, y = figure.grid(size, tilted=False)
+    u, v = figure.grid(size)
+    head = head_height(figure, size)
+    neck = -0.35 + 0.42 * np.sqrt(np.clip(1 - (x / 0.43) ** 2, 0, 1)) - 0.1 * np.clip(y - 0.9, 0, 1)
+    torso = -0.7 + 0.55 * np.sqrt(np.clip(1 - (x / 1.7) ** 2, 0, 1)) * np.clip((y - 0.9) * 1.6, 0, 1)
+    in_neck = np.abs(x) < 0.43
+    below = np.where(y > 0.4, np.maximum(np.where(in_neck, neck, -1), torso), -0.9)
+    full = np.where(head > -0.99, head, below)
+    skull = 0.8 * np.sqrt(np.clip(1 - (u / (figure.who.width + 0.16)) ** 2 - (np.minimum(v, 0) / 1.16) ** 2, 0, 1))
+    hair = np.maximum(front, covered * ((head <= -0.99) & ~(in_neck & (y > 0.6))))
+    return (full + np.clip(skull - full, 0, 2) * hair).astype(np.float32)
+
+
+def _finish(figure: Figure, radiance: np.ndarray, light: dict[str, np.ndarray], gaze: float) -> None:
+    """Add what sits on top of the lit surface: glints in the eyes and glasses."""
+    apart = figure.who.eye[0]
+    glint = float(light["direction"][0]) * 0.03
+    for side in (-1, 1):
+        spot = ellipse(side * apart + gaze + glint, -0.028, 0.014, 0.014, count=10)
+        figure.paint(radiance, spot, light["key"] * 0.9, 0.85, 0.5)
+    if not figure.who.glasses:
+        return
+    for side in (-1, 1):
+        ring = ellipse(side * apart, 0.015, 0.225, 0.175 + 0.03 * np.sin(apart * 90))
+        figure.paint(radiance, ring, light["fill"] * 0.35, 0.1)
+        figure.paint(radiance, np.concatenate([ring, ring[:1]]), (0.012, 0.011, 0.012), 0.92, 0.4, line=0.024)
+        arm = np.array([[side * (apart + 0.22), -0.02], [side * figure.who.width, -0.06]])
+        figure.paint(radiance, arm, (0.012, 0.011, 0.012), 0.9, 0.4, line=0.024)
+    bridge = curve(-apart + 0.22, apart - 0.22, lambda t: -0.01 - 0.03 * (1 - t ** 2), 7)
+    figure.paint(radiance, bridge, (0.012, 0.011, 0.012), 0.9, 0.4, line=0.024)
+
+
+def render(figure: Figure, light: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Render a portrait.
+
+    Returns scene radiance, float32 (R, R, 3), linear-light RGB, R the size of the figure; white paper is about 1,
+    highlights go beyond it.
+    """
+    size, who, half = figure.size, figure.who, figure.size // 2
+    u, v = figure.grid(size)
+    x, y = figure.grid(size, tilted=False)
+    blotch = scene.fractal(rng, size, 4, 0.75, 32)
+    grain = rng.standard_normal((size, size), dtype=np.float32)
+    grain = 0.6 * grain + 1.1 * cv2.GaussianBlur(grain, (0, 0), 1.0)
+    hair_noise = scene.strands(rng, u, v, who.part, who.curl * (2.0 if who.style == "curly" else 1.0))
+    face_u = u - np.float32(figure.pose.yaw * 0.55)
+    behind, front = scene.hair_masks(who.style, who.hairline, who.part, who.width, u, v, face_u,
+                                     0.6 * hair_noise + 0.6 * blotch, figure.scale)
+    if who.style == "shaved":
+        front = front * np.clip(0.5 + 0.15 * grain, 0, 1)
+    hair = tinted(np.exp(0.38 * hair_noise) * (0.8 + 0.25 * blotch.clip(-1, 1)), who.hair)
+    skin = _skin(figure, grain, blotch, u - np.float32(figure.pose.yaw * 0.5), v)
+    neck, torso = _body(figure, rng.uniform(1.25, 1.7))
+    neck_mask, torso_mask = _fill(figure, neck), _fill(figure, torso)
+    torso_mask *= 1 - neck_mask * (y > 1.0)
+    albedo = np.zeros((size, size, 3), np.float32)
+    gaze = rng.normal(0, 0.018)
+    _blend(albedo, behind, hair * 0.55)
+    _blend(albedo, np.maximum(neck_mask * (y < 1.1), 0), skin * 0.9)
+    _blend(albedo, neck_mask * (y >= 1.1), skin)
+    _blend(albedo, torso_mask, scene.clothes(rng, grain, x, y))
+    if who.style == "long":
+        _blend(albedo, behind * np.clip((np.abs(u) - 0.45) * 12, 0, 1), hair * 0.8)
+    ears = np.zeros_like(albedo[..., :1])
+    for side in (-1, 1):
+        place = side * (who.width * 0.985) - figure.pose.yaw * 0.12
+        figure.paint(ears, ellipse(place, 0.1, 0.085, 0.19, side * 0.12), 1.0, parallax=False)
+        figure.paint(albedo, ellipse(place, 0.1, 0.085, 0.19, side * 0.12), who.skin * 0.9, 1.0, 0.5, parallax=False)
+        figure.paint(albedo, ellipse(place, 0.08, 0.045, 0.12, side * 0.12), who.skin * 0.5, 0.6, 1.5, parallax=False)
+    head_mask = _fill(figure, figure.pixels(head_outline(figure), parallax=False))
+    _blend(albedo, head_mask, skin)
+    for side in (-1, 1):
+        _eye(figure, albedo, side, gaze)
+        _brow(figure, albedo, side, rng)
+    _nose_and_mouth(figure, albedo)
+    _blend(albedo, front, hair)
+    alpha = np.maximum.reduce([behind, neck_mask, torso_mask, head_mask, front, ears[..., 0]])
+
+    covered, low_front = (cv2.resize(m, (half, half), interpolation=cv2.INTER_AREA) for m in (behind, front))
+    height = _figure_height(figure, half, covered, low_front)
+    diffuse, gloss = scene.shade(height, light, figure.scale / 2)
+    diffuse, gloss = cv2.resize(diffuse, (size, size)), cv2.resize(gloss, (size, size))
+    oil = 0.11 * head_mask * (1 - front) * (1 + 0.25 * grain) + 0.05 * front * np.exp(0.5 * hair_noise)
+    radiance = albedo * diffuse
+    radiance += tinted(gloss * oil * np.float32(rng.uniform(0.4, 1.2)), light["key"])
+    _finish(figure, radiance, light, gaze)
+    _blend(radiance, 1 - alpha, scene.background(rng, size))
+    return radiance

@@ -1,0 +1,96 @@
+"""Images named on a command line: files, folders, patterns, CSV lists and standard input, in the order given."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from datasets.csv_list import read_csv
+from datasets.folder import list_images, sibling_hint
+from datasets.images import IMAGE_SUFFIXES
+from datasets.spec import Record
+from utils.errors import UserError
+
+LIST_SUFFIXES = (".csv", ".tsv")
+
+
+class PathRecords(Sequence[Record]):
+    """Unlabelled records of a list of paths, made when asked for: a million images are a million strings."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return Record(self.paths[index], None, "")
+
+
+def list_inputs(arguments: Sequence[str], null: bool = False) -> list[str]:
+    """Return the paths of all images that the arguments name, argument after argument; none is opened.
+
+    - a folder: the image files below it, sorted by path, chosen by suffix;
+    - a file that ends in .csv or .tsv, or anything after ``csv:``: the paths of this list, see
+      ``datasets.csv_list``; labels are not needed;
+    - ``-``: one path per line of standard input, or null-terminated paths (``find -print0``) with ``null``;
+    - any other file: itself, whatever its suffix;
+    - a pattern with ``*``, ``?`` or ``[]`` that is no file: what the shell would have made of it. ``**`` crosses
+      folders, and then only files with the suffix of an image count.
+
+    Files that a CSV list or standard input names need not exist: they turn out unreadable later.
+
+    Raises:
+        UserError: a path does not exist (the message has the nearest name), or an argument names no image.
+    """
+    return [path for argument in arguments for path in _expand(argument, null)]
+
+
+def _expand(argument: str, null: bool) -> Iterator[str]:
+    if argument == "-":
+        yield from _read_stdin(null)
+    elif argument.startswith("csv:"):
+        yield from _listed(argument.removeprefix("csv:"))
+    elif os.path.exists(path := os.path.expanduser(argument)):
+        yield from _existing(path)
+    elif any(character in argument for character in "*?["):
+        yield from _matching(path, argument)
+    else:
+        raise UserError(f"expected an image, folder, pattern or CSV list, no such path: {argument}{sibling_hint(path)}")
+
+
+def _existing(path: str) -> Iterator[str]:
+    if os.path.isdir(path):
+        yield from list_images(path)
+    elif path.lower().endswith(LIST_SUFFIXES):
+        yield from _listed(path)
+    else:
+        yield path
+
+
+def _listed(path: str) -> Iterator[str]:
+    source = read_csv(path, require_labels=False)
+    return (record.path for records in source.by_split.values() for record in records)
+
+
+def _matching(pattern: str, argument: str) -> Iterator[str]:
+    found = sorted(glob.iglob(pattern, recursive=True))
+    if "**" in pattern:  # it matches every folder on the way too, which would name each image many times
+        found = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
+    if not found:
+        raise UserError(f"expected images that match {argument!r}, got none; check the folder and the suffix")
+    for path in found:
+        yield from _existing(path)
+
+
+def _read_stdin(null: bool) -> Iterator[str]:
+    data = sys.stdin.buffer.read()
+    lines = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    paths = [os.fsdecode(line) for line in lines if line]
+    if not paths:
+        raise UserError("expected image paths on standard input (PATH is -), got none")
+    if not null and "\0" in paths[0]:
+        raise UserError("expected one path per line on standard input, got null-terminated paths; pass --null")
+    return iter(paths)

@@ -1,0 +1,136 @@
+"""Records to batches: the dataset, the sampler that makes every epoch repeatable, and the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datasets.images import UnreadableImage, read_image
+from datasets.spec import Record
+
+
+@dataclass
+class Unreadable:
+    """Takes the place of an item whose image could not be decoded."""
+
+    index: int
+    reason: str
+
+
+@dataclass
+class Batch:
+    """What the loader yields.
+
+    ``images`` is ``(N, 3, H, W)`` float32 in [0, 1], ``labels`` is ``(N,)`` float32 with 0 real, 1 fake and NaN
+    unknown, ``indices`` is ``(N,)`` int64 into ``dataset.records``; ``unreadable`` lists what is missing from them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    unreadable: list[Unreadable]
+
+    def pin_memory(self) -> Batch:
+        self.images = self.images.pin_memory()
+        self.labels = self.labels.pin_memory()
+        return self
+
+
+class ImageDataset(Dataset):
+    """Images of a list of records; an item is ``(image, label, index)``.
+
+    An index may come as ``(index, seed)``: the seed then fixes the augmentation of that item. Decoded images are
+    kept in memory until ``memory_limit`` bytes are used, so small sets are decoded once.
+    """
+
+    def __init__(self, records: Sequence[Record], transform: Callable[..., Tensor], memory_limit: int = 0) -> None:
+        self.records = records
+        self.transform = transform
+        self.memory_left = memory_limit
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, float, int] | Unreadable:
+        index, seed = key if isinstance(key, tuple) else (key, 0)
+        try:
+            image = self._image(index)
+        except UnreadableImage as error:
+            return Unreadable(index, str(error))
+        label = self.records[index].label
+        return self.transform(image, seed), float("nan") if label is None else float(label), index
+
+    def _image(self, index: int) -> np.ndarray:
+        image = self._decoded.get(index)
+        if image is None:
+            image = read_image(self.records[index].path)
+            if image.nbytes <= self.memory_left:
+                self.memory_left -= image.nbytes
+                self._decoded[index] = image
+        return image
+
+
+class EpochSampler(Sampler):
+    """Shuffled ``(index, seed)`` pairs that depend on the run's seed and the epoch only."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(self.length)
+        seeds = generator.integers(0, 2**31, self.length)
+        return iter(zip(order.tolist(), seeds.tolist(), strict=True))
+
+
+def collate(items: Sequence[tuple[Tensor, float, int] | Unreadable]) -> Batch:
+    """Stack the readable items of a batch and list the others; an all-unreadable batch has N = 0."""
+    unreadable = [item for item in items if isinstance(item, Unreadable)]
+    good = [item for item in items if not isinstance(item, Unreadable)]
+    return Batch(
+        images=torch.stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1),
+        labels=torch.tensor([label for _, label, _ in good], dtype=torch.float32),
+        indices=torch.tensor([index for _, _, index in good], dtype=torch.int64),
+        unreadable=unreadable,
+    )
+
+
+def make_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    sampler: Sampler | None = None,
+    workers: int = 0,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Build a loader of :class:`Batch`; without a sampler the records come in their own order."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=drop_last,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    """Keep OpenCV and torch from starting a thread per core inside every worker."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

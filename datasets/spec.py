@@ -1,0 +1,249 @@
+"""Dataset specs: one line of text that names a set of images, `[kind:]location[@key=value,...]`.
+
+    demo                          the generated demo set          demo@n=600,size=96,seed=3
+    data/140k                     a folder, by what it holds      data/140k@split=test,limit=500
+    csv:lists/wild.csv            a CSV list                      csv:lists/wild.csv@labels=0:real+1:fake
+
+Options of every kind: split=train|valid|test|all, limit=N (balanced over the classes, the same images every
+time), repeat=N (each record N times, to weigh a set in a mix), classes=real|fake, generator=A+B and
+exclude_generator=A+B (fakes of these generators only, or of all others; reals stay).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.errors import UserError
+
+LABEL_NAMES = ("real", "fake")
+SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
+COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a dataset: label 0 real, 1 fake, None unknown; generator is "real" for reals."""
+
+    path: str
+    label: int | None
+    generator: str
+    mask: str | None = None
+    meta: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found: records by split ("" for no split) and the folder that their paths start from."""
+
+    name: str
+    root: str
+    by_split: dict[str, list[Record]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The records that a spec selects; ``splits`` are the splits that the whole set has."""
+
+    name: str
+    split: str
+    records: list[Record] = field(repr=False)
+    fingerprint: str
+    root: str
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A parsed spec; ``str`` gives its text back."""
+
+    kind: str
+    location: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        plain = self.kind == "folder" and self.location.partition(":")[0] not in KINDS
+        text = "demo" if self.kind == "demo" else self.location if plain else f"{self.kind}:{self.location}"
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{text}@{options}" if options else text
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of location: how it is read and which options it has besides the common ones."""
+
+    read: Callable[[DatasetSpec], Source]
+    options: tuple[str, ...] = ()
+
+
+# Readers are imported when their kind is asked for: they import this module.
+def _read_folder(spec: DatasetSpec) -> Source:
+    from datasets.folder import read_folder
+
+    return read_folder(spec.location)
+
+
+def _read_csv(spec: DatasetSpec) -> Source:
+    from datasets.csv_list import parse_labels, read_csv
+
+    return read_csv(spec.location, parse_labels(spec.options.get("labels", "")))
+
+
+def _read_demo(spec: DatasetSpec) -> Source:
+    from datasets.demo import make_demo
+    from datasets.folder import read_folder
+
+    settings: dict = {key: int_option(spec, key) for key in KINDS["demo"].options if key in spec.options}
+    return read_folder(make_demo(Path(os.environ.get("DEMO_DIR") or "data"), **settings), name="demo")
+
+
+KINDS: dict[str, Kind] = {
+    "folder": Kind(_read_folder),
+    "csv": Kind(_read_csv, ("labels",)),
+    "demo": Kind(_read_demo, ("n", "size", "seed")),
+}
+
+
+def parse_spec(text: str | DatasetSpec) -> DatasetSpec:
+    """Split the text of a spec into kind, location and options; touches no file.
+
+    Only a known kind before a colon counts, so ``C:\\faces`` is a folder; only what follows the last ``@``
+    and holds a ``=`` counts as options, so ``me@home`` is a folder too. Raises UserError.
+    """
+    text = str(text)
+    location, at, tail = text.strip().rpartition("@")
+    if not at or "=" not in tail:
+        location, tail = text.strip(), ""
+    kind, colon, rest = location.partition(":")
+    if not colon or kind not in KINDS:
+        kind, rest = ("demo", "") if location == "demo" else ("folder", location)
+    if (kind == "demo") == bool(rest):
+        problem = "which has no location" if kind != "demo" else "but the demo set has no location"
+        raise UserError(f"expected a dataset spec [kind:]location[@key=value,...], got {text!r}, {problem}")
+    spec = DatasetSpec(kind, rest, _parse_options(tail, kind, text))
+    int_option(spec, "limit")
+    int_option(spec, "repeat")
+    split_name(spec.options.get("split", "all"))
+    if spec.options.get("classes", "real") not in LABEL_NAMES:
+        raise UserError(f"expected classes=real or classes=fake, got classes={spec.options['classes']}")
+    return spec
+
+
+def _parse_options(tail: str, kind: str, text: str) -> dict[str, str]:
+    known = COMMON_OPTIONS + KINDS[kind].options
+    options: dict[str, str] = {}
+    for part in filter(None, tail.split(",")):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value or key in options:
+            raise UserError(f"expected key=value, each key once, after the @ of {text!r}, got {part!r}")
+        if key not in known:
+            raise UserError(f"expected an option of {', '.join(known)}, got {key!r}{closest(key, known)}")
+        options[key] = value
+    return options
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known name nearest to a mistyped one, or an empty string."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f"; did you mean {by_lower[matches[0]]}?" if matches else ""
+
+
+def int_option(spec: DatasetSpec, key: str, default: int = 1) -> int:
+    """Return a whole-number option (a seed may be 0, everything else is at least 1). Raises UserError."""
+    value, least = spec.options.get(key, str(default)), int(key != "seed")
+    if not value.isascii() or not value.isdigit() or int(value) < least:
+        raise UserError(f"expected {key}=N with a whole number >= {least}, got {key}={value}")
+    return int(value)
+
+
+def split_name(text: str) -> str:
+    """Return train, valid, test or all for any accepted spelling (val, Testing, ...). Raises UserError."""
+    name = SPLIT_NAMES.get(text.lower(), text.lower())
+    if name not in (*SPLITS, "all"):
+        raise UserError(f"expected the split train, valid, test or all, got {text!r}")
+    return name
+
+
+def open_records(text: str | DatasetSpec, default_split: str | None = None) -> Listing:
+    """List the records that a spec selects, sorted by path.
+
+    ``split=`` in the spec wins over ``default_split``; without either it is test if there is one, else valid,
+    else all. The fingerprint is 16 hex digits over relative path, label and size of every selected file
+    (before ``repeat``), the same on every machine. Raises UserError.
+    """
+    spec = parse_spec(text)
+    source = KINDS[spec.kind].read(spec)
+    splits = tuple(split for split in SPLITS if source.by_split.get(split))
+    usual = "test" if "test" in splits else "valid" if "valid" in splits else "all"
+    split = split_name(spec.options.get("split") or default_split or usual)
+    if split != "all" and split not in splits:
+        present = ", ".join(splits) if splits else "images without splits; @split=all takes them all"
+        raise UserError(f"expected a {split} split in {spec.location or spec.kind}, got {present}")
+    parts = source.by_split.values() if split == "all" else (source.by_split[split],)
+    records = _select([record for part in parts for record in part], spec, source)
+    records.sort(key=lambda record: record.path)
+    fingerprint = _fingerprint(records, source.root)
+    repeats = range(int_option(spec, "repeat"))
+    records = [record for record in records for _ in repeats]
+    return Listing(source.name, split, records, fingerprint, source.root, splits)
+
+
+def _select(records: list[Record], spec: DatasetSpec, source: Source) -> list[Record]:
+    options = spec.options
+    if "classes" in options:
+        records = [record for record in records if record.label == LABEL_NAMES.index(options["classes"])]
+    for key in ("generator", "exclude_generator"):
+        if key in options:
+            wanted = _generators(options[key], records, key)
+            keep = key == "generator"
+            records = [r for r in records if r.label != 1 or (r.generator.lower() in wanted) == keep]
+    if not records:
+        raise UserError(f"expected images to be left by the options of {spec}, got none")
+    limit = int_option(spec, "limit", len(records))
+    return _balanced(records, limit, source.root) if limit < len(records) else records
+
+
+def _generators(value: str, records: list[Record], key: str) -> set[str]:
+    found = {record.generator.lower(): record.generator for record in records if record.label == 1}
+    for name in value.split("+"):
+        if name.lower() not in found:
+            names, hint = ", ".join(sorted(found.values())) or "none", closest(name, found.values())
+            raise UserError(f"expected {key}= with a generator of the set ({names}), got {name!r}{hint}")
+    return {name.lower() for name in value.split("+")}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _relative(path: str, root: str) -> str:
+    return path[len(root) + 1 :] if path.startswith(root + "/") else path
+
+
+def _balanced(records: list[Record], limit: int, root: str) -> list[Record]:
+    """Take ``limit`` records, as even over the classes as they allow; a smaller limit takes a subset."""
+    shuffled = sorted(records, key=lambda record: _digest(_relative(record.path, root)))
+    queues = [[r for r in reversed(shuffled) if r.label == label] for label in (0, 1, None)]
+    taken: list[Record] = []
+    while len(taken) < limit:
+        taken += [queue.pop() for queue in queues if queue]
+    return taken[:limit]
+
+
+def _fingerprint(records: list[Record], root: str) -> str:
+    lines = []
+    for record in records:
+        try:
+            size = os.stat(record.path).st_size
+        except (OSError, ValueError):  # a missing file is reported when it is read
+            size = -1
+        lines.append(f"{_relative(record.path, root)}\0{record.label}\0{size}\n")
+    lines.sort()
+    return _digest("".join(lines))[:16]

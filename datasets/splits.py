@@ -1,0 +1,107 @@
+"""Which images a run may train on, choose on and report on; mixes several data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets.spec import Listing, Record, open_records, parse_spec
+from utils.errors import UserError
+
+VALID_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The listings of a training run, one of each kind per data set; ``test`` is empty where a set has none."""
+
+    train: list[Listing]
+    valid: list[Listing]
+    test: list[Listing]
+    notes: list[str]
+
+    def describe(self) -> list[dict]:
+        """Plain values for the checkpoint: what was trained on and chosen on."""
+        return [
+            {
+                "dataset": listing.name,
+                "split": listing.split,
+                "fingerprint": listing.fingerprint,
+                "n_real": count(listing.records, 0),
+                "n_fake": count(listing.records, 1),
+            }
+            for listing in (*self.train, *self.valid)
+        ]
+
+
+def open_training_data(specs: Sequence[str]) -> TrainingData:
+    """Open the train, valid and test parts of every spec.
+
+    A set without a validation split gives up a tenth of its training images, chosen by a hash of their path, so
+    that the same image is held out on every machine and in every run. A set without any split is treated alike.
+
+    Raises:
+        UserError: a spec is wrong, names a split itself, has unlabelled images, or all together lack one class.
+    """
+    data = TrainingData([], [], [], [])
+    for text in specs:
+        spec = parse_spec(text)
+        if "split" in spec.options:
+            raise UserError(f"expected --data without split= for training, got {text!r}; the splits are chosen by train.py")
+        first = open_records(spec)
+        train = open_records(spec, "train") if "train" in first.splits else open_records(spec, "all")
+        if not first.splits:
+            data.notes.append(f"{train.name} has no splits: a tenth is held out for validation, nothing for a test")
+        elif "train" not in first.splits:
+            raise UserError(f"expected a train split in {text!r}, found {', '.join(first.splits)} only")
+        if "valid" in first.splits:
+            valid = open_records(_without(spec, "repeat"), "valid")
+        else:
+            train, valid = hold_out(train)
+            if first.splits:
+                data.notes.append(f"{train.name} has no valid split: a tenth of its training images is held out")
+        data.train.append(train)
+        data.valid.append(valid)
+        if "test" in first.splits:
+            data.test.append(open_records(_without(spec, "repeat"), "test"))
+    for part in ("train", "valid"):
+        check_two_classes([record for listing in getattr(data, part) for record in listing.records], part)
+    return data
+
+
+def hold_out(listing: Listing) -> tuple[Listing, Listing]:
+    """Divide a listing into training and validation records by a hash of each image's path below the root."""
+
+    def is_held_out(record: Record) -> bool:
+        relative = record.path.removeprefix(listing.root)
+        return int(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) < VALID_SHARE * 2**32
+
+    parts = []
+    for split, wanted in (("train", False), ("valid", True)):
+        records = [record for record in listing.records if is_held_out(record) == wanted]
+        parts.append(Listing(listing.name, split, records, listing.fingerprint, listing.root, listing.splits))
+    return parts[0], parts[1]
+
+
+def check_two_classes(records: Sequence[Record], part: str) -> None:
+    """Raise UserError unless the records hold labelled images of both classes."""
+    unlabelled = sum(record.label is None for record in records)
+    if unlabelled:
+        raise UserError(f"expected a label for every image of the {part} split, got {unlabelled} without")
+    counts = count(records, 0), count(records, 1)
+    if 0 in counts:
+        raise UserError(
+            f"expected real and fake images in the {part} split, got {counts[0]} real and {counts[1]} fake; "
+            "add a --data spec that holds the missing class"
+        )
+
+
+def count(records: Sequence[Record], label: int) -> int:
+    """Number of records with this label."""
+    return sum(record.label == label for record in records)
+
+
+def _without(spec, option: str):
+    options = {key: value for key, value in spec.options.items() if key != option}
+    return type(spec)(spec.kind, spec.location, options)

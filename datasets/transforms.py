@@ -1,0 +1,131 @@
+"""From a decoded image to a model input: the geometry that a checkpoint stores, and training augmentation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would otherwise ask a server for news
+
+AUGMENTATIONS = ("none", "light", "forensic")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image of any size becomes a square input; chosen once in training and kept in the checkpoint.
+
+    ``crop`` scales the shorter side to ``resize_to`` (never when it already has that length; None keeps the
+    native resolution) and cuts out the central ``size`` x ``size`` pixels, so traces at pixel level survive.
+    ``resize`` squeezes the whole image into ``size`` x ``size``.
+    """
+
+    mode: str = "crop"
+    size: int = 224
+    resize_to: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("crop", "resize"):
+            raise UserError(f"expected --geometry crop or resize, got {self.mode!r}")
+        if not 16 <= self.size <= 4096:
+            raise UserError(f"expected --image-size in 16..4096 pixels, got {self.size}")
+        if self.resize_to is not None and not self.size <= self.resize_to <= 8192:
+            raise UserError(f"expected --resize-to in {self.size}..8192 pixels (at least --image-size), got {self.resize_to}")
+
+    def to_dict(self) -> dict:
+        """Plain values for the checkpoint."""
+        return asdict(self)
+
+    def scale(self, image: np.ndarray, at_least: int | None = None) -> np.ndarray:
+        """Resample ``(H, W, 3)`` uint8 so that a crop of ``at_least`` (default ``size``) pixels fits inside."""
+        if self.mode == "resize":
+            return resize_to(image, self.size, self.size)
+        height, width = image.shape[:2]
+        shorter = min(height, width)
+        target = max(self.resize_to or shorter, at_least or self.size)
+        if target == shorter:
+            return image
+        factor = target / shorter
+        return resize_to(image, max(target, round(height * factor)), max(target, round(width * factor)))
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Turn ``(H, W, 3)`` uint8 RGB into ``(size, size, 3)`` uint8 RGB, the same way every time."""
+        image = self.scale(image)
+        top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
+        return image[top : top + self.size, left : left + self.size]
+
+
+def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resample with area averaging when shrinking (no aliasing) and bicubic interpolation when enlarging."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinking = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """Turn ``(H, W, 3)`` uint8 RGB into ``(3, H, W)`` float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div_(255)
+
+
+class EvalTransform:
+    """The fixed geometry followed by the conversion to a tensor; picklable, so loader workers can carry it."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+
+    def __call__(self, image: np.ndarray, seed: int | None = None) -> Tensor:
+        return to_tensor(self.geometry(image))
+
+
+class TrainTransform:
+    """Random augmentation whose every draw depends on the ``seed`` of the call and on nothing else.
+
+    albumentations 2 gives every loader worker the same random stream, again in each epoch. Here each item is
+    seeded by (run seed, epoch, index), so the augmented set does not depend on the number of workers and an
+    interrupted run continues with exactly the images it would have seen.
+    """
+
+    def __init__(self, geometry: Geometry, augmentation: str = "light", train_size: int | None = None) -> None:
+        if augmentation not in AUGMENTATIONS:
+            raise UserError(f"expected --augmentation {', '.join(AUGMENTATIONS)}, got {augmentation!r}")
+        self.geometry = geometry
+        self.size = train_size or geometry.size
+        self.augmentation = augmentation
+        self.compose = build_augmentation(augmentation, self.size, geometry.mode)
+
+    def __call__(self, image: np.ndarray, seed: int = 0) -> Tensor:
+        self.compose.set_random_seed(seed)
+        return to_tensor(self.compose(image=self.geometry.scale(image, at_least=self.size))["image"])
+
+
+def build_augmentation(name: str, size: int, mode: str) -> Callable:
+    """Compose one preset. ``light`` crops and flips; ``forensic`` also degrades as delivery channels do.
+
+    ``forensic`` draws JPEG quality 40..95, Gaussian blur sigma 0.3..2, rescaling by 0.5..1 and back, and
+    Gaussian noise of up to 4 % of the range, each with a probability, in the spirit of Wang et al., "CNN-generated
+    images are surprisingly easy to spot... for now", CVPR 2020 (arXiv 1912.11035), who blur and compress.
+    """
+    import albumentations as A
+
+    if name == "none" and mode == "resize":
+        return A.Compose([])
+    crop = [A.CenterCrop(size, size)] if name == "none" else [A.RandomCrop(size, size)]
+    steps: list = [] if mode == "resize" else crop
+    if name != "none":
+        steps.append(A.HorizontalFlip(p=0.5))
+    if name == "forensic":
+        steps += [
+            A.Downscale(scale_range=(0.5, 0.95), p=0.2),
+            A.GaussianBlur(sigma_limit=(0.3, 2.0), blur_limit=0, p=0.2),
+            A.GaussNoise(std_range=(0.005, 0.04), p=0.2),
+            A.ImageCompression(quality_range=(40, 95), p=0.4),
+        ]
+    return A.Compose(steps)

@@ -1,0 +1,112 @@
+"""A small CNN that reads the local spectrum of a face: log-magnitude block DCT first, convolutions after."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.detector import Detector
+from models.registry import register_model
+
+BLOCK = 16  # side of the DCT window, pixels
+STRIDE = 8  # step between windows: the grid of an 8x8 JPEG block, half overlap for the 16-pixel window
+
+# JPEG's own luma and chroma: generators differ most in how they correlate the three colour channels.
+RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+def dct_filters(size: int) -> Tensor:
+    """Return the orthonormal two-dimensional DCT-II basis as ``(size * size, size, size)`` filters."""
+    frequency = torch.arange(size, dtype=torch.float64)[:, None]
+    position = torch.arange(size, dtype=torch.float64)[None]
+    basis = torch.cos(math.pi * (2 * position + 1) * frequency / (2 * size)) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return torch.einsum("ai,bj->abij", basis, basis).reshape(size * size, size, size).float()
+
+
+class SpectralStem(nn.Module):
+    """Fixed front-end: YCbCr, then the log-magnitude of every block-DCT coefficient, one channel for each.
+
+    ``(N, 3, H, W)`` in grey levels around zero becomes ``(N, 768, H // 8 - 1, W // 8 - 1)``. The transform is linear and fixed;
+    only the magnitude is kept, so the network sees how much of each frequency a place holds (generator and
+    up-sampling traces) and not its phase (the face).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        cells = BLOCK // STRIDE
+        filters = dct_filters(BLOCK).reshape(-1, cells, STRIDE, cells, STRIDE).permute(0, 2, 4, 1, 3)
+        # Not persistent: constants of the architecture have no place in a checkpoint.
+        self.register_buffer("filters", filters.reshape(-1, STRIDE * STRIDE, cells, cells), persistent=False)
+        self.register_buffer("to_ycbcr", torch.tensor(RGB_TO_YCBCR).view(3, 3, 1, 1), persistent=False)
+        self.out_channels = 3 * BLOCK * BLOCK
+        # Without scale and shift: standardises each frequency; their spreads differ by two orders of magnitude.
+        self.norm = nn.BatchNorm2d(self.out_channels, affine=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        count, _, height, width = images.shape
+        height, width = height // STRIDE * STRIDE, width // STRIDE * STRIDE
+        planes = F.conv2d(images[:, :, :height, :width], self.to_ycbcr)
+        planes = planes.reshape(count * 3, 1, height, width)
+        # A 16x16 convolution of stride 8 on one channel, written as 2x2 on 64 channels: dense, hence 5x faster.
+        cells = F.pixel_unshuffle(planes, STRIDE).contiguous(memory_format=torch.channels_last)
+        coefficients = F.conv2d(cells, self.filters)
+        log_magnitude = torch.log(coefficients.abs() + 1)
+        return self.norm(log_magnitude.reshape(count, self.out_channels, *log_magnitude.shape[2:]))
+
+
+def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation, ReLU."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; starts as the identity (zero-initialised last scale)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = conv_block(channels, channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.relu(features + self.norm(self.second(self.first(features))))
+
+
+class CNN(Detector):
+    """Spectral stem, small residual trunk, mean and standard deviation pooling, one linear layer.
+
+    Shapes for a 256 px image: stem ``(N, 768, 31, 31)``, trunk ``(N, width, 31, 31)`` then
+    ``(N, 2 * width, 16, 16)``, pooled ``(N, 4 * width)``, logit ``(N,)``. Any H, W >= 32.
+    """
+
+    def __init__(self, width: int = 64, dropout: float = 0.3) -> None:
+        # Grey levels around zero: half-integers up to 127.5 are exact in bfloat16, fractions of 1 are not.
+        super().__init__(input_size=256, mean=(0.5,) * 3, std=(1 / 255,) * 3, cam_layer="trunk")
+        self.stem = SpectralStem()
+        self.trunk = nn.Sequential(
+            conv_block(self.stem.out_channels, width, kernel=1),
+            ResidualBlock(width),
+            conv_block(width, 2 * width, stride=2),
+            ResidualBlock(2 * width),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(4 * width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.trunk(self.stem(self.normalize(images))).float()
+        # The spread over the face matters beside the mean: half-precision variances would lose it.
+        mean = features.mean((2, 3))
+        deviation = ((features - mean[:, :, None, None]).square().mean((2, 3)) + 1e-4).sqrt()
+        return self.head(self.dropout(torch.cat([mean, deviation], dim=1))).squeeze(1)
+
+
+@register_model
+def cnn(width: int = 64, dropout: float = 0.3) -> CNN:
+    """The project's own small CNN on local log spectra; trains from scratch in minutes on a CPU."""
+    return CNN(width=width, dropout=dropout)

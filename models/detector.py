@@ -1,0 +1,71 @@
+"""The one interface that every detector, neural or classical, offers to the scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from datasets.transforms import Geometry
+from utils.calibration import apply_calibration
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Detector(nn.Module):
+    """A face-forgery detector: images in, one logit per image out.
+
+    Subclasses implement ``forward(images) -> logits`` where ``images`` is ``(N, 3, H, W)``, RGB, float in
+    [0, 1], and ``logits`` is ``(N,)``; a logit above 0 means fake. They call :meth:`normalize` themselves, so
+    that no caller ever handles a mean or a standard deviation, and attacks work in pixel units.
+
+    Attributes:
+        input_size: side in pixels of the square input that the model was designed for.
+        geometry: how an image file becomes an input; a checkpoint stores it and overrides the default.
+        cam_layer: dotted name of the submodule whose output Grad-CAM reads; None where there is none.
+        cam_reshape: turns that output into ``(N, C, h, w)``; None where it already has this shape.
+        has_input_gradient: False for detectors that cannot be differentiated (trees).
+        calibration: maps logits to p_fake (see ``utils.calibration``); None is the plain sigmoid.
+    """
+
+    has_input_gradient = True
+    cam_reshape: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(
+        self,
+        input_size: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        cam_layer: str | None = None,
+        geometry: Geometry | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.geometry = geometry or Geometry(mode="crop", size=input_size)
+        self.cam_layer = cam_layer
+        self.calibration: dict | None = None
+        # Not persistent: the constructor sets them, so a checkpoint can never disagree with the code.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Standardise ``(N, 3, H, W)`` images in [0, 1] with the detector's own mean and deviation."""
+        return (images - self.mean) / self.std
+
+    @torch.inference_mode()
+    def predict_proba(self, images: Tensor) -> Tensor:
+        """Return p(fake) in [0, 1], shape ``(N,)``, float64; calibrated if the checkpoint carries a calibration."""
+        logits = self(images).float().cpu().numpy()
+        return torch.from_numpy(apply_calibration(logits, self.calibration))
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the final classifier, which transfer learning trains with a rate of its own."""
+        head = getattr(self, "head", None)
+        return list(head.parameters()) if isinstance(head, nn.Module) else []
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable and frozen parameters together."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,146 @@
+"""Feature banks in the frequency domain: the Fourier power spectrum and the 8 x 8 block DCT of JPEG."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from models.feature_bank import Planes, feature_bank, histograms
+
+CHANNELS = ("luma", "cb", "cr")
+RINGS, SECTORS = 8, 6
+RADIAL_BINS = {"luma": 64, "cb": 32, "cr": 32}
+MAX_RADIUS = 0.5 * np.sqrt(2)  # the corner of the spectrum, cycles per pixel
+GRID = (0.0, 0.125, 0.25, 0.375, 0.5)  # where up-sampling by 2, 4, 8 and the JPEG grid leave their peaks
+PEAKS = [(fy, fx) for fy in GRID for fx in GRID if fy + fx > 0]
+POWER_FLOOR = 0.01  # below the power of rounding to 8 bits (1/12); keeps the logarithm of a flat image finite
+
+DIGIT_LIMIT = 1100  # no coefficient of an 8-bit block is larger than 1024
+ZONES = ("low", "mid", "high")
+
+
+def _spectrum_names() -> list[str]:
+    names = [f"{c} log power at {(i + 0.5) / n * MAX_RADIUS:.3f} cycles/px" for c, n in RADIAL_BINS.items() for i in range(n)]
+    names += [f"luma ring {r} sector {s}: excess log power" for s in range(SECTORS) for r in range(RINGS)]
+    names += [f"luma ring {r}: {what} of log power" for what in ("spread", "skewness", "share of peaks") for r in range(RINGS)]
+    return names + [f"luma log-power peak at fy={fy:g} fx={fx:g}" for fy, fx in PEAKS]
+
+
+def _log_power(planes: torch.Tensor) -> np.ndarray:
+    """Log10 power per pixel, (N, H, W//2 + 1); the Hann window keeps the borders from leaking over the axes."""
+    height, width = planes.shape[-2:]
+    window = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
+    spectrum = torch.fft.rfft2((planes - planes.mean((1, 2), keepdim=True)) * window)
+    power = (spectrum.real.square() + spectrum.imag.square()) / window.square().sum()
+    return power.add_(POWER_FLOOR).log10_().numpy()
+
+
+@lru_cache(maxsize=64)
+def _radial_bins(height: int, width: int, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bin of each frequency, 1/count of each bin, and a matrix that fills the empty bins of a small image."""
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    index = np.minimum((radius / MAX_RADIUS * bins).astype(np.int64), bins - 1).ravel()
+    count = np.bincount(index, minlength=bins)
+    full = np.flatnonzero(count)
+    fill = np.zeros((bins, bins))
+    for column, row in zip(full, np.eye(len(full)), strict=True):
+        fill[column] = np.interp(np.arange(bins), full, row)
+    return index, 1 / np.maximum(count, 1), fill
+
+
+@lru_cache(maxsize=16)
+def _sectors(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sector of each frequency (angles folded into one quadrant, so mirroring changes nothing), and 1/count."""
+    angle = np.arctan2(np.abs(np.fft.fftfreq(height))[:, None], np.fft.rfftfreq(width)[None]).ravel()
+    sector = np.minimum((angle / (np.pi / 2) * SECTORS).astype(np.int64), SECTORS - 1)
+    index = sector * RINGS + _radial_bins(height, width, RINGS)[0]
+    return index, 1 / np.maximum(np.bincount(index, minlength=SECTORS * RINGS), 1)
+
+
+def _mean_by(index: np.ndarray, inverse_count: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean of values (N, F) over the frequencies that share an index, (N, number of indices)."""
+    return np.stack([np.bincount(index, row, len(inverse_count)) for row in values]) * inverse_count
+
+
+@feature_bank("spectrum", _spectrum_names(), flip_invariant=True)
+def spectrum(planes: Planes) -> np.ndarray:
+    """Radially averaged log power of luma and chroma, and what the average hides: directions and peaks.
+
+    Durall et al., "Watch your Up-Convolution", CVPR 2020, arXiv 2003.01826, average luma alone. Added here:
+    half-resolution chroma, the excess of each direction over its ring, and the peaks that up-sampling leaves.
+    """
+    log_power = _log_power(planes.ycbcr[:, 0])
+    (n, height, _), width = log_power.shape, planes.ycbcr.shape[-1]
+    log_power = log_power.reshape(n, -1)
+    index, inverse_count, fill = _radial_bins(height, width, RADIAL_BINS["luma"])
+    radial = _mean_by(index, inverse_count, log_power)
+    excess = log_power - radial[:, index].astype(np.float32)
+    ring, ring_inverse_count, _ = _radial_bins(height, width, RINGS)
+    square = excess * excess
+    variance = _mean_by(ring, ring_inverse_count, square)
+    skewness = _mean_by(ring, ring_inverse_count, square * excess) / (variance**1.5 + 1e-3)
+    fraction_high = _mean_by(ring, ring_inverse_count, excess > 1.0)  # ten times the power of the ring
+    sector, sector_inverse_count = _sectors(height, width)
+    half_width = width // 2 + 1
+    at = [round(fy * height) % height * half_width + min(round(fx * width), half_width - 1) for fy, fx in PEAKS]
+    chroma = []
+    for channel in (1, 2):
+        plane = planes.half[:, channel]
+        c_index, c_inverse_count, c_fill = _radial_bins(*plane.shape[-2:], RADIAL_BINS["cb"])
+        chroma.append(_mean_by(c_index, c_inverse_count, _log_power(plane).reshape(n, -1)) @ c_fill)
+    parts = [radial @ fill, *chroma, _mean_by(sector, sector_inverse_count, excess)]
+    return np.concatenate([*parts, np.sqrt(variance), skewness, fraction_high, excess[:, at]], axis=1)
+
+
+def _dct_names() -> list[str]:
+    what = ("log mean", "log std", "log kurtosis", "near zero")
+    names = [f"{c} {w} of coefficient ({i}, {j})" for c in CHANNELS for w in what for i in range(8) for j in range(8)]
+    return names + [f"{c} first digit {d}, {z} frequencies" for c in CHANNELS for z in ZONES for d in range(10)]
+
+
+def _dct_matrix() -> torch.Tensor:
+    k, n = torch.arange(8.0)[:, None], torch.arange(8.0)
+    matrix = torch.cos(torch.pi * (2 * n + 1) * k / 16) / 2
+    matrix[0] /= 2**0.5
+    return matrix
+
+
+def _block_dct(plane: torch.Tensor) -> torch.Tensor:
+    """Orthonormal DCT-II of the 8 x 8 blocks of planes (N, H, W): (N, 64, blocks), from the top-left corner on."""
+    n, rows, columns = plane.shape[0], plane.shape[1] // 8, plane.shape[2] // 8
+    blocks = plane[:, : rows * 8, : columns * 8].reshape(n, rows, 8, columns, 8)
+    matrix = _dct_matrix()
+    return torch.einsum("ij,nhjwk,lk->nilhw", matrix, blocks, matrix).reshape(n, 64, rows * columns)
+
+
+@lru_cache(maxsize=1)
+def _first_digits() -> np.ndarray:
+    """0/1 matrix from the whole part of a magnitude to its first digit; magnitudes below 1 have digit 0."""
+    digits = np.array([int(str(value)[0]) for value in range(DIGIT_LIMIT)])
+    return np.eye(10)[digits]
+
+
+@feature_bank("dct", _dct_names(), flip_invariant=False)
+def dct(planes: Planes) -> np.ndarray:
+    """Statistics of every 8 x 8 block-DCT frequency, of luma and of chroma at half resolution, as in 4:2:0 JPEG.
+
+    Per frequency: mean magnitude, spread, kurtosis, and the fraction below 1, which counts the coefficients that
+    JPEG set to zero; per zone of frequencies the first digits (Benford's law). Blocks start at the top-left
+    corner, so the features know the JPEG grid of an image that was not cropped; they are unchanged by mirroring
+    only if the width is a multiple of 16. Frank et al., "Leveraging Frequency Analysis for Deep Fake Image
+    Recognition", ICML 2020, arXiv 2003.08685, use the whole-image DCT instead of blocks.
+    """
+    zone = np.array([(i + j > 2) + (i + j > 5) for i in range(8) for j in range(8)])
+    zone[0] = -1  # the DC coefficient follows brightness, not Benford's law
+    moments, digits = [], []
+    for plane in (planes.ycbcr[:, 0], planes.half[:, 1], planes.half[:, 2]):
+        coefficients = _block_dct(plane)
+        magnitude = coefficients.abs()
+        square = coefficients.square()
+        variance = square.mean(2)
+        kurtosis = square.square().mean(2) / (variance.square() + 1e-3)
+        moments += [(magnitude.mean(2) + 0.1).log(), (variance + 0.01).log() / 2, (kurtosis + 1).log()]
+        moments.append((magnitude < 1).float().mean(2))
+        whole = magnitude.to(torch.int16)
+        digits += [histograms(whole[:, zone == z], DIGIT_LIMIT) @ _first_digits() for z in range(len(ZONES))]
+    return np.concatenate([torch.cat(moments, 1).numpy(), np.sqrt(np.concatenate(digits, 1))], axis=1)

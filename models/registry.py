@@ -1,0 +1,51 @@
+"""Names to detectors: the value of ``--model`` is the name of a registered function or of a timm backbone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from models.detector import Detector
+from utils.errors import UserError
+from utils.model_names import check_model_name
+
+Factory = Callable[..., Detector]
+_FACTORIES: dict[str, Factory] = {}
+
+
+def register_model(factory: Factory) -> Factory:
+    """Register a function that builds a detector; the function's name is the model's name.
+
+    Raises:
+        ValueError: two functions share a name.
+    """
+    name = factory.__name__
+    if name in _FACTORIES:
+        raise ValueError(f"model {name!r} is registered twice: {_FACTORIES[name].__module__} and {factory.__module__}")
+    _FACTORIES[name] = factory
+    return factory
+
+
+def list_models() -> list[str]:
+    """Names of all detectors that this project defines, sorted; timm's backbones come on top of them."""
+    return sorted(_FACTORIES)
+
+
+def create_model(name: str, **model_args) -> Detector:
+    """Build a detector by its registered name, or around the timm backbone of that name.
+
+    Raises:
+        UserError: the name is unknown (close matches are listed), or an argument does not exist.
+    """
+    if name not in _FACTORIES:
+        check_model_name(name)
+        from models.timm_backbone import timm_backbone
+
+        return timm_backbone(name, **model_args)
+    factory = _FACTORIES[name]
+    accepted = inspect.signature(factory).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    unknown = sorted(set(model_args) - set(accepted))
+    if unknown and not takes_any:
+        raise UserError(f"expected --model-args of {name} among {', '.join(accepted)}, got {', '.join(unknown)}")
+    return factory(**model_args)

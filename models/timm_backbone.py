@@ -1,0 +1,110 @@
+"""Any timm backbone with a one-logit head: normalisation, input size and CAM layer come from timm's own tables.
+
+Ross Wightman, "PyTorch Image Models", 2019, github.com/huggingface/pytorch-image-models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from models.detector import Detector
+from utils.errors import UserError
+
+HEADS = ("linear", "dense512")
+
+
+class TimmBackbone(Detector):
+    """A timm feature extractor, pooled, followed by a linear or a 512-unit head."""
+
+    def __init__(self, backbone: nn.Module, head: str, dropout: float) -> None:
+        config = resolve_model_data_config(backbone)
+        layer, reshape = find_cam_layer(backbone)
+        super().__init__(
+            input_size=config["input_size"][-1],
+            mean=config["mean"],
+            std=config["std"],
+            cam_layer=f"backbone.{layer}" if layer else None,
+        )
+        self.cam_reshape = reshape
+        self.backbone = backbone
+        self.head = make_head(head, feature_width(backbone), dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)``."""
+        features = self.backbone(self.normalize(images))  # (N, C)
+        return self.head(features).squeeze(1)
+
+
+def timm_backbone(name: str, head: str = "linear", dropout: float = 0.0, **timm_args) -> TimmBackbone:
+    """Build a detector around a timm model; further arguments (``drop_path_rate``, ``pad_type``...) go to timm.
+
+    Raises:
+        UserError: timm does not accept an argument.
+    """
+    # Transformers are told to take any input size; other families do not know this argument.
+    flexible = {"dynamic_img_size": True} if name.startswith(("vit_", "deit", "eva", "beit")) else {}
+    try:
+        backbone = timm.create_model(name, pretrained=False, num_classes=0, **flexible, **timm_args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"timm cannot build {name!r} with {timm_args or 'its defaults'}: {error}") from None
+    return TimmBackbone(backbone, head, dropout)
+
+
+def make_head(kind: str, width: int, dropout: float) -> nn.Sequential:
+    """Build the classifier on pooled features ``(N, width)``.
+
+    ``linear`` is dropout and one layer. ``dense512`` is the head of the usual InceptionResNetV2 recipe for the
+    140k set: dense 512, ReLU, batch norm, dropout (0.5 unless told otherwise), one layer.
+    """
+    if kind == "linear":
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))
+    if kind == "dense512":
+        return nn.Sequential(
+            nn.Linear(width, 512), nn.ReLU(), nn.BatchNorm1d(512), nn.Dropout(dropout or 0.5), nn.Linear(512, 1)
+        )
+    raise UserError(f"expected --model-args head={' or head='.join(HEADS)}, got {kind!r}")
+
+
+@torch.no_grad()
+def feature_width(backbone: nn.Module) -> int:
+    """Width of the pooled features, measured: for some families ``num_features`` is the width before a last layer."""
+    size = resolve_model_data_config(backbone)["input_size"]
+    was_training = backbone.training
+    width = backbone.eval()(torch.zeros(1, *size)).shape[1]
+    backbone.train(was_training)
+    return width
+
+
+def find_cam_layer(backbone: nn.Module) -> tuple[str | None, Callable[[Tensor], Tensor] | None]:
+    """Find the layer that Grad-CAM should read, and how to make a feature map of its output.
+
+    For convolutional families it is the last stage that timm lists; for plain transformers the first norm of
+    the last block, since the class token alone carries gradient after it.
+    """
+    blocks = getattr(backbone, "blocks", None)
+    if hasattr(backbone, "patch_embed") and isinstance(blocks, nn.Sequential) and hasattr(blocks[-1], "norm1"):
+        prefix_tokens = getattr(backbone, "num_prefix_tokens", 1)
+        return f"blocks.{len(blocks) - 1}.norm1", _TokensToMap(prefix_tokens)
+    stages = getattr(backbone, "feature_info", None)
+    if stages:
+        module = stages[-1]["module"] if isinstance(stages, list) else stages.module_name(-1)
+        if module in dict(backbone.named_modules()):
+            return module, None
+    return None, None
+
+
+class _TokensToMap:
+    """Turn ``(N, prefix + h * w, C)`` tokens of a square input into a map ``(N, C, h, w)``."""
+
+    def __init__(self, prefix_tokens: int) -> None:
+        self.prefix_tokens = prefix_tokens
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        tokens = tokens[:, self.prefix_tokens :]
+        side = round(tokens.shape[1] ** 0.5)
+        return tokens.transpose(1, 2).unflatten(2, (side, side))

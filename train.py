@@ -1,0 +1,314 @@
+"""Fit one detector and write checkpoints/<run>/{best.pt,last.pt,log.csv,curves.pdf,curves.png}.
+
+  python train.py                                          train `cnn` on the generated demo set
+  python train.py --model cnn --data data/140k --epochs 30
+  python train.py --model tf_efficientnet_b0 --weights imagenet --data data/140k data/openforensics
+  python train.py --resume --output-dir checkpoints/cnn-demo          go on where a run was interrupted
+
+The best epoch is chosen by AUC on the validation split (its mean over the data sets), and the thresholds and
+the calibration are fitted there too. The last lines on stdout are one row per test split and the checkpoint:
+
+  test demo n_real=240 n_fake=240 auc=0.981 [0.970,0.990] acc=0.931 [0.908,0.952] threshold=0.47
+  checkpoint checkpoints/cnn-demo/best.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.spec import parse_spec
+from datasets.splits import TrainingData, open_training_data
+from utils.args import (
+    EXIT_DONE,
+    EXIT_PARTIAL,
+    add_device_group,
+    add_seed,
+    check_output_dir,
+    check_weights_source,
+    float_in,
+    int_in,
+    key_value,
+    make_parser,
+    run_script,
+)
+from utils.calibration import sigmoid
+from utils.errors import UserError
+from utils.files import plain_values
+from utils.model_names import check_model_name, own_names
+
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images that are kept, so that small sets are decoded once
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags of train.py."""
+    parser = make_parser(__doc__, "train.py")
+    data = parser.add_argument_group("model and data")
+    data.add_argument("--model", default="cnn", help="a name from --list-models or any timm backbone (default: cnn)")
+    data.add_argument("--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="its options")
+    data.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="data sets to mix (default: demo)")
+    data.add_argument("--weights", metavar="FILE", help="start from `imagenet` (timm's hub) or a safetensors/pth file")
+    data.add_argument("--list-models", action="store_true", help="print the names of this project's models and leave")
+    shape = parser.add_argument_group("geometry and augmentation")
+    shape.add_argument("--geometry", choices=("crop", "resize"), default="crop", help="see datasets/transforms.py")
+    shape.add_argument("--image-size", type=int_in(16, 4096), help="side of the input in px (default: the model's)")
+    shape.add_argument("--resize-to", type=int_in(16, 8192), help="scale the shorter side to this first, px (crop)")
+    shape.add_argument("--train-size", type=int_in(16, 4096), help="side of training crops, px (default: --image-size)")
+    shape.add_argument("--augmentation", choices=("none", "light", "forensic"), default="light")
+    fit = parser.add_argument_group("optimisation")
+    fit.add_argument("--epochs", type=int_in(1), default=12)
+    fit.add_argument("--batch-size", type=int_in(1), default=32)
+    fit.add_argument("--accumulate", type=int_in(1), default=1, help="batches per optimiser step (default: 1)")
+    fit.add_argument("--lr", type=float_in(0, 10), default=1e-3, help="peak learning rate (default: 0.001)")
+    fit.add_argument("--weight-decay", type=float_in(0, 10), default=0.05, help="default: 0.05")
+    fit.add_argument("--warmup", type=float_in(0, 1), default=0.1, help="share of steps with rising rate (default: 0.1)")
+    fit.add_argument("--label-smoothing", type=float_in(0, 0.5), default=0.05, help="default: 0.05")
+    fit.add_argument("--clip-grad", type=float_in(0, 1e6), default=1.0, help="gradient norm; 0 is off (default: 1)")
+    fit.add_argument("--ema-decay", type=float_in(0, 1), default=0.998, help="weight averaging; 0 is off (default: 0.998)")
+    fit.add_argument("--patience", type=int_in(0), default=0, help="stop after N epochs without a better AUC; 0 is off")
+    add_seed(fit)
+    run = parser.add_argument_group("run")
+    run.add_argument("--output-dir", metavar="DIR", help="run folder (default: checkpoints/<model>-<data>)")
+    run.add_argument("--resume", action="store_true", help="go on from last.pt of --output-dir with its settings")
+    run.add_argument("--overwrite", action="store_true", help="replace an existing run in --output-dir")
+    add_device_group(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Train; returns ``{"checkpoint": path, "rows": test rows, "history": log rows, "exit_code": 0 or 1}``."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if args.list_models:
+        print("\n".join(sorted(own_names())))
+        return {"models": sorted(own_names()), "exit_code": EXIT_DONE}
+    folder = Path(args.output_dir or f"checkpoints/{run_name(args.model, args.data)}")
+    check_model_name(args.model)
+    check_weights_source(args.weights)
+    if args.resume:
+        from utils.training_state import settings_of_run
+
+        args = settings_of_run(folder, parser, argv)
+    elif (folder / "last.pt").exists() and not args.overwrite:
+        raise UserError(f"expected a new run folder, found a run in {folder}; pass --resume, --overwrite or --output-dir")
+    check_output_dir(folder)
+    data = open_training_data(args.data)
+    for note in data.notes:
+        log(note)
+    state, loader, device, dtype = prepare(args, data)
+    if args.resume:
+        state.restore(folder / "last.pt")
+    try:
+        unreadable = fit(args, data, state, loader, device, dtype, folder)
+    except KeyboardInterrupt:
+        log(f"interrupted; go on with: python train.py --resume --output-dir {folder}")
+        raise
+    rows = finish(args, data, folder, device)
+    failed = len(unreadable) + sum(row["unreadable"] for row in rows)
+    return {
+        "checkpoint": str(folder / "best.pt"),
+        "rows": rows,
+        "history": state.history,
+        "exit_code": EXIT_PARTIAL if failed else EXIT_DONE,
+    }
+
+
+def prepare(args: argparse.Namespace, data: TrainingData):
+    """Build the detector, its optimiser and the training loader."""
+    import torch
+    from timm.utils import ModelEmaV3
+
+    from datasets.loading import EpochSampler, ImageDataset, make_loader
+    from datasets.transforms import Geometry, TrainTransform
+    from models import create_model
+    from utils.optimizer import make_optimizer
+    from utils.runtime import depthwise_in_fp32, pick_device, pick_precision, pick_workers, set_threads
+    from utils.training_state import TrainingState
+    from utils.weights import load_weights
+
+    device = pick_device(args.device)
+    dtype = pick_precision(args.precision, device, training=True)
+    set_threads(args.threads)
+    torch.manual_seed(args.seed)
+    detector = create_model(args.model, **dict(args.model_args))
+    detector.geometry = Geometry(args.geometry, args.image_size or detector.geometry.size, args.resize_to)
+    if args.weights and not args.resume:
+        log(f"{args.weights}: {load_weights(detector, args.model, args.weights)}")
+    detector.to(device, memory_format=torch.channels_last)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        depthwise_in_fp32(detector)
+    records = [record for listing in data.train for record in listing.records]
+    transform = TrainTransform(detector.geometry, args.augmentation, args.train_size)
+    workers = pick_workers(args.workers, device)
+    loader = make_loader(
+        ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT),
+        args.batch_size,
+        sampler=EpochSampler(len(records), args.seed),
+        workers=workers,
+        drop_last=len(records) >= args.batch_size,  # a last batch of one image would break batch norm
+        pin_memory=device.type == "cuda",
+    )
+    state = TrainingState(
+        detector=detector,
+        ema=ModelEmaV3(detector, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None,
+        optimizer=make_optimizer(detector, args.lr, args.weight_decay),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+    )
+    return state, loader, device, dtype
+
+
+def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path) -> dict[str, str]:
+    """Run the remaining epochs; keep best.pt, last.pt and log.csv current. Returns the unreadable images."""
+    from utils.training_log import write_log
+    from utils.training_state import describe_run
+
+    unreadable: dict[str, str] = {}
+    while state.epoch < args.epochs:
+        started = time.perf_counter()
+        loader.sampler.epoch = state.epoch
+        train_loss, images = train_epoch(args, state, loader, device, dtype, unreadable)
+        if state.epoch == 0:
+            report_unreadable(unreadable)
+        seconds = time.perf_counter() - started
+        valid = validate(args, data, state.scored_detector(), dtype)
+        state.epoch += 1
+        state.history.append({"epoch": state.epoch, "lr": state.optimizer.param_groups[0]["lr"],
+                              "train_loss": train_loss, **valid, "train_seconds": seconds,
+                              "images_per_second": images / seconds})  # fmt: skip
+        log("  ".join(f"{key} {value:.4g}" for key, value in state.history[-1].items()))
+        description = describe_run(args, state.detector, data.describe(), state.epoch)
+        if valid["valid_auc"] > state.best_auc:
+            state.best_auc, state.best_epoch = valid["valid_auc"], state.epoch
+            save_best(folder / "best.pt", state.scored_detector(), description)
+        state.save(folder / "last.pt", description)
+        write_log(folder, state.history)
+        if args.patience and state.epoch - state.best_epoch >= args.patience:
+            log(f"no better AUC for {args.patience} epochs: stopped early")
+            break
+    return unreadable
+
+
+def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) -> tuple[float, int]:
+    """One pass over the training images; returns the mean loss and the number of images."""
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits
+    from tqdm import tqdm
+
+    from utils.optimizer import warmup_cosine
+    from utils.runtime import autocast
+
+    steps_per_epoch = math.ceil(len(loader) / args.accumulate)
+    total_steps = args.epochs * steps_per_epoch
+    total_loss, images = torch.zeros((), device=device), 0
+    state.detector.train()
+    for number, batch in enumerate(tqdm(loader, desc=f"epoch {state.epoch + 1}/{args.epochs}", disable=None, leave=False)):
+        unreadable.update((loader.dataset.records[item.index].path, item.reason) for item in batch.unreadable)
+        if len(batch.images) < 2:
+            continue
+        x = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)  # (N, 3, H, W) in [0, 1]
+        y = batch.labels.to(device, non_blocking=True)  # (N,): real = 0, fake = 1
+        with autocast(device, dtype):
+            logits = state.detector(x)  # (N,)
+        smooth = y * (1 - args.label_smoothing) + args.label_smoothing / 2
+        loss = binary_cross_entropy_with_logits(logits.float(), smooth)
+        state.scaler.scale(loss / args.accumulate).backward()
+        total_loss += loss.detach() * len(y)
+        images += len(y)
+        if (number + 1) % args.accumulate and number + 1 < len(loader):
+            continue
+        for group in state.optimizer.param_groups:
+            group["lr"] = args.lr * group.get("lr_scale", 1.0) * warmup_cosine(
+                state.step, total_steps, max(1, round(args.warmup * total_steps)))  # fmt: skip
+        if args.clip_grad:
+            state.scaler.unscale_(state.optimizer)
+            torch.nn.utils.clip_grad_norm_(state.detector.parameters(), args.clip_grad)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        if state.ema:
+            state.ema.update(state.detector, step=state.step)
+        state.step += 1
+    mean_loss = total_loss.item() / max(1, images)
+    if not images or not math.isfinite(mean_loss):
+        raise UserError(f"expected a finite training loss, got {mean_loss} over {images} images in epoch "
+                        f"{state.epoch + 1}; lower --lr, or check the data with audit.py")
+    return mean_loss, images
+
+
+def validate(args, data: TrainingData, detector, dtype) -> dict[str, float]:
+    """Score the validation images; the AUC is the mean over the data sets that hold both classes."""
+    import numpy as np
+
+    from utils.inference import score_records
+    from utils.metrics import auc
+
+    aucs, labels, logits = [], [], []
+    for listing in data.valid:
+        scores = score_records(detector, listing.records, batch_size=args.batch_size, dtype=dtype, description="valid")
+        labels.append(np.array([listing.records[i].label for i in scores.indices]))
+        logits.append(scores.logits)
+        value = auc(labels[-1], sigmoid(scores.logits)) if len(scores.logits) else None
+        aucs += [value] if value is not None else []
+    y, z = np.concatenate(labels), np.concatenate(logits)
+    loss = float(np.mean(np.logaddexp(0, np.where(y == 1, -z, z))))
+    return {"valid_loss": loss, "valid_auc": float(np.mean(aucs)) if aucs else 0.5}
+
+
+def finish(args, data: TrainingData, folder: Path, device) -> list[dict]:
+    """Fit calibration and thresholds on validation, store them in best.pt, then report the test splits."""
+    from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
+    from utils.operating_point import fit_operating_point
+    from utils.reports import evaluate_listing, summary_line
+
+    detector, checkpoint = load_detector(folder / "best.pt", device)
+    scored = [evaluate_listing(detector, checkpoint, listing, batch_size=args.batch_size) for listing in data.valid]
+    checkpoint.update(fit_operating_point([result.table for result in scored]))
+    detector.calibration = checkpoint["calibration"]
+    checkpoint["metrics"] = {"best_epoch": checkpoint["epoch"]}
+    rows = []
+    for split, listings in (("valid", data.valid), ("test", data.test)):
+        results = [
+            evaluate_listing(detector, checkpoint, listing, batch_size=args.batch_size, name=str(folder / "best.pt"))
+            for listing in listings
+        ]
+        checkpoint["metrics"][split] = [plain_values(result.row) for result in results]
+        rows = [result.row for result in results]
+    save_checkpoint(folder / "best.pt", {**checkpoint, "state_dict": load_checkpoint(folder / "best.pt")["state_dict"]})
+    for row in rows:
+        print(summary_line(row))
+    print(f"checkpoint {folder / 'best.pt'}")
+    return rows
+
+
+def save_best(path: Path, detector, description: dict) -> None:
+    """Write the weights of the best epoch so far."""
+    from utils.checkpoint import save_checkpoint
+
+    save_checkpoint(path, {**description, "state_dict": detector.state_dict()})
+
+
+def report_unreadable(unreadable: dict[str, str]) -> None:
+    """Say which training images could not be read; they were skipped."""
+    for path, reason in list(unreadable.items())[:10]:
+        log(f"unreadable: {path}: {reason}")
+    if len(unreadable) > 10:
+        log(f"unreadable: {len(unreadable) - 10} more")
+
+
+def run_name(model: str, specs: Sequence[str]) -> str:
+    """Name a run after its model and its data sets: ``cnn-demo``."""
+    names = [Path(parse_spec(text).location or "demo").stem for text in specs]
+    return "-".join([model.replace("/", "_"), *names])
+
+
+def log(line: str) -> None:
+    """Tell the user something that is not a result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,179 @@
+"""Command-line pieces that the scripts share: a strict parser, value types, titled groups of flags.
+
+Nothing here imports torch, so ``--help`` and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from utils.errors import UserError
+
+EXIT_DONE, EXIT_PARTIAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line and whose flags cannot be abbreviated."""
+
+    def error(self, message: str):
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see --help)\n")
+
+
+def make_parser(doc: str, prog: str) -> argparse.ArgumentParser:
+    """Build the parser of a script; ``doc`` is the script's docstring and becomes the help text."""
+    return _OneLineParser(
+        prog=prog,
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
+    """Run a script's ``main`` and leave the process with the exit code of its result.
+
+    A ``UserError`` becomes one line on stderr and exit code 2. ``main`` returns a dict whose optional key
+    ``exit_code`` is 1 when some inputs failed.
+    """
+    try:
+        result = main(None)
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # `predict.py ... | head` closes our stdout early
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_DONE)
+    sys.exit(result.get("exit_code", EXIT_DONE))
+
+
+# ---------------------------------------------------------------------------------------------- value types
+
+
+def int_in(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type: an integer of at least ``low`` and, if given, at most ``high``."""
+
+    def parse(text: str) -> int:
+        expected = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {value}")
+        return value
+
+    return parse
+
+
+def float_in(low: float, high: float, unit: str = "") -> Callable[[str], float]:
+    """Return an argparse type: a number in [low, high]; the message names the ``unit``."""
+
+    def parse(text: str) -> float:
+        expected = f"a number in [{low:g}, {high:g}]{' ' + unit if unit else ''}"
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {value:g}")
+        return value
+
+    return parse
+
+
+def key_value(text: str) -> tuple[str, int | float | bool | str]:
+    """Parse ``key=value`` of --model-args; numbers and true/false get their own type."""
+    key, found, value = text.partition("=")
+    if not found or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    for number in (int, float):
+        try:
+            return key, number(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+# ------------------------------------------------------------------------------------------- groups of flags
+
+
+def add_device_group(parser: argparse.ArgumentParser) -> None:
+    """Add where and how fast to compute: --device, --precision, --workers, --threads."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="arithmetic of the model; auto is bf16 where the processor is fast at it when training, fp32 when scoring",
+    )
+    group.add_argument("--workers", type=int_in(0, 256), help="loader processes (default: 0 on a CPU, else 2 to 8)")
+    group.add_argument("--threads", type=int_in(1, 1024), help="CPU threads of the model (default: all cores)")
+
+
+def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --seed."""
+    parser.add_argument("--seed", type=int_in(0, 2**31 - 1), default=0, help="seed of every random choice (default: 0)")
+
+
+# ------------------------------------------------------------------------------------------ early, cheap checks
+
+
+def check_output_dir(path: str | Path) -> Path:
+    """Create the output folder if need be and prove that it can be written to.
+
+    Raises:
+        UserError: it is a file, or the process may not write there.
+    """
+    folder = Path(path)
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"expected --output-dir to be a folder that can be written to, got {str(folder)!r} "
+            f"({error.strerror}); choose another one"
+        ) from None
+    return folder
+
+
+def check_checkpoint_file(path: str | Path) -> Path:
+    """Check cheaply, without torch, that a checkpoint exists and has the outer form of one.
+
+    Raises:
+        UserError: it is missing, a folder without best.pt, empty, or not a checkpoint archive.
+    """
+    import zipfile
+
+    file = Path(path)
+    if file.is_dir() and (file / "best.pt").is_file():
+        file = file / "best.pt"  # a run folder stands for its best checkpoint
+    if not file.is_file():
+        raise UserError(f"expected --checkpoint to be a file, found none at {str(path)!r}; train one with train.py")
+    if not zipfile.is_zipfile(file):
+        raise UserError(
+            f"expected --checkpoint {str(path)!r} to be a checkpoint written by train.py, "
+            f"found {'an empty file' if file.stat().st_size == 0 else 'a truncated or foreign file'}; train it again"
+        )
+    return file
+
+
+def check_weights_source(source: str | None) -> None:
+    """Check cheaply that --weights is absent, ``imagenet`` or an existing file.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if source not in (None, "imagenet") and not Path(source).is_file():
+        raise UserError(f"expected --weights imagenet or a .safetensors, .pth or .pt file, found no file {source!r}")

@@ -1,0 +1,129 @@
+"""Files that are either the old ones or the new ones, never half of each."""
+
+import json
+import math
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a crash, a full disk or Ctrl-C leaves the previous content intact.
+
+    The bytes go to a temporary file in the same folder (a rename is atomic only within one file system),
+    reach the disk, and then take the target's name. Missing parent folders are made. A link is followed, and
+    a device or pipe such as ``/dev/stdout`` is written to directly, because replacing it would destroy it.
+
+    Raises:
+        UserError: the file cannot be written; the temporary file is gone and the old file is untouched.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
+    try:
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            Path(path).write_bytes(data)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_and_replace(temporary, target, data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"expected to write {path}, got: {reason}; choose a writable place with free space"
+        ) from error
+
+
+def _write_and_replace(temporary: Path, target: Path, data: bytes) -> None:
+    """Write ``temporary``, flush it to the disk and rename it; remove it if anything at all goes wrong."""
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text as UTF-8 with the guarantees of :func:`atomic_write_bytes`.
+
+    File names that are not valid UTF-8 reach Python as surrogate escapes; they are written back byte for
+    byte.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    atomic_write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
+
+
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """Read a UTF-8 file (a byte-order mark is dropped); ``what`` names the kind of file in the error.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    except FileNotFoundError as error:
+        raise UserError(f"expected {what} at {path}, got no such file; check the path") from error
+    except OSError as error:
+        raise UserError(
+            f"expected {what} at {path}, got: {error.strerror or error}; check the path"
+        ) from error
+
+
+def plain_values(value: Any) -> Any:
+    """Convert to what JSON and a safe checkpoint can hold: numpy scalars and arrays, paths, tuples, NaN.
+
+    NaN and the infinities become None, because JSON has no word for them and "not available" is what they
+    mean here.
+
+    Raises:
+        TypeError: a type that has no plain counterpart.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        return plain_values(value.tolist())
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item) for item in value]
+    raise TypeError(f"expected a plain value, got {type(value).__name__}")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as indented JSON, atomically; floats keep every digit and read back bit-equal.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    atomic_write_text(path, json.dumps(plain_values(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> Any:
+    """Read a JSON file; ``what`` names the kind of file in the error.
+
+    Raises:
+        UserError: there is no such file, or it does not hold JSON.
+    """
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"expected {what} at {path}, got text that is not JSON "
+            f"(line {error.lineno}: {error.msg}); write it again"
+        ) from error

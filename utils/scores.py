@@ -1,0 +1,238 @@
+"""The scores file: one row per image, from which every table and figure can be derived again.
+
+``scores.csv`` has the columns path,label,dataset,generator,tier,logit,p_fake. ``scores.json`` beside it holds
+what belongs to the run and not to an image: the checkpoint, its thresholds, and the images that could not be
+read.
+"""
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import atomic_write_text, read_json, read_text, write_json
+
+COLUMNS = ("path", "label", "dataset", "generator", "tier", "logit", "p_fake")
+SIDECAR_KEYS = (
+    "checkpoint",
+    "model",
+    "threshold",
+    "thresholds",
+    "dataset",
+    "split",
+    "unreadable",
+    "n_images",
+    "data_fingerprint",
+)
+
+
+@dataclass
+class ScoreTable:
+    """The scores file as columns of equal length N, one entry per image and tier.
+
+    label is int64, 0 real and 1 fake; logit and p_fake are float64, p_fake in [0, 1]; the others are text.
+    """
+
+    path: list[str]
+    label: np.ndarray
+    dataset: list[str]
+    generator: list[str]
+    tier: list[str]
+    logit: np.ndarray
+    p_fake: np.ndarray
+
+    def __post_init__(self) -> None:
+        self.label = np.asarray(self.label).reshape(-1)
+        self.logit = np.asarray(self.logit, dtype=np.float64).reshape(-1)
+        self.p_fake = np.asarray(self.p_fake, dtype=np.float64).reshape(-1)
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"expected columns of equal length, got {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    def select(self, mask: np.ndarray) -> "ScoreTable":
+        """The rows where the boolean mask (N,) is true."""
+        rows = np.flatnonzero(mask)
+        columns: dict[str, Any] = {}
+        for name, column in vars(self).items():
+            columns[name] = column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
+        return ScoreTable(**columns)
+
+    def groups(self, *columns: str) -> Iterator[tuple[tuple[str, ...], "ScoreTable"]]:
+        """Yield (values, rows) for each combination in the text columns, in the order of first appearance."""
+        rows_of: dict[tuple[str, ...], list[int]] = {}
+        for row, values in enumerate(zip(*(getattr(self, name) for name in columns), strict=True)):
+            rows_of.setdefault(values, []).append(row)
+        for values, rows in rows_of.items():
+            mask = np.zeros(len(self), dtype=bool)
+            mask[rows] = True
+            yield values, self.select(mask)
+
+    @staticmethod
+    def join(tables: list["ScoreTable"]) -> "ScoreTable":
+        """One table with the rows of all, in order; at least one table."""
+        columns: dict[str, Any] = {}
+        for name in COLUMNS:
+            parts = [getattr(table, name) for table in tables]
+            is_array = isinstance(parts[0], np.ndarray)
+            columns[name] = np.concatenate(parts) if is_array else [value for part in parts for value in part]
+        return ScoreTable(**columns)
+
+
+def write_scores(path: str | os.PathLike[str], table: ScoreTable) -> None:
+    """Write the scores file atomically; ``read_scores`` gives every float back bit-equal.
+
+    Raises:
+        UserError: the table breaks a rule of the format, or the file cannot be written.
+    """
+    _check(table, f"for {path}")
+    text = io.StringIO()
+    columns = [getattr(table, name) for name in COLUMNS]
+    # csv leaves a carriage return bare that is not part of its own line end, and then reads it as one.
+    bare = any("\r" in value for column in columns if isinstance(column, list) for value in column)
+    writer = csv.writer(
+        text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
+    )
+    writer.writerow(COLUMNS)
+    # tolist gives Python floats, and csv writes those with repr: the shortest text that reads back bit-equal.
+    writer.writerows(zip(*(c.tolist() if isinstance(c, np.ndarray) else c for c in columns), strict=True))
+    atomic_write_text(path, text.getvalue())
+
+
+def read_scores(path: str | os.PathLike[str]) -> ScoreTable:
+    """Read a scores file; columns may stand in any order and further ones are ignored.
+
+    Raises:
+        UserError: no such file, no rows, a missing column, a field that is not a number, NaN or infinity, a
+            label other than 0 or 1, p_fake outside [0, 1], or one image twice in the same dataset and tier.
+    """
+    text = read_text(path, "a scores file")
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UserError(f"expected a scores file at {path}, got text that is not CSV ({error})") from error
+    header = lines[0] if lines else []
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise UserError(
+            f"expected columns {','.join(COLUMNS)} in {path}, got {','.join(header) or 'an empty file'} "
+            f"(missing: {', '.join(missing)}); give a file written by evaluate.py"
+        )
+    rows = [line for line in lines[1:] if line]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise UserError(
+                f"expected {len(header)} fields in image row {number} of {path}, got {len(row)}; "
+                "the file is damaged: write it again"
+            )
+    columns = {name: [row[header.index(name)] for row in rows] for name in COLUMNS}
+    table = ScoreTable(
+        path=columns["path"],
+        dataset=columns["dataset"],
+        generator=columns["generator"],
+        tier=columns["tier"],
+        label=_numbers(columns, "label", path),
+        logit=_numbers(columns, "logit", path),
+        p_fake=_numbers(columns, "p_fake", path),
+    )
+    _check(table, f"in {path}")
+    table.label = table.label.astype(np.int64)
+    return table
+
+
+def _numbers(columns: dict[str, list[str]], name: str, path: str | os.PathLike[str]) -> np.ndarray:
+    """One column as float64."""
+    numbers = np.empty(len(columns[name]))
+    for row, text in enumerate(columns[name]):
+        try:
+            numbers[row] = float(text)
+        except ValueError as error:
+            raise UserError(
+                f"expected a number in column {name}, image row {row + 1} of {path}, got {text!r}; "
+                "the file is damaged: write it again"
+            ) from error
+    return numbers
+
+
+def _check(table: ScoreTable, where: str) -> None:
+    """Hold a table to the rules of the format; ``where`` ends up in the message."""
+    if not len(table):
+        raise UserError(f"expected one row per image {where}, got none; no image could be scored")
+    bad_labels = (table.label != 0) & (table.label != 1)
+    if np.any(bad_labels):
+        raise UserError(
+            f"expected labels 0 (real) or 1 (fake) {where}, got {int(bad_labels.sum())} others, "
+            f"the first is {table.label[bad_labels][0]:g}; mend the labels"
+        )
+    for name in ("logit", "p_fake"):
+        bad = int(np.sum(~np.isfinite(getattr(table, name))))
+        if bad:
+            raise UserError(
+                f"expected finite numbers in column {name} {where}, got {bad} of {len(table)} NaN or "
+                "infinite; the checkpoint that made them is broken"
+            )
+    outside = int(np.sum((table.p_fake < 0) | (table.p_fake > 1)))
+    if outside:
+        raise UserError(f"expected p_fake in [0, 1] {where}, got {outside} of {len(table)} outside of it")
+    rows = Counter(zip(table.path, table.dataset, table.tier, strict=True))
+    (image, dataset, tier), times = rows.most_common(1)[0]
+    if times > 1:
+        n_twice = sum(count > 1 for count in rows.values())
+        raise UserError(
+            f"expected one row per image, dataset and tier {where}, got {n_twice} repeated, the first is "
+            f"{image} ({dataset}, {tier}) {times} times; remove the copies"
+        )
+
+
+def sidecar_path(scores_path: str | os.PathLike[str]) -> Path:
+    """The JSON file that belongs to a scores file: the same name with the ending .json."""
+    return Path(scores_path).with_suffix(".json")
+
+
+def write_sidecar(scores_path: str | os.PathLike[str], **info: Any) -> Path:
+    """Write what a scores file does not hold per image, and return the path of the JSON file.
+
+    Keys: checkpoint (path), model, threshold (the one in force), thresholds (name -> value), dataset, split,
+    unreadable (list of {"path", "reason"}, plus dataset and tier where a file has several), n_images (listed,
+    read or not), data_fingerprint; those left out are null, unreadable is []. Further keys are kept as they
+    are.
+
+    Raises:
+        UserError: the file cannot be written, or the scores file is itself called .json.
+    """
+    target = sidecar_path(scores_path)
+    if target == Path(scores_path):
+        raise UserError(f"expected a scores file that ends in .csv, got {scores_path}; choose another name")
+    write_json(target, {**dict.fromkeys(SIDECAR_KEYS), "unreadable": [], **info})
+    return target
+
+
+def read_sidecar(scores_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the JSON file of a scores file; without one, every key is None and unreadable is [].
+
+    Raises:
+        UserError: the file is there but is not what ``write_sidecar`` writes.
+    """
+    empty: dict[str, Any] = {**dict.fromkeys(SIDECAR_KEYS), "unreadable": []}
+    source = sidecar_path(scores_path)
+    if not source.exists():
+        return empty
+    info = read_json(source, "the JSON file of a scores file")
+    unreadable = info.get("unreadable", []) if isinstance(info, dict) else None
+    if not isinstance(unreadable, list) or not all(
+        isinstance(item, dict) and {"path", "reason"} <= set(item) for item in unreadable
+    ):
+        raise UserError(
+            f"expected an object with a list 'unreadable' of path and reason in {source}, got something "
+            "else; remove the file or write the scores again"
+        )
+    return {**empty, **info}

@@ -1,0 +1,128 @@
+"""Everything that an interrupted training run needs to go on exactly where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+
+from models import Detector
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.errors import UserError
+from utils.runtime import git_commit, versions
+
+# Flags that say where and whether to run, not what to compute; a resumed run may change them.
+FREE_ON_RESUME = ("resume", "overwrite", "output_dir", "device", "workers", "threads", "list_models")
+
+
+@dataclass
+class TrainingState:
+    """The moving parts of a run; ``history`` has one dict per finished epoch."""
+
+    detector: Detector
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    step: int = 0
+    best_auc: float = -1.0
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def scored_detector(self) -> Detector:
+        """The detector that is validated and released: the averaged weights where there are any."""
+        return self.ema.module if self.ema else self.detector
+
+    def save(self, path: Path, description: dict[str, Any]) -> None:
+        """Write last.pt: an ordinary checkpoint plus the state of optimiser, scaler, average and random numbers."""
+        save_checkpoint(
+            path,
+            {
+                **description,
+                "state_dict": self.detector.state_dict(),
+                "training": {
+                    "ema": self.ema.module.state_dict() if self.ema else None,
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "best_auc": self.best_auc,
+                    "best_epoch": self.best_epoch,
+                    "history": self.history,
+                    "torch_rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                },
+            },
+        )
+
+    def restore(self, path: Path) -> None:
+        """Continue from last.pt.
+
+        Raises:
+            UserError: the file is no last.pt.
+        """
+        checkpoint = load_checkpoint(path)
+        saved = checkpoint.get("training")
+        if saved is None:
+            raise UserError(f"expected the last.pt of an interrupted run at {path}, found a finished checkpoint")
+        self.detector.load_state_dict(checkpoint["state_dict"])
+        if self.ema:
+            self.ema.module.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        for name in ("epoch", "step", "best_auc", "best_epoch", "history"):
+            setattr(self, name, saved[name])
+        torch.set_rng_state(saved["torch_rng"])
+        if saved["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+
+
+def describe_run(args: argparse.Namespace, detector: Detector, data: list[dict], epoch: int) -> dict[str, Any]:
+    """Everything in a checkpoint but its weights; thresholds and calibration are filled in at the end."""
+    return {
+        "model": args.model,
+        "model_args": dict(args.model_args),
+        "geometry": detector.geometry.to_dict(),
+        "thresholds": None,
+        "calibration": None,
+        "metrics": {},
+        "train_args": plain_settings(args),
+        "data": data,
+        "seed": args.seed,
+        "epoch": epoch,
+        "git_commit": git_commit(),
+        "versions": versions(),
+    }
+
+
+def plain_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags as plain values that the safe checkpoint loader accepts."""
+    return {key: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, list) else value
+            for key, value in vars(args).items()}
+
+
+def settings_of_run(folder: Path, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Take the flags of an interrupted run from its last.pt, so that --resume needs no other flag than the folder.
+
+    Raises:
+        UserError: there is nothing to resume, or a flag given now contradicts the run.
+    """
+    if not (folder / "last.pt").is_file():
+        raise UserError(f"expected an interrupted run in {folder}, found no last.pt; leave out --resume to start one")
+    saved = load_checkpoint(folder / "last.pt")["train_args"]
+    saved["model_args"] = [tuple(pair) for pair in saved["model_args"]]
+    given = parser.parse_args(argv)
+    defaults = parser.parse_args([])
+    for key, value in vars(given).items():
+        if key in FREE_ON_RESUME:
+            saved[key] = value
+        elif value != getattr(defaults, key) and value != saved.get(key):
+            flag = "--" + key.replace("_", "-")
+            raise UserError(f"expected {flag} as in the interrupted run ({saved.get(key)}), got {value}; drop the flag "
+                            "or start a new run in another --output-dir")
+    return argparse.Namespace(**{**vars(defaults), **saved})
