@@ -84,9 +84,7 @@ def open_labelled(text: str) -> Listing:
     return listing
 
 
-def score_all(
-    args: argparse.Namespace, checkpoints: list[Path], listings: list[Listing], folder: Path
-) -> list[Path]:
+def score_all(args: argparse.Namespace, checkpoints: list[Path], listings: list[Listing], folder: Path) -> list[Path]:
     """Score every listing with every checkpoint; returns the scores files."""
     from utils.checkpoint import load_detector
     from utils.reports import checkpoint_names, evaluate_listing

@@ -28,12 +28,10 @@ given a score, and make the exit code 1. The last line on stderr is a summary:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import os
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,12 +49,14 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
+from utils.files import open_output
 
 COLUMNS = ("path", "p_fake", "verdict", "logit")
 VERDICTS = ("real", "fake", "unsure")
 THRESHOLDS = ("balanced", "fpr1", "fpr01")
 
 Row = dict[str, Any]  # one of COLUMNS to its value, or {"path", "error"}
+Band = tuple[float, float] | None  # p_fake from .. to that is called unsure
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -113,12 +113,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str]) -> Iterator[list[Row]]:
-    """Yield the rows of one batch after another, in the order of the paths."""
-    from utils.calibration import apply_calibration
+    """Load the detector, then return an iterator that scores batch after batch, in the order of the paths."""
     from utils.checkpoint import load_detector
     from utils.inference import stream_scores
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
-    from utils.thresholds import verdicts
 
     device = pick_device(args.device)
     dtype = pick_precision(args.precision, device, training=False)
@@ -126,17 +124,27 @@ def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str
     detector, checkpoint = load_detector(checkpoint_file, device)
     threshold, band = decide(checkpoint["thresholds"] or {}, args.threshold)
     workers = pick_workers(args.workers, device)
-    stream = stream_scores(detector, PathRecords(paths), batch_size=args.batch_size, workers=workers, dtype=dtype)
-    for indices, logits, unreadable in stream:
+    scores = stream_scores(detector, PathRecords(paths), batch_size=args.batch_size, workers=workers, dtype=dtype)
+    return rows_of_batches(scores, paths, detector.calibration, threshold, band)
+
+
+def rows_of_batches(
+    scores, paths: Sequence[str], calibration: dict | None, threshold: float, band
+) -> Iterator[list[Row]]:
+    """Turn what ``stream_scores`` yields into one list of rows per batch."""
+    from utils.calibration import apply_calibration
+    from utils.thresholds import verdicts
+
+    for indices, logits, unreadable in scores:
         rows: dict[int, Row] = {index: {"path": paths[index], "error": reason} for index, reason in unreadable}
-        p_fake = apply_calibration(logits, detector.calibration)
+        p_fake = apply_calibration(logits, calibration)
         columns = indices.tolist(), p_fake.tolist(), verdicts(p_fake, threshold, band), logits.tolist()
         for index, *values in zip(*columns, strict=True):
             rows[index] = dict(zip(COLUMNS, (paths[index], *values), strict=True))
         yield [rows[index] for index in sorted(rows)]
 
 
-def decide(fitted: dict[str, float], wanted: str | float) -> tuple[float, tuple[float, float] | None]:
+def decide(fitted: dict[str, float], wanted: str | float) -> tuple[float, Band]:
     """The threshold on p_fake and, for ``balanced``, the unsure band (low, high) of a checkpoint.
 
     Raises:
@@ -148,15 +156,13 @@ def decide(fitted: dict[str, float], wanted: str | float) -> tuple[float, tuple[
         print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
         return 0.5, None
     if wanted not in fitted:
-        raise UserError(f"expected a checkpoint with the threshold {wanted}, found {', '.join(fitted) or 'none'} in it; "
+        raise UserError(f"expected a checkpoint with the threshold {wanted}, found {', '.join(fitted) or 'none'}; "
                         "finish its training with train.py --resume, or pass a number")  # fmt: skip
     has_band = wanted == "balanced" and {"unsure_low", "unsure_high"} <= set(fitted)
     return fitted[wanted], (fitted["unsure_low"], fitted["unsure_high"]) if has_band else None
 
 
-def report(
-    batches: Iterator[list[Row]], total: int, counts: Counter[str], quiet: bool = False
-) -> Iterator[list[Row]]:
+def report(batches: Iterator[list[Row]], total: int, counts: Counter[str], quiet: bool = False) -> Iterator[list[Row]]:
     """Pass batches on; count verdicts, list unreadable images on stderr and, unless quiet, show progress there."""
     from tqdm import tqdm
 
@@ -206,51 +212,6 @@ def check_output_is_no_input(output: str | None, paths: Sequence[str]) -> None:
         file = path.removeprefix("csv:")
         if output and os.path.isfile(output) and os.path.isfile(file) and os.path.samefile(output, file):
             raise UserError(f"expected --output to be another file than the inputs, got {output}; choose another name")
-
-
-@contextlib.contextmanager
-def open_output(path: str | None) -> Iterator[TextIO]:
-    """Open --output, or stdout, for text in UTF-8; a file takes its name only when all of it is written.
-
-    File names that are not UTF-8 are written back byte for byte.
-
-    Raises:
-        UserError: it cannot be written; an old file is untouched.
-    """
-    encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
-    try:
-        if path is None:
-            if hasattr(sys.stdout, "reconfigure"):
-                sys.stdout.reconfigure(**encoding)
-            yield sys.stdout
-        elif os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-            with open(path, "w", **encoding) as stream:  # a device or pipe: replacing it would destroy it
-                yield stream
-        else:
-            with _replacing(Path(os.path.realpath(path)), encoding) as stream:
-                yield stream
-    except BrokenPipeError:  # `predict.py ... | head` is no mistake
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"expected to write {path or 'stdout'}, got: {reason}; choose a writable place") from error
-
-
-@contextlib.contextmanager
-def _replacing(target: Path, encoding: dict[str, Any]) -> Iterator[TextIO]:
-    if target.is_dir():
-        raise IsADirectoryError(None, "a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "x", **encoding) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 if __name__ == "__main__":

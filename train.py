@@ -65,10 +65,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     fit.add_argument("--accumulate", type=int_in(1), default=1, help="batches per optimiser step (default: 1)")
     fit.add_argument("--lr", type=float_in(0, 10), default=1e-3, help="peak learning rate (default: 0.001)")
     fit.add_argument("--weight-decay", type=float_in(0, 10), default=0.05, help="default: 0.05")
-    fit.add_argument("--warmup", type=float_in(0, 1), default=0.1, help="share of steps with rising rate (default: 0.1)")
+    fit.add_argument(
+        "--warmup", type=float_in(0, 1), default=0.1, help="share of steps with rising rate (default: 0.1)"
+    )
     fit.add_argument("--label-smoothing", type=float_in(0, 0.5), default=0.05, help="default: 0.05")
     fit.add_argument("--clip-grad", type=float_in(0, 1e6), default=1.0, help="gradient norm; 0 is off (default: 1)")
-    fit.add_argument("--ema-decay", type=float_in(0, 1), default=0.998, help="weight averaging; 0 is off (default: 0.998)")
+    fit.add_argument(
+        "--ema-decay", type=float_in(0, 1), default=0.998, help="weight averaging; 0 is off (default: 0.998)"
+    )
     fit.add_argument("--patience", type=int_in(0), default=0, help="stop after N epochs without a better AUC; 0 is off")
     add_seed(fit)
     run = parser.add_argument_group("run")
@@ -94,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
         args = settings_of_run(folder, parser, argv)
     elif (folder / "last.pt").exists() and not args.overwrite:
-        raise UserError(f"expected a new run folder, found a run in {folder}; pass --resume, --overwrite or --output-dir")
+        raise UserError(
+            f"expected a new run folder, found a run in {folder}; pass --resume, --overwrite or --output-dir"
+        )
     check_output_dir(folder)
     data = open_training_data(args.data)
     for note in data.notes:
@@ -205,7 +211,9 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     total_steps = args.epochs * steps_per_epoch
     total_loss, images = torch.zeros((), device=device), 0
     state.detector.train()
-    for number, batch in enumerate(tqdm(loader, desc=f"epoch {state.epoch + 1}/{args.epochs}", disable=None, leave=False)):
+    for number, batch in enumerate(
+        tqdm(loader, desc=f"epoch {state.epoch + 1}/{args.epochs}", disable=None, leave=False)
+    ):
         unreadable.update((loader.dataset.records[item.index].path, item.reason) for item in batch.unreadable)
         if len(batch.images) < 2:
             continue
@@ -234,8 +242,10 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
         state.step += 1
     mean_loss = total_loss.item() / max(1, images)
     if not images or not math.isfinite(mean_loss):
-        raise UserError(f"expected a finite training loss, got {mean_loss} over {images} images in epoch "
-                        f"{state.epoch + 1}; lower --lr, or check the data with audit.py")
+        raise UserError(
+            f"expected a finite training loss, got {mean_loss} over {images} images in epoch "
+            f"{state.epoch + 1}; lower --lr, or check the data with audit.py"
+        )
     return mean_loss, images
 
 

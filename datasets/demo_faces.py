@@ -109,10 +109,14 @@ class Figure:
         self.to_pixel = self.scale * np.array([[self.cos, self.sin], [-self.sin, self.cos]])
         self.origin = np.array([pose.x, pose.y]) * size
 
+    def roundness(self, v: np.ndarray) -> np.ndarray:
+        """Return how wide the head is at height v, from 0 at crown and chin to 1 between them."""
+        return np.sqrt(np.maximum(1 - np.abs(v) ** self.who.square, 0))
+
     def half_width(self, v: np.ndarray) -> np.ndarray:
         """Return the half width of the head at height v; 0 above the crown and below the chin."""
-        narrowing = 1 - self.who.jaw * np.clip((v + 0.1) / 1.1, 0, 1) ** 1.5
-        return self.who.width * narrowing * np.sqrt(np.clip(1 - np.abs(v) ** self.who.square, 0, 1))
+        narrowing = 1 - 0.8 * self.who.jaw * np.clip((v + 0.1) / 1.1, 0, 1)
+        return self.who.width * narrowing * self.roundness(v)
 
     def grid(self, size: int, tilted: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return face coordinates (u, v), each float32 (size, size), of the pixels of a canvas."""
@@ -131,10 +135,10 @@ class Figure:
         return np.stack([u, v], 1) @ self.to_pixel + self.origin
 
     def paint(self, canvas: np.ndarray, points: np.ndarray | list[np.ndarray], colour, opacity: float = 1.0, blur: float = 0.0,
-              clip: np.ndarray | None = None, line: float = 0.0, parallax: bool = True) -> None:
+              clip: np.ndarray | list[np.ndarray] | None = None, line: float = 0.0, parallax: bool = True) -> None:
         """Fill (or stroke, with line > 0) a shape given in face coordinates; only its bounding box is touched.
 
-        A list of points strokes each of its members.
+        ``points`` and ``clip`` may be lists of shapes of the same number of points.
         """
         parts = points if isinstance(points, list) else [points]
         corners = self.pixels(np.concatenate(parts) if len(parts) > 1 else parts[0], parallax)
@@ -147,12 +151,15 @@ class Figure:
         low, shape = np.array([left, top]), (bottom - top, right - left)
         mask = self._mask(corners - low, shape, line, len(parts))
         if clip is not None:
-            mask = np.minimum(mask, self._mask(self.pixels(clip, parallax) - low, shape, 0))
+            holes = clip if isinstance(clip, list) else [clip]
+            limit = self._mask(self.pixels(np.concatenate(holes), parallax) - low, shape, 0, len(holes))
+            mask = np.minimum(mask, limit)
+        mask = mask.astype(np.float32)
         if blur:
             mask = cv2.GaussianBlur(mask, (0, 0), blur)
-        weight = (mask.astype(np.float32) * np.float32(opacity / 255))[..., None]
+        weight = (mask * np.float32(opacity / 255))[..., None]
         patch = canvas[top:bottom, left:right]
-        patch += (np.asarray(colour, np.float32) - patch) * weight
+        patch += (colour - patch) * weight
 
     def _mask(self, corners: np.ndarray, shape: tuple[int, int], line: float, parts: int = 1) -> np.ndarray:
         mask = np.zeros(shape, np.uint8)
@@ -198,7 +205,7 @@ def inner_face(figure: Figure, rng: np.random.Generator, feather: float = 0.09) 
     squarer = 1 + 0.08 * np.cos(4 * angle)
     points = np.stack([across * np.cos(angle) * wobble / squarer, 0.26 + along * np.sin(angle) * wobble], 1)
     mask = np.zeros((figure.size, figure.size, 1), np.float32)
-    figure.paint(mask, points, 1.0, blur=feather * figure.scale * rng.uniform(0.7, 1.3))
+    figure.paint(mask, points, np.float32(1), blur=feather * figure.scale * rng.uniform(0.7, 1.3))
     return mask[..., 0]
 
 
@@ -212,13 +219,13 @@ def head_height(figure: Figure, size: int) -> np.ndarray:
     u, v = figure.grid(size)
     width = np.maximum(figure.half_width(v), 1e-3)
     inside = np.abs(u) < width
-    base = 0.8 * np.sqrt(np.clip(1 - np.abs(v) ** who.square, 0, 1) * np.clip(1 - (u / width) ** 2, 0, 1))
+    base = 0.8 * figure.roundness(v) * np.sqrt(np.maximum(1 - (u / width) ** 2, 0))
     u = u - np.float32(figure.pose.yaw) * base
     side = np.abs(u)
     wide, tip, bulk = who.nose
     apart = who.eye[0]
     slope = np.clip((v + 0.12) / (tip + 0.12), 0, 1)
-    bridge = np.exp(-(u / wide) ** 2) * slope ** 1.3 * np.exp(-np.clip((v - tip) / 0.07, 0, None) ** 2)
+    bridge = np.exp(-(u / wide) ** 2) * slope * np.sqrt(slope) * np.exp(-np.clip((v - tip) / 0.07, 0, None) ** 2)
     z = base + bulk * bridge + 0.35 * bulk * _bump(side, v, wide * 1.25, tip + 0.02, 0.055, 0.06)
     z -= 0.09 * _bump(side, v, apart - 0.04, -0.02, 0.15, 0.1)
     z += 0.045 * _bump(side, v, apart, 0.0, 0.11, 0.06)

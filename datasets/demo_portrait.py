@@ -10,70 +10,83 @@ from datasets.demo_scene import tinted
 from datasets.demo_faces import Figure, curve, ellipse, head_height, head_outline, ribbon
 
 
-def _eye(figure: Figure, albedo: np.ndarray, side: int, gaze: float) -> None:
+SIDES = (-1, 1)
+
+
+def _eyes(figure: Figure, albedo: np.ndarray, gaze: float) -> None:
     who = figure.who
     apart, half, opened, slant = who.eye
-    inner, outer = side * (apart - half), side * (apart + half)
-    def lid(height: float, shift: float = 0.0, peak: float = -0.1):
-        bend = lambda t: shift - slant * t - height * (1 - t ** 2) * (1 + peak * t)  # noqa: E731
-        return curve(inner, outer, bend)
-    upper, lower = lid(opened), lid(-0.62 * opened, peak=0.2)
-    almond = ribbon(upper, lower)
-    dark = who.skin * 0.3
-    figure.paint(albedo, ellipse(side * apart, -0.03, half * 1.25, 0.12), who.skin * 0.62, 0.4, 0.05 * figure.scale)
-    figure.paint(albedo, lid(-1.5 * opened, 0.015), who.skin * 0.62, 0.3 + 0.3 * who.age, 1.2, line=0.018)
-    figure.paint(albedo, almond, (0.66, 0.62, 0.58), 1.0, 0.5)
-    middle = side * apart + gaze
-    round_iris = 0.068
-    figure.paint(albedo, ellipse(middle, -0.005, round_iris, round_iris), who.iris * 0.35, 1.0, 0.4, clip=almond)
-    figure.paint(albedo, ellipse(middle, -0.003, 0.78 * round_iris, 0.78 * round_iris), who.iris, 0.9, 0.7, clip=almond)
-    figure.paint(albedo, ellipse(middle, -0.005, 0.028, 0.028), (0.004,) * 3, 1.0, 0.4, clip=almond)
-    figure.paint(albedo, ribbon(upper, lid(0.45 * opened)), dark, 0.5, 0.9, clip=almond)
-    figure.paint(albedo, ribbon(lid(opened + 0.02, -0.002, -0.3), lid(opened - 0.006)), dark * 0.25, 0.95, 0.5)
+
+    def lids(height: float, shift: float = 0.0, peak: float = -0.1) -> list[np.ndarray]:
+        t = np.linspace(-1, 1, 13)
+        v = shift - slant * t - height * (1 - t * t) * (1 + peak * t)
+        return [np.stack([side * (apart + half * t), v], 1) for side in SIDES]
+
+    def discs(v: float, a: float, b: float, shift: float = 0.0) -> list[np.ndarray]:
+        return [ellipse(side * apart + shift, v, a, b) for side in SIDES]
+
+    upper, lower = lids(opened), lids(-0.62 * opened, peak=0.2)
+    almonds = [ribbon(top, low) for top, low in zip(upper, lower, strict=True)]
+    dark, black = who.skin * 0.3, np.float32([0.004] * 3)
+    figure.paint(albedo, discs(-0.03, half * 1.25, 0.12), who.skin * 0.62, 0.4, 0.05 * figure.scale)
+    figure.paint(albedo, lids(-1.5 * opened, 0.015), who.skin * 0.62, 0.3 + 0.3 * who.age, 1.2, line=0.018)
+    figure.paint(albedo, almonds, np.float32([0.66, 0.62, 0.58]), 1.0, 0.5)
+    figure.paint(albedo, discs(-0.005, 0.068, 0.068, gaze), who.iris * 0.35, 1.0, 0.4, clip=almonds)
+    figure.paint(albedo, discs(-0.003, 0.053, 0.053, gaze), who.iris, 0.9, 0.7, clip=almonds)
+    figure.paint(albedo, discs(-0.005, 0.028, 0.028, gaze), black, 1.0, 0.4, clip=almonds)
+    shadow = [ribbon(top, low) for top, low in zip(upper, lids(0.45 * opened), strict=True)]
+    figure.paint(albedo, shadow, dark, 0.5, 0.9, clip=almonds)
+    lashes = zip(lids(opened + 0.02, -0.002, -0.3), lids(opened - 0.006), strict=True)
+    figure.paint(albedo, [ribbon(top, low) for top, low in lashes], dark * 0.25, 0.95, 0.5)
     figure.paint(albedo, lower, dark, 0.45, 0.6, line=0.012)
-    figure.paint(albedo, lid(opened + 0.02, -0.042), dark, 0.55, 0.9, line=0.014)
+    figure.paint(albedo, lids(opened + 0.02, -0.042), dark, 0.55, 0.9, line=0.014)
 
 
-def _brow(figure: Figure, albedo: np.ndarray, side: int, rng: np.random.Generator) -> None:
+def _brows(figure: Figure, albedo: np.ndarray, rng: np.random.Generator) -> None:
     rise, thick, arch, strength = figure.who.brow
-    inner, outer = side * 0.13, side * 0.47
-    top = curve(inner, outer, lambda t: -rise - arch * (1 - (t - 0.3) ** 2) - thick * (0.9 - 0.5 * t))
-    low = curve(inner, outer, lambda t: -rise - arch * (1 - (t - 0.3) ** 2) + thick * (0.7 - 0.7 * t))
+    t = np.linspace(-1, 1, 13)
+    across, arc = 0.3 + 0.17 * t, -rise - arch * (1 - (t - 0.3) ** 2)
+    top, low = arc - thick * (0.9 - 0.5 * t), arc + thick * (0.7 - 0.7 * t)
     tone = np.minimum(figure.who.hair * 0.5, figure.who.skin * 0.45)
-    figure.paint(albedo, ribbon(top, low), tone, strength * 0.75, 1.3)
-    hairs = []
-    for place in rng.uniform(0.03, 0.95, 16):
-        at, lean = inner + (outer - inner) * place, side * rng.uniform(0.01, 0.05)
-        k = min(int(place * 12), 11)
-        hairs.append(np.array([[at, low[k, 1]], [at + lean, top[k, 1] - 0.004]]))
-    figure.paint(albedo, hairs, tone * 0.7, strength * 0.55, 0.4, line=0.01)
+    shapes = [ribbon(np.stack([side * across, top], 1), np.stack([side * across, low], 1)) for side in SIDES]
+    figure.paint(albedo, shapes, tone, strength * 0.75, 1.3)
+    place, lean = rng.integers(0, 13, 32), rng.uniform(0.01, 0.05, 32)
+    turn = np.repeat(SIDES, 16)
+    start = across[place] + rng.uniform(-0.014, 0.014, 32)
+    hairs = np.stack([np.stack([turn * start, low[place]], 1),
+                      np.stack([turn * (start + lean), top[place] - 0.004], 1)], 1)
+    figure.paint(albedo, list(hairs), tone * 0.7, strength * 0.55, 0.4, line=0.01)
 
 
-def _nose_and_mouth(figure: Figure, albedo: np.ndarray) -> None:
-    who = figure.who
-    wide, tip, _ = who.nose
-    for side in (-1, 1):
-        figure.paint(albedo, ellipse(side * wide * 0.62, tip + 0.055, wide * 0.36, 0.02, side * -0.35), who.skin * 0.12,
-                     0.75, 1.1)
-        wing = curve(side * wide * 1.35, side * wide * 1.6, lambda t: tip + 0.02 - 0.05 * t)
-        figure.paint(albedo, wing, who.skin * 0.4, 0.4, 1.3, line=0.016)
+def _nose(figure: Figure, albedo: np.ndarray) -> None:
+    wide, tip, _ = figure.who.nose
+    holes = [ellipse(side * wide * 0.62, tip + 0.055, wide * 0.36, 0.02, side * -0.35) for side in SIDES]
+    figure.paint(albedo, holes, figure.who.skin * 0.12, 0.75, 1.1)
+    wings = [curve(side * wide * 1.35, side * wide * 1.6, lambda t: tip + 0.02 - 0.05 * t) for side in SIDES]
+    figure.paint(albedo, wings, figure.who.skin * 0.4, 0.4, 1.3, line=0.016)
+
+
+def _mouth(figure: Figure, albedo: np.ndarray) -> None:
+    who, opening = figure.who, figure.who.open_mouth
     half, upper, lower, smile = who.mouth
-    half, opening = half * (1 + 4 * who.open_mouth), who.open_mouth
-    bend = lambda t: 0.66 - smile * t ** 2  # noqa: E731
-    arch = lambda t: (1 - np.abs(t) ** 2.2) - 0.28 * np.exp(-(t / 0.16) ** 2)  # noqa: E731
-    top = curve(-half, half, lambda t: bend(t) - upper * arch(t) - opening * 0.4 * (1 - t ** 2), 21)
-    low = curve(-half * 0.94, half * 0.94, lambda t: bend(t) + (lower + opening) * (1 - np.abs(t) ** 2.4), 21)
-    lip = who.skin * np.array([0.82, 0.46, 0.46]) + np.array([0.02, 0.0, 0.004])
-    figure.paint(albedo, ribbon(top, low), lip, 0.85, 1.0)
-    gap_top = curve(-half * 0.9, half * 0.9, lambda t: bend(t) - (0.009 + opening * 0.55) * (1 - t ** 2))
-    gap_low = curve(-half * 0.9, half * 0.9, lambda t: bend(t) + (0.009 + opening) * (1 - t ** 2))
-    gap = ribbon(gap_top, gap_low)
+    half *= 1 + 4 * opening
+
+    def line(shrink: float, above: float, power: float = 2.0, bow: float = 0.0) -> np.ndarray:
+        t = np.linspace(-1, 1, 17)
+        arch = 1 - np.abs(t) ** power - bow * np.exp(-(t / 0.16) ** 2)
+        return np.stack([half * shrink * t, 0.66 - smile * t * t + above * arch], 1)
+
+    lip = who.skin * np.float32([0.82, 0.46, 0.46]) + np.float32([0.02, 0.0, 0.004])
+    lips = ribbon(line(1.0, -upper - opening * 0.4, 2.2, 0.28), line(0.94, lower + opening, 2.4))
+    figure.paint(albedo, lips, lip, 0.85, 1.0)
+    gap_top = line(0.9, -0.009 - opening * 0.55)
+    gap = ribbon(gap_top, line(0.9, 0.009 + opening))
     figure.paint(albedo, gap, lip * 0.12, 0.9, 0.6)
     if opening:
-        teeth = curve(-half * 0.85, half * 0.85, lambda t: bend(t) + opening * 0.55 * (1 - t ** 2))
-        figure.paint(albedo, ribbon(gap_top, teeth), (0.6, 0.57, 0.5), 0.9, 0.6, clip=gap)
-    figure.paint(albedo, curve(-0.1, 0.1, lambda t: 0.69 + lower + opening - 0.01 * t ** 2), who.skin * 0.6, 0.35, 2.0,
-                 line=0.03)
+        teeth = ribbon(gap_top, line(0.85, opening * 0.55))
+        figure.paint(albedo, teeth, np.float32([0.6, 0.57, 0.5]), 0.9, 0.6, clip=gap)
+    under = curve(-0.1, 0.1, lambda t: 0.69 + lower + opening - 0.01 * t ** 2)
+    figure.paint(albedo, under, who.skin * 0.6, 0.35, 2.0, line=0.03)
 
 
 def _skin(figure: Figure, grain: np.ndarray, blotch: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -92,7 +105,7 @@ def _skin(figure: Figure, grain: np.ndarray, blotch: np.ndarray, u: np.ndarray, 
 
 
 def _blend(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
-    canvas[:] = cv2.blendLinear(canvas, colour, 1 - mask, mask)
+    cv2.blendLinear(canvas, colour, 1 - mask, mask, canvas)
 
 
 def _fill(figure: Figure, points: np.ndarray) -> np.ndarray:
@@ -129,21 +142,19 @@ def _figure_height(figure: Figure, size: int, covered: np.ndarray, front: np.nda
 
 def _finish(figure: Figure, radiance: np.ndarray, light: dict[str, np.ndarray], gaze: float) -> None:
     """Add what sits on top of the lit surface: glints in the eyes and glasses."""
-    apart = figure.who.eye[0]
-    glint = float(light["direction"][0]) * 0.03
-    for side in (-1, 1):
-        spot = ellipse(side * apart + gaze + glint, -0.028, 0.014, 0.014, count=10)
-        figure.paint(radiance, spot, light["key"] * 0.9, 0.85, 0.5)
+    apart, black = figure.who.eye[0], np.float32([0.012, 0.011, 0.012])
+    glint = gaze + float(light["direction"][0]) * 0.03
+    spots = [ellipse(side * apart + glint, -0.028, 0.014, 0.014, count=10) for side in SIDES]
+    figure.paint(radiance, spots, light["key"] * 0.9, 0.85, 0.5)
     if not figure.who.glasses:
         return
-    for side in (-1, 1):
-        ring = ellipse(side * apart, 0.015, 0.225, 0.175 + 0.03 * np.sin(apart * 90))
-        figure.paint(radiance, ring, light["fill"] * 0.35, 0.1)
-        figure.paint(radiance, np.concatenate([ring, ring[:1]]), (0.012, 0.011, 0.012), 0.92, 0.4, line=0.024)
-        arm = np.array([[side * (apart + 0.22), -0.02], [side * figure.who.width, -0.06]])
-        figure.paint(radiance, arm, (0.012, 0.011, 0.012), 0.9, 0.4, line=0.024)
+    rims = [ellipse(side * apart, 0.015, 0.225, 0.175 + 0.03 * np.sin(apart * 90)) for side in SIDES]
+    figure.paint(radiance, rims, light["fill"] * 0.35, 0.1)
+    figure.paint(radiance, [np.concatenate([rim, rim[:1]]) for rim in rims], black, 0.92, 0.4, line=0.024)
+    arms = [np.array([[side * (apart + 0.22), -0.02], [side * figure.who.width, -0.06]]) for side in SIDES]
+    figure.paint(radiance, arms, black, 0.9, 0.4, line=0.024)
     bridge = curve(-apart + 0.22, apart - 0.22, lambda t: -0.01 - 0.03 * (1 - t ** 2), 7)
-    figure.paint(radiance, bridge, (0.012, 0.011, 0.012), 0.9, 0.4, line=0.024)
+    figure.paint(radiance, bridge, black, 0.9, 0.4, line=0.024)
 
 
 def render(figure: Figure, light: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -156,7 +167,7 @@ def render(figure: Figure, light: dict[str, np.ndarray], rng: np.random.Generato
     u, v = figure.grid(size)
     x, y = figure.grid(size, tilted=False)
     blotch = scene.fractal(rng, size, 4, 0.75, 32)
-    grain = rng.standard_normal((size, size), dtype=np.float32)
+    grain = scene.speckle(rng, size, size)
     grain = 0.6 * grain + 1.1 * cv2.GaussianBlur(grain, (0, 0), 1.0)
     hair_noise = scene.strands(rng, u, v, who.part, who.curl * (2.0 if who.style == "curly" else 1.0))
     face_u = u - np.float32(figure.pose.yaw * 0.55)
@@ -172,23 +183,23 @@ def render(figure: Figure, light: dict[str, np.ndarray], rng: np.random.Generato
     albedo = np.zeros((size, size, 3), np.float32)
     gaze = rng.normal(0, 0.018)
     _blend(albedo, behind, hair * 0.55)
-    _blend(albedo, np.maximum(neck_mask * (y < 1.1), 0), skin * 0.9)
-    _blend(albedo, neck_mask * (y >= 1.1), skin)
+    _blend(albedo, neck_mask, skin)
     _blend(albedo, torso_mask, scene.clothes(rng, grain, x, y))
     if who.style == "long":
         _blend(albedo, behind * np.clip((np.abs(u) - 0.45) * 12, 0, 1), hair * 0.8)
     ears = np.zeros_like(albedo[..., :1])
-    for side in (-1, 1):
-        place = side * (who.width * 0.985) - figure.pose.yaw * 0.12
-        figure.paint(ears, ellipse(place, 0.1, 0.085, 0.19, side * 0.12), 1.0, parallax=False)
-        figure.paint(albedo, ellipse(place, 0.1, 0.085, 0.19, side * 0.12), who.skin * 0.9, 1.0, 0.5, parallax=False)
-        figure.paint(albedo, ellipse(place, 0.08, 0.045, 0.12, side * 0.12), who.skin * 0.5, 0.6, 1.5, parallax=False)
+    def ear(v: float, a: float, b: float) -> list[np.ndarray]:
+        return [ellipse(side * who.width * 0.985 - figure.pose.yaw * 0.12, v, a, b, side * 0.12) for side in SIDES]
+
+    figure.paint(ears, ear(0.1, 0.085, 0.19), np.float32(1), parallax=False)
+    figure.paint(albedo, ear(0.1, 0.085, 0.19), who.skin * 0.9, 1.0, 0.5, parallax=False)
+    figure.paint(albedo, ear(0.08, 0.045, 0.12), who.skin * 0.5, 0.6, 1.5, parallax=False)
     head_mask = _fill(figure, figure.pixels(head_outline(figure), parallax=False))
     _blend(albedo, head_mask, skin)
-    for side in (-1, 1):
-        _eye(figure, albedo, side, gaze)
-        _brow(figure, albedo, side, rng)
-    _nose_and_mouth(figure, albedo)
+    _eyes(figure, albedo, gaze)
+    _brows(figure, albedo, rng)
+    _nose(figure, albedo)
+    _mouth(figure, albedo)
     _blend(albedo, front, hair)
     alpha = np.maximum.reduce([behind, neck_mask, torso_mask, head_mask, front, ears[..., 0]])
 

@@ -9,6 +9,11 @@ HAIR_STYLES = ("short", "fringe", "side", "long", "bob", "curly", "bun", "shaved
 HAIR_ODDS = (0.2, 0.1, 0.17, 0.17, 0.1, 0.12, 0.06, 0.08)
 
 
+def speckle(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return white noise of unit variance, uniform because that is drawn six times faster than Gaussian noise."""
+    return (rng.random((height, width), dtype=np.float32) - np.float32(0.5)) * np.float32(12 ** 0.5)
+
+
 def fractal(rng: np.random.Generator, size: int, coarsest: int = 4, fall: float = 0.6,
             finest: int | None = None) -> np.ndarray:
     """Return fractal noise, float32 (size, size), about unit variance: octaves from coarsest to finest cells."""
@@ -16,7 +21,7 @@ def fractal(rng: np.random.Generator, size: int, coarsest: int = 4, fall: float 
     grid = min(size, 2 * finest) if finest else size
     total, gain, power, cells = np.zeros((grid, grid), np.float32), 1.0, 0.0, coarsest
     while cells <= min(grid, finest or grid):
-        octave = rng.standard_normal((cells, cells), dtype=np.float32)
+        octave = speckle(rng, cells, cells)
         if cells < grid:
             octave = cv2.resize(octave, (grid, grid), interpolation=cv2.INTER_CUBIC)
         total += np.float32(gain) * octave
@@ -107,8 +112,7 @@ def strands(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, part: float,
     """Return hair strands around a crown, float32 about unit variance, for coordinates u and v (S, S)."""
     wave = fractal(rng, u.shape[0], 8, 0.5, 32) * np.float32(0.015 + 0.1 * curl)
     radius, angle = cv2.cartToPolar(u - np.float32(part * 0.5) + wave, v + np.float32(0.8) + wave)
-    table = rng.standard_normal((24, 768), dtype=np.float32)
-    table += 0.8 * cv2.resize(rng.standard_normal((12, 192), dtype=np.float32), (768, 24))
+    table = speckle(rng, 24, 768) + 0.8 * cv2.resize(speckle(rng, 12, 192), (768, 24))
     lookup = cv2.remap(table, angle * np.float32(767 / (2 * np.pi)), radius * np.float32(9 + 10 * curl),
                        cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return lookup

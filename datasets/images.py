@@ -96,7 +96,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
         raise UnreadableImage("truncated")
     if channels not in (1, 3):
         return None
-    image = _imdecode(data, cv2.IMREAD_COLOR)
+    image = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         return None
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -48,7 +48,9 @@ def open_training_data(specs: Sequence[str]) -> TrainingData:
     for text in specs:
         spec = parse_spec(text)
         if "split" in spec.options:
-            raise UserError(f"expected --data without split= for training, got {text!r}; the splits are chosen by train.py")
+            raise UserError(
+                f"expected --data without split= for training, got {text!r}; the splits are chosen by train.py"
+            )
         first = open_records(spec)
         train = open_records(spec, "train") if "train" in first.splits else open_records(spec, "all")
         if not first.splits:
@@ -75,7 +77,9 @@ def hold_out(listing: Listing) -> tuple[Listing, Listing]:
 
     def is_held_out(record: Record) -> bool:
         relative = record.path.removeprefix(listing.root)
-        return int(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) < VALID_SHARE * 2**32
+        return (
+            int(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) < VALID_SHARE * 2**32
+        )
 
     parts = []
     for split, wanted in (("train", False), ("valid", True)):

@@ -37,7 +37,9 @@ class Geometry:
         if not 16 <= self.size <= 4096:
             raise UserError(f"expected --image-size in 16..4096 pixels, got {self.size}")
         if self.resize_to is not None and not self.size <= self.resize_to <= 8192:
-            raise UserError(f"expected --resize-to in {self.size}..8192 pixels (at least --image-size), got {self.resize_to}")
+            raise UserError(
+                f"expected --resize-to in {self.size}..8192 pixels (at least --image-size), got {self.resize_to}"
+            )
 
     def to_dict(self) -> dict:
         """Plain values for the checkpoint."""

@@ -109,7 +109,7 @@ def srm(planes: Planes) -> np.ndarray:
             else:
                 residual = difference(plane, dim, int(spec.kind[-1]), spec.step)
             parts.append(_cooccurrence(_quantise(residual, spec.quantum, spec.truncate), spec, dim))
-    half_rgb = torch.nn.functional.avg_pool2d(planes.rgb, 2).round_().to(torch.int16)
+    half_rgb = planes.half_rgb.round().to(torch.int16)
     merge, _ = _merge_symmetric(RGB_TRUNCATE, 3, False)
     base = 2 * RGB_TRUNCATE + 1
     for dim in DIRECTIONS.values():
@@ -136,6 +136,11 @@ def _uniform_patterns() -> tuple[np.ndarray, tuple[str, ...]]:
     return np.eye(len(classes))[index], tuple(classes)
 
 
+def _to_bytes(levels: torch.Tensor, offset: int) -> torch.Tensor:
+    """Shift levels into 0..255 and truncate: bytes are compared eight times as fast as wider integers."""
+    return (levels + offset).clamp_(0, 255).to(torch.uint8)
+
+
 def _lbp_histogram(plane: torch.Tensor, radius: int) -> np.ndarray:
     height, width = plane.shape[-2:]
     centre = plane[:, radius : height - radius, radius : width - radius]
@@ -143,7 +148,7 @@ def _lbp_histogram(plane: torch.Tensor, radius: int) -> np.ndarray:
     for bit, (dy, dx) in enumerate(NEIGHBOURS):
         top, left = radius * (1 + dy), radius * (1 + dx)
         neighbour = plane[:, top : top + centre.shape[1], left : left + centre.shape[2]]
-        codes |= (neighbour >= centre).view(torch.uint8) << bit
+        codes |= (neighbour >= centre).view(torch.uint8) * 2**bit
     return np.sqrt(histograms(codes, 256) @ _uniform_patterns()[0])
 
 
@@ -159,9 +164,11 @@ def lbp(planes: Planes) -> np.ndarray:
     Local Binary Patterns", TPAMI 2002. Deviates by taking the eight neighbours on a square, without interpolation,
     and by merging mirrored patterns. The residual is the second difference in both directions.
     """
-    half = planes.half_levels
-    residual = difference(difference(planes.luma, 1, 2), 2, 2)
-    sources = (planes.luma, half[:, 0], half[:, 1], half[:, 2], residual)
+    half_luma, half_cb, half_cr = planes.half_levels.unbind(1)
+    residual = _to_bytes(difference(difference(planes.luma, 1, 2), 2, 2), 128)
+    sources = (
+        _to_bytes(planes.luma, 0), _to_bytes(half_luma, 0), _to_bytes(half_cb, 128), _to_bytes(half_cr, 128), residual
+    )
     pairs = zip(sources, LBP_PLANES.values(), strict=True)
     return np.concatenate([_lbp_histogram(plane, radius) for plane, radii in pairs for radius in radii], axis=1)
 
@@ -215,7 +222,7 @@ def color(planes: Planes) -> np.ndarray:
     Processing 2020 (arXiv 1808.07276), as correlations instead of co-occurrences, which the srm bank holds.
     """
     rgb = planes.rgb
-    small = torch.nn.functional.avg_pool2d(rgb, 2).flatten(2) / 255
+    small = planes.half_rgb.flatten(2) / 255
     value = small.amax(1)
     saturation = (value - small.amin(1)) / (value + 0.01)
     moments = _moments(torch.cat([planes.half.flatten(2) / 255, saturation[:, None], value[:, None]], 1))

@@ -398,6 +398,7 @@ A, B = "img/img_000.jpg", "img/img_001.jpg"
         f"label\tfile\n0_real\t{A}\n1_fake\t{B}\n\n",
         f'"image path","target"\n"./{A}", "nature"\n"{B}", "ai"\n',
         f"path,label,label_str\n{A},1,real\n{B},0,fake\n",
+        f"path,label,class\n{A},1,real\n{B},0,fake\n",
         f"path,label\nimg\\img_000.jpg,real\n{B},fake\n",
     ],
 )

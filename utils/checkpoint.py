@@ -73,7 +73,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     missing = [key for key in REQUIRED_KEYS if key not in checkpoint]
     if missing:
-        raise UserError(f"expected {', '.join(REQUIRED_KEYS)} in checkpoint {str(path)!r}, found no {', '.join(missing)}")
+        raise UserError(
+            f"expected {', '.join(REQUIRED_KEYS)} in checkpoint {str(path)!r}, found no {', '.join(missing)}"
+        )
     return checkpoint
 
 

@@ -1,11 +1,15 @@
 """Files that are either the old ones or the new ones, never half of each."""
 
+import contextlib
+import io
 import json
 import math
 import os
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -60,6 +64,55 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
         UserError: the file cannot be written.
     """
     atomic_write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
+
+
+@contextlib.contextmanager
+def open_output(path: str | os.PathLike[str] | None) -> Iterator[TextIO]:
+    """Open a file, or stdout for None, to which a result is written piece by piece, as UTF-8.
+
+    A file takes its name only when the block ends without an error, as in :func:`atomic_write_bytes`; stdout
+    shows each piece as soon as it is flushed. File names that are not valid UTF-8 are written byte for byte.
+
+    Raises:
+        UserError: it cannot be written; an old file is untouched. A reader of stdout that leaves early is no
+            mistake: that BrokenPipeError is passed on.
+    """
+    form: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
+    try:
+        if path is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(**form)
+            yield sys.stdout
+        elif os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            with open(path, "w", **form) as stream:  # a device or pipe: replacing it would destroy it
+                yield stream
+        else:
+            with _open_replacement(Path(os.path.realpath(path)), form) as stream:
+                yield stream
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"expected to write {path or 'stdout'}, got: {error.strerror or error}; "
+            "choose a writable place with free space"
+        ) from error
+
+
+@contextlib.contextmanager
+def _open_replacement(target: Path, form: dict[str, Any]) -> Iterator[TextIO]:
+    if target.is_dir():  # said now, not when everything has been computed
+        raise IsADirectoryError("it is a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "x", **form) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:

@@ -37,7 +37,9 @@ class ScoredSet:
 
     @property
     def name(self) -> str:
-        return f"{self.info['checkpoint']} on {self.info['dataset']}" + (f" ({self.tier})" if self.tier != "clean" else "")
+        return f"{self.info['checkpoint']} on {self.info['dataset']}" + (
+            f" ({self.tier})" if self.tier != "clean" else ""
+        )
 
     def row(self, table: ScoreTable, n_boot: int) -> dict[str, Any]:
         """Measure ``table``, a part of these scores, at the checkpoint's threshold."""

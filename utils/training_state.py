@@ -102,8 +102,10 @@ def describe_run(args: argparse.Namespace, detector: Detector, data: list[dict],
 
 def plain_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The flags as plain values that the safe checkpoint loader accepts."""
-    return {key: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, list) else value
-            for key, value in vars(args).items()}
+    return {
+        key: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, list) else value
+        for key, value in vars(args).items()
+    }
 
 
 def settings_of_run(folder: Path, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -123,6 +125,8 @@ def settings_of_run(folder: Path, parser: argparse.ArgumentParser, argv: Sequenc
             saved[key] = value
         elif value != getattr(defaults, key) and value != saved.get(key):
             flag = "--" + key.replace("_", "-")
-            raise UserError(f"expected {flag} as in the interrupted run ({saved.get(key)}), got {value}; drop the flag "
-                            "or start a new run in another --output-dir")
+            raise UserError(
+                f"expected {flag} as in the interrupted run ({saved.get(key)}), got {value}; drop the flag "
+                "or start a new run in another --output-dir"
+            )
     return argparse.Namespace(**{**vars(defaults), **saved})

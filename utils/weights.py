@@ -104,7 +104,9 @@ def _hub_weights(model_name: str) -> dict[str, Tensor]:
 
     config = timm.get_pretrained_cfg(model_name)
     if config is None or not config.has_weights:
-        raise UserError(f"expected a timm backbone with pretrained weights, but {model_name!r} has none; pass --weights FILE")
+        raise UserError(
+            f"expected a timm backbone with pretrained weights, but {model_name!r} has none; pass --weights FILE"
+        )
     if not _is_cached(config) and not _hub_reachable():
         raise UserError(
             f"expected a network to fetch the ImageNet weights of {model_name!r}, found none; "
