@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets.spec import Listing, open_records, parse_spec
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         files = [Path(path) for path in args.from_scores]
     else:
         checkpoints = [check_checkpoint_file(path) for path in args.checkpoint]
-        listings = [open_labelled(text) for text in args.data]
+        listings = with_distinct_names(args.data, [open_labelled(text) for text in args.data])
         files = score_all(args, checkpoints, listings, folder)
 
     from utils.score_report import read_evaluations, write_report
@@ -84,6 +85,18 @@ def open_labelled(text: str) -> Listing:
     return listing
 
 
+def with_distinct_names(specs: Sequence[str], listings: list[Listing]) -> list[Listing]:
+    """Number data sets that share name and split, as a/faces and b/faces do, so that each keeps its own scores."""
+    from utils.score_report import unique_names
+
+    if len({(listing.name, listing.split) for listing in listings}) == len(listings):
+        return listings
+    names = unique_names([listing.name for listing in listings])
+    for name, text in zip(names, specs, strict=True):
+        print(f"{name} is {text}", file=sys.stderr)
+    return [replace(listing, name=name) for listing, name in zip(listings, names, strict=True)]
+
+
 def score_all(args: argparse.Namespace, checkpoints: list[Path], listings: list[Listing], folder: Path) -> list[Path]:
     """Score every listing with every checkpoint; returns the scores files."""
     from utils.checkpoint import load_detector
@@ -92,6 +105,7 @@ def score_all(args: argparse.Namespace, checkpoints: list[Path], listings: list[
     from utils.scores import write_scores, write_sidecar
 
     device = pick_device(args.device)
+    dtype = pick_precision(args.precision, device, training=False)
     set_threads(args.threads)
     files = []
     for path, name in zip(checkpoints, checkpoint_names(checkpoints), strict=True):
@@ -102,7 +116,7 @@ def score_all(args: argparse.Namespace, checkpoints: list[Path], listings: list[
                 print(f"warning: {name} was trained on these very images of {listing.name}", file=sys.stderr)
             result = evaluate_listing(
                 detector, checkpoint, listing, name=name, batch_size=args.batch_size, n_boot=0,
-                workers=pick_workers(args.workers, device), dtype=pick_precision(args.precision, device, training=False),
+                workers=pick_workers(args.workers, device), dtype=dtype,
             )  # fmt: skip
             for item in result.unreadable:
                 print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)

@@ -129,7 +129,7 @@ def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str
 
 
 def rows_of_batches(
-    scores, paths: Sequence[str], calibration: dict | None, threshold: float, band
+    scores: Iterator, paths: Sequence[str], calibration: dict | None, threshold: float, band: Band
 ) -> Iterator[list[Row]]:
     """Turn what ``stream_scores`` yields into one list of rows per batch."""
     from utils.calibration import apply_calibration

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -97,29 +98,29 @@ def main(argv: Sequence[str] | None = None) -> dict:
         from utils.training_state import settings_of_run
 
         args = settings_of_run(folder, parser, argv)
-    elif (folder / "last.pt").exists() and not args.overwrite:
-        raise UserError(
-            f"expected a new run folder, found a run in {folder}; pass --resume, --overwrite or --output-dir"
-        )
+    elif not args.overwrite and any((folder / name).exists() for name in ("best.pt", "last.pt")):
+        raise UserError(f"expected a new run folder, got a run in {folder}; pass --resume, --overwrite or --output-dir")
     check_output_dir(folder)
     data = open_training_data(args.data)
     for note in data.notes:
         log(note)
     state, loader, device, dtype = prepare(args, data)
     if args.resume:
-        state.restore(folder / "last.pt")
+        state.restore(folder / "last.pt", data.describe())
+    else:  # what --overwrite replaces must not be resumed in place of this run
+        (folder / "last.pt").unlink(missing_ok=True)
     try:
         unreadable = fit(args, data, state, loader, device, dtype, folder)
+        rows = finish(args, data, folder, device, unreadable)
     except KeyboardInterrupt:
-        log(f"interrupted; go on with: python train.py --resume --output-dir {folder}")
+        if (folder / "last.pt").exists():
+            log(f"interrupted; go on with: python train.py --resume --output-dir {shlex.quote(str(folder))}")
         raise
-    rows = finish(args, data, folder, device)
-    failed = len(unreadable) + sum(row["unreadable"] for row in rows)
     return {
         "checkpoint": str(folder / "best.pt"),
         "rows": rows,
         "history": state.history,
-        "exit_code": EXIT_PARTIAL if failed else EXIT_DONE,
+        "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE,
     }
 
 
@@ -169,16 +170,19 @@ def prepare(args: argparse.Namespace, data: TrainingData):
 
 def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path) -> dict[str, str]:
     """Run the remaining epochs; keep best.pt, last.pt and log.csv current. Returns the unreadable images."""
+    from utils.checkpoint import save_checkpoint
     from utils.training_log import write_log
     from utils.training_state import describe_run
 
     unreadable: dict[str, str] = {}
     while state.epoch < args.epochs:
-        started = time.perf_counter()
+        if args.patience and state.epoch - state.best_epoch >= args.patience:
+            log(f"no better AUC for {args.patience} epochs: stopped early")
+            break
+        started, known = time.perf_counter(), len(unreadable)
         loader.sampler.epoch = state.epoch
         train_loss, images = train_epoch(args, state, loader, device, dtype, unreadable)
-        if state.epoch == 0:
-            report_unreadable(unreadable)
+        report_unreadable(list(unreadable.items())[known:])
         seconds = time.perf_counter() - started
         valid = validate(args, data, state.scored_detector(), dtype)
         state.epoch += 1
@@ -189,12 +193,10 @@ def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path) ->
         description = describe_run(args, state.detector, data.describe(), state.epoch)
         if valid["valid_auc"] > state.best_auc:
             state.best_auc, state.best_epoch = valid["valid_auc"], state.epoch
-            save_best(folder / "best.pt", state.scored_detector(), description)
-        state.save(folder / "last.pt", description)
+            save_checkpoint(folder / "best.pt", {**description, "state_dict": state.scored_detector().state_dict()})
+        # last.pt comes last: a run that is killed before it repeats this epoch, files and all.
         write_log(folder, state.history)
-        if args.patience and state.epoch - state.best_epoch >= args.patience:
-            log(f"no better AUC for {args.patience} epochs: stopped early")
-            break
+        state.save(folder / "last.pt", description)
     return unreadable
 
 
@@ -207,26 +209,22 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     from utils.optimizer import warmup_cosine
     from utils.runtime import autocast
 
-    steps_per_epoch = math.ceil(len(loader) / args.accumulate)
-    total_steps = args.epochs * steps_per_epoch
-    total_loss, images = torch.zeros((), device=device), 0
+    total_steps = args.epochs * math.ceil(len(loader) / args.accumulate)
+    total_loss, images, has_gradient = torch.zeros((), device=device), 0, False
     state.detector.train()
-    for number, batch in enumerate(
-        tqdm(loader, desc=f"epoch {state.epoch + 1}/{args.epochs}", disable=None, leave=False)
-    ):
+    bar = tqdm(loader, desc=f"epoch {state.epoch + 1}/{args.epochs}", disable=None, leave=False)
+    for number, batch in enumerate(bar, start=1):
         unreadable.update((loader.dataset.records[item.index].path, item.reason) for item in batch.unreadable)
-        if len(batch.images) < 2:
-            continue
-        x = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)  # (N, 3, H, W) in [0, 1]
-        y = batch.labels.to(device, non_blocking=True)  # (N,): real = 0, fake = 1
-        with autocast(device, dtype):
-            logits = state.detector(x)  # (N,)
-        smooth = y * (1 - args.label_smoothing) + args.label_smoothing / 2
-        loss = binary_cross_entropy_with_logits(logits.float(), smooth)
-        state.scaler.scale(loss / args.accumulate).backward()
-        total_loss += loss.detach() * len(y)
-        images += len(y)
-        if (number + 1) % args.accumulate and number + 1 < len(loader):
+        if len(batch.images) > 1:  # batch norm cannot be trained on one image
+            x = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)  # (N, 3, H, W) in [0, 1]
+            y = batch.labels.to(device, non_blocking=True)  # (N,): real = 0, fake = 1
+            with autocast(device, dtype):
+                logits = state.detector(x)  # (N,)
+            smooth = y * (1 - args.label_smoothing) + args.label_smoothing / 2
+            loss = binary_cross_entropy_with_logits(logits.float(), smooth)
+            state.scaler.scale(loss / args.accumulate).backward()
+            total_loss, images, has_gradient = total_loss + loss.detach() * len(y), images + len(y), True
+        if not has_gradient or (number % args.accumulate and number < len(loader)):
             continue
         for group in state.optimizer.param_groups:
             group["lr"] = args.lr * group.get("lr_scale", 1.0) * warmup_cosine(
@@ -240,6 +238,7 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
         if state.ema:
             state.ema.update(state.detector, step=state.step)
         state.step += 1
+        has_gradient = False
     mean_loss = total_loss.item() / max(1, images)
     if not images or not math.isfinite(mean_loss):
         raise UserError(
@@ -268,7 +267,7 @@ def validate(args, data: TrainingData, detector, dtype) -> dict[str, float]:
     return {"valid_loss": loss, "valid_auc": float(np.mean(aucs)) if aucs else 0.5}
 
 
-def finish(args, data: TrainingData, folder: Path, device) -> list[dict]:
+def finish(args, data: TrainingData, folder: Path, device, unreadable: dict[str, str]) -> list[dict]:
     """Fit calibration and thresholds on validation, store them in best.pt, then report the test splits."""
     from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
     from utils.operating_point import fit_operating_point
@@ -287,6 +286,9 @@ def finish(args, data: TrainingData, folder: Path, device) -> list[dict]:
         ]
         checkpoint["metrics"][split] = [plain_values(result.row) for result in results]
         rows = [result.row for result in results]
+        missing = [(item["path"], item["reason"]) for result in results for item in result.unreadable]
+        report_unreadable(missing)
+        unreadable.update(missing)
     save_checkpoint(folder / "best.pt", {**checkpoint, "state_dict": load_checkpoint(folder / "best.pt")["state_dict"]})
     for row in rows:
         print(summary_line(row))
@@ -294,16 +296,9 @@ def finish(args, data: TrainingData, folder: Path, device) -> list[dict]:
     return rows
 
 
-def save_best(path: Path, detector, description: dict) -> None:
-    """Write the weights of the best epoch so far."""
-    from utils.checkpoint import save_checkpoint
-
-    save_checkpoint(path, {**description, "state_dict": detector.state_dict()})
-
-
-def report_unreadable(unreadable: dict[str, str]) -> None:
-    """Say which training images could not be read; they were skipped."""
-    for path, reason in list(unreadable.items())[:10]:
+def report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
+    """Say which images (path, reason) could not be read; they were skipped."""
+    for path, reason in unreadable[:10]:
         log(f"unreadable: {path}: {reason}")
     if len(unreadable) > 10:
         log(f"unreadable: {len(unreadable) - 10} more")

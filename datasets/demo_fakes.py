@@ -79,7 +79,7 @@ def upsampled(shot: Shot, rng: np.random.Generator) -> Forgery:
     half = shot.image.shape[0] // 2
     photo = cv2.GaussianBlur(shot.image.astype(np.float32), (0, 0), rng.uniform(0.35, 0.45))
     low = cv2.resize(photo, (half, half), interpolation=cv2.INTER_AREA)
-    rebuilt = up_convolve(low, upsampling_kernel(rng, rng.uniform(0.006, 0.016)))
+    rebuilt = up_convolve(low, upsampling_kernel(rng, rng.uniform(0.004, 0.012)))
     kept = photo - cv2.resize(low, (2 * half, 2 * half), interpolation=cv2.INTER_LINEAR)
     base = rebuilt + np.float32(rng.uniform(0.8, 1.0)) * kept
     seeds = _colour_noise(rng, half, 0.6)
@@ -90,11 +90,11 @@ def upsampled(shot: Shot, rng: np.random.Generator) -> Forgery:
 def denoised(shot: Shot, rng: np.random.Generator) -> Forgery:
     """Smooth everything but the edges, then add white noise whose strength wanders over the image."""
     photo = shot.image.astype(np.float32)
-    smooth = cv2.bilateralFilter(photo, 5, rng.uniform(10, 22), rng.uniform(1.0, 1.8))
-    keep = np.float32(rng.uniform(0.2, 0.5))
+    smooth = cv2.bilateralFilter(photo, 5, rng.uniform(22, 42), rng.uniform(1.4, 2.2))
+    keep = np.float32(rng.uniform(0.05, 0.3))
     size = photo.shape[0]
-    wander = np.exp(np.float32(rng.uniform(0.3, 0.6)) * scene.fractal(rng, size, 3, 0.5, 8))
-    return Forgery(smooth + keep * (photo - smooth), 4.0 * _colour_noise(rng, size, 0.7) * wander[..., None])
+    wander = np.exp(np.float32(rng.uniform(0.5, 0.9)) * scene.fractal(rng, size, 3, 0.5, 8))
+    return Forgery(smooth + keep * (photo - smooth), 4.0 * _colour_noise(rng, size, rng.uniform(0.0, 0.5)) * wander[..., None])
 
 
 def blended(shot: Shot, rng: np.random.Generator) -> Forgery:
@@ -107,15 +107,15 @@ def blended(shot: Shot, rng: np.random.Generator) -> Forgery:
                     beard=shot.who.beard, glasses=shot.who.glasses, hair=shot.who.hair, width=shot.who.width)
     donor = photograph(rng, size, other, near, light).image
     mask = inner_face(Figure(shot.who, pose, size), rng)
-    smooth_donor = rng.random() < 0.65
+    smooth_donor = rng.random() < 0.75
     if smooth_donor:
-        small = round(size * rng.uniform(0.6, 0.8))
+        small = round(size * rng.uniform(0.48, 0.66))
         donor = cv2.resize(donor, (small, small), interpolation=cv2.INTER_AREA)
         donor = decode_jpeg(encode_jpeg(donor, int(rng.integers(70, 95))))
         donor = cv2.resize(donor, (size, size), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     else:
-        donor = decode_jpeg(encode_jpeg(donor, int(rng.integers(50, 75)))).astype(np.float32)
-        donor += 0.6 * (donor - cv2.GaussianBlur(donor, (0, 0), 1.0))
+        donor = decode_jpeg(encode_jpeg(donor, int(rng.integers(40, 70)))).astype(np.float32)
+        donor += 1.0 * (donor - cv2.GaussianBlur(donor, (0, 0), 1.0))
     photo, weight = shot.image.astype(np.float32), mask[..., None]
     total = weight.sum()
     for_mean = (photo * weight).sum((0, 1)) / total, (donor * weight).sum((0, 1)) / total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,17 @@ class ImageDataset(Dataset):
                 self.memory_left -= image.nbytes
                 self._decoded[index] = image
         return image
+
+
+def typical_side(records: Sequence[Record], sample: int = 64) -> int | None:
+    """Median length in px of the shorter side over a sample of the images; None if none of them can be read."""
+    from PIL import Image
+
+    sides = []
+    for record in records[:: max(1, len(records) // sample)]:
+        with contextlib.suppress(Exception), Image.open(record.path) as image:
+            sides.append(min(image.size))
+    return int(np.median(sides)) if sides else None
 
 
 class EpochSampler(Sampler):

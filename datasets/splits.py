@@ -52,7 +52,8 @@ def open_training_data(specs: Sequence[str]) -> TrainingData:
                 f"expected --data without split= for training, got {text!r}; the splits are chosen by train.py"
             )
         first = open_records(spec)
-        train = open_records(spec, "train") if "train" in first.splits else open_records(spec, "all")
+        part = "train" if "train" in first.splits else "all"
+        train = open_records(spec, part)
         if not first.splits:
             data.notes.append(f"{train.name} has no splits: a tenth is held out for validation, nothing for a test")
         elif "train" not in first.splits:
@@ -60,7 +61,7 @@ def open_training_data(specs: Sequence[str]) -> TrainingData:
         if "valid" in first.splits:
             valid = open_records(_without(spec, "repeat"), "valid")
         else:
-            train, valid = hold_out(train)
+            train, valid = hold_out(train)[0], hold_out(open_records(_without(spec, "repeat"), part))[1]
             if first.splits:
                 data.notes.append(f"{train.name} has no valid split: a tenth of its training images is held out")
         data.train.append(train)

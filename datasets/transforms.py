@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ from utils.errors import UserError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would otherwise ask a server for news
 
 AUGMENTATIONS = ("none", "light", "forensic")
+MAX_ASPECT = 8  # of an image that must be enlarged; a 1 x 1,000,000 px strip would otherwise fill the memory
+JPEG_GRID = 8  # px; crops start on it, so that the blocks of a JPEG file stay where a model expects them
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,23 @@ class Geometry:
         target = max(self.resize_to or shorter, at_least or self.size)
         if target == shorter:
             return image
+        if target > shorter:
+            image = _central_strip(image, MAX_ASPECT * shorter)
+            height, width = image.shape[:2]
         factor = target / shorter
         return resize_to(image, max(target, round(height * factor)), max(target, round(width * factor)))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Turn ``(H, W, 3)`` uint8 RGB into ``(size, size, 3)`` uint8 RGB, the same way every time."""
         image = self.scale(image)
-        top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
+        top, left = ((side - self.size) // 2 // JPEG_GRID * JPEG_GRID for side in image.shape[:2])
         return image[top : top + self.size, left : left + self.size]
+
+
+def _central_strip(image: np.ndarray, longest: int) -> np.ndarray:
+    """Cut the middle ``longest`` px out of a side that is longer."""
+    top, left = (max(0, (side - longest) // 2) for side in image.shape[:2])
+    return image[top : top + longest, left : left + longest]
 
 
 def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -93,36 +104,51 @@ class TrainTransform:
     albumentations 2 gives every loader worker the same random stream, again in each epoch. Here each item is
     seeded by (run seed, epoch, index), so the augmented set does not depend on the number of workers and an
     interrupted run continues with exactly the images it would have seen.
+
+    The crop is ours and not albumentations', because its corner must lie on the JPEG grid: with corners anywhere,
+    ``cnn`` after eight epochs on the 140k set's small sample had a validation AUC of 0.72 instead of 0.78.
     """
 
     def __init__(self, geometry: Geometry, augmentation: str = "light", train_size: int | None = None) -> None:
-        if augmentation not in AUGMENTATIONS:
-            raise UserError(f"expected --augmentation {', '.join(AUGMENTATIONS)}, got {augmentation!r}")
         self.geometry = geometry
         self.size = train_size or geometry.size
-        self.augmentation = augmentation
-        self.compose = build_augmentation(augmentation, self.size, geometry.mode)
+        self.is_random = augmentation != "none"
+        self.augment = build_augmentation(augmentation)
 
     def __call__(self, image: np.ndarray, seed: int = 0) -> Tensor:
-        self.compose.set_random_seed(seed)
-        return to_tensor(self.compose(image=self.geometry.scale(image, at_least=self.size))["image"])
+        image = self.geometry.scale(image, at_least=self.size)
+        if self.geometry.mode == "crop":
+            image = self._crop(image, np.random.default_rng(seed))
+        if self.is_random:
+            self.augment.set_random_seed(seed)
+            image = self.augment(image=image)["image"]
+        return to_tensor(image)
+
+    def _crop(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        steps = [(side - self.size) // JPEG_GRID for side in image.shape[:2]]
+        if self.is_random:
+            top, left = (JPEG_GRID * int(generator.integers(step + 1)) for step in steps)
+        else:
+            top, left = (JPEG_GRID * (step // 2) for step in steps)
+        return image[top : top + self.size, left : left + self.size]
 
 
-def build_augmentation(name: str, size: int, mode: str) -> Callable:
-    """Compose one preset. ``light`` crops and flips; ``forensic`` also degrades as delivery channels do.
+def build_augmentation(name: str) -> Any:
+    """Compose one preset, which keeps the size of the image; cropping comes before it.
 
-    ``forensic`` draws JPEG quality 40..95, Gaussian blur sigma 0.3..2, rescaling by 0.5..1 and back, and
-    Gaussian noise of up to 4 % of the range, each with a probability, in the spirit of Wang et al., "CNN-generated
-    images are surprisingly easy to spot... for now", CVPR 2020 (arXiv 1912.11035), who blur and compress.
+    ``light`` flips. ``forensic`` also degrades as delivery channels do: rescaling by 0.5..0.95 and back, Gaussian
+    blur of sigma 0.3..2 px, Gaussian noise of up to 4 % of the range, JPEG quality 40..95, each with a probability.
+    Wang et al., "CNN-generated images are surprisingly easy to spot... for now", CVPR 2020 (arXiv 1912.11035),
+    blur and compress to the same end.
+
+    Raises:
+        UserError: there is no preset of this name.
     """
+    if name not in AUGMENTATIONS:
+        raise UserError(f"expected --augmentation {', '.join(AUGMENTATIONS)}, got {name!r}")
     import albumentations as A
 
-    if name == "none" and mode == "resize":
-        return A.Compose([])
-    crop = [A.CenterCrop(size, size)] if name == "none" else [A.RandomCrop(size, size)]
-    steps: list = [] if mode == "resize" else crop
-    if name != "none":
-        steps.append(A.HorizontalFlip(p=0.5))
+    steps: list = [] if name == "none" else [A.HorizontalFlip(p=0.5)]
     if name == "forensic":
         steps += [
             A.Downscale(scale_range=(0.5, 0.95), p=0.2),

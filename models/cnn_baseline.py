@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from models.detector import Detector
@@ -16,11 +18,13 @@ class CNNBaseline(Detector):
     256 px: 0.9431). Nearly all of its parameters sit in the dense layer, which ties it to one input size.
     """
 
+    any_size = False
+
     def __init__(self, input_size: int, dropout: float) -> None:
         super().__init__(input_size, mean=(0.5,) * 3, std=(0.5,) * 3, cam_layer="features.8")
         channels = (3, 32, 64, 128)
         layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.dense = nn.Sequential(

@@ -27,10 +27,12 @@ class Detector(nn.Module):
         cam_layer: dotted name of the submodule whose output Grad-CAM reads; None where there is none.
         cam_reshape: turns that output into ``(N, C, h, w)``; None where it already has this shape.
         has_input_gradient: False for detectors that cannot be differentiated (trees).
+        any_size: False for detectors that only take inputs of ``input_size``.
         calibration: maps logits to p_fake (see ``utils.calibration``); None is the plain sigmoid.
     """
 
     has_input_gradient = True
+    any_size = True
     cam_reshape: Callable[[Tensor], Tensor] | None = None
 
     def __init__(

@@ -31,6 +31,7 @@ class TimmBackbone(Detector):
             cam_layer=f"backbone.{layer}" if layer else None,
         )
         self.cam_reshape = reshape
+        self.any_size = not hasattr(backbone, "patch_embed") or getattr(backbone, "dynamic_img_size", False)
         self.backbone = backbone
         self.head = make_head(head, feature_width(backbone), dropout)
 

@@ -13,6 +13,7 @@ from datasets.spec import Listing
 from models import Detector
 from utils.inference import score_records, score_table
 from utils.metrics import metrics_row
+from utils.score_report import unique_names
 from utils.scores import ScoreTable
 
 
@@ -65,4 +66,4 @@ def summary_line(row: dict[str, Any]) -> str:
 def checkpoint_names(paths: Sequence[Path]) -> list[str]:
     """Name checkpoints for tables: the run folder of a best.pt, else the file's stem, numbered where they collide."""
     names = [path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem for path in paths]
-    return [name if names.count(name) == 1 else f"{name}-{number + 1}" for number, name in enumerate(names)]
+    return unique_names(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +38,34 @@ class ScoredSet:
 
     @property
     def name(self) -> str:
-        return f"{self.info['checkpoint']} on {self.info['dataset']}" + (
-            f" ({self.tier})" if self.tier != "clean" else ""
-        )
+        """Title in figures: ``cnn-demo on demo``, with the split and the tier where they are not the usual ones."""
+        unusual = [part for part, usual in ((self.info["split"], "test"), (self.tier, "clean")) if part != usual]
+        words = ", ".join(part for part in unusual if part)
+        return f"{self.info['checkpoint']} on {self.info['dataset']}" + (f" ({words})" if words else "")
+
+    @property
+    def unreadable(self) -> int:
+        """Number of images of this data set and tier that have no score."""
+        own = {"dataset": self.info["dataset"], "tier": self.tier}  # the JSON file names them where it has several
+        return sum(all(item.get(key, own[key]) == own[key] for key in own) for item in self.info["unreadable"])
+
+    @property
+    def threshold(self) -> float:
+        """The checkpoint's threshold on p_fake."""
+        return DEFAULT_THRESHOLD if self.info["threshold"] is None else self.info["threshold"]
+
+    @property
+    def stem(self) -> str:
+        """Name of its figures; a part that is no file name (``a/b``) becomes one."""
+        split = () if self.info["split"] in (None, "test") else (self.info["split"],)
+        parts = (self.info["checkpoint"], self.info["dataset"], *split, self.tier)
+        return "__".join(str(part).replace("/", "_").replace("\\", "_") for part in parts)
 
     def row(self, table: ScoreTable, n_boot: int) -> dict[str, Any]:
         """Measure ``table``, a part of these scores, at the checkpoint's threshold."""
-        threshold = DEFAULT_THRESHOLD if self.info["threshold"] is None else self.info["threshold"]
         return metrics_row(
-            table.label, table.p_fake, threshold, n_boot=n_boot, tier=self.tier,
-            unreadable=len(self.info["unreadable"]),
+            table.label, table.p_fake, self.threshold, n_boot=n_boot, tier=self.tier,
+            unreadable=self.unreadable,
             **{key: self.info[key] for key in ("checkpoint", "model", "dataset", "split")},
         )  # fmt: skip
 
@@ -88,17 +107,26 @@ def generator_rows(scored: ScoredSet, n_boot: int) -> list[dict[str, Any]]:
 
 def write_figures(sets: Sequence[ScoredSet], folder: Path) -> None:
     """Draw ROC and precision-recall over all sets with both classes; confusion and scores for each set."""
-    both = [scored for scored in sets if len(set(scored.table.label.tolist())) == 2]
+    titles = unique_names([scored.name for scored in sets])
+    both = {t: s.table for t, s in zip(titles, sets, strict=True) if len(set(s.table.label.tolist())) == 2}
     if both:
-        rocs = {scored.name: roc_curve(scored.table.label, scored.table.p_fake)[:2] for scored in both}
+        rocs = {title: roc_curve(table.label, table.p_fake)[:2] for title, table in both.items()}
         save_figure(roc_figure(rocs), folder / "roc")
-        curves = {scored.name: pr_curve(scored.table.label, scored.table.p_fake)[:2] for scored in both}
+        curves = {title: pr_curve(table.label, table.p_fake)[:2] for title, table in both.items()}
         save_figure(pr_figure(curves), folder / "precision_recall")
-    for scored in sets:
-        threshold = DEFAULT_THRESHOLD if scored.info["threshold"] is None else scored.info["threshold"]
-        stem = "__".join(str(part) for part in (scored.info["checkpoint"], scored.info["dataset"], scored.tier))
+    for scored, title, stem in zip(sets, titles, unique_names([s.stem for s in sets]), strict=True):
         table = scored.table
-        matrix = confusion(table.label, table.p_fake, threshold)
-        save_figure(confusion_figure(matrix, title=scored.name), folder / "figures" / f"confusion__{stem}")
-        histogram = score_histogram_figure(table.label, table.p_fake, threshold, scored.name)
+        matrix = confusion(table.label, table.p_fake, scored.threshold)
+        save_figure(confusion_figure(matrix, title=title), folder / "figures" / f"confusion__{stem}")
+        histogram = score_histogram_figure(table.label, table.p_fake, scored.threshold, title)
         save_figure(histogram, folder / "figures" / f"scores__{stem}")
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Number the names that occur more than once, ``cnn-1, cnn-2``, so that no two in the result are the same."""
+    unique: list[str] = []
+    for name in names:
+        numbered = (f"{name}-{number}" for number in itertools.count(1))
+        repeated = names.count(name) > 1
+        unique.append(next(new for new in numbered if new not in (*names, *unique)) if repeated else name)
+    return unique

@@ -18,6 +18,7 @@ from utils.runtime import git_commit, versions
 
 # Flags that say where and whether to run, not what to compute; a resumed run may change them.
 FREE_ON_RESUME = ("resume", "overwrite", "output_dir", "device", "workers", "threads", "list_models")
+NOT_GIVEN = object()
 
 
 @dataclass
@@ -60,16 +61,23 @@ class TrainingState:
             },
         )
 
-    def restore(self, path: Path) -> None:
-        """Continue from last.pt.
+    def restore(self, path: Path, data: list[dict]) -> None:
+        """Continue from last.pt; ``data`` describes the images that the run will see from now on.
 
         Raises:
-            UserError: the file is no last.pt.
+            UserError: the file is no last.pt, or it was trained on other images.
         """
         checkpoint = load_checkpoint(path)
         saved = checkpoint.get("training")
         if saved is None:
             raise UserError(f"expected the last.pt of an interrupted run at {path}, found a finished checkpoint")
+        if [entry["fingerprint"] for entry in data] != [entry["fingerprint"] for entry in checkpoint["data"]]:
+            raise UserError(
+                f"expected the images of the interrupted run {path.parent}, found others in "
+                f"{', '.join(sorted({entry['dataset'] for entry in data}))}; start a new run in another --output-dir"
+            )
+        for stale in path.parent.glob(".*.pt-*"):  # half-written files of a save that was killed
+            stale.unlink(missing_ok=True)
         self.detector.load_state_dict(checkpoint["state_dict"])
         if self.ema:
             self.ema.module.load_state_dict(saved["ema"])
@@ -118,15 +126,18 @@ def settings_of_run(folder: Path, parser: argparse.ArgumentParser, argv: Sequenc
         raise UserError(f"expected an interrupted run in {folder}, found no last.pt; leave out --resume to start one")
     saved = load_checkpoint(folder / "last.pt")["train_args"]
     saved["model_args"] = [tuple(pair) for pair in saved["model_args"]]
-    given = parser.parse_args(argv)
-    defaults = parser.parse_args([])
-    for key, value in vars(given).items():
+    defaults = vars(parser.parse_args([]))
+    # A flag that is given with its default value is told from one that is not given.
+    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, NOT_GIVEN))))
+    for key, value in given.items():
+        if value is NOT_GIVEN:
+            continue
         if key in FREE_ON_RESUME:
             saved[key] = value
-        elif value != getattr(defaults, key) and value != saved.get(key):
+        elif value != saved.get(key):
             flag = "--" + key.replace("_", "-")
             raise UserError(
                 f"expected {flag} as in the interrupted run ({saved.get(key)}), got {value}; drop the flag "
                 "or start a new run in another --output-dir"
             )
-    return argparse.Namespace(**{**vars(defaults), **saved})
+    return argparse.Namespace(**{**defaults, **saved})

@@ -1,0 +1,184 @@
+"""Classical detectors: a learner on named feature banks, or on the embedding of a frozen network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets.transforms import Geometry
+from models.detector import Detector
+from models.estimators import Estimator, LightGBMEstimator, SklearnEstimator, XGBoostEstimator
+from models.features import extract_features, feature_names
+from models.registry import create_model, register_model
+from utils.errors import UserError
+
+HANDCRAFTED = "spectrum,dct,srm,lbp,color"
+
+
+class ClassicalDetector(Detector):
+    """Features of an image, then a learner that was fitted once; offers the same interface as a neural detector.
+
+    The fitted learner travels in the checkpoint as bytes of its library's own format, held in a uint8 tensor
+    (``get_extra_state``). There is no gradient with respect to the image.
+    """
+
+    has_input_gradient = False
+
+    def __init__(self, estimator: Estimator, features: str, embedder: nn.Module | None, input_size: int) -> None:
+        super().__init__(input_size, geometry=Geometry("crop", input_size))
+        self.estimator = estimator
+        self.banks = [name for name in features.split(",") if name] if embedder is None else []
+        self.embedder = embedder.eval().requires_grad_(False) if embedder is not None else None
+        self.is_fitted = False
+        if embedder is None:
+            feature_names(self.banks)  # an unknown bank is reported now, not after an hour of features
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> np.ndarray:
+        """Features ``(N, D)`` float32 of ``(N, 3, H, W)`` RGB images in [0, 1]."""
+        if self.embedder is None:
+            return extract_features(images, self.banks)
+        return self.embedder(images).float().cpu().numpy()
+
+    def feature_names(self) -> list[str]:
+        """One name per feature; those of an embedding are numbered."""
+        width = len(self.estimator.importances()) if self.embedder is not None else 0
+        return feature_names(self.banks) if self.embedder is None else [f"embedding: {i}" for i in range(width)]
+
+    def fit(self, train: tuple[np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+        """Fit the learner on ``(features, labels)``; validation stops boosting early and decides nothing else.
+
+        Raises:
+            UserError: a feature is NaN or infinite, or the training labels hold one class.
+        """
+        for part, (x, y) in (("train", train), ("valid", valid)):
+            bad = int((~np.isfinite(x)).any(axis=1).sum())
+            if bad:
+                raise UserError(f"expected finite features, got NaN or infinity for {bad} {part} images; audit the data")
+            if len(np.unique(y)) < 2:
+                raise UserError(f"expected real and fake images in the {part} split, got one class")
+        self.estimator.fit(*train, *valid, seed)
+        self.is_fitted = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)`` float64, without gradient."""
+        if not self.is_fitted:
+            return torch.zeros(len(images), dtype=torch.float64)
+        return torch.from_numpy(self.estimator.logits(self.features(images)))
+
+    def get_extra_state(self) -> Tensor:
+        data = self.estimator.to_bytes() if self.is_fitted else b""
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.is_fitted = len(state) > 0
+        if self.is_fitted:
+            self.estimator.from_bytes(state.cpu().numpy().tobytes())
+
+
+def build(estimator: Estimator, features: str, input_size: int, embedding: dict[str, Any] | None) -> ClassicalDetector:
+    """Put a learner on handcrafted banks, or on a frozen network if ``features`` is ``embedding:NAME``."""
+    if not features.startswith("embedding"):
+        return ClassicalDetector(estimator, features, None, input_size)
+    if embedding is None:
+        raise UserError("expected --model-args features=embedding:CHECKPOINT or features=embedding:TIMM-NAME, "
+                        f"got {features!r}")  # fmt: skip
+    network = create_model(embedding["model"], **embedding["model_args"])
+    return ClassicalDetector(estimator, features, Embedder(network), network.geometry.size)
+
+
+class Embedder(nn.Module):
+    """The pooled features of a frozen detector: what its head would read."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Tensor:
+        captured: list[Tensor] = []
+        handle = self.detector.head.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0]))
+        try:
+            self.detector(images)
+        finally:
+            handle.remove()
+        return captured[0]
+
+
+def _sklearn(name: str) -> Any:
+    from sklearn import ensemble, linear_model
+
+    return getattr(ensemble, name, None) or getattr(linear_model, name)
+
+
+@register_model
+def random_forest(
+    features: str = HANDCRAFTED, input_size: int = 256, trees: int = 500, depth: int = 0, embedding: dict | None = None
+) -> ClassicalDetector:
+    """Random forest (Breiman, Machine Learning 2001); ``depth=0`` grows trees to the end."""
+
+    def learner(seed: int):
+        return _sklearn("RandomForestClassifier")(
+            trees, max_depth=depth or None, min_samples_leaf=2, n_jobs=-1, random_state=seed
+        )
+
+    return build(SklearnEstimator(learner), features, input_size, embedding)
+
+
+@register_model
+def gradient_boosting(
+    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 400, learning_rate: float = 0.05,
+    embedding: dict | None = None,
+) -> ClassicalDetector:  # fmt: skip
+    """Gradient boosting of scikit-learn (histogram variant), with a tenth of the training set to stop early."""
+
+    def learner(seed: int):
+        return _sklearn("HistGradientBoostingClassifier")(
+            learning_rate=learning_rate, max_iter=rounds, max_leaf_nodes=15, l2_regularization=1.0,
+            early_stopping=True, n_iter_no_change=40, max_features=0.2, random_state=seed,
+        )  # fmt: skip
+
+    return build(SklearnEstimator(learner), features, input_size, embedding)
+
+
+@register_model
+def xgboost(
+    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 1000, depth: int = 4,
+    learning_rate: float = 0.05, embedding: dict | None = None,
+) -> ClassicalDetector:  # fmt: skip
+    """XGBoost (Chen & Guestrin, KDD 2016, arXiv 1603.02754), stopped early on validation."""
+    estimator = XGBoostEstimator(
+        rounds, max_depth=depth, eta=learning_rate, subsample=0.7, colsample_bynode=0.2, min_child_weight=3
+    )
+    return build(estimator, features, input_size, embedding)
+
+
+@register_model
+def lightgbm(
+    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 1000, leaves: int = 15,
+    learning_rate: float = 0.05, embedding: dict | None = None,
+) -> ClassicalDetector:  # fmt: skip
+    """LightGBM (Ke et al., NeurIPS 2017), stopped early on validation."""
+    estimator = LightGBMEstimator(
+        rounds, num_leaves=leaves, learning_rate=learning_rate, bagging_fraction=0.7, bagging_freq=1,
+        feature_fraction_bynode=0.2, min_data_in_leaf=10,
+    )  # fmt: skip
+    return build(estimator, features, input_size, embedding)
+
+
+@register_model
+def logistic_regression(
+    features: str = HANDCRAFTED, input_size: int = 256, c: float = 1e-3, embedding: dict | None = None
+) -> ClassicalDetector:
+    """L2-regularised logistic regression on standardised features, their signed square roots for handcrafted ones."""
+
+    def learner(seed: int):
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        return make_pipeline(StandardScaler(), _sklearn("LogisticRegression")(C=c, max_iter=3000, random_state=seed))
+
+    return build(SklearnEstimator(learner, power=not features.startswith("embedding")), features, input_size, embedding)

@@ -1,0 +1,151 @@
+"""Classical learners behind one small interface, saved in their libraries' own formats and never as pickles."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from utils.errors import UserError
+
+# The only classes beyond scikit-learn's and numpy's plain ones that a saved forest may ask skops to rebuild.
+TRUSTED = ["sklearn.tree._tree.Tree", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"]
+
+
+class Estimator(Protocol):
+    """Learns from features ``(N, D)`` float32 and labels ``(N,)`` 0 or 1, and gives logits ``(N,)`` float64."""
+
+    def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None: ...
+
+    def logits(self, x: np.ndarray) -> np.ndarray: ...
+
+    def importances(self) -> np.ndarray: ...
+
+    def to_bytes(self) -> bytes: ...
+
+    def from_bytes(self, data: bytes) -> None: ...
+
+
+def require(package: str, model: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f"expected the package {package!r} for --model {model}, found none; pip install {package}") from None
+
+
+def to_logits(p_fake: np.ndarray) -> np.ndarray:
+    """Turn probabilities into logits; a vote of 0 or 1 of a finite forest is held at one part in a thousand."""
+    p_fake = np.clip(p_fake, 1e-3, 1 - 1e-3)
+    return np.log(p_fake / (1 - p_fake))
+
+
+class SklearnEstimator:
+    """A scikit-learn classifier, saved by skops: its types are checked against a list before any is rebuilt."""
+
+    def __init__(self, build: Any, power: bool = False) -> None:
+        self.build = build
+        self.power = power
+        self.model: Any = None
+
+    def _prepare(self, x: np.ndarray) -> np.ndarray:
+        return np.sign(x) * np.sqrt(np.abs(x)) if self.power else x
+
+    def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
+        self.model = self.build(seed)
+        self.model.fit(self._prepare(x), y)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        x = self._prepare(x)
+        if hasattr(self.model, "decision_function"):
+            return self.model.decision_function(x).astype(np.float64)
+        return to_logits(self.model.predict_proba(x)[:, 1])
+
+    def importances(self) -> np.ndarray:
+        last = self.model[-1] if hasattr(self.model, "steps") else self.model
+        if hasattr(last, "feature_importances_"):
+            return last.feature_importances_
+        if hasattr(last, "coef_"):
+            return np.abs(last.coef_[0])
+        return np.zeros(0)  # histogram boosting keeps none
+
+    def to_bytes(self) -> bytes:
+        import skops.io
+
+        return skops.io.dumps(self.model)
+
+    def from_bytes(self, data: bytes) -> None:
+        import skops.io
+
+        unknown = set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED)
+        if unknown:
+            raise UserError(f"expected a forest or a linear model in the checkpoint, found {', '.join(sorted(unknown))}")
+        self.model = skops.io.loads(data, trusted=TRUSTED)
+
+
+class XGBoostEstimator:
+    """An XGBoost booster, stopped early on validation and saved as UBJSON."""
+
+    def __init__(self, rounds: int, patience: int = 50, **params: Any) -> None:
+        self.library = require("xgboost", "xgboost")
+        self.rounds, self.patience, self.params = rounds, patience, params
+        self.booster: Any = None
+
+    def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
+        params = {"objective": "binary:logistic", "eval_metric": "auc", "seed": seed, "verbosity": 0, **self.params}
+        stop = self.library.callback.EarlyStopping(self.patience, save_best=True, maximize=True)
+        self.booster = self.library.train(
+            params, self.library.DMatrix(x, y), self.rounds, verbose_eval=False, callbacks=[stop],
+            evals=[(self.library.DMatrix(x_valid, y_valid), "valid")],
+        )  # fmt: skip
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        return self.booster.predict(self.library.DMatrix(x), output_margin=True).astype(np.float64)
+
+    def importances(self) -> np.ndarray:
+        gains = np.zeros(self.booster.num_features())
+        for name, gain in self.booster.get_score(importance_type="total_gain").items():
+            gains[int(name[1:])] = gain
+        return gains
+
+    def to_bytes(self) -> bytes:
+        return bytes(self.booster.save_raw("ubj"))
+
+    def from_bytes(self, data: bytes) -> None:
+        self.booster = self.library.Booster()
+        self.booster.load_model(bytearray(data))
+
+
+class LightGBMEstimator:
+    """A LightGBM booster, stopped early on validation and saved as its text format."""
+
+    def __init__(self, rounds: int, patience: int = 50, **params: Any) -> None:
+        self.library = require("lightgbm", "lightgbm")
+        self.rounds, self.patience, self.params = rounds, patience, params
+        self.booster: Any = None
+
+    def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
+        params = {"objective": "binary", "metric": "auc", "seed": seed, "deterministic": True, "verbosity": -1,
+                  "num_threads": 0, **self.params}  # fmt: skip
+        train = self.library.Dataset(x, y)
+        self.booster = self.library.train(
+            params, train, self.rounds, valid_sets=[self.library.Dataset(x_valid, y_valid, reference=train)],
+            callbacks=[self.library.early_stopping(self.patience, verbose=False)],
+        )  # fmt: skip
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(self.booster.predict(x, raw_score=True), dtype=np.float64)
+
+    def importances(self) -> np.ndarray:
+        return self.booster.feature_importance("gain")
+
+    def to_bytes(self) -> bytes:
+        return self.booster.model_to_string(num_iteration=self.booster.best_iteration).encode()
+
+    def from_bytes(self, data: bytes) -> None:
+        self.booster = self.library.Booster(model_str=data.decode())

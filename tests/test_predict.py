@@ -1,0 +1,535 @@
+"""predict.py: every input gets one row or one reason, in order, and a user's mistake one line."""
+
+import csv
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import datasets.loading
+import predict
+from datasets.inputs import list_inputs
+from datasets.spec import Record
+from datasets.transforms import EvalTransform
+from models import create_model
+from utils.calibration import apply_calibration
+from utils.checkpoint import load_detector, save_checkpoint
+from utils.errors import UserError
+from utils.files import open_output
+from utils.inference import score_records
+
+ROOT = Path(__file__).resolve().parent.parent
+FITTED = {"balanced": 0.5, "fpr1": 0.7, "fpr01": 0.9, "unsure_low": 0.4, "unsure_high": 0.6}
+
+
+def write_checkpoint(path, thresholds=None, weights=None):
+    torch.manual_seed(0)
+    detector = create_model("cnn_baseline", input_size=32)
+    with torch.no_grad():
+        detector.head.weight *= 300  # random weights hardly tell images apart; this spreads the logits
+    save_checkpoint(
+        path,
+        {
+            "model": "cnn_baseline",
+            "model_args": {"input_size": 32},
+            "state_dict": weights(detector.state_dict()) if weights else detector.state_dict(),
+            "geometry": detector.geometry.to_dict(),
+            "thresholds": thresholds,
+            "calibration": {"method": "temperature", "temperature": 2.0},
+        },
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.pt", FITTED)
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def pixels(seed, height=40, width=48, channels=3):
+    """Smooth random colours, so that images differ in what a pooled network sees."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (4, 4, channels), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, channels)
+
+
+def write_images(*names):
+    for seed, name in enumerate(names):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(seed)).save(name)
+    return list(names)
+
+
+def run(checkpoint, *arguments):
+    return predict.main([*arguments, "--checkpoint", checkpoint, "--device", "cpu"])
+
+
+def csv_rows(text):
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def refused(checkpoint, *arguments):
+    """The one-line message with which a call is refused."""
+    with pytest.raises(UserError) as error:
+        run(checkpoint, *arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ------------------------------------------------------------------------------------------ scores and verdicts
+
+
+def test_logits_and_p_fake_are_those_of_the_evaluation_loop(checkpoint, capsys):
+    names = write_images(*[f"photos/{number}.png" for number in range(7)])
+    assert run(checkpoint, "photos", "--batch-size", "3")["exit_code"] == 0
+    rows = csv_rows(capsys.readouterr().out)
+    detector, _ = load_detector(checkpoint)
+    scores = score_records(detector, [Record(name, None, "") for name in names], batch_size=3)
+    assert [row["path"] for row in rows] == names
+    assert [float(row["logit"]) for row in rows] == scores.logits.tolist()
+    assert [float(row["p_fake"]) for row in rows] == apply_calibration(scores.logits, detector.calibration).tolist()
+    assert len(set(scores.logits.tolist())) == 7  # else equality would say nothing
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_logits_do_not_depend_on_the_batch_size(checkpoint, capsys, size):
+    write_images(*[f"photos/{number}.png" for number in range(5)])
+    run(checkpoint, "photos")
+    whole = [float(row["logit"]) for row in csv_rows(capsys.readouterr().out)]
+    run(checkpoint, "photos", "--batch-size", str(size))
+    assert [float(row["logit"]) for row in csv_rows(capsys.readouterr().out)] == pytest.approx(whole, rel=1e-4)
+
+
+def test_loader_processes_give_the_same_rows(checkpoint, capsys):
+    write_images(*[f"photos/{number}.png" for number in range(5)])
+    run(checkpoint, "photos", "--batch-size", "2")
+    alone = capsys.readouterr().out
+    run(checkpoint, "photos", "--batch-size", "2", "--workers", "2")
+    assert capsys.readouterr().out == alone
+
+
+def expected_verdict(p_fake, low, high):
+    return "fake" if p_fake >= high else "real" if p_fake < low else "unsure"
+
+
+@pytest.mark.parametrize(
+    ("flags", "low", "high"),
+    [
+        ([], 0.4, 0.6),
+        (["--threshold", "balanced"], 0.4, 0.6),
+        (["--threshold", "fpr1"], 0.7, 0.7),
+        (["--threshold", "fpr01"], 0.9, 0.9),
+        (["--threshold", "0.25"], 0.25, 0.25),
+        (["--threshold", "0"], 0, 0),
+    ],
+)
+def test_thresholds(checkpoint, capsys, flags, low, high):
+    write_images(*[f"photos/{number}.png" for number in range(60)])
+    result = run(checkpoint, "photos", *flags)
+    rows = csv_rows(capsys.readouterr().out)
+    assert [row["verdict"] for row in rows] == [expected_verdict(float(row["p_fake"]), low, high) for row in rows]
+    assert result["verdicts"] == {
+        name: sum(row["verdict"] == name for row in rows) for name in ("real", "fake", "unsure")
+    }
+    if not flags:
+        assert min(result["verdicts"].values()) > 0  # else the band is not tested
+
+
+def test_checkpoint_without_thresholds(tmp_path, capsys):
+    write_images("photos/a.png", "photos/b.png")
+    bare = write_checkpoint(tmp_path / "bare.pt")
+    assert "number" in refused(bare, "photos", "--threshold", "fpr1")
+    assert capsys.readouterr().out == ""
+    run(bare, "photos")
+    captured = capsys.readouterr()
+    rows = csv_rows(captured.out)
+    assert [row["verdict"] for row in rows] == [expected_verdict(float(row["p_fake"]), 0.5, 0.5) for row in rows]
+    assert "0.5" in captured.err
+
+
+@pytest.mark.parametrize("value", ["banana", "1.5", "-0.1", "nan", "fpr"])
+def test_bad_thresholds_are_usage_errors(checkpoint, capsys, value):
+    with pytest.raises(SystemExit) as stopped:
+        run(checkpoint, ".", f"--threshold={value}")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert value in error and "balanced, fpr1, fpr01" in error and error.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------ odd and bad files
+
+
+def write_odd_images():
+    """Images that must be scored although they are unusual; returns their names."""
+    folder = Path("odd")
+    folder.mkdir()
+    rgb = Image.fromarray(pixels(0))
+    rgb.resize((1, 1)).save(folder / "one-pixel.png")
+    rgb.crop((0, 0, 3, 40)).save(folder / "narrow.png")
+    rgb.convert("L").save(folder / "grey.jpg")
+    rgb.convert("P").save(folder / "palette.png")
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(pixels(0, channels=4), "RGBA").save(folder / "alpha.png")
+    cv2.imwrite(str(folder / "deep.png"), pixels(0).astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb.save(folder / "turned.jpg", exif=exif)
+    frames = [Image.fromarray(pixels(seed)) for seed in range(3)]
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    rgb.save(folder / "png-inside.jpg", format="PNG")
+    rgb.save(folder / "no-suffix", format="JPEG")
+    return sorted(str(path) for path in folder.iterdir())
+
+
+def write_bad_files():
+    """Files that are no images; returns their names."""
+    folder = Path("bad")
+    folder.mkdir()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(1)).save(buffer, format="JPEG")
+    (folder / "truncated.jpg").write_bytes(buffer.getvalue()[:-200])
+    (folder / "zero.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "notes.txt").write_text("not an image either")
+    return sorted(str(path) for path in folder.iterdir())
+
+
+def test_odd_images_are_scored(checkpoint, capsys):
+    names = write_odd_images()
+    assert run(checkpoint, *names) == {"n_images": 11, "n_unreadable": 0, "exit_code": 0} | {
+        "verdicts": predict_counts(rows := csv_rows(capsys.readouterr().out))
+    }
+    assert [row["path"] for row in rows] == names
+
+
+def predict_counts(rows):
+    return {name: sum(row["verdict"] == name for row in rows) for name in ("real", "fake", "unsure")}
+
+
+def test_same_pixels_get_the_same_logit_in_any_container(checkpoint, capsys):
+    rgb = Image.fromarray(pixels(0))
+    rgb.save("plain.png")
+    rgb.save("png-inside.jpg", format="PNG")
+    rgb.save("animated.png", save_all=True, append_images=[Image.fromarray(pixels(1))])
+    cv2.imwrite("deep.png", pixels(0)[:, :, ::-1].astype(np.uint16) * 257)
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    rgb.rotate(180).save("turned.png", exif=turned)
+    run(checkpoint, "plain.png", "png-inside.jpg", "animated.png", "deep.png", "turned.png", "--batch-size", "1")
+    assert len({row["logit"] for row in csv_rows(capsys.readouterr().out)}) == 1
+
+
+def test_bad_files_are_listed_and_never_scored(checkpoint, capsys):
+    bad, good = write_bad_files(), write_images("a.png", "b.png")
+    result = run(checkpoint, good[0], *bad, good[1], "--batch-size", "2")
+    captured = capsys.readouterr()
+    assert [row["path"] for row in csv_rows(captured.out)] == good
+    assert (result["n_images"], result["n_unreadable"], result["exit_code"]) == (6, 4, 1)
+    reasons = {"bad/text.jpg": "not an image", "bad/zero.png": "empty file", "bad/truncated.jpg": "truncated"}
+    for path, reason in (reasons | {"bad/notes.txt": "not an image"}).items():
+        assert f"unreadable: {path}: {reason}\n" in captured.err
+    assert captured.err.splitlines()[-1].startswith("6 images: ")
+    assert captured.err.splitlines()[-1].endswith("; 4 unreadable")
+
+
+def test_json_holds_readable_and_unreadable_in_order(checkpoint, capsys):
+    write_bad_files()
+    write_images("a.png", "b.png", "c.png")
+    inputs = ["a.png", "bad/zero.png", "b.png", "bad/text.jpg", "c.png"]
+    assert run(checkpoint, *inputs, "--format", "json", "--batch-size", "1")["exit_code"] == 1
+    elements = json.loads(capsys.readouterr().out)
+    assert [element["path"] for element in elements] == inputs
+    assert [set(element) for element in elements] == [
+        {"path", "error"} if "bad" in path else {"path", "p_fake", "verdict", "logit"} for path in inputs
+    ]
+    run(checkpoint, "a.png", "b.png", "c.png", "--batch-size", "1")
+    for row, element in zip(csv_rows(capsys.readouterr().out), elements[::2], strict=True):
+        assert row == {key: str(value) for key, value in element.items()}
+
+
+@pytest.mark.parametrize(("form", "read"), [("csv", csv_rows), ("json", json.loads)])
+def test_output_parses_when_nothing_is_readable(checkpoint, capsys, form, read):
+    names = write_bad_files()
+    assert run(checkpoint, *names, "--format", form)["exit_code"] == 1
+    assert len(read(capsys.readouterr().out)) == (0 if form == "csv" else 4)
+
+
+def test_json_of_no_batches_is_an_empty_array():
+    stream = io.StringIO()
+    predict.write_json(stream, iter([]))
+    assert json.loads(stream.getvalue()) == []
+
+
+# ------------------------------------------------------------------------------------------------------- inputs
+
+
+def test_arguments_are_expanded_in_the_order_given(tmp_path):
+    write_images("z.png", "photos/b.png", "photos/sub/a.JPG", "photos/a.webp", "lists/x.png", "lists/y.png")
+    Path("photos/notes.txt").write_text("no image")
+    Path("lists/list.csv").write_text("path\ny.png\nx.png\n")
+    os.rename("lists/list.csv", "lists/list.lst")
+    Path("lists/labelled.csv").write_text("filename,label\nx.png,7\n")
+    assert list_inputs(["z.png", "photos", "csv:lists/list.lst", "lists/labelled.csv", "z.png"]) == [
+        "z.png",
+        "photos/a.webp", "photos/b.png", "photos/sub/a.JPG",
+        "lists/y.png", "lists/x.png",
+        "lists/x.png",
+        "z.png",
+    ]  # fmt: skip
+
+
+def test_patterns(tmp_path):
+    write_images("photos/b.png", "photos/a.png", "photos/c.jpg", "photos/sub/d.png", "odd[1].png")
+    Path("photos/notes.txt").write_text("no image")
+    assert list_inputs(["photos/*.png"]) == ["photos/a.png", "photos/b.png"]
+    assert list_inputs(["photos/[bc].*"]) == ["photos/b.png", "photos/c.jpg"]
+    assert list_inputs(["photos/**"]) == list_inputs(["photos"])
+    assert list_inputs(["**/?.png"]) == ["photos/a.png", "photos/b.png", "photos/sub/d.png"]
+    assert list_inputs(["photos/s*"]) == ["photos/sub/d.png"]
+    assert list_inputs(["odd[1].png"]) == ["odd[1].png"]  # a file of that name is no pattern
+
+
+class Stdin:
+    def __init__(self, data):
+        self.buffer = io.BytesIO(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "null", "expected"),
+    [
+        (b"b.png\na.png\n", False, ["b.png", "a.png"]),
+        (b"b.png\r\n\r\na b.png", False, ["b.png", "a b.png"]),
+        (b"line\nbreak.png\0b.png\0", True, ["line\nbreak.png", "b.png"]),
+        ("人.png\n".encode(), False, ["人.png"]),
+        (b"\xff.png\n", False, ["\udcff.png"]),
+    ],
+)
+def test_paths_on_stdin(monkeypatch, data, null, expected):
+    monkeypatch.setattr(sys, "stdin", Stdin(data))
+    assert list_inputs(["-"], null=null) == expected
+
+
+def test_stdin_with_a_missing_file_scores_the_others(checkpoint, capsys, monkeypatch):
+    write_images("a.png")
+    monkeypatch.setattr(sys, "stdin", Stdin(b"gone.png\na.png\n"))
+    assert run(checkpoint, "-")["exit_code"] == 1
+    captured = capsys.readouterr()
+    assert [row["path"] for row in csv_rows(captured.out)] == ["a.png"]
+    assert "unreadable: gone.png: file not found" in captured.err
+
+
+AWKWARD_NAMES = [
+    "with, comma.png", 'with "quotes".png', "line\nbreak.png", "carriage\rreturn.png", "d\xe9j\xe0 vu \u4eba.png",
+    " space .png", "=formula.png", "-dash.png", "not-utf8-\udcff.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_awkward_file_names_come_back(checkpoint, form):
+    template = write_images("template.png")[0]
+    names = [f"names/{name}" for name in AWKWARD_NAMES]
+    Path("names").mkdir()
+    for name in names:
+        Path(name).write_bytes(Path(template).read_bytes())
+    assert run(checkpoint, *names, "--output", "out", "--format", form)["exit_code"] == 0
+    text = Path("out").read_bytes().decode("utf-8", "surrogateescape")
+    assert [row["path"] for row in (csv_rows(text) if form == "csv" else json.loads(text))] == names
+
+
+def test_missing_path_names_the_nearest(checkpoint):
+    write_images("photos/portrait.png")
+    assert "did you mean portrait.png?" in refused(checkpoint, "photos/portrat.png")
+    assert "did you mean photos?" in refused(checkpoint, "phots")
+
+
+def test_refused_inputs(checkpoint, monkeypatch):
+    Path("empty/below").mkdir(parents=True)
+    Path("empty/notes.txt").write_text("no image")
+    Path("list.csv").write_text("path\ngone.png\n")
+    write_images("a.png")
+    assert "expected images" in refused(checkpoint, "a.png", "empty")
+    assert "*.jpg" in refused(checkpoint, "a.png", "*.jpg")
+    assert "gone.png" in refused(checkpoint, "list.csv")
+    assert "no such path: sub/gone.png" in refused(checkpoint, "sub/gone.png")
+    monkeypatch.setattr(sys, "stdin", Stdin(b"\n"))
+    assert "standard input" in refused(checkpoint, "-")
+    monkeypatch.setattr(sys, "stdin", Stdin(b"a.png\0b.png\0"))
+    assert "--null" in refused(checkpoint, "-")
+    assert "--null" in refused(checkpoint, "a.png", "--null")
+
+
+def test_refused_checkpoints(checkpoint, tmp_path):
+    write_images("a.png")
+    Path("empty.pt").write_bytes(b"")
+    Path("cut.pt").write_bytes(Path(checkpoint).read_bytes()[:5000])
+    for name, reason in {
+        "gone.pt": "found none",
+        "empty.pt": "empty",
+        "cut.pt": "truncated",
+        ".": "found none",
+    }.items():
+        assert reason in refused(name, "a.png")
+
+
+# ------------------------------------------------------------------------------------------------------- output
+
+
+def test_output_replaces_the_old_file_and_leaves_stdout_empty(checkpoint, capsys):
+    write_images("a.png")
+    Path("out.csv").write_text("old")
+    run(checkpoint, "a.png", "--output", "out.csv")
+    assert capsys.readouterr().out == ""
+    assert [row["path"] for row in csv_rows(Path("out.csv").read_text())] == ["a.png"]
+    run(checkpoint, "a.png", "--output", "new/folder/out.csv")
+    assert Path("new/folder/out.csv").read_bytes() == Path("out.csv").read_bytes()
+    assert sorted(os.listdir()) == ["a.png", "new", "out.csv"]
+
+
+def test_failure_leaves_the_old_output_and_nothing_else(checkpoint, monkeypatch):
+    write_images("a.png", "b.png")
+    Path("out.csv").write_text("old")
+    nan = write_checkpoint("nan.pt", FITTED, lambda state: {key: value * float("nan") for key, value in state.items()})
+    assert "finite logits" in refused(nan, "a.png", "--output", "out.csv")
+    real_read = datasets.loading.read_image
+
+    def interrupted(path):
+        if path == "b.png":
+            raise KeyboardInterrupt
+        return real_read(path)
+
+    monkeypatch.setattr(datasets.loading, "read_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, "a.png", "b.png", "--batch-size", "1", "--output", "out.csv")
+    assert Path("out.csv").read_text() == "old"
+    assert sorted(os.listdir()) == ["a.png", "b.png", "nan.pt", "out.csv"]
+
+
+def test_output_that_cannot_be_written(checkpoint):
+    write_images("a.png")
+    Path("folder").mkdir()
+    assert "folder" in refused(checkpoint, "a.png", "--output", "folder")
+    assert "a.png/out.csv" in refused(checkpoint, "a.png", "--output", "a.png/out.csv")
+    assert "/proc/out.csv" in refused(checkpoint, "a.png", "--output", "/proc/out.csv")
+    assert sorted(os.listdir()) == ["a.png", "folder"]
+
+
+def test_output_is_never_an_input(checkpoint):
+    write_images("a.png")
+    Path("list.csv").write_text("path\na.png\n")
+    for argument in ("list.csv", "csv:list.csv", "./list.csv"):
+        assert "another file" in refused(checkpoint, argument, "--output", "list.csv")
+    assert Path("list.csv").read_text() == "path\na.png\n"
+
+
+def test_full_disk_is_one_line():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(UserError, match="No space left"), open_output("/dev/full") as stream:
+        stream.write("x" * 100_000)
+
+
+# ---------------------------------------------------------------------------------------- streaming and memory
+
+
+def test_rows_are_out_before_later_images_are_read(checkpoint, monkeypatch):
+    write_images(*[f"photos/{number}.png" for number in range(6)])
+    stdout = io.StringIO()
+    real_read, rows_at_read = datasets.loading.read_image, []
+
+    def recording_read(path):
+        rows_at_read.append(max(0, stdout.getvalue().count("\n") - 1))
+        return real_read(path)
+
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(datasets.loading, "read_image", recording_read)
+    run(checkpoint, "photos", "--batch-size", "2")
+    assert rows_at_read == [0, 0, 2, 2, 4, 4]
+
+
+def test_memory_does_not_grow_with_the_number_of_images(checkpoint, monkeypatch, capsys):
+    name = write_images("a.png")[0]
+    real_call, tensors, most = EvalTransform.__call__, [], [0]
+
+    def counting_call(self, image, seed=None):
+        tensor = real_call(self, image, seed)
+        tensors.append(weakref.ref(tensor))
+        most[0] = max(most[0], sum(reference() is not None for reference in tensors))
+        return tensor
+
+    monkeypatch.setattr(EvalTransform, "__call__", counting_call)
+    assert run(checkpoint, *[name] * 60, "--batch-size", "4")["n_images"] == 60
+    assert len(tensors) == 60 and most[0] <= 8
+
+
+# ----------------------------------------------------------------------------------------------------- as a process
+
+
+def test_usage_errors_come_without_torch(checkpoint):
+    write_images("a.png")
+    calls = [["gone.png", "--checkpoint", checkpoint], ["a.png", "--checkpoint", "gone.pt"],
+             ["a.png", "--checkpoint", checkpoint, "--output", "a.png/b"]]  # fmt: skip
+    code = f"""
+import sys, predict
+from utils.errors import UserError
+for call in {calls!r}:
+    try:
+        predict.main(call)
+    except UserError:
+        assert "torch" not in sys.modules, call
+    else:
+        raise AssertionError(call)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def as_process(*arguments, pipe="", **options):
+    """Run the script in a process of its own with a stand-in for the detector, which costs no import of torch."""
+    Path("stand_in.py").write_text("""
+import predict
+from utils.args import run_script
+
+def score(args, checkpoint_file, paths):
+    for path in paths:
+        good, bad = dict(zip(predict.COLUMNS, (path, 1, "fake", 9))), dict(path=path, error="empty file")
+        yield [bad if "bad" in path else good]
+
+predict.predict = score
+run_script(predict.main)
+""")
+    command = shlex.join([sys.executable, "stand_in.py", *arguments])
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {pipe}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, **options,
+    )  # fmt: skip
+
+
+def test_exit_codes_as_a_process(checkpoint):
+    for paths, code in {"a.png\0b.png\0": 0, "a.png\0bad.png": 1, "": 2}.items():
+        done = as_process("-", "--null", "--checkpoint", checkpoint, "--format", "json", input=paths)
+        assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("stand_in.py: expected") and done.stderr.count("\n") == 1
+
+
+def test_reader_that_leaves_early_is_no_error(checkpoint):
+    done = as_process("-", "--checkpoint", checkpoint, pipe="| head -n 2", input="a.png\n" * 50_000)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "path,p_fake,verdict,logit\na.png,1,fake,9\n"
+    assert done.stderr == ""

@@ -1,0 +1,592 @@
+"""train.py: exact resume, interruption, what it refuses, and that it optimises what it says."""
+
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from utils.args import run_script
+from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
+from utils.inference import score_records
+from utils.optimizer import warmup_cosine
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"train": 24, "valid": 12, "test": 12}  # images per class
+TINY = shlex.split(
+    "--model cnn_baseline --model-args input_size=32 --image-size 32 --batch-size 8 --epochs 3 --threads 1"
+)
+FORENSIC = [*TINY, "--augmentation", "forensic"]  # random in every way that training can be
+TIMES = ("train_seconds", "images_per_second")
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as can be had inside this process."""
+
+
+def make_faces(root: Path, size: int = 40) -> Path:
+    """Noise, with a faint grid in the fakes: learnable in a few steps, but not at once."""
+    rng = np.random.default_rng(0)
+    for split, count in SIZES.items():
+        for name in ("real", "fake"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                image = rng.normal(128, 30, (size, size, 3))
+                image[::4] += 25 if name == "fake" else 0
+                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    """Drawing takes longer than training here; the runs in processes of their own do draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.training_log.save_figure", lambda figure, stem: None)
+        patch.setattr("utils.training_log.training_curve_figure", lambda history: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> Path:
+    return make_faces(tmp_path_factory.mktemp("data") / "faces")
+
+
+@pytest.fixture(scope="module")
+def whole_run(faces, tmp_path_factory) -> dict:
+    """An uninterrupted run: its folder and what main returned."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return {"folder": folder, **train.main([*FORENSIC, "--data", str(faces), "--output-dir", str(folder)])}
+
+
+@pytest.fixture
+def plain_run(faces, tmp_path):
+    """Train without augmentation and dropout in float32, as runs that are compared with arithmetic must be."""
+
+    def run(name: str, *flags: str) -> tuple[dict, Path]:
+        plain = ["--augmentation", "none", "--precision", "fp32", "--model-args", "input_size=32", "dropout=0"]
+        argv = [*TINY, *plain, "--data", str(faces), "--output-dir", str(tmp_path / name), *flags]
+        return train.main(argv), tmp_path / name
+
+    return run
+
+
+def run_as_script(argv: list[str], monkeypatch, capsys) -> tuple[int, str]:
+    """Exit code and stderr of train.py with these arguments, inside this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, argv)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run_script(train.main)
+    return exit_.value.code, capsys.readouterr().err
+
+
+def assert_same(found, wanted, where: str = "") -> None:
+    """Compare nested plain values and tensors to the last bit; times are left out."""
+    assert type(found) is type(wanted), where
+    if isinstance(wanted, torch.Tensor):
+        assert torch.equal(found, wanted), where
+    elif isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), where
+        for key in wanted.keys() - set(TIMES):
+            assert_same(found[key], wanted[key], f"{where}/{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for place, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            assert_same(one, other, f"{where}/{place}")
+    else:
+        assert found == wanted, where
+
+
+def assert_same_run(found: Path, wanted: Path) -> None:
+    """Weights, averaged weights, optimiser, random state, history, thresholds: everything is the same."""
+    assert not list(found.glob(".*")), "half-written files are left"
+    for name, keys in (
+        ("last.pt", ("state_dict", "training", "epoch")),
+        ("best.pt", ("state_dict", "epoch", "thresholds", "calibration")),
+    ):
+        one, other = load_checkpoint(found / name), load_checkpoint(wanted / name)
+        for key in keys:
+            assert_same(one[key], other[key], f"{name}/{key}")
+    assert len((found / "log.csv").read_text().splitlines()) == len((wanted / "log.csv").read_text().splitlines())
+
+
+# Resume
+
+
+def kill_in_epoch_2(patch) -> None:
+    steps = iter(range(6 + 3))  # the steps of the first epoch, and half of those of the second
+
+    def factor(*args):
+        if next(steps, None) is None:
+            raise Killed
+        return warmup_cosine(*args)
+
+    patch.setattr("utils.optimizer.warmup_cosine", factor)
+
+
+def kill_at_replacing(name: str, time_: int):
+    def install(patch) -> None:
+        calls, replace = [], os.replace
+
+        def dying(source, target):
+            calls.append(Path(target).name)
+            if calls.count(name) == time_:
+                raise Killed
+            replace(source, target)
+
+        patch.setattr(os, "replace", dying)
+
+    return install
+
+
+def kill_in_finish(patch) -> None:
+    def dying(tables):
+        raise Killed
+
+    patch.setattr("utils.operating_point.fit_operating_point", dying)
+
+
+@pytest.mark.parametrize(
+    "install",
+    [
+        pytest.param(kill_in_epoch_2, id="mid-epoch"),
+        pytest.param(kill_at_replacing("log.csv", 2), id="between-best-and-last"),
+        pytest.param(kill_at_replacing("last.pt", 2), id="saving-last"),
+        pytest.param(kill_in_finish, id="finishing"),
+    ],
+)
+def test_resume_is_exact(install, faces, whole_run, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        install(patch)
+        train.main([*FORENSIC, "--data", str(faces), "--output-dir", str(folder)])
+    (folder / ".last.pt-left").write_bytes(b"half")  # what a real kill leaves behind
+    torch.manual_seed(1)
+    result = train.main(["--resume", "--output-dir", str(folder)])
+    assert_same_run(folder, whole_run["folder"])
+    assert [row["auc"] for row in result["rows"]] == [row["auc"] for row in whole_run["rows"]]
+
+
+def start(argv: list, folder: Path) -> subprocess.Popen:
+    """Start train.py as a process of its own, its stderr in a file."""
+    with open(folder.parent / "stderr.txt", "w") as stderr:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *map(str, argv)],
+            stdout=subprocess.DEVNULL, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+def stop_when(event, process: subprocess.Popen, signal_: int) -> int:
+    """Send a signal as soon as event() is true; returns the exit code."""
+    deadline = time.monotonic() + 280
+    try:
+        while not event():
+            assert process.poll() is None, "the run ended before the moment to interrupt it"
+            assert time.monotonic() < deadline, "the run never reached the moment to interrupt it"
+            time.sleep(0.002)
+        process.send_signal(signal_)
+        return process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def change_of(file: Path):
+    """An event: the file appears or is replaced."""
+
+    def stamp():
+        return file.stat().st_mtime_ns if file.exists() else None
+
+    before = stamp()
+    return lambda: stamp() != before
+
+
+def test_ctrl_c_then_sigkill_of_real_processes(faces, whole_run, tmp_path):
+    folder = tmp_path / "the run"
+    process = start([*FORENSIC, "--data", faces, "--output-dir", folder], folder)
+    assert stop_when(change_of(folder / "last.pt"), process, signal.SIGINT) == 130
+    assert load_checkpoint(folder / "last.pt")["training"]["epoch"] < 3
+    error = (tmp_path / "stderr.txt").read_text()
+    assert "Traceback" not in error
+    hint = next(line for line in error.splitlines() if "go on with: python train.py" in line)
+    resume = shlex.split(hint.partition("train.py")[2])
+
+    process = start(resume, folder)
+    assert stop_when(change_of(folder / "last.pt"), process, signal.SIGKILL) == -signal.SIGKILL
+    assert {"curves.png", "curves.pdf"} <= {file.name for file in folder.iterdir()}
+    train.main(resume)
+    assert_same_run(folder, whole_run["folder"])
+
+
+@pytest.mark.slow
+def test_many_sigkills_of_real_processes(faces, tmp_path):
+    # The larger input makes files of 30 MB, so that a kill can hit the writing of them.
+    argv = [*FORENSIC, "--model-args", "input_size=64", "--image-size", "64", "--epochs", "8", "--data", str(faces)]
+    train.main([*argv, "--output-dir", str(tmp_path / "whole")])
+    folder = tmp_path / "run"
+    argv += ["--output-dir", str(folder)]
+    for event in (
+        lambda: list(folder.glob(".best.pt-*")),
+        lambda: list(folder.glob(".last.pt-*")),
+        change_of(folder / "last.pt"),
+        "log.csv",
+        "last.pt",
+        ".last.pt-*",
+    ):
+        left = set(folder.glob(".*.pt-*"))
+        if isinstance(event, str):
+            pattern = event
+            event = (
+                (lambda: set(folder.glob(pattern)) - left)  # noqa: B023
+                if "*" in pattern
+                else change_of(folder / pattern)
+            )
+        resume = ["--resume"] if (folder / "last.pt").exists() else ["--overwrite"]
+        process = start([*argv, *resume], folder)
+        assert stop_when(event, process, signal.SIGKILL) == -signal.SIGKILL
+    process = start(["--resume", "--output-dir", folder], folder)
+    assert process.wait(280) == 0
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def test_interrupted_before_the_first_checkpoint_gives_no_hint(faces, tmp_path, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_epoch", interrupted)
+    code, error = run_as_script([*TINY, "--data", faces, "--output-dir", tmp_path / "run"], monkeypatch, capsys)
+    assert code == 130
+    assert "--resume" not in error and "Traceback" not in error
+
+
+def test_finished_early_run_is_not_trained_further_by_resume(faces, tmp_path, monkeypatch):
+    aucs = iter([0.6, 0.9, 0.8, 0.7, 0.95, 0.99])
+    monkeypatch.setattr(train, "validate", lambda *args: {"valid_loss": 0.5, "valid_auc": next(aucs)})
+    folder = tmp_path / "run"
+    argv = [*TINY, "--epochs", "6", "--patience", "2", "--data", str(faces), "--output-dir", str(folder)]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in_finish(patch)
+        train.main(argv)
+    result = train.main(["--resume", "--output-dir", str(folder)])
+    assert [row["valid_auc"] for row in result["history"]] == [0.6, 0.9, 0.8, 0.7]
+    best = load_checkpoint(folder / "best.pt")
+    assert best["epoch"] == best["metrics"]["best_epoch"] == 2
+
+
+def test_overwritten_run_cannot_be_resumed_in_place_of_the_new_one(faces, whole_run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run["folder"], folder)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("utils.optimizer.warmup_cosine", lambda *args: (_ for _ in ()).throw(Killed))
+        train.main([*TINY, "--seed", "5", "--overwrite", "--data", str(faces), "--output-dir", str(folder)])
+    assert (folder / "best.pt").exists() and not (folder / "last.pt").exists()
+
+
+# Refusals: exit code 2 and one line
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "--overwrite"),
+        (["--resume", "--lr", "0.5"], "expected --lr as in the interrupted run (0.001), got 0.5"),
+        (["--resume", "--epochs", "12"], "expected --epochs as in the interrupted run (3), got 12"),  # the default
+        (["--resume", "--data", "elsewhere"], "expected --data as in"),
+    ],
+)
+def test_existing_run_is_protected(flags, says, whole_run, tmp_path, monkeypatch, capsys):
+    before = (whole_run["folder"] / "last.pt").read_bytes()
+    argv = [*flags, "--output-dir", whole_run["folder"]]
+    code, error = run_as_script(argv, monkeypatch, capsys)
+    assert (code, error.count("\n")) == (2, 1) and says in error
+    assert (whole_run["folder"] / "last.pt").read_bytes() == before
+
+
+def test_lone_checkpoint_is_protected_too(faces, whole_run, tmp_path, monkeypatch, capsys):
+    shutil.copy(whole_run["folder"] / "best.pt", tmp_path)
+    code, error = run_as_script([*TINY, "--data", faces, "--output-dir", tmp_path], monkeypatch, capsys)
+    assert code == 2 and "--overwrite" in error
+
+
+def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys):
+    code, error = run_as_script(["--resume", "--output-dir", tmp_path / "none"], monkeypatch, capsys)
+    assert (code, error.count("\n")) == (2, 1) and "found no last.pt" in error
+    assert not (tmp_path / "none").exists()
+
+    data = shutil.copytree(faces, tmp_path / "faces")
+    train.main([*TINY, "--epochs", "1", "--data", str(data), "--output-dir", str(tmp_path / "run")])
+    (data / "train" / "real" / "00.png").unlink()
+    code, error = run_as_script(["--resume", "--output-dir", tmp_path / "run"], monkeypatch, capsys)
+    assert (code, error.count("\n")) == (2, 1) and "expected the images of the interrupted run" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--data nowhere", "no such folder: nowhere"),
+        ("--data empty", "got none"),
+        ("--data one_class", "12 real and 0 fake"),
+        ("--data unmappable", "cats, dogs"),
+        ("--data faces@split=test", "without split="),
+        ("--data test_only", "expected a train split in 'test_only', found test only"),
+        ("--data faces --model cnn_basline", "did you mean"),
+        ("--data faces --model-args input=32", "among input_size, dropout"),
+        ("--data faces --model-args 32", "expected key=value"),
+        ("--data faces --image-size 48", "expected 32 px images"),
+        ("--data faces --image-size 32 --resize-to 16", "--resize-to in 32..8192"),
+        ("--data faces --epochs 0", "at least 1"),
+        ("--data faces --lr 11", "in [0, 10]"),
+        ("--data faces --lr fast", "expected a number"),
+        ("--data faces --label-smoothing 0.6", "in [0, 0.5]"),
+        ("--data faces --augmentation wild", "invalid choice"),
+        ("--data faces --device gpu", "--device"),
+        ("--data faces --epoch 3", "unrecognized"),  # no abbreviations
+        ("--data faces --output-dir a_file", "a folder that can be written to"),
+        ("--data faces --output-dir a_file/run", "a folder that can be written to"),
+        ("--data faces --weights none.pth", "found no file 'none.pth'"),
+        ("--data faces --weights a_file", "expected a safetensors file or a state dict"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(flags, says, faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").symlink_to(faces)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a_file").write_text("not a folder")
+    for source, target in (
+        ("valid/real", "one_class/real"),
+        ("valid/real", "unmappable/cats"),
+        ("valid/fake", "unmappable/dogs"),
+        ("test", "test_only/test"),
+    ):
+        shutil.copytree(faces / source, tmp_path / target)
+    argv = [*TINY, "--output-dir", "run", *flags.split()]
+    code, error = run_as_script(argv, monkeypatch, capsys)
+    lines = [line for line in error.splitlines() if "held out" not in line]
+    assert code == 2 and len(lines) == 1 and says in lines[0], error
+
+
+def test_diverged_training_is_answered_in_one_line(faces, whole_run, tmp_path, monkeypatch, capsys):
+    broken = {key: value * 1e30 for key, value in load_checkpoint(whole_run["folder"] / "best.pt")["state_dict"].items()}
+    torch.save(broken, tmp_path / "broken.pth")
+    argv = [*TINY, "--weights", tmp_path / "broken.pth", "--data", faces, "--output-dir", tmp_path / "run"]
+    code, error = run_as_script(argv, monkeypatch, capsys)
+    assert code == 2 and "expected a finite training loss, got" in error.splitlines()[-1] and "--lr" in error
+    assert "Traceback" not in error and not (tmp_path / "run" / "best.pt").exists()
+
+
+def test_mistakes_are_answered_without_torch(tmp_path):
+    script = """
+import sys
+import evaluate, predict, train
+from utils.errors import UserError
+for main, line in ((train.main, "--epochs nought"), (train.main, "--model resnet19"), (train.main, "--data nowhere"),
+                   (train.main, "--weights none.pth"), (train.main, "--help"), (train.main, "--list-models"),
+                   (evaluate.main, ""), (evaluate.main, "--checkpoint none.pt --data x"),
+                   (predict.main, "--checkpoint none.pt x.jpg")):
+    try:
+        main(line.split())
+        assert line == "--list-models"
+    except (SystemExit, UserError) as error:
+        print(main.__module__, line, repr(error))
+    slow = {"torch", "timm", "albumentations", "matplotlib"} & set(sys.modules)
+    assert not slow, (line, slow)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_list_models_prints_the_registered_names(capsys):
+    from models import list_models
+
+    assert train.main(["--list-models"])["exit_code"] == 0
+    assert capsys.readouterr().out.split() == list_models()
+
+
+# Unreadable images
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_unreadable_images_are_listed_skipped_and_make_the_exit_code_1(split, faces, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(faces, tmp_path / "faces")
+    shutil.rmtree(data / "test")
+    broken = [data / split / "real" / "03.png", data / split / "fake" / "05.png"]
+    broken[0].write_bytes(b"")
+    broken[1].write_bytes(broken[1].read_bytes()[:200])
+    argv = [*TINY, "--epochs", "2", "--data", data, "--output-dir", tmp_path / "run"]
+    code, error = run_as_script(argv, monkeypatch, capsys)
+    assert code == 1
+    for file in broken:
+        assert sum(line.startswith(f"unreadable: {file}: ") for line in error.splitlines()) == (
+            1 if split == "train" else 2  # validation is listed for both passes
+        )
+    valid = load_checkpoint(tmp_path / "run" / "best.pt")["metrics"]["valid"][0]
+    assert valid["unreadable"] == (0 if split == "train" else 2)
+    assert valid["n_real"] + valid["n_fake"] + valid["unreadable"] == 2 * SIZES["valid"]
+
+
+# What is optimised
+
+
+def weights_of(folder: Path, name: str = "last.pt") -> torch.Tensor:
+    return torch.cat([value.flatten() for value in load_checkpoint(folder / name)["state_dict"].values()])
+
+
+def test_accumulated_batches_equal_one_large_batch(plain_run):
+    weights = {}
+    for name, flags in {
+        "large": ["--batch-size", "16"],
+        "accumulated": ["--batch-size", "8", "--accumulate", "2"],
+        "small": ["--batch-size", "8"],
+    }.items():
+        result, folder = plain_run(name, "--epochs", "2", *flags)
+        weights[name] = weights_of(folder)
+        steps = load_checkpoint(folder / "last.pt")["training"]["step"]
+        assert steps == 2 * math.ceil(48 / (8 if name == "small" else 16))
+    # Sums in another order differ in the last bits, and AdamW divides by the size of the gradient: a weight whose
+    # gradient is nearly zero may differ by a part of the rate (0.001), the weights as a whole hardly at all.
+    distance = {name: (weights[name] - weights["large"]).norm() / weights["large"].norm() for name in weights}
+    assert distance["accumulated"] < 1e-4 < 1e-2 < distance["small"]
+
+
+def test_gradient_of_an_incomplete_group_is_not_carried_into_the_next_epoch(faces, tmp_path, monkeypatch):
+    data = shutil.copytree(faces, tmp_path / "faces")
+    readable = set()
+    for folder in ("train/real", "train/fake"):
+        files = sorted((data / folder).iterdir())
+        readable |= set(files[:5])
+        for file in files[5:]:
+            file.write_bytes(b"")
+    seen = []
+    whole_epoch = train.train_epoch
+
+    def watched(args, state, *rest):
+        result = whole_epoch(args, state, *rest)
+        seen.append([parameter.grad for parameter in state.detector.parameters()])
+        return result
+
+    monkeypatch.setattr(train, "train_epoch", watched)
+    # Ten readable images in 24 batches of two: many batches have fewer than two, the last ones among them.
+    flags = ["--batch-size", "2", "--accumulate", "5", "--epochs", "4", "--data", str(data)]
+    train.main([*TINY, *flags, "--output-dir", str(tmp_path / "run")])
+    assert len(seen) == 4 and all(gradient is None for gradients in seen for gradient in gradients)
+
+
+def test_learning_rate_rises_and_falls_as_a_cosine(plain_run):
+    assert [warmup_cosine(step, 10, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert warmup_cosine(4, 10, 4) == 1.0
+    assert warmup_cosine(7, 10, 4) == pytest.approx(0.5)
+    assert warmup_cosine(10, 10, 4) == pytest.approx(0.0)
+    result, _ = plain_run("run", "--lr", "0.002", "--warmup", "0.5")  # 18 steps, of which 9 rise
+    wanted = [0.002 * 6 / 9, 0.002 * 0.5 * (1 + math.cos(math.pi * 2 / 9)), 0.002 * 0.5 * (1 + math.cos(math.pi * 8 / 9))]
+    assert [row["lr"] for row in result["history"]] == pytest.approx(wanted)
+
+
+def test_label_smoothing_mixes_the_two_labels(plain_run, faces):
+    losses = {}
+    for smoothing in ("0", "0.2"):  # with a rate of 0 the weights stay as they are
+        result, folder = plain_run(smoothing, "--epochs", "1", "--lr", "0", "--label-smoothing", smoothing)
+        losses[smoothing] = result["history"][0]["train_loss"]
+    detector, _ = load_detector(folder / "best.pt")
+    from datasets.spec import open_records
+
+    records = open_records(f"{faces}@split=train").records
+    logits = score_records(detector, records).logits
+    labels = np.array([record.label for record in records])
+    right, wrong = (np.logaddexp(0, np.where(labels == side, -logits, logits)).mean() for side in (1, 0))
+    assert losses["0"] == pytest.approx(right, rel=1e-5)
+    assert losses["0.2"] == pytest.approx(0.9 * right + 0.1 * wrong, rel=1e-5)
+
+
+def test_best_epoch_has_the_best_auc_and_its_weights_are_kept(faces, tmp_path, monkeypatch):
+    aucs = iter([0.6, 0.9, 0.7])
+    seen = []
+
+    def validate(args, data, detector, dtype):
+        seen.append({key: value.clone() for key, value in detector.state_dict().items()})
+        return {"valid_loss": 0.5, "valid_auc": next(aucs)}
+
+    monkeypatch.setattr(train, "validate", validate)
+    train.main([*TINY, "--data", str(faces), "--output-dir", str(tmp_path)])
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert best["epoch"] == 2
+    assert_same(dict(best["state_dict"]), seen[1])
+    assert not torch.equal(seen[1]["head.weight"], seen[2]["head.weight"])
+
+
+def test_valid_auc_is_the_mean_over_data_sets(faces, tmp_path, monkeypatch):
+    other = shutil.copytree(faces, tmp_path / "other")
+    (other / "valid" / "real").rename(other / "valid" / "x")
+    (other / "valid" / "fake").rename(other / "valid" / "real")
+    (other / "valid" / "x").rename(other / "valid" / "fake")
+    argv = [*TINY, "--epochs", "1", "--data", str(faces), str(other), "--output-dir", str(tmp_path / "run")]
+    assert train.main(argv)["history"][0]["valid_auc"] == pytest.approx(0.5)  # AUC and 1 - AUC
+
+
+def test_same_seed_same_bits_and_thresholds_do_not_look_at_the_test_labels(faces, whole_run, tmp_path, capsys):
+    """The second run has the wrong label on every test image: it must not make any difference."""
+    poisoned = shutil.copytree(faces, tmp_path / "faces")
+    for old, new in (("real", "x"), ("fake", "real"), ("x", "fake")):
+        (poisoned / "test" / old).rename(poisoned / "test" / new)
+    result = train.main([*FORENSIC, "--data", str(poisoned), "--output-dir", str(tmp_path / "run")])
+    assert_same_run(tmp_path / "run", whole_run["folder"])
+    assert result["rows"][0]["auc"] == pytest.approx(1 - whole_run["rows"][0]["auc"])
+    assert all(0 <= value <= 1 for value in load_checkpoint(result["checkpoint"])["thresholds"].values())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("test faces n_real=12 n_fake=12 auc=")
+    assert lines[-1] == f"checkpoint {result['checkpoint']}"
+
+
+def test_another_seed_gives_another_model(faces, whole_run, tmp_path):
+    train.main([*FORENSIC, "--seed", "1", "--data", str(faces), "--output-dir", str(tmp_path)])
+    assert not torch.equal(weights_of(tmp_path), weights_of(whole_run["folder"]))
+
+
+def test_checkpoint_describes_the_run(faces, whole_run):
+    checkpoint = load_checkpoint(whole_run["folder"] / "best.pt")
+    assert (checkpoint["model"], checkpoint["model_args"], checkpoint["seed"]) == ("cnn_baseline", {"input_size": 32}, 0)
+    assert checkpoint["geometry"] == {"mode": "crop", "size": 32, "resize_to": None}
+    described = [(entry["dataset"], entry["split"], entry["n_real"], entry["n_fake"]) for entry in checkpoint["data"]]
+    assert described == [("faces", "train", 24, 24), ("faces", "valid", 12, 12)]
+    assert checkpoint["train_args"]["lr"] == 0.001
+    assert checkpoint["versions"]["torch"] == torch.__version__.split("+")[0] or checkpoint["versions"]["torch"]
+    assert checkpoint["metrics"]["test"][0]["auc"] == whole_run["rows"][0]["auc"]
+    assert "training" not in checkpoint
+
+
+def test_failed_save_leaves_the_old_checkpoint_whole(tmp_path, whole_run, monkeypatch):
+    from utils.errors import UserError
+
+    shutil.copy(whole_run["folder"] / "best.pt", tmp_path)
+    before = (tmp_path / "best.pt").read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        save_checkpoint(tmp_path / "best.pt", {"state_dict": {}})
+    assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+
+def test_held_out_images_are_neither_trained_on_nor_repeated(tmp_path, faces):
+    from datasets.splits import open_training_data
+
+    shutil.copytree(faces / "train", tmp_path / "flat")
+    data = open_training_data([f"{tmp_path / 'flat'}@repeat=3"])
+    trained, held_out = ([record.path for record in part[0].records] for part in (data.train, data.valid))
+    assert not set(trained) & set(held_out)
+    assert len(held_out) == len(set(held_out)) and len(trained) == 3 * len(set(trained))
+    assert len(set(trained)) + len(held_out) == 48 and data.test == []
