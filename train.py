@@ -39,9 +39,9 @@ from utils.args import (
 )
 from utils.calibration import sigmoid
 from utils.errors import UserError
-from utils.files import plain_values
 from utils.model_names import check_model_name, own_names
 
+DIVERGED = 100.0  # mean cross-entropy of an epoch; NaN counts as diverged too
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images that are kept, so that small sets are decoded once
 
 
@@ -76,8 +76,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--patience", type=int_in(0), default=0, help="stop after N epochs without a better AUC; 0 is off")
     add_seed(fit)
+    tune = parser.add_argument_group("transfer learning")
+    tune.add_argument("--freeze", default="none", metavar="N", help="none, backbone, or the first N stages")
+    tune.add_argument("--unfreeze-every", type=int_in(0), default=0, help="thaw one more stage each N epochs; 0 is off")
+    tune.add_argument("--layer-decay", type=float_in(0.01, 1), default=1.0, help="rate factor per stage below the head")
+    tune.add_argument("--head-lr", type=float_in(0, 1000), default=1.0, help="rate factor of the head (default: 1)")
+    tune.add_argument("--mixup", type=float_in(0, 10), default=0.0, help="alpha; blurs traces, so 0 by default")
+    tune.add_argument("--cutmix", type=float_in(0, 10), default=0.0, help="alpha; cuts traces, so 0 by default")
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", metavar="DIR", help="run folder (default: checkpoints/<model>-<data>)")
+    run.add_argument("--feature-cache", default="data/features", metavar="DIR", help="of classical models")
     run.add_argument("--resume", action="store_true", help="go on from last.pt of --output-dir with its settings")
     run.add_argument("--overwrite", action="store_true", help="replace an existing run in --output-dir")
     add_device_group(parser)
@@ -104,51 +112,68 @@ def main(argv: Sequence[str] | None = None) -> dict:
     data = open_training_data(args.data)
     for note in data.notes:
         log(note)
-    state, loader, device, dtype = prepare(args, data)
+
+    from utils.runtime import pick_device, set_threads
+
+    device = pick_device(args.device)
+    set_threads(args.threads)
+    records = [record for listing in data.train for record in listing.records]
+    detector = build_detector(args, records, device)
+    if hasattr(detector, "fit"):  # classical: it learns in one call
+        return finish(args, data, folder, device, fit_once(args, data, detector, folder))
+    state, loader, dtype = prepare(args, detector, records, device)
     if args.resume:
         state.restore(folder / "last.pt", data.describe())
     else:  # what --overwrite replaces must not be resumed in place of this run
         (folder / "last.pt").unlink(missing_ok=True)
     try:
         unreadable = fit(args, data, state, loader, device, dtype, folder)
-        rows = finish(args, data, folder, device, unreadable)
+        return {**finish(args, data, folder, device, unreadable), "history": state.history}
     except KeyboardInterrupt:
         if (folder / "last.pt").exists():
             log(f"interrupted; go on with: python train.py --resume --output-dir {shlex.quote(str(folder))}")
         raise
-    return {
-        "checkpoint": str(folder / "best.pt"),
-        "rows": rows,
-        "history": state.history,
-        "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE,
-    }
 
 
-def prepare(args: argparse.Namespace, data: TrainingData):
-    """Build the detector, its optimiser and the training loader."""
+def build_detector(args: argparse.Namespace, records, device):
+    """Build the detector with its geometry and its initial weights."""
+    import torch
+
+    from datasets.transforms import Geometry
+    from models import create_model
+    from utils.classical_training import resolve_embedding
+    from utils.weights import load_weights
+
+    torch.manual_seed(args.seed)
+    model_args, embedding_weights = resolve_embedding(args.model_args, device)
+    args.model_args = list(model_args.items())
+    detector = create_model(args.model, **model_args)
+    if embedding_weights:
+        detector.embedder.detector.load_state_dict(embedding_weights)
+    size = args.image_size or input_size(detector, records)
+    detector.geometry = Geometry(args.geometry, size, args.resize_to)
+    if args.weights and not args.resume:
+        log(f"{args.weights}: {load_weights(detector, args.model, args.weights)}")
+    return detector.to(device)
+
+
+def prepare(args: argparse.Namespace, detector, records, device):
+    """Make the training loader and the optimiser; freeze what is to stay as it is."""
     import torch
     from timm.utils import ModelEmaV3
 
     from datasets.loading import EpochSampler, ImageDataset, make_loader
-    from datasets.transforms import Geometry, TrainTransform
-    from models import create_model
-    from utils.optimizer import make_optimizer
-    from utils.runtime import depthwise_in_fp32, pick_device, pick_precision, pick_workers, set_threads
+    from datasets.transforms import TrainTransform
+    from utils.finetune import frozen_stages, parameter_groups, set_frozen
+    from utils.runtime import depthwise_in_fp32, pick_precision, pick_workers
     from utils.training_state import TrainingState
-    from utils.weights import load_weights
 
-    device = pick_device(args.device)
     dtype = pick_precision(args.precision, device, training=True)
-    set_threads(args.threads)
-    torch.manual_seed(args.seed)
-    detector = create_model(args.model, **dict(args.model_args))
-    detector.geometry = Geometry(args.geometry, args.image_size or detector.geometry.size, args.resize_to)
-    if args.weights and not args.resume:
-        log(f"{args.weights}: {load_weights(detector, args.model, args.weights)}")
-    detector.to(device, memory_format=torch.channels_last)
+    detector.to(memory_format=torch.channels_last)
     if device.type == "cpu" and dtype == torch.bfloat16:
         depthwise_in_fp32(detector)
-    records = [record for listing in data.train for record in listing.records]
+    frozen = frozen_stages(args.freeze, detector)
+    set_frozen(detector, frozen)
     transform = TrainTransform(detector.geometry, args.augmentation, args.train_size)
     workers = pick_workers(args.workers, device)
     loader = make_loader(
@@ -159,18 +184,41 @@ def prepare(args: argparse.Namespace, data: TrainingData):
         drop_last=len(records) >= args.batch_size,  # a last batch of one image would break batch norm
         pin_memory=device.type == "cuda",
     )
+    groups = parameter_groups(detector, args.weight_decay, args.layer_decay, args.head_lr)
     state = TrainingState(
         detector=detector,
         ema=ModelEmaV3(detector, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None,
-        optimizer=make_optimizer(detector, args.lr, args.weight_decay),
+        optimizer=torch.optim.AdamW(groups, args.lr),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        frozen=frozen,
     )
-    return state, loader, device, dtype
+    return state, loader, dtype
+
+
+def fit_once(args, data: TrainingData, detector, folder: Path) -> dict[str, str]:
+    """Fit a classical detector and write best.pt. Returns the unreadable images."""
+    from utils.checkpoint import save_checkpoint
+    from utils.classical_training import fit_classical
+    from utils.training_state import describe_run
+
+    unreadable = fit_classical(detector, data, folder, args.seed, Path(args.feature_cache), args.batch_size)
+    description = describe_run(args, detector, data.describe(), epoch=1)
+    save_checkpoint(folder / "best.pt", {**description, "state_dict": detector.state_dict()})
+    return unreadable
+
+
+def input_size(detector, records) -> int:
+    """The detector's own input size, or less where the images are smaller: enlarging them would add nothing."""
+    from datasets.loading import typical_side
+
+    side = typical_side(records) or detector.geometry.size
+    return min(detector.geometry.size, max(32, side // 32 * 32)) if detector.any_size else detector.geometry.size
 
 
 def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path) -> dict[str, str]:
     """Run the remaining epochs; keep best.pt, last.pt and log.csv current. Returns the unreadable images."""
     from utils.checkpoint import save_checkpoint
+    from utils.release import report_unreadable
     from utils.training_log import write_log
     from utils.training_state import describe_run
 
@@ -206,18 +254,21 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     from torch.nn.functional import binary_cross_entropy_with_logits
     from tqdm import tqdm
 
-    from utils.optimizer import warmup_cosine
+    from utils.finetune import mix_images, set_frozen, train_mode, warmup_cosine
     from utils.runtime import autocast
 
     total_steps = args.epochs * math.ceil(len(loader) / args.accumulate)
     total_loss, images, has_gradient = torch.zeros((), device=device), 0, False
-    state.detector.train()
+    thawed = state.epoch // args.unfreeze_every if args.unfreeze_every else 0
+    set_frozen(state.detector, max(0, state.frozen - thawed))
+    train_mode(state.detector)
     bar = tqdm(loader, desc=f"epoch {state.epoch + 1}/{args.epochs}", disable=None, leave=False)
     for number, batch in enumerate(bar, start=1):
         unreadable.update((loader.dataset.records[item.index].path, item.reason) for item in batch.unreadable)
         if len(batch.images) > 1:  # batch norm cannot be trained on one image
             x = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)  # (N, 3, H, W) in [0, 1]
             y = batch.labels.to(device, non_blocking=True)  # (N,): real = 0, fake = 1
+            x, y = mix_images(x, y, args.mixup, args.cutmix)
             with autocast(device, dtype):
                 logits = state.detector(x)  # (N,)
             smooth = y * (1 - args.label_smoothing) + args.label_smoothing / 2
@@ -240,9 +291,9 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
         state.step += 1
         has_gradient = False
     mean_loss = total_loss.item() / max(1, images)
-    if not images or not math.isfinite(mean_loss):
+    if not images or not mean_loss < DIVERGED:
         raise UserError(
-            f"expected a finite training loss, got {mean_loss} over {images} images in epoch "
+            f"expected a training loss around or below 0.7 (chance), got {mean_loss:.3g} over {images} images in epoch "
             f"{state.epoch + 1}; lower --lr, or check the data with audit.py"
         )
     return mean_loss, images
@@ -267,41 +318,13 @@ def validate(args, data: TrainingData, detector, dtype) -> dict[str, float]:
     return {"valid_loss": loss, "valid_auc": float(np.mean(aucs)) if aucs else 0.5}
 
 
-def finish(args, data: TrainingData, folder: Path, device, unreadable: dict[str, str]) -> list[dict]:
-    """Fit calibration and thresholds on validation, store them in best.pt, then report the test splits."""
-    from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
-    from utils.operating_point import fit_operating_point
-    from utils.reports import evaluate_listing, summary_line
+def finish(args, data: TrainingData, folder: Path, device, unreadable: dict[str, str]) -> dict:
+    """Fit the operating point of best.pt on validation and report the test splits."""
+    from utils.release import finalize
 
-    detector, checkpoint = load_detector(folder / "best.pt", device)
-    scored = [evaluate_listing(detector, checkpoint, listing, batch_size=args.batch_size) for listing in data.valid]
-    checkpoint.update(fit_operating_point([result.table for result in scored]))
-    detector.calibration = checkpoint["calibration"]
-    checkpoint["metrics"] = {"best_epoch": checkpoint["epoch"]}
-    rows = []
-    for split, listings in (("valid", data.valid), ("test", data.test)):
-        results = [
-            evaluate_listing(detector, checkpoint, listing, batch_size=args.batch_size, name=str(folder / "best.pt"))
-            for listing in listings
-        ]
-        checkpoint["metrics"][split] = [plain_values(result.row) for result in results]
-        rows = [result.row for result in results]
-        missing = [(item["path"], item["reason"]) for result in results for item in result.unreadable]
-        report_unreadable(missing)
-        unreadable.update(missing)
-    save_checkpoint(folder / "best.pt", {**checkpoint, "state_dict": load_checkpoint(folder / "best.pt")["state_dict"]})
-    for row in rows:
-        print(summary_line(row))
-    print(f"checkpoint {folder / 'best.pt'}")
-    return rows
-
-
-def report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
-    """Say which images (path, reason) could not be read; they were skipped."""
-    for path, reason in unreadable[:10]:
-        log(f"unreadable: {path}: {reason}")
-    if len(unreadable) > 10:
-        log(f"unreadable: {len(unreadable) - 10} more")
+    rows, failed = finalize(folder / "best.pt", data, args.batch_size, device)
+    exit_code = EXIT_PARTIAL if unreadable or failed else EXIT_DONE
+    return {"checkpoint": str(folder / "best.pt"), "rows": rows, "history": [], "exit_code": exit_code}
 
 
 def run_name(model: str, specs: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Training speed of train.py against a bare PyTorch loop over images that are already in memory.
 
-  python benchmarks/training_speed.py --data ../shared/data/faces140k@limit=256 --output results/benchmarks/training_speed.json
+  python benchmarks/training_speed.py --data data/140k@limit=256
 
 Both run in one process, with the same model, batch size, precision, crop and optimiser, in turns; the first turn of
 each is thrown away. The bare loop crops and flips with numpy slices and does nothing else; train.py reads files
@@ -60,8 +60,9 @@ def measure(model_name: str, spec: str, crop: int, batch_size: int, repeats: int
     flags = ["--model", model_name, "--data", spec, "--image-size", str(crop), "--batch-size", str(batch_size)]
     args = train.get_args_parser().parse_args([*flags, "--epochs", str(repeats + 1), "--device", "cpu"])
     data = open_training_data(args.data)
-    state, loader, device, dtype = train.prepare(args, data)
-    records = data.train[0].records
+    records, device = data.train[0].records, torch.device("cpu")
+    detector = train.build_detector(args, records, device)
+    state, loader, dtype = train.prepare(args, detector, records, device)
     images = np.stack([read_image(record.path) for record in records])
     labels = np.array([record.label for record in records], dtype=np.float32)
     bare = create_model(model_name).to(memory_format=torch.channels_last)

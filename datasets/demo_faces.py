@@ -134,9 +134,10 @@ class Figure:
             u = u + self.pose.yaw * 0.8 * np.sqrt(np.maximum(1 - (u / self.who.width) ** 2 - v * v, 0))
         return np.stack([u, v], 1) @ self.to_pixel + self.origin
 
-    def paint(self, canvas: np.ndarray, points: np.ndarray | list[np.ndarray], colour, opacity: float = 1.0, blur: float = 0.0,
-              clip: np.ndarray | list[np.ndarray] | None = None, line: float = 0.0, parallax: bool = True) -> None:
-        """Fill (or stroke, with line > 0) a shape given in face coordinates; only its bounding box is touched.
+    def paint(self, canvas: np.ndarray, points: np.ndarray | list[np.ndarray], colour: np.ndarray,
+              opacity: float = 1.0, blur: float = 0.0, clip: np.ndarray | list[np.ndarray] | None = None,
+              line: float = 0.0, parallax: bool = True) -> None:
+        """Fill a shape given in face coordinates (stroke it, with line > 0); only its bounding box is touched.
 
         ``points`` and ``clip`` may be lists of shapes of the same number of points.
         """
@@ -234,7 +235,9 @@ def head_height(figure: Figure, size: int) -> np.ndarray:
     z += who.chin * _bump(u, v, 0, 0.88, 0.2, 0.1)
     z -= 0.03 * _bump(u, v, 0, 0.81, 0.2, 0.035)
     half, upper, lower, _ = who.mouth
-    z += 0.05 * _bump(u, v, 0, 0.655 - upper * 0.6, half, 0.045) + 0.055 * _bump(u, v, 0, 0.66 + lower * 0.6, half * 0.8, 0.05)
+    z += 0.05 * _bump(u, v, 0, 0.655 - upper * 0.6, half, 0.045)
+    z += 0.055 * _bump(u, v, 0, 0.66 + lower * 0.6, half * 0.8, 0.05)
     z -= 0.03 * _bump(u, v, 0, 0.66, half, 0.018)
-    z -= (0.01 + 0.025 * who.age) * np.exp(-((side - 0.2 - 0.22 * (v - tip)) / 0.035) ** 2) * ((v > tip) & (v < 0.75))
+    fold = np.exp(-((side - 0.2 - 0.22 * (v - tip)) / 0.035) ** 2) * ((v > tip) & (v < 0.75))
+    z -= (0.01 + 0.025 * who.age) * fold
     return np.where(inside, z, np.float32(-1)).astype(np.float32)

@@ -77,11 +77,11 @@ def upsampling_kernel(rng: np.random.Generator, flaw: float) -> np.ndarray:
 def upsampled(shot: Shot, rng: np.random.Generator) -> Forgery:
     """Re-create the photograph by a stride-2 decoder; the grain is made at half size and up-convolved too."""
     half = shot.image.shape[0] // 2
-    photo = cv2.GaussianBlur(shot.image.astype(np.float32), (0, 0), rng.uniform(0.35, 0.45))
+    photo = cv2.GaussianBlur(shot.image.astype(np.float32), (0, 0), rng.uniform(0.4, 0.52))
     low = cv2.resize(photo, (half, half), interpolation=cv2.INTER_AREA)
-    rebuilt = up_convolve(low, upsampling_kernel(rng, rng.uniform(0.004, 0.012)))
+    rebuilt = up_convolve(low, upsampling_kernel(rng, rng.uniform(0.006, 0.016)))
     kept = photo - cv2.resize(low, (2 * half, 2 * half), interpolation=cv2.INTER_LINEAR)
-    base = rebuilt + np.float32(rng.uniform(0.8, 1.0)) * kept
+    base = rebuilt + np.float32(rng.uniform(0.75, 0.95)) * kept
     seeds = _colour_noise(rng, half, 0.6)
     fine = up_convolve(seeds, upsampling_kernel(rng, 0.5))
     return Forgery(base, 5.0 * (fine - cv2.GaussianBlur(fine, (0, 0), 1.5)))
@@ -90,18 +90,19 @@ def upsampled(shot: Shot, rng: np.random.Generator) -> Forgery:
 def denoised(shot: Shot, rng: np.random.Generator) -> Forgery:
     """Smooth everything but the edges, then add white noise whose strength wanders over the image."""
     photo = shot.image.astype(np.float32)
-    smooth = cv2.bilateralFilter(photo, 5, rng.uniform(22, 42), rng.uniform(1.4, 2.2))
-    keep = np.float32(rng.uniform(0.05, 0.3))
+    smooth = cv2.bilateralFilter(photo, 5, rng.uniform(28, 50), rng.uniform(1.6, 2.4))
+    keep = np.float32(rng.uniform(0.0, 0.2))
     size = photo.shape[0]
-    wander = np.exp(np.float32(rng.uniform(0.5, 0.9)) * scene.fractal(rng, size, 3, 0.5, 8))
-    return Forgery(smooth + keep * (photo - smooth), 4.0 * _colour_noise(rng, size, rng.uniform(0.0, 0.5)) * wander[..., None])
+    wander = np.exp(np.float32(rng.uniform(0.6, 1.0)) * scene.fractal(rng, size, 3, 0.5, 8))
+    grain = 4.0 * _colour_noise(rng, size, rng.uniform(0.0, 0.3)) * wander[..., None]
+    return Forgery(smooth + keep * (photo - smooth), grain)
 
 
 def blended(shot: Shot, rng: np.random.Generator) -> Forgery:
     """Swap the inner face for that of a donor with another camera and another history, colours matched."""
     size, pose = shot.image.shape[0], shot.pose
     near = replace(pose, tilt=pose.tilt + rng.normal(0, 0.015), yaw=pose.yaw + rng.normal(0, 0.03))
-    light = {**shot.light, "key": shot.light["key"] * np.float32(rng.uniform(0.85, 1.15))}
+    light = shot.light | {"key": shot.light["key"] * np.float32(rng.uniform(0.85, 1.15))}
     # Forgers pick a donor who fits: close in complexion, beard and glasses.
     other = replace(draw_identity(rng), skin=shot.who.skin * np.float32(np.exp(rng.normal(0, 0.15))),
                     beard=shot.who.beard, glasses=shot.who.glasses, hair=shot.who.hair, width=shot.who.width)
@@ -109,23 +110,28 @@ def blended(shot: Shot, rng: np.random.Generator) -> Forgery:
     mask = inner_face(Figure(shot.who, pose, size), rng)
     smooth_donor = rng.random() < 0.75
     if smooth_donor:
-        small = round(size * rng.uniform(0.48, 0.66))
+        small = round(size * rng.uniform(0.42, 0.58))
         donor = cv2.resize(donor, (small, small), interpolation=cv2.INTER_AREA)
         donor = decode_jpeg(encode_jpeg(donor, int(rng.integers(70, 95))))
         donor = cv2.resize(donor, (size, size), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     else:
-        donor = decode_jpeg(encode_jpeg(donor, int(rng.integers(40, 70)))).astype(np.float32)
-        donor += 1.0 * (donor - cv2.GaussianBlur(donor, (0, 0), 1.0))
+        donor = decode_jpeg(encode_jpeg(donor, int(rng.integers(35, 60)))).astype(np.float32)
+        donor += 1.4 * (donor - cv2.GaussianBlur(donor, (0, 0), 1.0))
     photo, weight = shot.image.astype(np.float32), mask[..., None]
-    total = weight.sum()
-    for_mean = (photo * weight).sum((0, 1)) / total, (donor * weight).sum((0, 1)) / total
-    spread = [np.sqrt((((image - mean) ** 2) * weight).sum((0, 1)) / total)
-              for image, mean in zip((photo, donor), for_mean, strict=True)]
-    matched = (donor - for_mean[1]) * np.clip(spread[0] / (spread[1] + 1e-3), 0.8, 1.25) + for_mean[0]
-    base = photo + weight * (matched.astype(np.float32) - photo)
+    base = photo + weight * (_match_colours(donor, photo, weight) - photo)
     # A smooth face gets its lost bytes back as grain around it, a sharp one inside: the gap between them widens.
     where = 1 - weight if smooth_donor else weight
     return Forgery(base, 4.0 * _colour_noise(rng, size, 0.7) * where, mask)
+
+
+def _match_colours(image: np.ndarray, like: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Give image the mean and, within limits, the spread that ``like`` has in each channel under the weight."""
+    total = weight.sum()
+    means = [(each * weight).sum((0, 1)) / total for each in (image, like)]
+    spreads = [np.sqrt(((each - mean) ** 2 * weight).sum((0, 1)) / total)
+               for each, mean in zip((image, like), means, strict=True)]
+    gain = np.clip(spreads[1] / (spreads[0] + 1e-3), 0.8, 1.25)
+    return ((image - means[0]) * gain + means[1]).astype(np.float32)
 
 
 def _colour_noise(rng: np.random.Generator, size: int, grey: float) -> np.ndarray:
@@ -142,7 +148,7 @@ GENERATORS: dict[str, Callable[[Shot, np.random.Generator], Forgery]] = {
 def match_size(forgery: Forgery, target: int, quality: int) -> bytes:
     """Return the forgery as JPEG of about ``target`` bytes: its detail is turned up, or the whole smoothed.
 
-    The amount is found by the false-position method on the encoded size, which grows almost monotonically with it.
+    The encoded size grows almost monotonically with the amount, so bisection finds it.
     """
     smooth = cv2.GaussianBlur(forgery.base, (0, 0), 1.0) - forgery.base
 
@@ -151,7 +157,9 @@ def match_size(forgery: Forgery, target: int, quality: int) -> bytes:
         return encode_jpeg(to_uint8(forgery.base + change), quality)
 
     best = encoded(0.0)
-    low, low_size, high = (0.0, len(best), 1.0) if len(best) < target else (-1.0, 0, 0.0)
+    low, high = (-1.0, 0.0) if len(best) > target else (0.0, 1.0)
+    while 0 < high < 8 and len(encoded(high)) < target:
+        low, high = high, 2 * high
     for _ in range(7):
         middle = (low + high) / 2
         data = encoded(middle)
@@ -160,8 +168,6 @@ def match_size(forgery: Forgery, target: int, quality: int) -> bytes:
         if abs(len(data) - target) <= 0.004 * target:
             break
         low, high = (middle, high) if len(data) < target else (low, middle)
-        if high == 1.0 and middle > 0.9:
-            high = 3.0
     return best
 
 

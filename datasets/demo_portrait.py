@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 
 from datasets import demo_scene as scene
-from datasets.demo_scene import tinted
 from datasets.demo_faces import Figure, curve, ellipse, head_height, head_outline, ribbon
-
+from datasets.demo_scene import tinted
 
 SIDES = (-1, 1)
 
@@ -91,7 +90,8 @@ def _mouth(figure: Figure, albedo: np.ndarray) -> None:
 
 def _skin(figure: Figure, grain: np.ndarray, blotch: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     who = figure.who
-    flush = np.exp(-((np.abs(u) - 0.38) / 0.2) ** 2 - ((v - 0.34) / 0.2) ** 2) + np.exp(-(u / 0.13) ** 2 - ((v - 0.38) / 0.12) ** 2)
+    flush = np.exp(-((np.abs(u) - 0.38) / 0.2) ** 2 - ((v - 0.34) / 0.2) ** 2)
+    flush += np.exp(-(u / 0.13) ** 2 - ((v - 0.38) / 0.12) ** 2)
     pores = np.exp(np.float32(0.028 + 0.035 * who.age) * grain + np.float32(0.05) * blotch)
     tint = 0.16 * flush + 0.05 * blotch
     albedo = cv2.merge([pores * (tone + tone * weight * tint)
@@ -99,8 +99,9 @@ def _skin(figure: Figure, grain: np.ndarray, blotch: np.ndarray, u: np.ndarray, 
     if who.beard:
         chin = (v < 1.0) * np.clip((v - 0.34 - 0.9 * (0.55 - np.abs(u)).clip(0) ** 2 + 0.04 * blotch) / 0.16, 0, 1)
         lip_gap = np.exp(-(u / 0.2) ** 2 - ((v - 0.56) / 0.045) ** 2)
-        cover = np.clip(np.maximum(chin, 0.8 * lip_gap * (who.beard > 0.5)) * who.beard * (0.75 + 0.35 * grain), 0, 0.95)
-        _blend(albedo, cover.astype(np.float32), np.broadcast_to(np.minimum(who.hair * 0.55, who.skin * 0.6), albedo.shape).copy())
+        cover = np.maximum(chin, 0.8 * lip_gap * (who.beard > 0.5)) * who.beard * (0.75 + 0.35 * grain)
+        bristle = tinted(np.ones_like(cover), np.minimum(who.hair * 0.55, who.skin * 0.6))
+        _blend(albedo, np.clip(cover, 0, 0.95), bristle)
     return albedo
 
 
@@ -188,6 +189,7 @@ def render(figure: Figure, light: dict[str, np.ndarray], rng: np.random.Generato
     if who.style == "long":
         _blend(albedo, behind * np.clip((np.abs(u) - 0.45) * 12, 0, 1), hair * 0.8)
     ears = np.zeros_like(albedo[..., :1])
+
     def ear(v: float, a: float, b: float) -> list[np.ndarray]:
         return [ellipse(side * who.width * 0.985 - figure.pose.yaw * 0.12, v, a, b, side * 0.12) for side in SIDES]
 

@@ -38,7 +38,8 @@ def tinted(plane: np.ndarray, colour: np.ndarray) -> np.ndarray:
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Return an out-of-focus background, float32 (size, size, 3): a gradient with bokeh, bands or cloth."""
     half = size // 2
-    colours = np.clip(rng.uniform(0.03, 0.55) * np.exp(rng.normal(0, 0.4, (2, 1)) + rng.normal(0, 0.17, (2, 3))), 0.01, 0.9)
+    tint = np.exp(rng.normal(0, 0.4, (2, 1)) + rng.normal(0, 0.17, (2, 3)))
+    colours = np.clip(rng.uniform(0.03, 0.55) * tint, 0.01, 0.9)
     angle = rng.uniform(0, 2 * np.pi)
     axis = np.linspace(-0.7, 0.7, half, dtype=np.float32)
     ramp = np.clip(0.5 + axis[None, :] * np.cos(angle) + axis[:, None] * np.sin(angle), 0, 1)[..., None]
@@ -54,7 +55,8 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
     elif kind == "bands":
         for _ in range(int(rng.integers(3, 9))):
             x, y = int(rng.integers(0, half)), int(rng.integers(0, half // 2))
-            hue = np.clip(colours[int(rng.integers(2))] * np.exp(rng.normal(0, 0.3, 3) + rng.normal(0, 0.4)), 0, 1.2).tolist()
+            hue = np.exp(rng.normal(0, 0.3, 3) + rng.normal(0, 0.4))
+            hue = np.clip(colours[int(rng.integers(2))] * hue, 0, 1.2).tolist()
             cv2.rectangle(image, (x, y), (x + int(rng.integers(8, half // 2)), half), hue, -1)
     else:
         strength = 0.04 if kind == "plain" else rng.uniform(0.15, 0.4)

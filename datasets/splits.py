@@ -74,17 +74,25 @@ def open_training_data(specs: Sequence[str]) -> TrainingData:
 
 
 def hold_out(listing: Listing) -> tuple[Listing, Listing]:
-    """Divide a listing into training and validation records by a hash of each image's path below the root."""
+    """Divide a listing into training and validation records by a hash of each image's path below the root.
 
-    def is_held_out(record: Record) -> bool:
-        relative = record.path.removeprefix(listing.root)
-        return (
-            int(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) < VALID_SHARE * 2**32
-        )
+    A class of which this would hold out nothing, as happens in sets of a few images, gives up one image.
+    """
 
+    def share(record: Record) -> float:
+        # However the spec names the folder (`faces`, `./faces/`, `/data/faces`), the hash is the same.
+        relative = record.path.removeprefix(listing.root).lstrip("/")
+        return int(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 2**32
+
+    shares = {record.path: share(record) for record in listing.records}
+    held_out = {path for path, value in shares.items() if value < VALID_SHARE}
+    for label in (0, 1):
+        paths = {record.path for record in listing.records if record.label == label}
+        if len(paths) > 1 and not paths & held_out:
+            held_out.add(min(paths, key=lambda path: shares[path]))
     parts = []
     for split, wanted in (("train", False), ("valid", True)):
-        records = [record for record in listing.records if is_held_out(record) == wanted]
+        records = [record for record in listing.records if (record.path in held_out) == wanted]
         parts.append(Listing(listing.name, split, records, listing.fingerprint, listing.root, listing.splits))
     return parts[0], parts[1]
 

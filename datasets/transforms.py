@@ -18,6 +18,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would other
 AUGMENTATIONS = ("none", "light", "forensic")
 MAX_ASPECT = 8  # of an image that must be enlarged; a 1 x 1,000,000 px strip would otherwise fill the memory
 JPEG_GRID = 8  # px; crops start on it, so that the blocks of a JPEG file stay where a model expects them
+TRAIN_GRID = 16  # px; random crops also keep to the coding units of JPEG with halved chroma, which span two blocks
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Geometry:
     def scale(self, image: np.ndarray, at_least: int | None = None) -> np.ndarray:
         """Resample ``(H, W, 3)`` uint8 so that a crop of ``at_least`` (default ``size``) pixels fits inside."""
         if self.mode == "resize":
-            return resize_to(image, self.size, self.size)
+            return resize_to(image, at_least or self.size, at_least or self.size)
         height, width = image.shape[:2]
         shorter = min(height, width)
         target = max(self.resize_to or shorter, at_least or self.size)
@@ -106,7 +107,7 @@ class TrainTransform:
     interrupted run continues with exactly the images it would have seen.
 
     The crop is ours and not albumentations', because its corner must lie on the JPEG grid: with corners anywhere,
-    ``cnn`` after eight epochs on the 140k set's small sample had a validation AUC of 0.72 instead of 0.78.
+    a network that reads block spectra, such as ``cnn``, sees noise instead of the traces that it looks for.
     """
 
     def __init__(self, geometry: Geometry, augmentation: str = "light", train_size: int | None = None) -> None:
@@ -125,11 +126,11 @@ class TrainTransform:
         return to_tensor(image)
 
     def _crop(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        steps = [(side - self.size) // JPEG_GRID for side in image.shape[:2]]
+        room = [side - self.size for side in image.shape[:2]]
         if self.is_random:
-            top, left = (JPEG_GRID * int(generator.integers(step + 1)) for step in steps)
+            top, left = (TRAIN_GRID * int(generator.integers(pixels // TRAIN_GRID + 1)) for pixels in room)
         else:
-            top, left = (JPEG_GRID * (step // 2) for step in steps)
+            top, left = (pixels // 2 // JPEG_GRID * JPEG_GRID for pixels in room)
         return image[top : top + self.size, left : left + self.size]
 
 

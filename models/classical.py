@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,15 @@ class ClassicalDetector(Detector):
             return extract_features(images, self.banks)
         return self.embedder(images).float().cpu().numpy()
 
+    def feature_key(self) -> str:
+        """Text that changes whenever the features of the same images would; a cache is keyed by it."""
+        if self.embedder is None:
+            return ",".join(self.banks)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.embedder.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def feature_names(self) -> list[str]:
         """One name per feature; those of an embedding are numbered."""
         width = len(self.estimator.importances()) if self.embedder is not None else 0
@@ -58,7 +67,9 @@ class ClassicalDetector(Detector):
         for part, (x, y) in (("train", train), ("valid", valid)):
             bad = int((~np.isfinite(x)).any(axis=1).sum())
             if bad:
-                raise UserError(f"expected finite features, got NaN or infinity for {bad} {part} images; audit the data")
+                raise UserError(
+                    f"expected finite features, got NaN or infinity for {bad} {part} images; audit the data"
+                )
             if len(np.unique(y)) < 2:
                 raise UserError(f"expected real and fake images in the {part} split, got one class")
         self.estimator.fit(*train, *valid, seed)
@@ -88,6 +99,8 @@ def build(estimator: Estimator, features: str, input_size: int, embedding: dict[
         raise UserError("expected --model-args features=embedding:CHECKPOINT or features=embedding:TIMM-NAME, "
                         f"got {features!r}")  # fmt: skip
     network = create_model(embedding["model"], **embedding["model_args"])
+    if "geometry" in embedding:
+        network.geometry = Geometry(**embedding["geometry"])
     return ClassicalDetector(estimator, features, Embedder(network), network.geometry.size)
 
 

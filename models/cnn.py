@@ -1,4 +1,33 @@
-"""A small CNN that reads the local spectrum of a face: log-magnitude block DCT first, convolutions after."""
+"""A small CNN that reads the local spectrum of a face: log-magnitude block DCT first, convolutions after.
+
+Generators leave their traces in how much of each spatial frequency a place holds, in luma and in chroma:
+Frank et al., "Leveraging Frequency Analysis for Deep Fake Image Recognition", ICML 2020 (arXiv
+2003.08685), classify the DCT of whole images; Gueguen et al., "Faster Neural Networks Straight from
+JPEG", NeurIPS 2018, feed 8x8 block DCT to a residual network. Here the windows are 16x16 with half
+overlap, only magnitudes are kept, and the convolutions that follow are ordinary.
+
+What each choice bought on 140k Real and Fake Faces (256 px JPEG; 997 training, 237 validation images).
+Logistic regression on the mean and deviation of log-magnitudes over the image, C = 0.01: validation AUC,
+and the mean of five folds over all 1234 images:
+
+    8x8 DCT windows                          0.751  0.744
+    16x16 windows, half overlap              0.809  0.807
+    the same, luma only                      0.757  0.735
+    the same, chroma only                    0.699  0.698
+    neighbouring-pixel relations, 2x2        0.673  0.613
+    first and second differences             0.679  0.635
+
+This network, one seed each, 8 epochs: validation AUC of the averaged weights, mean of the last three
+epochs. The 95 % interval is about +-0.055, so read small differences as hints:
+
+    160 px training crops on the 8-pixel JPEG grid         0.780 (training loss 0.508)
+    the same, crops at arbitrary offsets                   0.723 (training loss 0.649)
+    the same, frequencies dropped with probability 0.2     0.760
+    224 px training crops on the 8-pixel grid              0.822 (training loss 0.447)
+    224 px training crops on the 16-pixel grid             0.833 (training loss 0.299; test 0.831)
+
+Hence: train on large crops at offsets that are multiples of 16, the unit of JPEG with halved chroma.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +43,7 @@ from models.registry import register_model
 BLOCK = 16  # side of the DCT window, pixels
 STRIDE = 8  # step between windows: the grid of an 8x8 JPEG block, half overlap for the 16-pixel window
 
-# JPEG's own luma and chroma: generators differ most in how they correlate the three colour channels.
+# JPEG's own luma and chroma, so that the coefficients see what its quantisation left.
 RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
@@ -30,9 +59,9 @@ def dct_filters(size: int) -> Tensor:
 class SpectralStem(nn.Module):
     """Fixed front-end: YCbCr, then the log-magnitude of every block-DCT coefficient, one channel for each.
 
-    ``(N, 3, H, W)`` in grey levels around zero becomes ``(N, 768, H // 8 - 1, W // 8 - 1)``. The transform is linear and fixed;
-    only the magnitude is kept, so the network sees how much of each frequency a place holds (generator and
-    up-sampling traces) and not its phase (the face).
+    ``(N, 3, H, W)`` in grey levels around zero becomes ``(N, 768, H // 8 - 1, W // 8 - 1)``. The transform is
+    linear and fixed; only the magnitude is kept, so the network sees how much of each frequency a place holds
+    (generator and up-sampling traces) and not its phase (the face).
     """
 
     def __init__(self) -> None:
@@ -43,7 +72,7 @@ class SpectralStem(nn.Module):
         self.register_buffer("filters", filters.reshape(-1, STRIDE * STRIDE, cells, cells), persistent=False)
         self.register_buffer("to_ycbcr", torch.tensor(RGB_TO_YCBCR).view(3, 3, 1, 1), persistent=False)
         self.out_channels = 3 * BLOCK * BLOCK
-        # Without scale and shift: standardises each frequency; their spreads differ by two orders of magnitude.
+        # Standardises each frequency, or the few low ones drown the rest; the next layer has the scale.
         self.norm = nn.BatchNorm2d(self.out_channels, affine=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,7 +80,7 @@ class SpectralStem(nn.Module):
         height, width = height // STRIDE * STRIDE, width // STRIDE * STRIDE
         planes = F.conv2d(images[:, :, :height, :width], self.to_ycbcr)
         planes = planes.reshape(count * 3, 1, height, width)
-        # A 16x16 convolution of stride 8 on one channel, written as 2x2 on 64 channels: dense, hence 5x faster.
+        # A 16x16 convolution of stride 8 on one channel, written as 2x2 on 64: matrix units run it.
         cells = F.pixel_unshuffle(planes, STRIDE).contiguous(memory_format=torch.channels_last)
         coefficients = F.conv2d(cells, self.filters)
         log_magnitude = torch.log(coefficients.abs() + 1)

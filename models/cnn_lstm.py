@@ -47,7 +47,9 @@ class CNNLSTM(Detector):
     reading the rows and columns of one image is ours, for a set that has no video.
     """
 
-    def __init__(self, trunk: nn.Module, channels: int, like: Detector, hidden: int, dropout: float, reader: str) -> None:
+    def __init__(
+        self, trunk: nn.Module, channels: int, like: Detector, hidden: int, dropout: float, reader: str
+    ) -> None:
         layer = like.cam_layer.removeprefix("backbone.").removeprefix("trunk.") if like.cam_layer else ""
         super().__init__(
             like.input_size,
@@ -107,7 +109,9 @@ def feature_trunk(detector: Detector, name: str) -> tuple[nn.Module, int]:
         features = trunk.eval()(torch.zeros(1, 3, 64, 64) if not _fixed_size(detector) else _blank(detector))
     trunk.train()
     if features.ndim != 4:
-        raise UserError(f"expected a backbone with a feature map, but {name!r} gives tokens of shape {tuple(features.shape)}")
+        raise UserError(
+            f"expected a backbone with a feature map, but {name!r} gives tokens of shape {tuple(features.shape)}"
+        )
     return trunk, features.shape[1]
 
 

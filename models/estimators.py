@@ -36,7 +36,9 @@ def require(package: str, model: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UserError(f"expected the package {package!r} for --model {model}, found none; pip install {package}") from None
+        raise UserError(
+            f"expected the package {package!r} for --model {model}, found none; pip install {package}"
+        ) from None
 
 
 def to_logits(p_fake: np.ndarray) -> np.ndarray:
@@ -84,7 +86,9 @@ class SklearnEstimator:
 
         unknown = set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED)
         if unknown:
-            raise UserError(f"expected a forest or a linear model in the checkpoint, found {', '.join(sorted(unknown))}")
+            raise UserError(
+                f"expected a forest or a linear model in the checkpoint, found {', '.join(sorted(unknown))}"
+            )
         self.model = skops.io.loads(data, trusted=TRUSTED)
 
 
@@ -92,20 +96,24 @@ class XGBoostEstimator:
     """An XGBoost booster, stopped early on validation and saved as UBJSON."""
 
     def __init__(self, rounds: int, patience: int = 50, **params: Any) -> None:
-        self.library = require("xgboost", "xgboost")
+        require("xgboost", "xgboost")
         self.rounds, self.patience, self.params = rounds, patience, params
         self.booster: Any = None
 
     def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
+        import xgboost
+
         params = {"objective": "binary:logistic", "eval_metric": "auc", "seed": seed, "verbosity": 0, **self.params}
-        stop = self.library.callback.EarlyStopping(self.patience, save_best=True, maximize=True)
-        self.booster = self.library.train(
-            params, self.library.DMatrix(x, y), self.rounds, verbose_eval=False, callbacks=[stop],
-            evals=[(self.library.DMatrix(x_valid, y_valid), "valid")],
+        stop = xgboost.callback.EarlyStopping(self.patience, save_best=True, maximize=True)
+        self.booster = xgboost.train(
+            params, xgboost.DMatrix(x, y), num_boost_round=self.rounds, verbose_eval=False, callbacks=[stop],
+            evals=[(xgboost.DMatrix(x_valid, y_valid), "valid")],
         )  # fmt: skip
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        return self.booster.predict(self.library.DMatrix(x), output_margin=True).astype(np.float64)
+        import xgboost
+
+        return self.booster.predict(xgboost.DMatrix(x), output_margin=True).astype(np.float64)
 
     def importances(self) -> np.ndarray:
         gains = np.zeros(self.booster.num_features())
@@ -117,7 +125,9 @@ class XGBoostEstimator:
         return bytes(self.booster.save_raw("ubj"))
 
     def from_bytes(self, data: bytes) -> None:
-        self.booster = self.library.Booster()
+        import xgboost
+
+        self.booster = xgboost.Booster()
         self.booster.load_model(bytearray(data))
 
 
@@ -125,17 +135,19 @@ class LightGBMEstimator:
     """A LightGBM booster, stopped early on validation and saved as its text format."""
 
     def __init__(self, rounds: int, patience: int = 50, **params: Any) -> None:
-        self.library = require("lightgbm", "lightgbm")
+        require("lightgbm", "lightgbm")
         self.rounds, self.patience, self.params = rounds, patience, params
         self.booster: Any = None
 
     def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
+        import lightgbm
+
         params = {"objective": "binary", "metric": "auc", "seed": seed, "deterministic": True, "verbosity": -1,
                   "num_threads": 0, **self.params}  # fmt: skip
-        train = self.library.Dataset(x, y)
-        self.booster = self.library.train(
-            params, train, self.rounds, valid_sets=[self.library.Dataset(x_valid, y_valid, reference=train)],
-            callbacks=[self.library.early_stopping(self.patience, verbose=False)],
+        train = lightgbm.Dataset(x, y)
+        self.booster = lightgbm.train(
+            params, train, self.rounds, valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=train)],
+            callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
         )  # fmt: skip
 
     def logits(self, x: np.ndarray) -> np.ndarray:
@@ -148,4 +160,6 @@ class LightGBMEstimator:
         return self.booster.model_to_string(num_iteration=self.booster.best_iteration).encode()
 
     def from_bytes(self, data: bytes) -> None:
-        self.booster = self.library.Booster(model_str=data.decode())
+        import lightgbm
+
+        self.booster = lightgbm.Booster(model_str=data.decode())

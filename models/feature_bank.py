@@ -13,9 +13,9 @@ import torch
 
 # JFIF (ITU-R BT.601, full range), the colour space in which JPEG quantises.
 YCBCR_FROM_RGB = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-# Luma is a multiple of 0.001, so exact halves are common. Rounding them would depend on the last bit of a float,
-# and with it on the pixel's position; this offset decides all of them the same way.
-TIE_BREAK = 3e-4
+# Luma is a multiple of 0.001, its 2 x 2 mean of 0.00025, so exact halves are common. Rounding them would depend
+# on the last bit of a float, and with it on the pixel's position; this offset puts the limit between two values.
+TIE_BREAK = 3.75e-4
 
 
 class Planes:
@@ -29,9 +29,9 @@ class Planes:
         self.rgb = (images * 255).round_()  # (N, 3, H, W) float, whole numbers 0..255
 
     @cached_property
-    def ycbcr(self) -> torch.Tensor:
-        """Luma in [0, 255], Cb and Cr in [-127.5, 127.5], float (N, 3, H, W)."""
-        return _to_ycbcr(self.rgb)
+    def luma(self) -> torch.Tensor:
+        """Luma in [0, 255], float (N, H, W)."""
+        return _weigh(self.rgb, YCBCR_FROM_RGB[0])
 
     @cached_property
     def half_rgb(self) -> torch.Tensor:
@@ -41,30 +41,30 @@ class Planes:
         return (rows[..., 0:width:2] + rows[..., 1:width:2]) / 4
 
     @cached_property
-    def half(self) -> torch.Tensor:
-        """The planes of ``ycbcr`` averaged over aligned 2 x 2 cells, (N, 3, H//2, W//2): 4:2:0 chroma."""
-        return _to_ycbcr(self.half_rgb)
+    def half_ycbcr(self) -> torch.Tensor:
+        """Luma in [0, 255], Cb and Cr in [-127.5, 127.5] of ``half_rgb``: chroma as 4:2:0 JPEG stores it."""
+        return torch.stack([_weigh(self.half_rgb, weights) for weights in YCBCR_FROM_RGB], 1)
 
     @cached_property
-    def luma(self) -> torch.Tensor:
+    def levels(self) -> torch.Tensor:
         """Luma rounded to whole grey levels, int16 (N, H, W)."""
-        return to_levels(self.ycbcr[:, 0])
+        return to_levels(self.luma)
 
     @cached_property
     def half_levels(self) -> torch.Tensor:
-        """The planes of ``half`` rounded to whole grey levels, int16 (N, 3, H//2, W//2)."""
-        return to_levels(self.half)
+        """``half_ycbcr`` rounded to whole grey levels, int16 (N, 3, H//2, W//2)."""
+        return to_levels(self.half_ycbcr)
 
     @cached_property
-    def smooth_luma(self) -> torch.Tensor:
-        """Rounded mean of every (also overlapping) 2 x 2 cell of ``luma``, int16 (N, H-1, W-1)."""
-        pairs = self.luma[:, 1:] + self.luma[:, :-1]
+    def smooth_levels(self) -> torch.Tensor:
+        """Rounded mean of every (also overlapping) 2 x 2 cell of ``levels``, int16 (N, H-1, W-1)."""
+        pairs = self.levels[:, 1:] + self.levels[:, :-1]
         return (pairs[:, :, 1:] + pairs[:, :, :-1] + 2) >> 2
 
 
-def _to_ycbcr(rgb: torch.Tensor) -> torch.Tensor:
+def _weigh(rgb: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
     r, g, b = rgb.unbind(1)
-    return torch.stack([r * row[0] + g * row[1] + b * row[2] for row in YCBCR_FROM_RGB], 1)
+    return (r * weights[0]).add_(g, alpha=weights[1]).add_(b, alpha=weights[2])
 
 
 def to_levels(planes: torch.Tensor) -> torch.Tensor:

@@ -69,8 +69,8 @@ def spectrum(planes: Planes) -> np.ndarray:
     Durall et al., "Watch your Up-Convolution", CVPR 2020, arXiv 2003.01826, average luma alone. Added here:
     half-resolution chroma, the excess of each direction over its ring, and the peaks that up-sampling leaves.
     """
-    log_power = _log_power(planes.ycbcr[:, 0])
-    (n, height, _), width = log_power.shape, planes.ycbcr.shape[-1]
+    log_power = _log_power(planes.luma)
+    n, height, width = planes.luma.shape
     log_power = log_power.reshape(n, -1)
     index, inverse_count, fill = _radial_bins(height, width, RADIAL_BINS["luma"])
     radial = _mean_by(index, inverse_count, log_power)
@@ -85,7 +85,7 @@ def spectrum(planes: Planes) -> np.ndarray:
     at = [round(fy * height) % height * half_width + min(round(fx * width), half_width - 1) for fy, fx in PEAKS]
     chroma = []
     for channel in (1, 2):
-        plane = planes.half[:, channel]
+        plane = planes.half_ycbcr[:, channel]
         c_index, c_inverse_count, c_fill = _radial_bins(*plane.shape[-2:], RADIAL_BINS["cb"])
         chroma.append(_mean_by(c_index, c_inverse_count, _log_power(plane).reshape(n, -1)) @ c_fill)
     parts = [radial @ fill, *chroma, _mean_by(sector, sector_inverse_count, excess)]
@@ -130,17 +130,18 @@ def dct(planes: Planes) -> np.ndarray:
     only if the width is a multiple of 16. Frank et al., "Leveraging Frequency Analysis for Deep Fake Image
     Recognition", ICML 2020, arXiv 2003.08685, use the whole-image DCT instead of blocks.
     """
-    zone = np.array([(i + j > 2) + (i + j > 5) for i in range(8) for j in range(8)])
-    zone[0] = -1  # the DC coefficient follows brightness, not Benford's law
+    # One histogram counts all three zones. The DC coefficient follows brightness, not Benford's law: left out.
+    zone = torch.tensor([(i + j > 2) + (i + j > 5) for i in range(8) for j in range(8)][1:], dtype=torch.int16)
+    zone = zone[:, None] * DIGIT_LIMIT
     moments, digits = [], []
-    for plane in (planes.ycbcr[:, 0], planes.half[:, 1], planes.half[:, 2]):
+    for plane in (planes.luma, planes.half_ycbcr[:, 1], planes.half_ycbcr[:, 2]):
         coefficients = _block_dct(plane)
         magnitude = coefficients.abs()
         square = coefficients.square()
         variance = square.mean(2)
         kurtosis = square.square().mean(2) / (variance.square() + 1e-3)
         moments += [(magnitude.mean(2) + 0.1).log(), (variance + 0.01).log() / 2, (kurtosis + 1).log()]
-        moments.append((magnitude < 1).float().mean(2))
-        whole = magnitude.to(torch.int16)
-        digits += [histograms(whole[:, zone == z], DIGIT_LIMIT) @ _first_digits() for z in range(len(ZONES))]
+        moments.append(magnitude.clone().lt_(1).mean(2))  # in place: float comparisons are vectorised
+        counts = histograms(magnitude[:, 1:].to(torch.int16) + zone, DIGIT_LIMIT * len(ZONES))
+        digits.append((counts.reshape(-1, len(ZONES), DIGIT_LIMIT) @ _first_digits()).reshape(len(counts), -1))
     return np.concatenate([torch.cat(moments, 1).numpy(), np.sqrt(np.concatenate(digits, 1))], axis=1)

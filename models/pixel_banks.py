@@ -68,13 +68,15 @@ def _quantise(residual: torch.Tensor, quantum: int, truncate: int) -> torch.Tens
 def _cooccurrence(levels: torch.Tensor, spec: Residual, dim: int) -> np.ndarray:
     """Square root of the merged frequencies of ``length`` neighbouring levels (N, H, W) along one dimension."""
     base = 2 * spec.truncate + 1
-    codes, size = levels + spec.truncate, 1
+    codes, size = (levels + spec.truncate).to(torch.uint8), 1  # bytes while they last: half the memory traffic
     while size < spec.length:  # append a code to the same code further on: 1, 2, 4 members, or 1, 3, 6
         grow = 3 if spec.length % (3 * size) == 0 else 2
         stride, span = size * spec.step, codes.shape[dim] - (grow - 1) * size * spec.step
+        if base ** (grow * size) > 256:
+            codes = codes.to(torch.int16)
         joined = codes.narrow(dim, 0, span)
         for i in range(1, grow):
-            joined = joined * base**size + codes.narrow(dim, i * stride, span)
+            joined = (joined * base**size).add_(codes.narrow(dim, i * stride, span))
         codes, size = joined, size * grow
     merge, _ = _merge_symmetric(spec.truncate, spec.length, True)
     return np.sqrt(histograms(codes, base**spec.length) @ merge)
@@ -98,16 +100,17 @@ def srm(planes: Planes) -> np.ndarray:
     pixel follows Nataraj et al., arXiv 1903.06836, on half-resolution residuals instead of grey levels. The
     square root makes a linear model compare histograms by Hellinger distance.
     """
-    sources = {"luma": planes.luma, "smooth": planes.smooth_luma}
+    sources = {"luma": planes.levels, "smooth": planes.smooth_levels}
     sources |= {"cb": planes.half_levels[:, 1], "cr": planes.half_levels[:, 2]}
     parts = []
     for spec in RESIDUALS:
         plane = sources[spec.plane]
-        for dim in DIRECTIONS.values():
-            if spec.kind == "diag":
-                residual = difference(difference(plane, 1, step=spec.step), 2, step=spec.step)
-            else:
-                residual = difference(plane, dim, int(spec.kind[-1]), spec.step)
+        if spec.kind == "diag":
+            diagonal = difference(difference(plane, 1, step=spec.step), 2, step=spec.step)
+            residuals = [diagonal] * len(DIRECTIONS)
+        else:
+            residuals = [difference(plane, dim, int(spec.kind[-1]), spec.step) for dim in DIRECTIONS.values()]
+        for residual, dim in zip(residuals, DIRECTIONS.values(), strict=True):
             parts.append(_cooccurrence(_quantise(residual, spec.quantum, spec.truncate), spec, dim))
     half_rgb = planes.half_rgb.round().to(torch.int16)
     merge, _ = _merge_symmetric(RGB_TRUNCATE, 3, False)
@@ -165,10 +168,9 @@ def lbp(planes: Planes) -> np.ndarray:
     and by merging mirrored patterns. The residual is the second difference in both directions.
     """
     half_luma, half_cb, half_cr = planes.half_levels.unbind(1)
-    residual = _to_bytes(difference(difference(planes.luma, 1, 2), 2, 2), 128)
-    sources = (
-        _to_bytes(planes.luma, 0), _to_bytes(half_luma, 0), _to_bytes(half_cb, 128), _to_bytes(half_cr, 128), residual
-    )
+    residual = _to_bytes(difference(difference(planes.levels, 1, 2), 2, 2), 128)
+    chroma = (_to_bytes(half_cb, 128), _to_bytes(half_cr, 128))
+    sources = (_to_bytes(planes.levels, 0), _to_bytes(half_luma, 0), *chroma, residual)
     pairs = zip(sources, LBP_PLANES.values(), strict=True)
     return np.concatenate([_lbp_histogram(plane, radius) for plane, radii in pairs for radius in radii], axis=1)
 
@@ -200,9 +202,9 @@ def _moments(values: torch.Tensor) -> torch.Tensor:
     return torch.stack(parts, 2).flatten(1)
 
 
-def _covariance(planes: torch.Tensor) -> torch.Tensor:
-    values = planes.flatten(2)
-    values = values - values.mean(2, keepdim=True)
+def _second_moments(residual: torch.Tensor) -> torch.Tensor:
+    """Covariances (N, 3, 3) of three channels whose means are zero, as those of residuals nearly are."""
+    values = residual.flatten(2)
     return values @ values.transpose(1, 2) / values.shape[2]
 
 
@@ -223,27 +225,28 @@ def color(planes: Planes) -> np.ndarray:
     """
     rgb = planes.rgb
     small = planes.half_rgb.flatten(2) / 255
-    value = small.amax(1)
-    saturation = (value - small.amin(1)) / (value + 0.01)
-    moments = _moments(torch.cat([planes.half.flatten(2) / 255, saturation[:, None], value[:, None]], 1))
     r, g, b = small.unbind(1)
+    value, lowest = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
+    saturation = (value - lowest) / (value + 0.01)
+    moments = _moments(torch.cat([planes.half_ycbcr.flatten(2) / 255, saturation[:, None], value[:, None]], 1))
     along, across = r - (g + b) / 2, (g - b) * (3**0.5 / 2)
-    length = torch.hypot(along, across) + 1e-3  # grey pixels have no hue and count as little
+    length = (along.square() + across.square()).sqrt_() + 1e-3  # grey pixels have no hue and count as little
     hue = torch.stack([(along / length).mean(1), (across / length).mean(1)], 1)
     hue = torch.cat([hue, hue.norm(dim=1, keepdim=True)], 1)
 
-    counts = torch.from_numpy(np.stack([histograms(rgb[:, c].to(torch.uint8), 256) for c in range(3)], 1))
+    counts = torch.from_numpy(np.stack([histograms(channel, 256) for channel in rgb.to(torch.uint8).unbind(1)], 1))
     bright = torch.stack([counts[..., t:].sum(2) for t in BRIGHT], 2).flatten(1)
     dark = torch.stack([counts[..., : t + 1].sum(2) for t in DARK], 2).flatten(1)
 
+    pixels = planes.half_rgb - planes.half_rgb.mean((2, 3), keepdim=True)
     vertical = difference(rgb, 2)
-    residuals = (rgb, difference(rgb, 3), vertical, difference(vertical, 3))
-    covariances = [_covariance(residual) for residual in residuals]
+    residuals = (pixels, difference(rgb, 3), vertical, difference(vertical, 3))
+    covariances = [_second_moments(residual) for residual in residuals]
     to_ycbcr = torch.tensor(YCBCR_FROM_RGB)
     correlations = [_correlations(c) for c in covariances]
     correlations += [_correlations(to_ycbcr @ c @ to_ycbcr.T) for c in covariances]
 
-    chroma = (planes.half[:, 1:] / 192 + 0.5).mul(CHROMA_BINS).to(torch.int16).clamp(0, CHROMA_BINS - 1)
+    chroma = (planes.half_ycbcr[:, 1:] / 192 + 0.5).mul(CHROMA_BINS).to(torch.int16).clamp(0, CHROMA_BINS - 1)
     chroma_histogram = np.sqrt(histograms(chroma[:, 0] * CHROMA_BINS + chroma[:, 1], CHROMA_BINS**2))
     statistics = torch.cat([moments, hue, bright, dark, *correlations], 1).numpy()
     return np.concatenate([statistics, chroma_histogram], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -35,17 +36,28 @@ def create_model(name: str, **model_args) -> Detector:
     """Build a detector by its registered name, or around the timm backbone of that name.
 
     Raises:
-        UserError: the name is unknown (close matches are listed), or an argument does not exist.
+        UserError: the name is unknown (close matches are listed), or an argument does not exist or does not fit.
     """
     if name not in _FACTORIES:
         check_model_name(name)
         from models.timm_backbone import timm_backbone
 
-        return timm_backbone(name, **model_args)
+        return _build(name, functools.partial(timm_backbone, name), model_args)
     factory = _FACTORIES[name]
     accepted = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = sorted(set(model_args) - set(accepted))
     if unknown and not takes_any:
         raise UserError(f"expected --model-args of {name} among {', '.join(accepted)}, got {', '.join(unknown)}")
-    return factory(**model_args)
+    return _build(name, factory, model_args)
+
+
+def _build(name: str, factory: Factory, model_args: dict) -> Detector:
+    """Call a factory; with arguments from the command line, what its layers refuse is the user's mistake."""
+    try:
+        return factory(**model_args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not model_args:
+            raise
+        given = ", ".join(f"{key}={value}" for key, value in model_args.items())
+        raise UserError(f"expected --model-args that {name} can be built with, got {given}: {error}") from error

@@ -5,6 +5,7 @@ Ross Wightman, "PyTorch Image Models", 2019, github.com/huggingface/pytorch-imag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import timm
@@ -23,7 +24,7 @@ class TimmBackbone(Detector):
 
     def __init__(self, backbone: nn.Module, head: str, dropout: float) -> None:
         config = resolve_model_data_config(backbone)
-        layer, reshape = find_cam_layer(backbone)
+        width, layer, reshape = probe(backbone)
         super().__init__(
             input_size=config["input_size"][-1],
             mean=config["mean"],
@@ -33,7 +34,7 @@ class TimmBackbone(Detector):
         self.cam_reshape = reshape
         self.any_size = not hasattr(backbone, "patch_embed") or getattr(backbone, "dynamic_img_size", False)
         self.backbone = backbone
-        self.head = make_head(head, feature_width(backbone), dropout)
+        self.head = make_head(head, width, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)``."""
@@ -48,9 +49,14 @@ def timm_backbone(name: str, head: str = "linear", dropout: float = 0.0, **timm_
         UserError: timm does not accept an argument.
     """
     # Transformers are told to take any input size; other families do not know this argument.
-    flexible = {"dynamic_img_size": True} if name.startswith(("vit_", "deit", "eva", "beit")) else {}
+    flexible = {"dynamic_img_size": True} if name.startswith(("vit_", "deit", "eva", "test_vit")) else {}
     try:
-        backbone = timm.create_model(name, pretrained=False, num_classes=0, **flexible, **timm_args)
+        try:
+            backbone = timm.create_model(name, pretrained=False, num_classes=0, **flexible, **timm_args)
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+            backbone = timm.create_model(name, pretrained=False, num_classes=0, **timm_args)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"timm cannot build {name!r} with {timm_args or 'its defaults'}: {error}") from None
     return TimmBackbone(backbone, head, dropout)
@@ -72,31 +78,53 @@ def make_head(kind: str, width: int, dropout: float) -> nn.Sequential:
 
 
 @torch.no_grad()
-def feature_width(backbone: nn.Module) -> int:
-    """Width of the pooled features, measured: for some families ``num_features`` is the width before a last layer."""
+def probe(backbone: nn.Module) -> tuple[int, str | None, Callable[[Tensor], Tensor] | None]:
+    """Run one black image through a backbone, to measure what timm's tables do not tell reliably.
+
+    Returns:
+        The width of the pooled features (for some families ``num_features`` is the width before a last layer),
+        the layer that Grad-CAM should read, and how to make a feature map of its output. Both are None where
+        the output of that layer is no map.
+    """
+    layer = find_cam_layer(backbone)
+    outputs: list = []
+    hook = backbone.get_submodule(layer).register_forward_hook(lambda *call: outputs.append(call[2])) if layer else None
     size = resolve_model_data_config(backbone)["input_size"]
     was_training = backbone.training
     width = backbone.eval()(torch.zeros(1, *size)).shape[1]
     backbone.train(was_training)
-    return width
+    if hook:
+        hook.remove()
+    shape = outputs[0].shape if outputs and isinstance(outputs[0], Tensor) else ()
+    if len(shape) == 4:
+        channels_last = getattr(backbone, "output_fmt", None) == "NHWC"
+        return width, layer, _channels_first if channels_last else None
+    # Hiera keeps its tokens in the order of its windows: they are no map.
+    if len(shape) == 3 and not hasattr(backbone, "reroll"):
+        return width, layer, _TokensToMap(shape[1] - math.isqrt(shape[1]) ** 2)
+    return width, None, None
 
 
-def find_cam_layer(backbone: nn.Module) -> tuple[str | None, Callable[[Tensor], Tensor] | None]:
-    """Find the layer that Grad-CAM should read, and how to make a feature map of its output.
+def find_cam_layer(backbone: nn.Module) -> str | None:
+    """Name the layer that Grad-CAM should read.
 
     For convolutional families it is the last stage that timm lists; for plain transformers the first norm of
     the last block, since the class token alone carries gradient after it.
     """
     blocks = getattr(backbone, "blocks", None)
-    if hasattr(backbone, "patch_embed") and isinstance(blocks, nn.Sequential) and hasattr(blocks[-1], "norm1"):
-        prefix_tokens = getattr(backbone, "num_prefix_tokens", 1)
-        return f"blocks.{len(blocks) - 1}.norm1", _TokensToMap(prefix_tokens)
+    is_plain = hasattr(backbone, "patch_embed") and isinstance(blocks, nn.Sequential | nn.ModuleList)
+    if is_plain and hasattr(blocks[-1], "norm1"):
+        return f"blocks.{len(blocks) - 1}.norm1"
     stages = getattr(backbone, "feature_info", None)
     if stages:
         module = stages[-1]["module"] if isinstance(stages, list) else stages.module_name(-1)
         if module in dict(backbone.named_modules()):
-            return module, None
-    return None, None
+            return module
+    return None
+
+
+def _channels_first(features: Tensor) -> Tensor:
+    return features.permute(0, 3, 1, 2)
 
 
 class _TokensToMap:

@@ -12,9 +12,7 @@ LEVEL = 0.95
 BLOCK_CELLS = 1 << 18  # counts per block: the matrices of a block stay in the processor's cache
 
 
-def resample_counts(
-    n_real: int, n_fake: int, n_boot: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def resample_counts(n_real: int, n_fake: int, n_boot: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield blocks of resamples as counts: (b, n_real) and (b, n_fake), float64; every row sums to n_real,
     n_fake.
 

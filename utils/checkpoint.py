@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ from datasets.transforms import Geometry
 from models import Detector, create_model
 from utils.args import check_checkpoint_file
 from utils.errors import UserError
+from utils.files import atomic_write_bytes
 
 FORMAT_VERSION = 1
 REQUIRED_KEYS = ("format_version", "model", "model_args", "state_dict", "geometry", "thresholds", "calibration")
@@ -28,21 +29,17 @@ def save_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
 
     Raises:
         UserError: the disk is full or the folder cannot be written to; the old file is intact.
+        TypeError: something in it is no plain value.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    # In memory first: on a full disk torch's own writer fails with a message about its archive, not about the disk.
+    buffer = io.BytesIO()
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format_version": FORMAT_VERSION, **checkpoint}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        torch.load(temporary, map_location="meta", weights_only=True)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
-        raise UserError(f"expected to write {path}, but {error}; any old file there is intact") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        torch.save({"format_version": FORMAT_VERSION, **checkpoint}, buffer)
+        buffer.seek(0)
+        torch.load(buffer, map_location="meta", weights_only=True)
+    except pickle.PickleError as error:
+        raise TypeError("expected tensors and plain values only in a checkpoint") from error
+    atomic_write_bytes(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -66,9 +63,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"expected a checkpoint written by train.py at {str(path)!r}, found bare weights; "
             "pass such a file to train.py --weights"
         )
-    if checkpoint["format_version"] != FORMAT_VERSION:
+    version = checkpoint["format_version"]
+    if not isinstance(version, int) or version != FORMAT_VERSION:
         raise UserError(
-            f"expected checkpoint format {FORMAT_VERSION} in {str(path)!r}, found {checkpoint['format_version']}; "
+            f"expected checkpoint format {FORMAT_VERSION} in {str(path)!r}, found {str(version)[:40]}; "
             "use the version of this project that wrote it, or train again"
         )
     missing = [key for key in REQUIRED_KEYS if key not in checkpoint]
@@ -76,6 +74,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"expected {', '.join(REQUIRED_KEYS)} in checkpoint {str(path)!r}, found no {', '.join(missing)}"
         )
+    odd = [key for key in ("model_args", "state_dict", "geometry") if not isinstance(checkpoint[key], dict)]
+    if odd:
+        raise UserError(f"expected a dict as {', '.join(odd)} of checkpoint {str(path)!r}, found something else")
     return checkpoint
 
 
@@ -91,7 +92,8 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> tuple
     checkpoint = load_checkpoint(path)
     try:
         detector = create_model(checkpoint["model"], **checkpoint["model_args"])
-    except UserError as error:
+        detector.geometry = Geometry(**checkpoint["geometry"])
+    except (UserError, TypeError) as error:
         raise UserError(f"cannot rebuild the model of checkpoint {str(path)!r}: {error}") from None
     state_dict = strip_prefixes(checkpoint.pop("state_dict"))
     try:
@@ -100,7 +102,6 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> tuple
         raise UserError(
             f"expected the weights of {checkpoint['model']} in {str(path)!r}, but {' '.join(str(error).split())[:200]}"
         ) from None
-    detector.geometry = Geometry(**checkpoint["geometry"])
     detector.calibration = checkpoint["calibration"]
     return detector.to(device).eval(), checkpoint
 
@@ -108,7 +109,7 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> tuple
 def strip_prefixes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the ``module.`` and ``_orig_mod.`` that DDP and torch.compile put before every key."""
     stripped = dict(state_dict)
-    for prefix in ("module.", "_orig_mod."):
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # either may be around the other
         if stripped and all(key.startswith(prefix) for key in stripped):
             stripped = {key[len(prefix) :]: value for key, value in stripped.items()}
     return stripped

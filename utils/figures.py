@@ -69,9 +69,7 @@ def styled(function: Callable[P, T]) -> Callable[P, T]:
 
 
 @styled
-def new_figure(
-    width: float, height: float, n_columns: int = 1, **subplots: Any
-) -> "tuple[Figure, np.ndarray]":
+def new_figure(width: float, height: float, n_columns: int = 1, **subplots: Any) -> "tuple[Figure, np.ndarray]":
     """An empty figure of width x height inches and its axes as an array, one row unless ``nrows`` is
     given."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -230,9 +228,7 @@ def interval_bar_figure(
             va="center",
             fontsize=9,
         )
-    axes.set(
-        yticks=range(len(labels)), yticklabels=labels, ylim=(max(1, len(labels)) - 0.5, -0.5), xlabel=x_label
-    )
+    axes.set(yticks=range(len(labels)), yticklabels=labels, ylim=(max(1, len(labels)) - 0.5, -0.5), xlabel=x_label)
     axes.set_title(title, pad=10)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

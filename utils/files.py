@@ -36,9 +36,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         _write_and_replace(temporary, target, data)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"expected to write {path}, got: {reason}; choose a writable place with free space"
-        ) from error
+        raise UserError(f"expected to write {path}, got: {reason}; choose a writable place with free space") from error
 
 
 def _write_and_replace(temporary: Path, target: Path, data: bytes) -> None:
@@ -126,9 +124,7 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
     except FileNotFoundError as error:
         raise UserError(f"expected {what} at {path}, got no such file; check the path") from error
     except OSError as error:
-        raise UserError(
-            f"expected {what} at {path}, got: {error.strerror or error}; check the path"
-        ) from error
+        raise UserError(f"expected {what} at {path}, got: {error.strerror or error}; check the path") from error
 
 
 def plain_values(value: Any) -> Any:
@@ -177,6 +173,5 @@ def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"expected {what} at {path}, got text that is not JSON "
-            f"(line {error.lineno}: {error.msg}); write it again"
+            f"expected {what} at {path}, got text that is not JSON (line {error.lineno}: {error.msg}); write it again"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -114,3 +115,11 @@ def mix_images(
     mixed[..., top : top + box_h, left : left + box_w] = images[other][..., top : top + box_h, left : left + box_w]
     share = 1 - box_h * box_w / (height * width)
     return mixed, labels * share + labels[other] * (1 - share)
+
+
+def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Factor on the learning rate: a linear rise over ``warmup_steps``, then half a cosine down to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -41,13 +41,22 @@ def evaluate_listing(
     scores = score_records(detector, listing.records, batch_size=batch_size, workers=workers, dtype=dtype,
                            description=f"{listing.name} {listing.split}")  # fmt: skip
     table = score_table(listing.records, scores, detector.calibration, listing.name)
-    threshold = (checkpoint["thresholds"] or {}).get("balanced", 0.5)
-    row = metrics_row(
-        table.label, table.p_fake, threshold, n_boot=n_boot, checkpoint=name, model=checkpoint["model"],
-        dataset=listing.name, split=listing.split, tier="clean", unreadable=len(scores.unreadable),
-    )  # fmt: skip
     unreadable = [{"path": listing.records[index].path, "reason": reason} for index, reason in scores.unreadable]
-    return Evaluation(table, row, unreadable)
+    result = Evaluation(table, {}, unreadable)
+    identity = {"checkpoint": name, "model": checkpoint["model"], "dataset": listing.name, "split": listing.split}
+    result.row = measure(result, checkpoint["thresholds"], n_boot=n_boot, **identity)
+    return result
+
+
+def measure(
+    result: Evaluation, thresholds: dict[str, float] | None, n_boot: int = 1000, **identity: Any
+) -> dict[str, Any]:
+    """Make the metrics row of scores at the ``balanced`` threshold (0.5 while there is none)."""
+    threshold = (thresholds or {}).get("balanced", 0.5)
+    table, unreadable = result.table, len(result.unreadable)
+    return metrics_row(
+        table.label, table.p_fake, threshold, n_boot=n_boot, tier="clean", unreadable=unreadable, **identity
+    )
 
 
 def summary_line(row: dict[str, Any]) -> str:

@@ -13,15 +13,11 @@ if TYPE_CHECKING:
 
 
 @styled
-def roc_figure(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "", log_fpr: bool = False
-) -> "Figure":
+def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "", log_fpr: bool = False) -> "Figure":
     """ROC curves: name -> (fpr, tpr), fractions. ``log_fpr`` stretches the low false-alarm end that users
     live in."""
     figure, (axes,) = new_figure(4.8, 5.1)
-    _unit_square(
-        axes, "False positive rate (reals called fake)", "True positive rate (fakes called fake)", title
-    )
+    _unit_square(axes, "False positive rate (reals called fake)", "True positive rate (fakes called fake)", title)
     diagonal = np.geomspace(1e-4, 1, 100) if log_fpr else np.array([0.0, 1.0])
     axes.plot(diagonal, diagonal, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="chance")
     for index, (name, (fpr, tpr)) in enumerate(curves.items()):
@@ -60,15 +56,11 @@ def _curve(axes: "Axes", index: int, x: np.ndarray, y: np.ndarray, name: str, **
 
 def _unit_square(axes: "Axes", x_label: str, y_label: str, title: str) -> None:
     """Axes over [0, 1] x [0, 1], a little wider so that curves along the frame are seen whole."""
-    axes.set(
-        xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label, title=title, aspect="equal"
-    )
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label, title=title, aspect="equal")
 
 
 @styled
-def confusion_figure(
-    matrix: np.ndarray, names: Sequence[str] = ("real", "fake"), title: str = ""
-) -> "Figure":
+def confusion_figure(matrix: np.ndarray, names: Sequence[str] = ("real", "fake"), title: str = "") -> "Figure":
     """A confusion matrix of counts, rows the truth and columns the call, shaded and annotated by row
     fraction."""
     matrix = np.asarray(matrix)
@@ -100,9 +92,7 @@ def confusion_figure(
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(
-        image, ax=axes, label="Fraction of the true class", shrink=0.9, ticks=[0, 0.25, 0.5, 0.75, 1]
-    )
+    figure.colorbar(image, ax=axes, label="Fraction of the true class", shrink=0.9, ticks=[0, 0.25, 0.5, 0.75, 1])
     return figure
 
 
@@ -135,9 +125,7 @@ def score_histogram_figure(
                 **common,
             )
     if threshold is not None:
-        axes.axvline(
-            threshold, color="black", linewidth=1.2, linestyle="-.", label=f"threshold {threshold:.3g}"
-        )
+        axes.axvline(threshold, color="black", linewidth=1.2, linestyle="-.", label=f"threshold {threshold:.3g}")
     axes.set(xlim=(0, 1), xlabel="p_fake", ylabel="Share of the class", title=title)
     axes.yaxis.set_major_formatter(_percent)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
@@ -146,17 +134,13 @@ def score_histogram_figure(
 
 
 @styled
-def reliability_figure(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str = ""
-) -> "Figure":
+def reliability_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str = "") -> "Figure":
     """Reliability: name -> (mean_p_fake, fraction_fake, count) per bin; below it, where the scores lie.
 
     Above the diagonal there are more fakes than p_fake says, below it fewer. Empty bins are left out.
     """
 
-    figure, (upper, lower) = new_figure(
-        4.4, 5.8, nrows=2, sharex=True, gridspec_kw={"height_ratios": [3.4, 1]}
-    )
+    figure, (upper, lower) = new_figure(4.4, 5.8, nrows=2, sharex=True, gridspec_kw={"height_ratios": [3.4, 1]})
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="perfect calibration")
     for index, (name, (mean, fraction, count)) in enumerate(curves.items()):
         filled = np.asarray(count) > 0

@@ -99,9 +99,7 @@ def write_scores(path: str | os.PathLike[str], table: ScoreTable) -> None:
     columns = [getattr(table, name) for name in COLUMNS]
     # csv leaves a carriage return bare that is not part of its own line end, and then reads it as one.
     bare = any("\r" in value for column in columns if isinstance(column, list) for value in column)
-    writer = csv.writer(
-        text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-    )
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL)
     writer.writerow(COLUMNS)
     # tolist gives Python floats, and csv writes those with repr: the shortest text that reads back bit-equal.
     writer.writerows(zip(*(c.tolist() if isinstance(c, np.ndarray) else c for c in columns), strict=True))

@@ -63,9 +63,7 @@ def format_value(value: Any, fmt: str = DEFAULT_FORMAT, interval: Sequence[float
 def _cells(rows: Sequence[Row], columns: Columns, fmt: Formats) -> list[list[str]]:
     """The texts of all cells, (rows, columns)."""
     formats = {key: fmt if isinstance(fmt, str) else fmt.get(key, DEFAULT_FORMAT) for key, _ in columns}
-    return [
-        [format_value(row.get(key), formats[key], row.get(f"{key}_ci")) for key, _ in columns] for row in rows
-    ]
+    return [[format_value(row.get(key), formats[key], row.get(f"{key}_ci")) for key, _ in columns] for row in rows]
 
 
 def _is_numeric(rows: Sequence[Row], key: str) -> bool:
@@ -81,9 +79,7 @@ def markdown_table(rows: Sequence[Row], columns: Columns, fmt: Formats = DEFAULT
     body = [[_markdown(cell) for cell in line] for line in _cells(rows, columns, fmt)]
     right = [_is_numeric(rows, key) for key, _ in columns]
     widths = [max(3, *(len(line[i]) for line in [titles, *body])) for i in range(len(columns))]
-    rule = [
-        "-" * (width - 1) + ":" if flush else "-" * width for width, flush in zip(widths, right, strict=True)
-    ]
+    rule = ["-" * (width - 1) + ":" if flush else "-" * width for width, flush in zip(widths, right, strict=True)]
     padded = [
         [
             cell.rjust(width) if flush else cell.ljust(width)

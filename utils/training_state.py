@@ -17,18 +17,19 @@ from utils.errors import UserError
 from utils.runtime import git_commit, versions
 
 # Flags that say where and whether to run, not what to compute; a resumed run may change them.
-FREE_ON_RESUME = ("resume", "overwrite", "output_dir", "device", "workers", "threads", "list_models")
+FREE_ON_RESUME = ("resume", "overwrite", "output_dir", "device", "workers", "threads", "list_models", "feature_cache")
 NOT_GIVEN = object()
 
 
 @dataclass
 class TrainingState:
-    """The moving parts of a run; ``history`` has one dict per finished epoch."""
+    """The moving parts of a run; ``frozen`` counts stages, ``history`` has one dict per finished epoch."""
 
     detector: Detector
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    frozen: int = 0
     epoch: int = 0
     step: int = 0
     best_auc: float = -1.0
@@ -76,7 +77,7 @@ class TrainingState:
                 f"expected the images of the interrupted run {path.parent}, found others in "
                 f"{', '.join(sorted({entry['dataset'] for entry in data}))}; start a new run in another --output-dir"
             )
-        for stale in path.parent.glob(".*.pt-*"):  # half-written files of a save that was killed
+        for stale in path.parent.glob(".*.tmp"):  # half-written files of a save that was killed
             stale.unlink(missing_ok=True)
         self.detector.load_state_dict(checkpoint["state_dict"])
         if self.ema:

@@ -42,7 +42,7 @@ def load_weights(detector: Detector, model_name: str, source: str) -> WeightsRep
     Raises:
         UserError: the file cannot be read safely, or not one tensor of it fits.
     """
-    state_dict = _hub_weights(model_name) if source == "imagenet" else read_weights_file(source)
+    state_dict = _hub_weights(detector, model_name) if source == "imagenet" else read_weights_file(source)
     report, matched = match_weights(detector, state_dict)
     if not any(tensor.ndim > 1 for tensor in matched.values()):
         example = ", ".join(list(state_dict)[:3])
@@ -98,11 +98,14 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     return strip_prefixes(tensors)
 
 
-def _hub_weights(model_name: str) -> dict[str, Tensor]:
+def _hub_weights(detector: Detector, model_name: str) -> dict[str, Tensor]:
     """Download timm's pretrained weights, or take them from its cache; a missing network is noticed at once."""
     import timm
 
-    config = timm.get_pretrained_cfg(model_name)
+    # From the model that was built and not by name: `xception` is an old name, its tables say `legacy_xception`.
+    built = getattr(getattr(detector, "backbone", None), "pretrained_cfg", None) or {}
+    name = ".".join(filter(None, (built.get("architecture"), built.get("tag"))))
+    config = timm.get_pretrained_cfg(name) if name else None
     if config is None or not config.has_weights:
         raise UserError(
             f"expected a timm backbone with pretrained weights, but {model_name!r} has none; pass --weights FILE"
@@ -112,7 +115,13 @@ def _hub_weights(model_name: str) -> dict[str, Tensor]:
             f"expected a network to fetch the ImageNet weights of {model_name!r}, found none; "
             f"download {config.hf_hub_id or config.url} elsewhere and pass --weights FILE"
         )
-    return timm.create_model(model_name, pretrained=True).state_dict()
+    try:
+        return timm.create_model(model_name, pretrained=True).state_dict()
+    except Exception as error:  # what the hub's client raises for a lost connection differs between its versions
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"expected to fetch the ImageNet weights of {model_name!r}, but {reason}; try again, or pass --weights FILE"
+        ) from error
 
 
 def _is_cached(config) -> bool:

@@ -1,0 +1,88 @@
+"""An ensemble of detectors that is itself a detector: one checkpoint, one forward pass, gradients included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datasets.transforms import JPEG_GRID, Geometry
+from models.detector import Detector
+from models.registry import create_model, register_model
+from utils.errors import UserError
+
+
+class Ensemble(Detector):
+    """A weighted sum of its members' calibrated logits.
+
+    The images arrive in a common frame, the largest view that a member needs; each member cuts or resizes its own
+    input out of it. A member that crops sees exactly the pixels that it would have been given alone.
+
+    The weights are equal, or follow validation, or come from a logistic regression on validation logits (stacking:
+    Wolpert, Neural Networks 1992); ``ensemble.py`` fits them.
+    """
+
+    def __init__(self, members: Sequence[Detector], geometry: Geometry) -> None:
+        super().__init__(geometry.size, mean=(0.0,) * 3, std=(1.0,) * 3, geometry=geometry)
+        self.members = nn.ModuleList(members)
+        self.has_input_gradient = all(member.has_input_gradient for member in members)
+        self.register_buffer("weights", torch.full((len(members),), 1 / len(members), dtype=torch.float64))
+        self.register_buffer("bias", torch.zeros((), dtype=torch.float64))
+
+    def member_logits(self, images: Tensor) -> Tensor:
+        """Calibrated logits ``(N, M)`` float64 of the members on ``(N, 3, H, W)`` images in [0, 1]."""
+        columns = []
+        for member in self.members:
+            logits = member(member_view(images, self.geometry, member.geometry)).double()
+            calibration = member.calibration or {}
+            columns.append(logits / calibration.get("temperature", 1.0) + (calibration.get("bias") or 0.0))
+        return torch.stack(columns, dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)`` float64."""
+        return self.member_logits(images) @ self.weights + self.bias
+
+
+def member_view(images: Tensor, frame: Geometry, wanted: Geometry) -> Tensor:
+    """Cut the member's central crop out of the common frame, on the JPEG grid, or resize the frame to its input."""
+    if wanted.size == images.shape[-1] == images.shape[-2]:
+        return images
+    if wanted.mode == "crop" and wanted.resize_to == frame.resize_to and wanted.size <= min(images.shape[-2:]):
+        top, left = ((side - wanted.size) // 2 // JPEG_GRID * JPEG_GRID for side in images.shape[-2:])
+        return images[..., top : top + wanted.size, left : left + wanted.size]
+    return F.interpolate(images, (wanted.size, wanted.size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def common_frame(geometries: Sequence[Geometry]) -> Geometry:
+    """Choose the frame out of which every member can take its view: the members' own geometry if it is one."""
+    if len(set(geometries)) == 1:
+        return geometries[0]
+    crops = [geometry for geometry in geometries if geometry.mode == "crop"]
+    if not crops:
+        return max(geometries, key=lambda geometry: geometry.size)
+    size = max(geometry.size for geometry in geometries)
+    resize_to = {geometry.resize_to for geometry in crops}
+    if len(resize_to) == 1 and (only := resize_to.pop()) is not None:
+        return Geometry("crop", size, max(only, size))
+    return Geometry("crop", size)
+
+
+@register_model
+def ensemble(members: list[dict[str, Any]] | None = None) -> Ensemble:
+    """Rebuild an ensemble from the descriptions of its members: model, model_args, geometry, calibration.
+
+    Raises:
+        UserError: there are no members; ``ensemble.py`` makes an ensemble out of checkpoints.
+    """
+    if not members:
+        raise UserError("expected the members of an ensemble; make one with: python ensemble.py --checkpoint A.pt B.pt")
+    detectors = []
+    for description in members:
+        detector = create_model(description["model"], **description["model_args"])
+        detector.geometry = Geometry(**description["geometry"])
+        detector.calibration = description["calibration"]
+        detectors.append(detector)
+    return Ensemble(detectors, common_frame([detector.geometry for detector in detectors]))
