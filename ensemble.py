@@ -15,6 +15,8 @@ calibration and thresholds are fitted on validation. The last lines on stdout ar
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Join; returns ``{"checkpoint": path, "rows": test rows, "exit_code": 0 or 1}``."""
     args = get_args_parser().parse_args(argv)
+    args.command = shlex.join(["python", "ensemble.py", *(sys.argv[1:] if argv is None else argv)])
     if len(args.checkpoint) < 2:
         raise UserError(f"expected two or more --checkpoint, got {len(args.checkpoint)}")
     paths = [check_checkpoint_file(path) for path in args.checkpoint]
@@ -159,7 +162,11 @@ def describe(args: argparse.Namespace, detector, model: str, model_args: dict, d
         "thresholds": None,
         "calibration": None,
         "metrics": {},
-        "train_args": {"method": args.method, "checkpoint": [str(path) for path in args.checkpoint]},
+        "train_args": {
+            "command": args.command,
+            "method": args.method,
+            "checkpoint": [str(path) for path in args.checkpoint],
+        },
         "data": data.describe(),
         "seed": 0,
         "epoch": 0,

@@ -18,6 +18,7 @@ Intervals are 95 % percentile bootstrap. The threshold is the one that the check
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.from_scores) == bool(args.checkpoint) or bool(args.checkpoint) != bool(args.data):
         parser.error("expected either --checkpoint PT... with --data SPEC..., or --from-scores CSV...")
+    args.command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     folder = check_output_dir(args.output_dir)
     if args.from_scores:
         files = [Path(path) for path in args.from_scores]
@@ -101,7 +103,7 @@ def score_all(args: argparse.Namespace, checkpoints: list[Path], listings: list[
     """Score every listing with every checkpoint; returns the scores files."""
     from utils.checkpoint import load_detector
     from utils.reports import checkpoint_names, evaluate_listing
-    from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
+    from utils.runtime import hardware, pick_device, pick_precision, pick_workers, set_threads
     from utils.scores import write_scores, write_sidecar
 
     device = pick_device(args.device)
@@ -128,9 +130,19 @@ def score_all(args: argparse.Namespace, checkpoints: list[Path], listings: list[
                 file, checkpoint=name, model=checkpoint["model"], threshold=result.row["threshold"],
                 thresholds=checkpoint["thresholds"], dataset=listing.name, split=listing.split,
                 unreadable=result.unreadable, n_images=len(listing.records), data_fingerprint=listing.fingerprint,
+                command=args.command, hardware=hardware(), **training_facts(checkpoint),
             )  # fmt: skip
             files.append(file)
     return files
+
+
+def training_facts(checkpoint: dict) -> dict:
+    """Where a checkpoint came from, for whoever reads its scores later."""
+    return {
+        "train_command": checkpoint.get("train_args", {}).get("command"),
+        "trained_on": sorted({entry["dataset"] for entry in checkpoint.get("data", [])}),
+        **{key: checkpoint.get(key) for key in ("epoch", "seed", "git_commit", "versions")},
+    }
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.list_models:
         print("\n".join(sorted(own_names())))
         return {"models": sorted(own_names()), "exit_code": EXIT_DONE}
+    args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     folder = Path(args.output_dir or f"checkpoints/{run_name(args.model, args.data)}")
     check_model_name(args.model)
     check_weights_source(args.weights)

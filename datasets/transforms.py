@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,7 +87,7 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """Turn ``(H, W, 3)`` uint8 RGB into ``(3, H, W)`` float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div_(255)
+    return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1).float().div_(255)
 
 
 class EvalTransform:
@@ -117,11 +118,14 @@ class TrainTransform:
         self.augment = build_augmentation(augmentation)
 
     def __call__(self, image: np.ndarray, seed: int = 0) -> Tensor:
+        generator = np.random.default_rng(seed)
         image = self.geometry.scale(image, at_least=self.size)
         if self.geometry.mode == "crop":
-            image = self._crop(image, np.random.default_rng(seed))
+            image = self._crop(image, generator)
         if self.is_random:
-            self.augment.set_random_seed(seed)
+            # Not set_random_seed: it seeds every step alike, so that a blurred image would always be noisy as well
+            # as compressed and mirrored, and an unmirrored one never degraded.
+            self.augment.set_random_state(generator, random.Random(seed))
             image = self.augment(image=image)["image"]
         return to_tensor(image)
 

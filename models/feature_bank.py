@@ -13,8 +13,8 @@ import torch
 
 # JFIF (ITU-R BT.601, full range), the colour space in which JPEG quantises.
 YCBCR_FROM_RGB = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-# Luma is a multiple of 0.001, its 2 x 2 mean of 0.00025, so exact halves are common. Rounding them would depend
-# on the last bit of a float, and with it on the pixel's position; this offset puts the limit between two values.
+# Luma is a multiple of 0.001 and its 2 x 2 mean of 0.00025, so exact halves are common. Rounding them would
+# depend on the last bit of a float, and so on the pixel's position; this puts the limit between two values.
 TIE_BREAK = 3.75e-4
 
 
@@ -76,8 +76,8 @@ def to_levels(planes: torch.Tensor) -> torch.Tensor:
 class FeatureBank:
     """One named group of features.
 
-    ``flip_invariant`` promises that mirroring an image of even width left to right leaves the features as they
-    are, up to float rounding, so that training on mirrored copies would add nothing.
+    ``flip_invariant`` promises that mirroring an image of even width left to right leaves the features as
+    they are, up to float rounding, so that training on mirrored copies would add nothing.
     """
 
     name: str
@@ -109,7 +109,7 @@ def feature_bank(
 
 
 def histograms(codes: torch.Tensor, bins: int) -> np.ndarray:
-    """Count the codes of each image: integers (N, ...) in [0, bins) give frequencies (N, bins) that sum to 1."""
+    """Count integer codes (N, ...) in [0, bins) per image: frequencies (N, bins) that sum to 1."""
     counts = [torch.bincount(code.reshape(-1), minlength=bins) for code in codes]
     return torch.stack(counts).numpy() / codes[0].numel()
 

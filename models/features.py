@@ -2,13 +2,13 @@
 
 Five banks, each from a line of work on telling generated images from photographs:
 
-=========  =====================================================================================================
+=========  ===============================================================================================
 spectrum   radial and angular log power spectrum (Durall et al., arXiv 2003.01826)
 dct        statistics of the 8 x 8 block DCT on the JPEG grid (Frank et al., arXiv 2003.08685)
-srm        co-occurrences of noise residuals (Fridrich & Kodovsky, TIFS 2012; Nataraj et al., arXiv 1903.06836)
+srm        co-occurrences of residuals (Fridrich & Kodovsky, TIFS 2012; Nataraj et al., arXiv 1903.06836)
 lbp        local binary patterns of luma, chroma and residual at several radii (Ojala et al., TPAMI 2002)
 color      colour statistics (McCloskey & Albright, arXiv 1812.08247; Li et al., Signal Processing 2020)
-=========  =====================================================================================================
+=========  ===============================================================================================
 
     >>> extract_features(torch.rand(4, 3, 256, 256), ["dct", "color"]).shape[0]
     4
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from models import frequency_banks, pixel_banks  # noqa: F401  (importing them registers the banks)
+from models import color_bank, frequency_banks, texture_banks  # noqa: F401  (importing them registers the banks)
 from models.feature_bank import FEATURE_BANKS, FeatureBank, Planes, feature_bank
 from utils.errors import UserError
 
@@ -63,22 +63,24 @@ def extract_features(images: torch.Tensor, banks: Sequence[str]) -> np.ndarray:
 
 def _find_banks(banks: Sequence[str]) -> list[FeatureBank]:
     names = [banks] if isinstance(banks, str) else list(banks)
+    known = f"choose from {', '.join(FEATURE_BANKS)}"
     if not names:
-        raise UserError(f"expected at least one feature bank, got none; choose from {', '.join(FEATURE_BANKS)}")
+        raise UserError(f"expected at least one feature bank, got none; {known}")
     for name in names:
         if name not in FEATURE_BANKS:
             close = difflib.get_close_matches(name, FEATURE_BANKS)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(FEATURE_BANKS)}"
+            hint = f"did you mean {' or '.join(close)}?" if close else known
             raise UserError(f"expected a feature bank, got {name!r}; {hint}")
     return [FEATURE_BANKS[name] for name in names]
 
 
 def _pad_by_reflection(images: torch.Tensor) -> torch.Tensor:
-    """Continue sides shorter than MIN_SIDE as a mirror would, as often as needed (torch's own pad mirrors once)."""
+    """Continue sides shorter than MIN_SIDE as a mirror would, repeatedly if need be (torch's pad mirrors once)."""
     for dim in (2, 3):
         length = images.shape[dim]
         if length < MIN_SIDE:
             period = max(1, 2 * (length - 1))
             position = torch.arange(MIN_SIDE) % period
-            images = images.index_select(dim, torch.minimum(position, period - position).clamp_max(length - 1))
+            source = torch.minimum(position, period - position).clamp_max(length - 1)
+            images = images.index_select(dim, source)
     return images

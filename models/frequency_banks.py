@@ -20,14 +20,16 @@ ZONES = ("low", "mid", "high")
 
 
 def _spectrum_names() -> list[str]:
-    names = [f"{c} log power at {(i + 0.5) / n * MAX_RADIUS:.3f} cycles/px" for c, n in RADIAL_BINS.items() for i in range(n)]
+    radial = ((c, (i + 0.5) / n * MAX_RADIUS) for c, n in RADIAL_BINS.items() for i in range(n))
+    names = [f"{c} log power at {radius:.3f} cycles/px" for c, radius in radial]
     names += [f"luma ring {r} sector {s}: excess log power" for s in range(SECTORS) for r in range(RINGS)]
-    names += [f"luma ring {r}: {what} of log power" for what in ("spread", "skewness", "share of peaks") for r in range(RINGS)]
+    statistics = ("spread", "skewness", "share of peaks")
+    names += [f"luma ring {r}: {what} of log power" for what in statistics for r in range(RINGS)]
     return names + [f"luma log-power peak at fy={fy:g} fx={fx:g}" for fy, fx in PEAKS]
 
 
 def _log_power(planes: torch.Tensor) -> np.ndarray:
-    """Log10 power per pixel, (N, H, W//2 + 1); the Hann window keeps the borders from leaking over the axes."""
+    """Log10 power per pixel, (N, H, W//2 + 1); the Hann window keeps the borders off the axes."""
     height, width = planes.shape[-2:]
     window = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
     spectrum = torch.fft.rfft2((planes - planes.mean((1, 2), keepdim=True)) * window)
@@ -50,7 +52,7 @@ def _radial_bins(height: int, width: int, bins: int) -> tuple[np.ndarray, np.nda
 
 @lru_cache(maxsize=16)
 def _sectors(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sector of each frequency (angles folded into one quadrant, so mirroring changes nothing), and 1/count."""
+    """Sector of each frequency (angles folded into one quadrant, for mirroring), and 1/count."""
     angle = np.arctan2(np.abs(np.fft.fftfreq(height))[:, None], np.fft.rfftfreq(width)[None]).ravel()
     sector = np.minimum((angle / (np.pi / 2) * SECTORS).astype(np.int64), SECTORS - 1)
     index = sector * RINGS + _radial_bins(height, width, RINGS)[0]
@@ -81,21 +83,23 @@ def spectrum(planes: Planes) -> np.ndarray:
     skewness = _mean_by(ring, ring_inverse_count, square * excess) / (variance**1.5 + 1e-3)
     fraction_high = _mean_by(ring, ring_inverse_count, excess > 1.0)  # ten times the power of the ring
     sector, sector_inverse_count = _sectors(height, width)
-    half_width = width // 2 + 1
-    at = [round(fy * height) % height * half_width + min(round(fx * width), half_width - 1) for fy, fx in PEAKS]
+    columns = [min(round(fx * width), width // 2) for _, fx in PEAKS]
+    rows = np.array([round(fy * height) for fy, _ in PEAKS])
+    table = excess.reshape(n, height, -1)
+    peaks = (table[:, rows % height, columns] + table[:, -rows % height, columns]) / 2  # both diagonals
     chroma = []
     for channel in (1, 2):
         plane = planes.half_ycbcr[:, channel]
         c_index, c_inverse_count, c_fill = _radial_bins(*plane.shape[-2:], RADIAL_BINS["cb"])
         chroma.append(_mean_by(c_index, c_inverse_count, _log_power(plane).reshape(n, -1)) @ c_fill)
     parts = [radial @ fill, *chroma, _mean_by(sector, sector_inverse_count, excess)]
-    return np.concatenate([*parts, np.sqrt(variance), skewness, fraction_high, excess[:, at]], axis=1)
+    return np.concatenate([*parts, np.sqrt(variance), skewness, fraction_high, peaks], axis=1)
 
 
 def _dct_names() -> list[str]:
     what = ("log mean", "log std", "log kurtosis", "near zero")
-    names = [f"{c} {w} of coefficient ({i}, {j})" for c in CHANNELS for w in what for i in range(8) for j in range(8)]
-    return names + [f"{c} first digit {d}, {z} frequencies" for c in CHANNELS for z in ZONES for d in range(10)]
+    names = [f"{c} {w} of coefficient ({k // 8}, {k % 8})" for c in CHANNELS for w in what for k in range(64)]
+    return names + [f"{c} digit {d} first, {z} frequencies" for c in CHANNELS for z in ZONES for d in range(10)]
 
 
 def _dct_matrix() -> torch.Tensor:
@@ -106,7 +110,7 @@ def _dct_matrix() -> torch.Tensor:
 
 
 def _block_dct(plane: torch.Tensor) -> torch.Tensor:
-    """Orthonormal DCT-II of the 8 x 8 blocks of planes (N, H, W): (N, 64, blocks), from the top-left corner on."""
+    """Orthonormal DCT-II of the 8 x 8 blocks of planes (N, H, W), top-left aligned: (N, 64, blocks)."""
     n, rows, columns = plane.shape[0], plane.shape[1] // 8, plane.shape[2] // 8
     blocks = plane[:, : rows * 8, : columns * 8].reshape(n, rows, 8, columns, 8)
     matrix = _dct_matrix()
@@ -122,17 +126,17 @@ def _first_digits() -> np.ndarray:
 
 @feature_bank("dct", _dct_names(), flip_invariant=False)
 def dct(planes: Planes) -> np.ndarray:
-    """Statistics of every 8 x 8 block-DCT frequency, of luma and of chroma at half resolution, as in 4:2:0 JPEG.
+    """Statistics of every 8 x 8 block-DCT frequency, of luma and of half-resolution chroma as in 4:2:0 JPEG.
 
-    Per frequency: mean magnitude, spread, kurtosis, and the fraction below 1, which counts the coefficients that
-    JPEG set to zero; per zone of frequencies the first digits (Benford's law). Blocks start at the top-left
-    corner, so the features know the JPEG grid of an image that was not cropped; they are unchanged by mirroring
-    only if the width is a multiple of 16. Frank et al., "Leveraging Frequency Analysis for Deep Fake Image
-    Recognition", ICML 2020, arXiv 2003.08685, use the whole-image DCT instead of blocks.
+    Per frequency: mean magnitude, spread, kurtosis, and the fraction below 1, which counts the coefficients
+    that JPEG set to zero; per zone of frequencies the first digits (Benford's law). Blocks start at the
+    top-left corner, so the features know the JPEG grid of an image that was not cropped; mirroring leaves them
+    as they are only if the width is a multiple of 16. Frank et al., "Leveraging Frequency Analysis for Deep
+    Fake Image Recognition", ICML 2020, arXiv 2003.08685, use the whole-image DCT instead of blocks.
     """
     # One histogram counts all three zones. The DC coefficient follows brightness, not Benford's law: left out.
-    zone = torch.tensor([(i + j > 2) + (i + j > 5) for i in range(8) for j in range(8)][1:], dtype=torch.int16)
-    zone = zone[:, None] * DIGIT_LIMIT
+    zone = [(k // 8 + k % 8 > 2) + (k // 8 + k % 8 > 5) for k in range(1, 64)]
+    offset = torch.tensor(zone, dtype=torch.int16)[:, None] * DIGIT_LIMIT
     moments, digits = [], []
     for plane in (planes.luma, planes.half_ycbcr[:, 1], planes.half_ycbcr[:, 2]):
         coefficients = _block_dct(plane)
@@ -141,7 +145,8 @@ def dct(planes: Planes) -> np.ndarray:
         variance = square.mean(2)
         kurtosis = square.square().mean(2) / (variance.square() + 1e-3)
         moments += [(magnitude.mean(2) + 0.1).log(), (variance + 0.01).log() / 2, (kurtosis + 1).log()]
-        moments.append(magnitude.clone().lt_(1).mean(2))  # in place: float comparisons are vectorised
-        counts = histograms(magnitude[:, 1:].to(torch.int16) + zone, DIGIT_LIMIT * len(ZONES))
-        digits.append((counts.reshape(-1, len(ZONES), DIGIT_LIMIT) @ _first_digits()).reshape(len(counts), -1))
+        moments.append(magnitude.clone().lt_(1).mean(2))  # in place: a comparison to bool is not vectorised
+        counts = histograms(magnitude[:, 1:].to(torch.int16) + offset, DIGIT_LIMIT * len(ZONES))
+        by_zone = counts.reshape(-1, len(ZONES), DIGIT_LIMIT) @ _first_digits()
+        digits.append(by_zone.reshape(len(counts), -1))
     return np.concatenate([torch.cat(moments, 1).numpy(), np.sqrt(np.concatenate(digits, 1))], axis=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -49,7 +50,9 @@ def timm_backbone(name: str, head: str = "linear", dropout: float = 0.0, **timm_
         UserError: timm does not accept an argument.
     """
     # Transformers are told to take any input size; other families do not know this argument.
-    flexible = {"dynamic_img_size": True} if name.startswith(("vit_", "deit", "eva", "test_vit")) else {}
+    flexible: dict[str, Any] = (
+        {"dynamic_img_size": True} if name.startswith(("vit_", "deit", "eva", "test_vit")) else {}
+    )
     try:
         try:
             backbone = timm.create_model(name, pretrained=False, num_classes=0, **flexible, **timm_args)
@@ -112,8 +115,8 @@ def find_cam_layer(backbone: nn.Module) -> str | None:
     the last block, since the class token alone carries gradient after it.
     """
     blocks = getattr(backbone, "blocks", None)
-    is_plain = hasattr(backbone, "patch_embed") and isinstance(blocks, nn.Sequential | nn.ModuleList)
-    if is_plain and hasattr(blocks[-1], "norm1"):
+    is_plain = hasattr(backbone, "patch_embed")
+    if is_plain and isinstance(blocks, nn.Sequential | nn.ModuleList) and hasattr(blocks[-1], "norm1"):
         return f"blocks.{len(blocks) - 1}.norm1"
     stages = getattr(backbone, "feature_info", None)
     if stages:

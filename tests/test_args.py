@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import io
 import os
 import subprocess
 import sys
@@ -93,7 +92,15 @@ def test_the_docstring_is_the_help_text():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("a=3", 3), ("a=-3", -3), ("a=0.5", 0.5), ("a=1e3", 1000.0), ("a=True", True), ("a=false", False), ("a=x=y", "x=y")],
+    [
+        ("a=3", 3),
+        ("a=-3", -3),
+        ("a=0.5", 0.5),
+        ("a=1e3", 1000.0),
+        ("a=True", True),
+        ("a=false", False),
+        ("a=x=y", "x=y"),
+    ],
 )
 def test_model_args_have_types(text, value):
     assert key_value(text) == ("a", value)
@@ -173,7 +180,7 @@ def test_output_folders_are_made_and_left_clean(tmp_path):
 @pytest.mark.parametrize("below", ["", "sub"])
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="expected --output-dir to be a folder that can be written to, got .*file"):
+    with pytest.raises(UserError, match=r"expected --output-dir to be a folder that can be written to, got .*file"):
         check_output_dir(tmp_path / "file" / below)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -206,14 +213,14 @@ def test_weights_are_imagenet_or_a_file(tmp_path):
     for source in (None, "imagenet", str(tmp_path / "a.pth")):
         check_weights_source(source)
     for source in ("ImageNet", str(tmp_path / "b.pth"), str(tmp_path)):
-        with pytest.raises(UserError, match="expected --weights imagenet or a .*file, found no file"):
+        with pytest.raises(UserError, match=r"expected --weights imagenet or a .*file, found no file"):
             check_weights_source(source)
 
 
 # -------------------------------------------------------------------------------------------------- scripts
 
 
-def answer_without_torch(script: str, argv: list[str]) -> tuple[int, io.StringIO]:
+def answer_without_torch(script: str, argv: list[str]) -> subprocess.CompletedProcess:
     """Run a script's main in a fresh interpreter; fails if it has imported torch or another slow library."""
     code = (
         f"import sys; sys.argv[:] = [{script!r} + '.py', *{argv!r}]\n"

@@ -159,8 +159,13 @@ def test_summary_line_of_a_full_row():
 
 
 def test_checkpoints_have_different_names():
-    paths = [Path("runs/a/best.pt"), Path("runs/b/best.pt"), Path("other/a/last.pt"), Path("mine.pt")]
-    assert checkpoint_names(paths) == ["a-1", "b", "a-3", "mine"]
+    paths = [Path("runs/a/best.pt"), Path("runs/b/best.pt"), Path("other/a/last.pt"), Path("mine.pt"), Path("a-1.pt")]
+    names = checkpoint_names(paths)
+    assert len(set(names)) == len(names)
+    assert names[1] == "b"
+    assert names[3] == "mine"
+    assert names[0].startswith("a-")
+    assert names[2].startswith("a-")
     assert checkpoint_names([Path("best.pt")]) == ["best"]
 
 

@@ -25,7 +25,7 @@ DEMO = "demo@n=60,size=64"
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> dict:
-    """Run train, evaluate, evaluate --from-scores and predict in an empty folder; returns results and stdout of each."""
+    """Run every step in an empty folder; returns the result and the stdout of each."""
     root = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

@@ -127,7 +127,7 @@ def test_the_splits_are_not_for_the_user_to_choose(image_folder, split):
 
 def test_a_set_for_testing_only_is_refused(make_folder):
     folder = make_folder("x", {"test/real": 2, "test/fake": 2})
-    with pytest.raises(UserError, match="expected a train split in .*, found test only"):
+    with pytest.raises(UserError, match=r"expected a train split in .*, found test only"):
         open_training_data([str(folder)])
 
 

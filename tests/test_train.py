@@ -240,6 +240,7 @@ def test_ctrl_c_then_sigkill_of_real_processes(faces, whole_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_many_sigkills_of_real_processes(faces, tmp_path):
     # The larger input makes files of 30 MB, so that a kill can hit the writing of them.
     argv = [*FORENSIC, "--model-args", "input_size=64", "--image-size", "64", "--epochs", "8", "--data", str(faces)]

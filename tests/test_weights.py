@@ -56,7 +56,7 @@ def wrapped(content: dict, form: str) -> dict:
     forms = {
         "state_dict": {"state_dict": content, "epoch": 3},
         "model": {"model": content},
-        "ema before plain": {"state_dict": {key: value * 0 for key, value in content.items()}, "state_dict_ema": content},
+        "ema before plain": {"state_dict": {"conv1.0.weight": torch.zeros(1)}, "state_dict_ema": content},
         "module.": {f"module.{key}": value for key, value in content.items()},
         "module. in model": {"model": {f"module.{key}": value for key, value in content.items()}},
         "backbone.": {f"backbone.{key}": value for key, value in content.items()},

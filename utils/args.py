@@ -41,8 +41,10 @@ def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
     """
     try:
         result = main(None)
+        sys.stdout.flush()  # here, where a closed pipe is no error yet
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        message = " ".join(line.strip() for line in str(error).splitlines())
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
