@@ -39,7 +39,9 @@ def main() -> None:
     folder = ROOT / "results"
     write_table(rows, COLUMNS, folder / "summary", "Test AUC and accuracy; 95 % bootstrap intervals.")
     names = [f"{row['dataset']}: {row['checkpoint']}" for row in rows]
-    figure = interval_bar_figure(names, [row["auc"] for row in rows], [row["auc_ci"] for row in rows], x_label="Test AUC")
+    figure = interval_bar_figure(
+        names, [row["auc"] for row in rows], [row["auc_ci"] for row in rows], x_label="Test AUC"
+    )
     save_figure(figure, folder / "summary")
     lines = dict.fromkeys(line for pair in commands.values() for line in pair if line)
     atomic_write_text(folder / "commands.txt", "\n".join(lines) + "\n")

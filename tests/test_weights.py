@@ -132,7 +132,7 @@ class Bomb:
 def test_no_code_in_a_weights_file_runs(tmp_path):
     buffer = io.BytesIO()
     torch.save({"a": Bomb(tmp_path / "exploded")}, buffer)
-    for content in (buffer.getvalue(), pickle.dumps(Bomb(tmp_path / "exploded"))):
+    for content in (buffer.getvalue(), pickle.dumps(Bomb(tmp_path / "exploded"), protocol=2)):
         (tmp_path / "a.pth").write_bytes(content)
         with pytest.raises(UserError, match="expected a safetensors file"):
             read_weights_file(tmp_path / "a.pth")

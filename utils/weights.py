@@ -55,9 +55,10 @@ def load_weights(detector: Detector, model_name: str, source: str) -> WeightsRep
 
 
 def match_weights(detector: Detector, state_dict: dict[str, Tensor]) -> tuple[WeightsReport, dict[str, Tensor]]:
-    """Pair file keys with parameters by name and shape, trying the names as they are and below ``backbone.``."""
+    """Pair file keys with parameters by name and shape, trying the names as they are and below a backbone's prefix."""
     own = detector.state_dict()
-    candidates = [{prefix + key: value for key, value in state_dict.items()} for prefix in ("", "backbone.")]
+    prefixes = ("", "backbone.", "trunk.backbone.")
+    candidates = [{prefix + key: value for key, value in state_dict.items()} for prefix in prefixes]
 
     def fits(renamed: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value for key, value in renamed.items() if key in own and own[key].shape == value.shape}
