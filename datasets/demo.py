@@ -131,7 +131,7 @@ def _make_images(jobs: list[Job], workers: int, progress: bool) -> None:
     for split in SPLITS:
         for part in (f"{split}/real", f"masks/{split}", *(f"{split}/fake/{name}" for name in GENERATORS)):
             (folder / part).mkdir(parents=True, exist_ok=True)
-    bar = {"total": len(jobs), "desc": "making the demo set", "unit": "image", "disable": not progress}
+    bar = {"total": len(jobs), "desc": "making the demo set", "unit": "image", "disable": None if progress else True}
     threads = cv2.getNumThreads()
     # OpenCV's thread pool does not survive a fork: stop it before the workers start.
     cv2.setNumThreads(0)

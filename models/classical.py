@@ -135,7 +135,7 @@ def random_forest(
 
     def learner(seed: int):
         return _sklearn("RandomForestClassifier")(
-            trees, max_depth=depth or None, min_samples_leaf=2, n_jobs=-1, random_state=seed
+            trees, max_depth=depth or None, min_samples_leaf=2, max_features="sqrt", n_jobs=-1, random_state=seed
         )
 
     return build(SklearnEstimator(learner), features, input_size, embedding)
@@ -150,8 +150,8 @@ def gradient_boosting(
 
     def learner(seed: int):
         return _sklearn("HistGradientBoostingClassifier")(
-            learning_rate=learning_rate, max_iter=rounds, max_leaf_nodes=15, l2_regularization=1.0,
-            early_stopping=True, n_iter_no_change=40, max_features=0.2, random_state=seed,
+            learning_rate=learning_rate, max_iter=rounds, max_leaf_nodes=7, l2_regularization=5.0, max_bins=63,
+            early_stopping=True, n_iter_no_change=40, max_features=0.05, random_state=seed,
         )  # fmt: skip
 
     return build(SklearnEstimator(learner), features, input_size, embedding)
@@ -159,34 +159,35 @@ def gradient_boosting(
 
 @register_model
 def xgboost(
-    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 1000, depth: int = 4,
+    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 800, depth: int = 2,
     learning_rate: float = 0.05, embedding: dict | None = None,
 ) -> ClassicalDetector:  # fmt: skip
     """XGBoost (Chen & Guestrin, KDD 2016, arXiv 1603.02754), stopped early on validation."""
     estimator = XGBoostEstimator(
-        rounds, max_depth=depth, eta=learning_rate, subsample=0.7, colsample_bynode=0.2, min_child_weight=3
-    )
+        rounds, patience=100, max_depth=depth, eta=learning_rate, subsample=0.6, colsample_bytree=0.05, reg_lambda=5,
+        max_bin=64,
+    )  # fmt: skip
     return build(estimator, features, input_size, embedding)
 
 
 @register_model
 def lightgbm(
-    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 1000, leaves: int = 15,
+    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 800, leaves: int = 7,
     learning_rate: float = 0.05, embedding: dict | None = None,
 ) -> ClassicalDetector:  # fmt: skip
     """LightGBM (Ke et al., NeurIPS 2017), stopped early on validation."""
     estimator = LightGBMEstimator(
-        rounds, num_leaves=leaves, learning_rate=learning_rate, bagging_fraction=0.7, bagging_freq=1,
-        feature_fraction_bynode=0.2, min_data_in_leaf=10,
+        rounds, patience=100, num_leaves=leaves, learning_rate=learning_rate, bagging_fraction=0.6, bagging_freq=1,
+        feature_fraction=0.05, lambda_l2=5.0, min_data_in_leaf=10, max_bin=63,
     )  # fmt: skip
     return build(estimator, features, input_size, embedding)
 
 
 @register_model
 def logistic_regression(
-    features: str = HANDCRAFTED, input_size: int = 256, c: float = 1e-3, embedding: dict | None = None
+    features: str = HANDCRAFTED, input_size: int = 256, c: float = 1e-2, embedding: dict | None = None
 ) -> ClassicalDetector:
-    """L2-regularised logistic regression on standardised features, their signed square roots for handcrafted ones."""
+    """L2-regularised logistic regression on standardised features (histogram banks are square roots already)."""
 
     def learner(seed: int):
         from sklearn.pipeline import make_pipeline
@@ -194,4 +195,4 @@ def logistic_regression(
 
         return make_pipeline(StandardScaler(), _sklearn("LogisticRegression")(C=c, max_iter=3000, random_state=seed))
 
-    return build(SklearnEstimator(learner, power=not features.startswith("embedding")), features, input_size, embedding)
+    return build(SklearnEstimator(learner), features, input_size, embedding)

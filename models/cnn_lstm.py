@@ -13,9 +13,10 @@ READERS = ("lstm", "mean")
 
 
 class PatchReader(nn.Module):
-    """Read a feature map ``(N, C, h, w)`` by rows and by columns with one bidirectional LSTM; returns ``(N, 2, D)``.
+    """Read feature maps ``(N, T, C, h, w)`` by rows and by columns with one bidirectional LSTM; returns ``(N, 4 * D)``.
 
-    Each row is averaged over its width and each column over its height, so the two sequences have h and w steps.
+    Each row is averaged over its width and each column over its height. A clip is one long sequence, its frames one
+    after the other, so T * h rows and T * w columns; an image is a clip of one frame.
     What it buys over pooling is position: the same trace weighs differently at the chin and at the hairline.
     """
 
@@ -27,21 +28,19 @@ class PatchReader(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         summaries = []
-        for axis in (3, 2):  # over the width: a sequence of rows; over the height: a sequence of columns
-            sequence = self.project(features.mean(axis).transpose(1, 2))  # (N, steps, hidden)
-            states, _ = self.lstm(sequence)  # (N, steps, 2 * hidden)
+        for axis in (4, 3):  # over the width: a sequence of rows; over the height: a sequence of columns
+            sequence = features.mean(axis).transpose(2, 3).flatten(1, 2)  # (N, T * steps, C)
+            states, _ = self.lstm(self.project(sequence))  # (N, T * steps, 2 * hidden)
             weights = self.attention(states).softmax(dim=1)
             summaries.append((weights * states).sum(dim=1))
-        return torch.stack(summaries, dim=1)
+        return torch.cat(summaries, dim=1)
 
 
 class CNNLSTM(Detector):
     """A trunk's feature map, read in sequence, pooled by attention, one logit.
 
-    ``forward`` takes ``(N, 3, H, W)`` images or ``(N, T, 3, H, W)`` clips. A clip's frames are encoded one by one,
-    and a second LSTM reads the T encodings; a single image is a clip of one frame without that second reading.
-    ``reader="mean"`` replaces the LSTM by mean pooling on the same trunk: the control that shows what recurrence
-    is worth, measured in results/models.
+    ``forward`` takes ``(N, 3, H, W)`` images or ``(N, T, 3, H, W)`` clips. ``reader="mean"`` replaces the LSTM by
+    mean pooling on the same trunk: the control that shows what recurrence is worth, measured in results/models.
 
     Güera & Delp, "Deepfake Video Detection Using Recurrent Neural Networks", AVSS 2018, read frames this way;
     reading the rows and columns of one image is ours, for a set that has no video.
@@ -50,35 +49,26 @@ class CNNLSTM(Detector):
     def __init__(
         self, trunk: nn.Module, channels: int, like: Detector, hidden: int, dropout: float, reader: str
     ) -> None:
-        layer = like.cam_layer.removeprefix("backbone.").removeprefix("trunk.") if like.cam_layer else ""
+        layer = (like.cam_layer or "").removeprefix("trunk").removeprefix(".")
         super().__init__(
             like.input_size,
             mean=like.mean.flatten().tolist(),
             std=like.std.flatten().tolist(),
-            cam_layer="trunk" if layer in ("", "trunk") else f"trunk.{layer}",
+            cam_layer=f"trunk.{layer}" if layer else "trunk",
         )
         self.trunk = trunk
         self.reader = PatchReader(channels, hidden) if reader == "lstm" else None
-        width = 4 * hidden if reader == "lstm" else channels
-        self.frames = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Turn ``(N, 3, H, W)`` images in [0, 1] into encodings ``(N, D)``."""
-        features = self.trunk(self.normalize(images))
-        # The recurrence runs in float32: a bfloat16 LSTM has no fast kernel on CPUs and loses digits on long rows.
-        with torch.autocast(images.device.type, enabled=False):
-            features = features.float()
-            return features.mean((2, 3)) if self.reader is None else self.reader(features).flatten(1)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(4 * hidden if reader == "lstm" else channels, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Score images ``(N, 3, H, W)`` or clips ``(N, T, 3, H, W)``, RGB in [0, 1]; returns logits ``(N,)``."""
-        if images.ndim == 4:
-            return self.head(self.encode(images)).squeeze(1)
-        encodings = self.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (N, T, D)
+        clips = images if images.ndim == 5 else images[:, None]
+        features = self.trunk(self.normalize(clips.flatten(0, 1))).unflatten(0, clips.shape[:2])
+        # The recurrence runs in float32: a bfloat16 LSTM has no fast kernel on CPUs and loses digits on long rows.
         with torch.autocast(images.device.type, enabled=False):
-            states, _ = self.frames(encodings.float())
-        return self.head(states.mean(1)).squeeze(1)
+            features = features.float()  # (N, T, C, h, w)
+            pooled = features.mean((1, 3, 4)) if self.reader is None else self.reader(features)
+            return self.head(pooled).squeeze(1)
 
 
 @register_model
@@ -105,10 +95,12 @@ def feature_trunk(detector: Detector, name: str) -> tuple[nn.Module, int]:
         trunk = nn.Sequential(detector.stem, detector.trunk)
     else:
         raise UserError(f"expected --model-args backbone= cnn or a convolutional timm model, got {name!r}")
+    size = 64 if detector.any_size else detector.input_size
     with torch.no_grad():
-        features = trunk.eval()(torch.zeros(1, 3, 64, 64) if not _fixed_size(detector) else _blank(detector))
+        features = trunk.eval()(torch.zeros(1, 3, size, size))
     trunk.train()
-    if features.ndim != 4:
+    channels_last = features.ndim == 4 and features.shape[1] == features.shape[2]  # Swin's maps are (N, h, w, C)
+    if features.ndim != 4 or channels_last:
         raise UserError(
             f"expected a backbone with a feature map, but {name!r} gives tokens of shape {tuple(features.shape)}"
         )
@@ -124,11 +116,3 @@ class TimmTrunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone.forward_features(images)
-
-
-def _fixed_size(detector: Detector) -> bool:
-    return hasattr(getattr(detector, "backbone", None), "patch_embed")
-
-
-def _blank(detector: Detector) -> Tensor:
-    return torch.zeros(1, 3, detector.input_size, detector.input_size)

@@ -50,20 +50,15 @@ def to_logits(p_fake: np.ndarray) -> np.ndarray:
 class SklearnEstimator:
     """A scikit-learn classifier, saved by skops: its types are checked against a list before any is rebuilt."""
 
-    def __init__(self, build: Any, power: bool = False) -> None:
+    def __init__(self, build: Any) -> None:
         self.build = build
-        self.power = power
         self.model: Any = None
-
-    def _prepare(self, x: np.ndarray) -> np.ndarray:
-        return np.sign(x) * np.sqrt(np.abs(x)) if self.power else x
 
     def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
         self.model = self.build(seed)
-        self.model.fit(self._prepare(x), y)
+        self.model.fit(x, y)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        x = self._prepare(x)
         if hasattr(self.model, "decision_function"):
             return self.model.decision_function(x).astype(np.float64)
         return to_logits(self.model.predict_proba(x)[:, 1])

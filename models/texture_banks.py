@@ -26,8 +26,9 @@ class Residual:
     step: int = 1
 
 
-# Chosen forward on 5-fold AUC out of some 130 candidates. Six ternary members beat four of five levels at
-# the same cost: longer context counts for more than finer amplitudes.
+# Five of the luma residuals were chosen forward by cross-validated AUC on faces140k (train and valid); luma diff1,
+# the next best, and chroma, which helped in an earlier set, were added by hand. For first differences six
+# ternary members did better than four of five levels: longer context counts for more than finer amplitudes.
 RESIDUALS = (
     Residual("luma", "diff1", 1, 1, 6),
     Residual("luma", "diag", 1, 1, 6),

@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.figures import interval_bar_figure, save_figure
 from utils.files import atomic_write_bytes, atomic_write_text
 
-FEATURE_VERSION = 1  # raise it when a bank computes something else: cached features are then made anew
+FEATURE_VERSION = 2  # raise it when a bank computes something else: cached features are then made anew
 
 
 def fit_classical(
