@@ -16,7 +16,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	touch $@
 
 demo: install
-	$(PY) train.py --data demo --output-dir $(RUN) --overwrite --epochs 12
+	$(PY) train.py --data demo --output-dir $(RUN) --overwrite --epochs 10 --lr 2e-3 --train-size 112
 	$(PY) evaluate.py --checkpoint $(RUN)/best.pt --data demo --output-dir $(RUN)/evaluation
 	$(PY) predict.py --checkpoint $(RUN)/best.pt 'data/demo-*/test/real/*0.jpg' 'data/demo-*/test/fake/*/*0.jpg' --output $(RUN)/predictions.csv
 

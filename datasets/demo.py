@@ -46,8 +46,9 @@ def demo_folder_name(n: int = 2400, size: int = 128, seed: int = 0) -> str:
     return f"demo-v{DEMO_VERSION}-n{n}-s{size}-seed{seed}"
 
 
-def make_demo(root: Path, n: int = 2400, size: int = 128, seed: int = 0, workers: int | None = None,
-              progress: bool = True) -> Path:
+def make_demo(
+    root: Path, n: int = 2400, size: int = 128, seed: int = 0, workers: int | None = None, progress: bool = True
+) -> Path:
     """Make the demo set under ``root``, or find it there, and return its folder ``root/demo_folder_name(...)``.
 
     The folder holds ``{train,valid,test}/{real,fake/<generator>}/*.jpg`` (size x size, RGB), the soft masks of the

@@ -13,9 +13,15 @@ import cv2
 import numpy as np
 
 WHITE = 16383
-DEMOSAIC = {False: (cv2.COLOR_BayerRGGB2RGB, cv2.COLOR_BayerGRBG2RGB, cv2.COLOR_BayerGBRG2RGB, cv2.COLOR_BayerBGGR2RGB),
-            True: (cv2.COLOR_BayerRGGB2RGB_EA, cv2.COLOR_BayerGRBG2RGB_EA, cv2.COLOR_BayerGBRG2RGB_EA,
-                   cv2.COLOR_BayerBGGR2RGB_EA)}
+DEMOSAIC = {
+    False: (cv2.COLOR_BayerRGGB2RGB, cv2.COLOR_BayerGRBG2RGB, cv2.COLOR_BayerGBRG2RGB, cv2.COLOR_BayerBGGR2RGB),
+    True: (
+        cv2.COLOR_BayerRGGB2RGB_EA,
+        cv2.COLOR_BayerGRBG2RGB_EA,
+        cv2.COLOR_BayerGBRG2RGB_EA,
+        cv2.COLOR_BayerBGGR2RGB_EA,
+    ),
+}
 TONE = (np.clip((np.arange(WHITE + 1) / WHITE), 0, 1) ** (1 / 2.2) * 255).astype(np.float32)
 
 
@@ -34,14 +40,18 @@ def capture(radiance: np.ndarray, rng: np.random.Generator, size: int) -> np.nda
     red_row, red_column = divmod(phase, 2)
     raw[:] = light[1]
     raw[red_row::2, red_column::2] = light[0][red_row::2, red_column::2]
-    raw[1 - red_row::2, 1 - red_column::2] = light[2][1 - red_row::2, 1 - red_column::2]
+    raw[1 - red_row :: 2, 1 - red_column :: 2] = light[2][1 - red_row :: 2, 1 - red_column :: 2]
     shot, read = np.exp(rng.uniform(np.log(1e-4), np.log(7e-4))), rng.uniform(0.001, 0.004)
     noise = rng.standard_normal((size, size), dtype=np.float32)
     raw += noise * np.sqrt(np.float32(shot) * raw + np.float32(read * read))
     counts = np.clip(raw * WHITE, 0, WHITE).astype(np.uint16)
     colour = cv2.cvtColor(counts, DEMOSAIC[bool(rng.random() < 0.6)][phase])
-    photo = cv2.merge([TONE[np.minimum(plane * gain, WHITE).astype(np.int32)]
-                       for plane, gain in zip(cv2.split(colour), gains, strict=True)])
+    photo = cv2.merge(
+        [
+            TONE[np.minimum(plane * gain, WHITE).astype(np.int32)]
+            for plane, gain in zip(cv2.split(colour), gains, strict=True)
+        ]
+    )
     soft = cv2.GaussianBlur(photo, (0, 0), 1.0)
     return to_uint8(photo + np.float32(rng.uniform(0.15, 0.6)) * (photo - soft))
 

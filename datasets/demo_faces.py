@@ -19,10 +19,26 @@ import numpy as np
 
 from datasets import demo_scene as scene
 
-SKIN_TONES = ((255, 222, 200), (244, 205, 172), (232, 184, 146), (212, 158, 116), (178, 122, 82),
-              (140, 92, 60), (104, 66, 45), (74, 47, 34))
-HAIR_TONES = ((22, 18, 17), (44, 30, 22), (74, 48, 30), (112, 74, 42), (168, 124, 70), (206, 172, 116),
-              (132, 58, 28), (168, 164, 160))
+SKIN_TONES = (
+    (255, 222, 200),
+    (244, 205, 172),
+    (232, 184, 146),
+    (212, 158, 116),
+    (178, 122, 82),
+    (140, 92, 60),
+    (104, 66, 45),
+    (74, 47, 34),
+)
+HAIR_TONES = (
+    (22, 18, 17),
+    (44, 30, 22),
+    (74, 48, 30),
+    (112, 74, 42),
+    (168, 124, 70),
+    (206, 172, 116),
+    (132, 58, 28),
+    (168, 164, 160),
+)
 IRIS_TONES = ((70, 44, 26), (98, 66, 36), (104, 98, 52), (74, 108, 82), (82, 118, 150), (110, 124, 132))
 
 
@@ -73,8 +89,13 @@ def _pick(rng: np.random.Generator, tones: tuple, spread: float) -> np.ndarray:
 
 def draw_pose(rng: np.random.Generator) -> Pose:
     """Draw the framing of a portrait that is cropped like an identity photograph."""
-    return Pose(0.5 + rng.normal(0, 0.018), 0.465 + rng.normal(0, 0.014), rng.uniform(0.325, 0.375),
-                rng.normal(0, 0.07), float(np.clip(rng.normal(0, 0.17), -0.36, 0.36)))
+    return Pose(
+        0.5 + rng.normal(0, 0.018),
+        0.465 + rng.normal(0, 0.014),
+        rng.uniform(0.325, 0.375),
+        rng.normal(0, 0.07),
+        float(np.clip(rng.normal(0, 0.17), -0.36, 0.36)),
+    )
 
 
 def draw_identity(rng: np.random.Generator) -> Identity:
@@ -86,16 +107,26 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     brown = np.float32([0.06, 0.03, 0.015])
     iris = brown + (iris - brown) * min(1.0, float(skin[1]) / 0.3) ** 1.5
     return Identity(
-        width=uniform(0.67, 0.8), jaw=uniform(0.0, 0.2), square=uniform(2.0, 2.9),
+        width=uniform(0.67, 0.8),
+        jaw=uniform(0.0, 0.2),
+        square=uniform(2.0, 2.9),
         nose=(uniform(0.075, 0.115), uniform(0.38, 0.46), uniform(0.13, 0.24)),
         eye=(uniform(0.29, 0.33), uniform(0.125, 0.155), uniform(0.04, 0.068), uniform(-0.02, 0.025)),
         brow=(uniform(0.15, 0.2), uniform(0.018, 0.042), uniform(0.01, 0.055), uniform(0.45, 0.95)),
         mouth=(uniform(0.18, 0.26), uniform(0.03, 0.058), uniform(0.05, 0.085), uniform(-0.015, 0.05)),
-        cheek=uniform(0.0, 0.07), chin=uniform(0.02, 0.09),
-        skin=skin, hair=_pick(rng, HAIR_TONES, 0.1), iris=iris,
-        style=str(rng.choice(scene.HAIR_STYLES, p=scene.HAIR_ODDS)), hairline=uniform(-0.66, -0.46),
-        part=uniform(-0.45, 0.45), curl=uniform(0.0, 1.0), beard=beard, age=uniform(0, 1),
-        glasses=bool(rng.random() < 0.13), open_mouth=uniform(0.02, 0.045) if rng.random() < 0.35 else 0.0,
+        cheek=uniform(0.0, 0.07),
+        chin=uniform(0.02, 0.09),
+        skin=skin,
+        hair=_pick(rng, HAIR_TONES, 0.1),
+        iris=iris,
+        style=str(rng.choice(scene.HAIR_STYLES, p=scene.HAIR_ODDS)),
+        hairline=uniform(-0.66, -0.46),
+        part=uniform(-0.45, 0.45),
+        curl=uniform(0.0, 1.0),
+        beard=beard,
+        age=uniform(0, 1),
+        glasses=bool(rng.random() < 0.13),
+        open_mouth=uniform(0.02, 0.045) if rng.random() < 0.35 else 0.0,
     )
 
 
@@ -120,7 +151,7 @@ class Figure:
 
     def grid(self, size: int, tilted: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return face coordinates (u, v), each float32 (size, size), of the pixels of a canvas."""
-        axis = ((np.arange(size, dtype=np.float32) + 0.5) / size)
+        axis = (np.arange(size, dtype=np.float32) + 0.5) / size
         x = (axis[None, :] - np.float32(self.pose.x)) / np.float32(self.pose.scale)
         y = (axis[:, None] - np.float32(self.pose.y)) / np.float32(self.pose.scale)
         if not tilted:
@@ -134,9 +165,17 @@ class Figure:
             u = u + self.pose.yaw * 0.8 * np.sqrt(np.maximum(1 - (u / self.who.width) ** 2 - v * v, 0))
         return np.stack([u, v], 1) @ self.to_pixel + self.origin
 
-    def paint(self, canvas: np.ndarray, points: np.ndarray | list[np.ndarray], colour: np.ndarray,
-              opacity: float = 1.0, blur: float = 0.0, clip: np.ndarray | list[np.ndarray] | None = None,
-              line: float = 0.0, parallax: bool = True) -> None:
+    def paint(
+        self,
+        canvas: np.ndarray,
+        points: np.ndarray | list[np.ndarray],
+        colour: np.ndarray,
+        opacity: float = 1.0,
+        blur: float = 0.0,
+        clip: np.ndarray | list[np.ndarray] | None = None,
+        line: float = 0.0,
+        parallax: bool = True,
+    ) -> None:
         """Fill a shape given in face coordinates (stroke it, with line > 0); only its bounding box is touched.
 
         ``points`` and ``clip`` may be lists of shapes of the same number of points.
@@ -211,7 +250,7 @@ def inner_face(figure: Figure, rng: np.random.Generator, feather: float = 0.09) 
 
 
 def _bump(u: np.ndarray, v: np.ndarray, a: float, b: float, wide: float, tall: float) -> np.ndarray:
-    return np.exp(-((u - a) / wide) ** 2 - ((v - b) / tall) ** 2)
+    return np.exp(-(((u - a) / wide) ** 2) - ((v - b) / tall) ** 2)
 
 
 def head_height(figure: Figure, size: int) -> np.ndarray:
@@ -226,7 +265,7 @@ def head_height(figure: Figure, size: int) -> np.ndarray:
     wide, tip, bulk = who.nose
     apart = who.eye[0]
     slope = np.clip((v + 0.12) / (tip + 0.12), 0, 1)
-    bridge = np.exp(-(u / wide) ** 2) * slope * np.sqrt(slope) * np.exp(-np.clip((v - tip) / 0.07, 0, None) ** 2)
+    bridge = np.exp(-((u / wide) ** 2)) * slope * np.sqrt(slope) * np.exp(-(np.clip((v - tip) / 0.07, 0, None) ** 2))
     z = base + bulk * bridge + 0.35 * bulk * _bump(side, v, wide * 1.25, tip + 0.02, 0.055, 0.06)
     z -= 0.09 * _bump(side, v, apart - 0.04, -0.02, 0.15, 0.1)
     z += 0.045 * _bump(side, v, apart, 0.0, 0.11, 0.06)
@@ -238,6 +277,6 @@ def head_height(figure: Figure, size: int) -> np.ndarray:
     z += 0.05 * _bump(u, v, 0, 0.655 - upper * 0.6, half, 0.045)
     z += 0.055 * _bump(u, v, 0, 0.66 + lower * 0.6, half * 0.8, 0.05)
     z -= 0.03 * _bump(u, v, 0, 0.66, half, 0.018)
-    fold = np.exp(-((side - 0.2 - 0.22 * (v - tip)) / 0.035) ** 2) * ((v > tip) & (v < 0.75))
+    fold = np.exp(-(((side - 0.2 - 0.22 * (v - tip)) / 0.035) ** 2)) * ((v > tip) & (v < 0.75))
     z -= (0.01 + 0.025 * who.age) * fold
     return np.where(inside, z, np.float32(-1)).astype(np.float32)

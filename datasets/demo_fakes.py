@@ -52,8 +52,13 @@ class Forgery:
     mask: np.ndarray | None = None
 
 
-def photograph(rng: np.random.Generator, size: int, who: Identity | None = None, pose: Pose | None = None,
-               light: dict[str, np.ndarray] | None = None) -> Shot:
+def photograph(
+    rng: np.random.Generator,
+    size: int,
+    who: Identity | None = None,
+    pose: Pose | None = None,
+    light: dict[str, np.ndarray] | None = None,
+) -> Shot:
     """Take a photograph; person, pose and light are drawn at random unless given."""
     who, pose, light = who or draw_identity(rng), pose or draw_pose(rng), light or scene.draw_light(rng)
     figure = Figure(who, pose, round(size * SUPERSAMPLING))
@@ -104,8 +109,14 @@ def blended(shot: Shot, rng: np.random.Generator) -> Forgery:
     near = replace(pose, tilt=pose.tilt + rng.normal(0, 0.015), yaw=pose.yaw + rng.normal(0, 0.03))
     light = shot.light | {"key": shot.light["key"] * np.float32(rng.uniform(0.85, 1.15))}
     # Forgers pick a donor who fits: close in complexion, beard and glasses.
-    other = replace(draw_identity(rng), skin=shot.who.skin * np.float32(np.exp(rng.normal(0, 0.15))),
-                    beard=shot.who.beard, glasses=shot.who.glasses, hair=shot.who.hair, width=shot.who.width)
+    other = replace(
+        draw_identity(rng),
+        skin=shot.who.skin * np.float32(np.exp(rng.normal(0, 0.15))),
+        beard=shot.who.beard,
+        glasses=shot.who.glasses,
+        hair=shot.who.hair,
+        width=shot.who.width,
+    )
     donor = photograph(rng, size, other, near, light).image
     mask = inner_face(Figure(shot.who, pose, size), rng)
     smooth_donor = rng.random() < 0.75
@@ -128,8 +139,10 @@ def _match_colours(image: np.ndarray, like: np.ndarray, weight: np.ndarray) -> n
     """Give image the mean and, within limits, the spread that ``like`` has in each channel under the weight."""
     total = weight.sum()
     means = [(each * weight).sum((0, 1)) / total for each in (image, like)]
-    spreads = [np.sqrt(((each - mean) ** 2 * weight).sum((0, 1)) / total)
-               for each, mean in zip((image, like), means, strict=True)]
+    spreads = [
+        np.sqrt(((each - mean) ** 2 * weight).sum((0, 1)) / total)
+        for each, mean in zip((image, like), means, strict=True)
+    ]
     gain = np.clip(spreads[1] / (spreads[0] + 1e-3), 0.8, 1.25)
     return ((image - means[0]) * gain + means[1]).astype(np.float32)
 
@@ -142,7 +155,10 @@ def _colour_noise(rng: np.random.Generator, size: int, grey: float) -> np.ndarra
 
 
 GENERATORS: dict[str, Callable[[Shot, np.random.Generator], Forgery]] = {
-    "upsampled": upsampled, "blended": blended, "denoised": denoised}
+    "upsampled": upsampled,
+    "blended": blended,
+    "denoised": denoised,
+}
 
 
 def match_size(forgery: Forgery, target: int, quality: int) -> bytes:

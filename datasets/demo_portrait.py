@@ -52,8 +52,9 @@ def _brows(figure: Figure, albedo: np.ndarray, rng: np.random.Generator) -> None
     place, lean = rng.integers(0, 13, 32), rng.uniform(0.01, 0.05, 32)
     turn = np.repeat(SIDES, 16)
     start = across[place] + rng.uniform(-0.014, 0.014, 32)
-    hairs = np.stack([np.stack([turn * start, low[place]], 1),
-                      np.stack([turn * (start + lean), top[place] - 0.004], 1)], 1)
+    hairs = np.stack(
+        [np.stack([turn * start, low[place]], 1), np.stack([turn * (start + lean), top[place] - 0.004], 1)], 1
+    )
     figure.paint(albedo, list(hairs), tone * 0.7, strength * 0.55, 0.4, line=0.01)
 
 
@@ -72,7 +73,7 @@ def _mouth(figure: Figure, albedo: np.ndarray) -> None:
 
     def line(shrink: float, above: float, power: float = 2.0, bow: float = 0.0) -> np.ndarray:
         t = np.linspace(-1, 1, 17)
-        arch = 1 - np.abs(t) ** power - bow * np.exp(-(t / 0.16) ** 2)
+        arch = 1 - np.abs(t) ** power - bow * np.exp(-((t / 0.16) ** 2))
         return np.stack([half * shrink * t, 0.66 - smile * t * t + above * arch], 1)
 
     lip = who.skin * np.float32([0.82, 0.46, 0.46]) + np.float32([0.02, 0.0, 0.004])
@@ -84,21 +85,25 @@ def _mouth(figure: Figure, albedo: np.ndarray) -> None:
     if opening:
         teeth = ribbon(gap_top, line(0.85, opening * 0.55))
         figure.paint(albedo, teeth, np.float32([0.6, 0.57, 0.5]), 0.9, 0.6, clip=gap)
-    under = curve(-0.1, 0.1, lambda t: 0.69 + lower + opening - 0.01 * t ** 2)
+    under = curve(-0.1, 0.1, lambda t: 0.69 + lower + opening - 0.01 * t**2)
     figure.paint(albedo, under, who.skin * 0.6, 0.35, 2.0, line=0.03)
 
 
 def _skin(figure: Figure, grain: np.ndarray, blotch: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     who = figure.who
-    flush = np.exp(-((np.abs(u) - 0.38) / 0.2) ** 2 - ((v - 0.34) / 0.2) ** 2)
-    flush += np.exp(-(u / 0.13) ** 2 - ((v - 0.38) / 0.12) ** 2)
+    flush = np.exp(-(((np.abs(u) - 0.38) / 0.2) ** 2) - ((v - 0.34) / 0.2) ** 2)
+    flush += np.exp(-((u / 0.13) ** 2) - ((v - 0.38) / 0.12) ** 2)
     pores = np.exp(np.float32(0.028 + 0.035 * who.age) * grain + np.float32(0.05) * blotch)
     tint = 0.16 * flush + 0.05 * blotch
-    albedo = cv2.merge([pores * (tone + tone * weight * tint)
-                        for tone, weight in zip(who.skin, np.float32([0.25, -0.6, -0.5]), strict=True)])
+    albedo = cv2.merge(
+        [
+            pores * (tone + tone * weight * tint)
+            for tone, weight in zip(who.skin, np.float32([0.25, -0.6, -0.5]), strict=True)
+        ]
+    )
     if who.beard:
         chin = (v < 1.0) * np.clip((v - 0.34 - 0.9 * (0.55 - np.abs(u)).clip(0) ** 2 + 0.04 * blotch) / 0.16, 0, 1)
-        lip_gap = np.exp(-(u / 0.2) ** 2 - ((v - 0.56) / 0.045) ** 2)
+        lip_gap = np.exp(-((u / 0.2) ** 2) - ((v - 0.56) / 0.045) ** 2)
         cover = np.maximum(chin, 0.8 * lip_gap * (who.beard > 0.5)) * who.beard * (0.75 + 0.35 * grain)
         bristle = tinted(np.ones_like(cover), np.minimum(who.hair * 0.55, who.skin * 0.6))
         _blend(albedo, np.clip(cover, 0, 0.95), bristle)
@@ -119,10 +124,23 @@ def _body(figure: Figure, wide: float) -> tuple[np.ndarray, np.ndarray]:
     """Return pixel outlines of the neck and of the shoulders, which keep upright while the head tilts."""
     t = np.linspace(-1, 1, 25)
     to_pixel = np.array([figure.pose.x, figure.pose.y]) * figure.size
-    shoulder = np.stack([t * 2.1, 1.17 + 0.5 * np.abs(t * 2.1 / wide) ** 2.2 + 0.12 * np.exp(-(t * 2.1 / 0.3) ** 2)], 1)
+    shoulder = np.stack(
+        [t * 2.1, 1.17 + 0.5 * np.abs(t * 2.1 / wide) ** 2.2 + 0.12 * np.exp(-((t * 2.1 / 0.3) ** 2))], 1
+    )
     outline = np.concatenate([shoulder, [[2.1, 4], [-2.1, 4]]])
-    neck = np.array([[-0.4, 0.2], [0.4, 0.2], [0.41, 0.95], [0.55, 1.25], [0.2, 1.5], [0, 1.62], [-0.2, 1.5],
-                     [-0.55, 1.25], [-0.41, 0.95]]) * [figure.who.width / 0.74, 1]
+    neck = np.array(
+        [
+            [-0.4, 0.2],
+            [0.4, 0.2],
+            [0.41, 0.95],
+            [0.55, 1.25],
+            [0.2, 1.5],
+            [0, 1.62],
+            [-0.2, 1.5],
+            [-0.55, 1.25],
+            [-0.41, 0.95],
+        ]
+    ) * [figure.who.width / 0.74, 1]
     return neck * figure.scale + to_pixel, outline * figure.scale + to_pixel
 
 
@@ -154,7 +172,7 @@ def _finish(figure: Figure, radiance: np.ndarray, light: dict[str, np.ndarray], 
     figure.paint(radiance, [np.concatenate([rim, rim[:1]]) for rim in rims], black, 0.92, 0.4, line=0.024)
     arms = [np.array([[side * (apart + 0.22), -0.02], [side * figure.who.width, -0.06]]) for side in SIDES]
     figure.paint(radiance, arms, black, 0.9, 0.4, line=0.024)
-    bridge = curve(-apart + 0.22, apart - 0.22, lambda t: -0.01 - 0.03 * (1 - t ** 2), 7)
+    bridge = curve(-apart + 0.22, apart - 0.22, lambda t: -0.01 - 0.03 * (1 - t**2), 7)
     figure.paint(radiance, bridge, black, 0.9, 0.4, line=0.024)
 
 
@@ -172,8 +190,9 @@ def render(figure: Figure, light: dict[str, np.ndarray], rng: np.random.Generato
     grain = 0.6 * grain + 1.1 * cv2.GaussianBlur(grain, (0, 0), 1.0)
     hair_noise = scene.strands(rng, u, v, who.part, who.curl * (2.0 if who.style == "curly" else 1.0))
     face_u = u - np.float32(figure.pose.yaw * 0.55)
-    behind, front = scene.hair_masks(who.style, who.hairline, who.part, who.width, u, v, face_u,
-                                     0.6 * hair_noise + 0.6 * blotch, figure.scale)
+    behind, front = scene.hair_masks(
+        who.style, who.hairline, who.part, who.width, u, v, face_u, 0.6 * hair_noise + 0.6 * blotch, figure.scale
+    )
     if who.style == "shaved":
         front = front * np.clip(0.5 + 0.15 * grain, 0, 1)
     hair = tinted(np.exp(0.38 * hair_noise) * (0.8 + 0.25 * blotch.clip(-1, 1)), who.hair)

@@ -11,11 +11,12 @@ HAIR_ODDS = (0.2, 0.1, 0.17, 0.17, 0.1, 0.12, 0.06, 0.08)
 
 def speckle(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Return white noise of unit variance, uniform because that is drawn six times faster than Gaussian noise."""
-    return (rng.random((height, width), dtype=np.float32) - np.float32(0.5)) * np.float32(12 ** 0.5)
+    return (rng.random((height, width), dtype=np.float32) - np.float32(0.5)) * np.float32(12**0.5)
 
 
-def fractal(rng: np.random.Generator, size: int, coarsest: int = 4, fall: float = 0.6,
-            finest: int | None = None) -> np.ndarray:
+def fractal(
+    rng: np.random.Generator, size: int, coarsest: int = 4, fall: float = 0.6, finest: int | None = None
+) -> np.ndarray:
     """Return fractal noise, float32 (size, size), about unit variance: octaves from coarsest to finest cells."""
     # Coarse noise is built on a coarse grid and enlarged once.
     grid = min(size, 2 * finest) if finest else size
@@ -84,7 +85,7 @@ def shade(height: np.ndarray, light: dict[str, np.ndarray], unit: float) -> tupl
     soft = cv2.GaussianBlur(pixels, (0, 0), 0.7)
     slope_x = np.clip(cv2.Sobel(soft, cv2.CV_32F, 1, 0, scale=0.125), -4, 4)
     slope_y = np.clip(cv2.Sobel(soft, cv2.CV_32F, 0, 1, scale=0.125), -4, 4)
-    norm = 1 / np.sqrt(1 + slope_x ** 2 + slope_y ** 2)
+    norm = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
     facing = (direction[2] - slope_x * direction[0] - slope_y * direction[1]) * norm
     flat = max(float(np.hypot(direction[0], direction[1])), 1e-3)
     climb, blocked = float(direction[2]) / flat, np.full_like(pixels, -9.0)
@@ -98,8 +99,9 @@ def shade(height: np.ndarray, light: dict[str, np.ndarray], unit: float) -> tupl
     open_sky = np.clip(1 - hollow * np.float32(2.2 / unit), 0.25, 1.1)
     lit = (1 - 0.8 * shadow) * open_sky
     wrap = np.array([0.38, 0.24, 0.18], np.float32)
-    diffuse = cv2.merge([np.maximum(facing + w, 0) * (lit * (key / (1 + w)))
-                         for w, key in zip(wrap, light["key"], strict=True)])
+    diffuse = cv2.merge(
+        [np.maximum(facing + w, 0) * (lit * (key / (1 + w))) for w, key in zip(wrap, light["key"], strict=True)]
+    )
     sky = (0.75 + 0.35 * slope_y * norm * -1) * open_sky
     diffuse += tinted(sky, light["fill"])
     halfway = direction + np.array([0, 0, 1], np.float32)
@@ -115,13 +117,27 @@ def strands(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, part: float,
     wave = fractal(rng, u.shape[0], 8, 0.5, 32) * np.float32(0.015 + 0.1 * curl)
     radius, angle = cv2.cartToPolar(u - np.float32(part * 0.5) + wave, v + np.float32(0.8) + wave)
     table = speckle(rng, 24, 768) + 0.8 * cv2.resize(speckle(rng, 12, 192), (768, 24))
-    lookup = cv2.remap(table, angle * np.float32(767 / (2 * np.pi)), radius * np.float32(9 + 10 * curl),
-                       cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    lookup = cv2.remap(
+        table,
+        angle * np.float32(767 / (2 * np.pi)),
+        radius * np.float32(9 + 10 * curl),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )
     return lookup
 
 
-def hair_masks(style: str, hairline: float, part: float, width: float, u: np.ndarray, v: np.ndarray,
-               face_u: np.ndarray, frizz: np.ndarray, sharp: float) -> tuple[np.ndarray, np.ndarray]:
+def hair_masks(
+    style: str,
+    hairline: float,
+    part: float,
+    width: float,
+    u: np.ndarray,
+    v: np.ndarray,
+    face_u: np.ndarray,
+    frizz: np.ndarray,
+    sharp: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the masks of the hair behind the head and on the head, each (S, S) in [0, 1].
 
     ``face_u`` moves with the yaw of the face; ``frizz`` is noise that frays the edges; ``sharp`` is pixels per unit.
@@ -135,7 +151,7 @@ def hair_masks(style: str, hairline: float, part: float, width: float, u: np.nda
     # The face looks out of the hair through an ellipse: round at the hairline, long towards the jaw.
     high = np.minimum(v - 0.25, 0) / (0.25 - top - 0.12 * np.abs(off) * (style in ("side", "long")))
     low = np.maximum(v - 0.25, 0) * 0.45
-    opening = np.sqrt((face_u / temple) ** 2 + high ** 2 + low ** 2) - 1 + 0.045 * frizz * (style != "shaved")
+    opening = np.sqrt((face_u / temple) ** 2 + high**2 + low**2) - 1 + 0.045 * frizz * (style != "shaved")
     if style == "fringe":
         opening = np.maximum(opening, (np.float32(top) - v + 0.08 * frizz) * (np.abs(face_u) < temple))
     down = {"long": 1.45, "bob": 0.78, "shaved": -0.12, "bun": -0.02, "curly": 0.05}.get(style, 0.12)

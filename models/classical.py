@@ -33,6 +33,7 @@ class ClassicalDetector(Detector):
         self.estimator = estimator
         self.banks = [name for name in features.split(",") if name] if embedder is None else []
         self.embedder = embedder.eval().requires_grad_(False) if embedder is not None else None
+        self.any_size = embedder is None or embedder.detector.any_size
         self.is_fitted = False
         if embedder is None:
             feature_names(self.banks)  # an unknown bank is reported now, not after an hour of features
@@ -42,7 +43,7 @@ class ClassicalDetector(Detector):
         """Features ``(N, D)`` float32 of ``(N, 3, H, W)`` RGB images in [0, 1]."""
         if self.embedder is None:
             return extract_features(images, self.banks)
-        return self.embedder(images).float().cpu().numpy()
+        return self.embedder(images.to(self.mean.device)).float().cpu().numpy()
 
     def feature_key(self) -> str:
         """Text that changes whenever the features of the same images would; a cache is keyed by it."""
@@ -62,7 +63,7 @@ class ClassicalDetector(Detector):
         """Fit the learner on ``(features, labels)``; validation stops boosting early and decides nothing else.
 
         Raises:
-            UserError: a feature is NaN or infinite, or the training labels hold one class.
+            UserError: a feature is NaN or infinite, a part holds one class, or the learner refuses its settings.
         """
         for part, (x, y) in (("train", train), ("valid", valid)):
             bad = int((~np.isfinite(x)).any(axis=1).sum())
@@ -72,14 +73,19 @@ class ClassicalDetector(Detector):
                 )
             if len(np.unique(y)) < 2:
                 raise UserError(f"expected real and fake images in the {part} split, got one class")
-        self.estimator.fit(*train, *valid, seed)
+        try:
+            self.estimator.fit(*train, *valid, seed)
+        except ValueError as error:  # of a setting out of range, or of too few images for it
+            raise UserError(
+                f"expected --model-args that {len(train[1])} images can be fitted with, got: {error}"
+            ) from error
         self.is_fitted = True
 
     def forward(self, images: Tensor) -> Tensor:
         """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)`` float64, without gradient."""
         if not self.is_fitted:
-            return torch.zeros(len(images), dtype=torch.float64)
-        return torch.from_numpy(self.estimator.logits(self.features(images)))
+            return torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        return torch.from_numpy(self.estimator.logits(self.features(images))).to(images.device)
 
     def get_extra_state(self) -> Tensor:
         data = self.estimator.to_bytes() if self.is_fitted else b""
@@ -99,6 +105,8 @@ def build(estimator: Estimator, features: str, input_size: int, embedding: dict[
         raise UserError("expected --model-args features=embedding:CHECKPOINT or features=embedding:TIMM-NAME, "
                         f"got {features!r}")  # fmt: skip
     network = create_model(embedding["model"], **embedding["model_args"])
+    if not hasattr(network, "head"):
+        raise UserError(f"expected a single network for features=embedding:, got {embedding['model']}")
     if "geometry" in embedding:
         network.geometry = Geometry(**embedding["geometry"])
     return ClassicalDetector(estimator, features, Embedder(network), network.geometry.size)

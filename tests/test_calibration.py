@@ -40,9 +40,7 @@ def test_thresholds_are_the_best_that_any_cut_can_do(decimals):
 def test_thresholds_at_the_edges():
     assert fit_thresholds([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9])["balanced"] == pytest.approx(0.4)
     # Cutting below or above the tied pair is equally good: the middle one of three equal cuts.
-    assert fit_thresholds([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.3, 0.5, 0.5, 0.9])["balanced"] == pytest.approx(
-        0.4
-    )
+    assert fit_thresholds([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.3, 0.5, 0.5, 0.9])["balanced"] == pytest.approx(0.4)
     certain = fit_thresholds([0, 1], [1.0, 1.0])["fpr1"]
     assert certain > 1.0 and np.isfinite(certain), "a real at 1.0 can only be spared by a threshold above 1"
     neighbours = [0.5, np.nextafter(0.5, 1)]

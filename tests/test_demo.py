@@ -130,10 +130,14 @@ def leak_auc(model, rows: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("columns", [7, 8], ids=["metadata", "metadata-and-quality"])
-@pytest.mark.parametrize("model", [
-    make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")),
-    HistGradientBoostingClassifier(max_iter=25, learning_rate=0.1, max_leaf_nodes=8, early_stopping=False),
-], ids=["logistic", "boosting"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")),
+        HistGradientBoostingClassifier(max_iter=25, learning_rate=0.1, max_leaf_nodes=8, early_stopping=False),
+    ],
+    ids=["logistic", "boosting"],
+)
 def test_metadata_does_not_tell_the_label(leak_table, model, columns):
     rows, labels, groups = leak_table
     assert 0.45 <= leak_auc(model, rows[:, :columns], labels) <= 0.55
@@ -156,6 +160,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def broken(job):
         if job.index == 5:
             raise RuntimeError("disk full")
+
     monkeypatch.setattr(demo, "make_image", broken)
     with pytest.raises(RuntimeError, match="disk full"):
         demo.make_demo(tmp_path, n=60, size=SIZE, workers=1, progress=False)

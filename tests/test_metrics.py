@@ -95,9 +95,7 @@ def test_known_values_by_hand():
 
 def test_the_row_has_the_keys_of_the_metrics_file_and_is_json():
     labels, p_fake = make_scores(60)
-    row = metrics.metrics_row(
-        labels, p_fake, np.float64(0.5), n_boot=20, dataset="demo", tier="web", unreadable=2
-    )
+    row = metrics.metrics_row(labels, p_fake, np.float64(0.5), n_boot=20, dataset="demo", tier="web", unreadable=2)
     contract = (
         "checkpoint model dataset split tier n_real n_fake auc auc_ci ap acc acc_ci real_acc fake_acc f1 eer "
         "tpr_at_fpr1 ece brier threshold unreadable"
@@ -110,9 +108,7 @@ def test_the_row_has_the_keys_of_the_metrics_file_and_is_json():
         metrics.metrics_row(labels, p_fake, 0.5, n_boot=0, datset="demo")
 
 
-@pytest.mark.parametrize(
-    ("label", "rate", "absent"), [(0, "real_acc", "fake_acc"), (1, "fake_acc", "real_acc")]
-)
+@pytest.mark.parametrize(("label", "rate", "absent"), [(0, "real_acc", "fake_acc"), (1, "fake_acc", "real_acc")])
 def test_one_class_has_its_rate_and_nothing_else(label, rate, absent):
     row = metrics.metrics_row(np.full(8, label), np.linspace(0, 1, 8), 0.4, n_boot=50)
     expected = 5 / 8 if label else 3 / 8

@@ -160,16 +160,12 @@ def test_figures_survive_little_data():
     one_class = np.ones(3, dtype=int)
     for figure in (
         score_figures.roc_figure({}),
-        score_figures.roc_figure(
-            {"perfect": (np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))}, log_fpr=True
-        ),
+        score_figures.roc_figure({"perfect": (np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))}, log_fpr=True),
         score_figures.pr_figure({"two points": (np.array([0.0, 1.0]), np.array([1.0, 0.5]))}),
         score_figures.confusion_figure(np.array([[0, 0], [1, 2]])),
         score_figures.score_histogram_figure(one_class, np.array([0.2, 1.0, 1.0])),
         score_figures.reliability_figure({"a": reliability(empty, empty)}),
-        figures.training_curve_figure(
-            [{"epoch": 1, "train_loss": 0.5, "valid_loss": None, "valid_auc": None}]
-        ),
+        figures.training_curve_figure([{"epoch": 1, "train_loss": 0.5, "valid_loss": None, "valid_auc": None}]),
         figures.interval_bar_figure([], []),
     ):
         figure.canvas.draw()
@@ -183,7 +179,5 @@ def test_figures_leave_matplotlib_as_it_was_and_cost_nothing_to_import():
     assert dict(matplotlib.rcParams) == before
     code = "import sys, utils.figures, utils.score_figures; print('matplotlib' in sys.modules)"
     root = Path(figures.__file__).resolve().parents[1]
-    printed = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
+    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "False"

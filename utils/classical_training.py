@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +44,7 @@ def listing_features(
     """Features ``(N, D)`` float32 and labels ``(N,)`` of the readable images, from the cache where it has them."""
     from tqdm import tqdm
 
-    repeats = len(listing.records)
-    identity = (FEATURE_VERSION, listing.fingerprint, listing.split, repeats, detector.geometry, detector.feature_key())
+    identity = (FEATURE_VERSION, file_states(listing), detector.geometry, detector.feature_key())
     file = cache / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:20]}.npz"
     if (cached := _read(file)) is not None:
         return cached
@@ -66,19 +66,28 @@ def listing_features(
     return x, y
 
 
+def file_states(listing: Listing) -> list[tuple]:
+    """What tells the images of a listing from others; a file rewritten with as many bytes has another time."""
+    states = []
+    for record in listing.records:
+        found = os.stat(record.path) if os.path.exists(record.path) else None
+        states.append((record.path, record.label, found and (found.st_size, found.st_mtime_ns)))
+    return states
+
+
 def write_importance(detector: ClassicalDetector, folder: Path, top: int = 25) -> None:
     """Write importance.csv with every feature and a figure of the ``top`` ones; nothing for learners without any."""
     importance = np.asarray(detector.estimator.importances(), dtype=np.float64)
     if not len(importance) or not importance.sum():
         return
-    share = importance / importance.sum()
+    order = np.argsort(-importance, kind="stable").tolist()
+    share = (importance / importance.sum()).tolist()
     names = detector.feature_names()
-    order = np.argsort(-share, kind="stable")
-    rows = "".join(f'"{names[i]}",{share[i]!r}\n' for i in order.tolist())
+    rows = "".join(f'"{names[i]}",{share[i]!r}\n' for i in order)
     atomic_write_text(folder / "importance.csv", "feature,share\n" + rows)
-    shown = order[:top].tolist()
+    shown = order[:top]
     figure = interval_bar_figure(
-        [names[i] for i in shown], [float(share[i]) for i in shown], [None] * len(shown), x_label="Share of importance"
+        [names[i] for i in shown], [share[i] for i in shown], [None] * len(shown), x_label="Share of importance"
     )
     save_figure(figure, folder / "importance")
 

@@ -46,7 +46,7 @@ def frozen_stages(value: str, detector: Detector) -> int:
     available = len(stages(detector)) - 1
     if value in ("none", "backbone"):
         return 0 if value == "none" else available
-    if not value.isdigit():
+    if not value.isdecimal():
         raise UserError(f"expected --freeze none, backbone or a number of stages, got {value!r}")
     if int(value) > available:
         names = ", ".join(name for name, _ in stages(detector)[:-1])
@@ -62,13 +62,16 @@ def set_frozen(detector: Detector, count: int) -> None:
 
 
 def train_mode(detector: Detector) -> None:
-    """Enter training mode, but keep batch norms whose scale is frozen in evaluation mode.
+    """Enter training mode, but keep frozen batch norms in evaluation mode.
 
     A frozen layer must stay the function that it was: running averages that went on moving would change it.
     """
     detector.train()
-    for module in detector.modules():
-        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+    is_frozen = False
+    for module in reversed(list(detector.modules())):  # a norm without parameters goes with the layer that follows it
+        own = list(module.parameters(recurse=False))
+        is_frozen = not any(parameter.requires_grad for parameter in own) if own else is_frozen
+        if isinstance(module, _BatchNorm) and is_frozen:
             module.eval()
 
 
