@@ -19,6 +19,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from datasets.splits import TrainingData, open_training_data
 from utils.args import (
@@ -32,6 +33,9 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.ensemble import Ensemble
 
 METHODS = ("mean", "weighted", "stacked", "soup")
 
@@ -59,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     paths = [check_checkpoint_file(path) for path in args.checkpoint]
     data = open_training_data(args.data)
     folder = check_output_dir(args.output_dir)
+    if any(path.resolve() == (folder / "best.pt").resolve() for path in paths):
+        raise UserError(
+            f"expected --output-dir to be no member's folder, got {folder}; its checkpoint would be replaced"
+        )
 
     from utils.checkpoint import save_checkpoint
     from utils.release import finalize
@@ -83,12 +91,13 @@ def fit_ensemble(args: argparse.Namespace, paths: list[Path], data: TrainingData
     members = [
         {key: checkpoint[key] for key in ("model", "model_args", "geometry", "calibration")} for _, checkpoint in loaded
     ]
-    detector = create_model("ensemble", members=members)
+    detector = cast("Ensemble", create_model("ensemble", members=members))
     for member, (trained, _) in zip(detector.members, loaded, strict=True):
         member.load_state_dict(trained.state_dict())
     detector.to(device).eval()
     if args.method != "mean":
-        weights, bias = fit_weights(*member_logits(detector, data, args.batch_size), args.method)
+        logits, labels = member_logits(detector, data, args.batch_size)
+        weights, bias = fit_weights(logits, labels, args.method)
         detector.weights.copy_(torch.tensor(weights))
         detector.bias.fill_(bias)
     return describe(args, detector, "ensemble", {"members": members}, data)

@@ -1,18 +1,25 @@
 """Score data sets with checkpoints, and make tables and figures of the scores.
 
   python evaluate.py --checkpoint checkpoints/cnn-demo/best.pt --data demo
-  python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k data/openforensics --output-dir results/ab
+  python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k data/openforensics --tiers clean web hard
+  python evaluate.py --checkpoint a/best.pt --data demo --severity jpeg resize --output-dir results/ab
   python evaluate.py --from-scores results/ab/scores/*.csv --output-dir results/again
 
-The first form writes scores/<checkpoint>__<data>__<split>.csv (one row per image) with a JSON file of the same name
-(threshold, unreadable images, data fingerprint). Everything else is made of those files alone, so --from-scores gives
-the same tables and figures with no model and no images: metrics.json; metrics and generators as .csv, .md and .tex;
-ROC, precision-recall, confusion and score figures as .pdf and .png. The table is printed:
+The first forms write scores/<checkpoint>__<data>__<split>.csv (one row per image and tier) with a JSON file of the
+same name (threshold, unreadable images, data fingerprint). Everything else is made of those files alone, so
+--from-scores gives the same tables and figures with no model and no images: metrics.json; metrics and generators as
+.csv, .md and .tex; ROC, precision-recall, reliability, coverage, confusion and score figures as .pdf and .png. The
+table is printed; sources that the checkpoint has never seen come first:
 
-  | Checkpoint | Data      | Split | n   | AUC                  | Acc                  | ...
-  | cnn-demo   | demo      | test  | 480 | 0.984 [0.975, 0.992] | 0.938 [0.917, 0.958] | ...
+  | Checkpoint | Data      | Split | Seen      | Tier  | Real | Fake | AUC                  | ...
+  | cnn-demo   | wild      | all   | unseen    | clean | 200  | 200  | 0.731 [0.682, 0.778] | ...
+  | cnn-demo   | demo      | test  | in-domain | clean | 240  | 240  | 0.984 [0.975, 0.992] | ...
 
-Intervals are 95 % percentile bootstrap. The threshold is the one that the checkpoint fitted on validation.
+Tiers degrade each image, always in the same way, before it is scored: web is one upload to a web site, hard is
+several rounds of sharing. --severity raises one degradation step by step and adds the table severity and curves over
+the steps. A dagger marks what --augmentation forensic already applied in training. Scores are kept in --score-cache
+and taken from there when checkpoint, images, tier and code are the same, so an interrupted evaluation goes on where it
+was. Intervals are 95 % percentile bootstrap. The threshold is the one that the checkpoint fitted on validation.
 """
 
 from __future__ import annotations
@@ -21,8 +28,8 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets.spec import Listing, open_records, parse_spec
 from utils.args import (
@@ -36,6 +43,13 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
+from utils.perturbations import pick_tiers
+
+if TYPE_CHECKING:
+    from utils.reports import Candidate
+    from utils.scores import ScoreTable
+
+SCORE_CACHE = "data/scores"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -45,10 +59,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     what.add_argument("--checkpoint", nargs="+", default=[], metavar="PT", help="checkpoints, or run folders")
     what.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets; their test split unless told")
     what.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="scores files instead of both")
+    what.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard (default: clean)")
+    what.add_argument("--severity", nargs="+", default=[], metavar="KIND",
+                      help="jpeg resize blur noise crop, or all: curves over rising degradation")  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument("--output-dir", metavar="DIR", default="results/evaluation", help="default: results/evaluation")
     how.add_argument("--batch-size", type=int_in(1), default=32)
     how.add_argument("--n-boot", type=int_in(0, 1_000_000), default=1000, help="bootstrap resamples (default: 1000)")
+    cache = how.add_mutually_exclusive_group()
+    cache.add_argument("--score-cache", metavar="DIR", default=SCORE_CACHE,
+                       help=f"where scores are kept between runs (default: {SCORE_CACHE})")  # fmt: skip
+    cache.add_argument("--no-score-cache", action="store_true", help="score every image, keep nothing")
     add_device_group(parser)
     return parser
 
@@ -64,9 +85,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.from_scores:
         files = [Path(path) for path in args.from_scores]
     else:
+        tiers = pick_tiers(args.tiers, args.severity)
         checkpoints = [check_checkpoint_file(path) for path in args.checkpoint]
-        listings = with_distinct_names(args.data, [open_labelled(text) for text in args.data])
-        files = score_all(args, checkpoints, listings, folder)
+        listings = [open_labelled(text) for text in args.data]
+        data = list(zip(distinct_names(args.data, listings), listings, strict=True))
+        files = score_all(args, checkpoints, data, tiers, folder)
 
     from utils.score_report import read_evaluations, write_report
 
@@ -87,59 +110,97 @@ def open_labelled(text: str) -> Listing:
     return listing
 
 
-def with_distinct_names(specs: Sequence[str], listings: list[Listing]) -> list[Listing]:
+def distinct_names(specs: Sequence[str], listings: Sequence[Listing]) -> list[str]:
     """Number data sets that share name and split, as a/faces and b/faces do, so that each keeps its own scores."""
     from utils.score_report import unique_names
 
+    names = [listing.name for listing in listings]
     if len({(listing.name, listing.split) for listing in listings}) == len(listings):
-        return listings
-    names = unique_names([listing.name for listing in listings])
+        return names
+    names = unique_names(names)
     for name, text in zip(names, specs, strict=True):
         print(f"{name} is {text}", file=sys.stderr)
-    return [replace(listing, name=name) for listing, name in zip(listings, names, strict=True)]
+    return names
 
 
-def score_all(args: argparse.Namespace, checkpoints: list[Path], listings: list[Listing], folder: Path) -> list[Path]:
-    """Score every listing with every checkpoint; returns the scores files."""
-    from utils.checkpoint import load_detector
-    from utils.reports import checkpoint_names, evaluate_listing
-    from utils.runtime import hardware, pick_device, pick_precision, pick_workers, set_threads
-    from utils.scores import write_scores, write_sidecar
+def score_all(
+    args: argparse.Namespace, paths: list[Path], data: list[tuple[str, Listing]], tiers: list[str], folder: Path
+) -> list[Path]:
+    """Score every data set, a name and a listing, with every checkpoint; returns the scores files.
+
+    All checkpoints go over a data set together, so that its images are read once.
+    """
+    from utils.reports import evaluate_tiers
+    from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
+    from utils.score_cache import ScoreCache
 
     device = pick_device(args.device)
     dtype = pick_precision(args.precision, device, training=False)
     set_threads(args.threads)
-    files = []
-    for path, name in zip(checkpoints, checkpoint_names(checkpoints), strict=True):
-        detector, checkpoint = load_detector(path, device)
-        trained_on = {entry["fingerprint"] for entry in checkpoint.get("data", []) if entry["split"] == "train"}
-        for listing in listings:
-            if listing.fingerprint in trained_on:
-                print(f"warning: {name} was trained on these very images of {listing.name}", file=sys.stderr)
-            result = evaluate_listing(
-                detector, checkpoint, listing, name=name, batch_size=args.batch_size, n_boot=0,
-                workers=pick_workers(args.workers, device), dtype=dtype,
-            )  # fmt: skip
-            for item in result.unreadable:
-                print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
-            if not len(result.table):
-                raise UserError(f"expected images in {listing.name}, but none of {len(listing.records)} could be read")
-            file = folder / "scores" / f"{name}__{listing.name}__{listing.split}.csv"
-            write_scores(file, result.table)
-            write_sidecar(
-                file, checkpoint=name, model=checkpoint["model"], threshold=result.row["threshold"],
-                thresholds=checkpoint["thresholds"], dataset=listing.name, split=listing.split,
-                unreadable=result.unreadable, n_images=len(listing.records), data_fingerprint=listing.fingerprint,
-                command=args.command, hardware=hardware(), **training_facts(checkpoint),
-            )  # fmt: skip
-            files.append(file)
-    return files
+    candidates = load_candidates(paths, device)
+    cache = ScoreCache(None if args.no_score_cache else Path(args.score_cache), f"{device.type} {dtype}")
+    files: dict[tuple[int, int], Path] = {}
+    for column, (dataset, listing) in enumerate(data):
+        warn_of_training_images(candidates, dataset, listing)
+        results = evaluate_tiers(
+            candidates, listing, tiers, cache, dataset=dataset, batch_size=args.batch_size,
+            workers=pick_workers(args.workers, device), dtype=dtype,
+        )  # fmt: skip
+        for item in results[0][1]:  # the same for every checkpoint
+            print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
+        if not len(results[0][0]):
+            raise UserError(f"expected images in {dataset}, but none of {len(listing.records)} could be read")
+        for row, (candidate, (table, unreadable)) in enumerate(zip(candidates, results, strict=True)):
+            file = folder / "scores" / f"{candidate.name}__{dataset}__{listing.split}.csv"
+            facts = {"dataset": dataset, "unreadable": unreadable, "command": args.command}
+            write_scored(file, candidate, listing, table, facts)
+            files[row, column] = file
+    return [files[key] for key in sorted(files)]
+
+
+def load_candidates(paths: list[Path], device) -> list[Candidate]:
+    """Load all checkpoints, each under a name of its own."""
+    from utils.checkpoint import load_detector
+    from utils.reports import Candidate, checkpoint_names
+    from utils.score_cache import file_digest
+
+    names = checkpoint_names(paths)
+    return [
+        Candidate(name, *load_detector(path, device), file_digest(path))
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def warn_of_training_images(candidates: Sequence[Candidate], dataset: str, listing: Listing) -> None:
+    """Say which checkpoints have seen these very images in training."""
+    for candidate in candidates:
+        entries = candidate.checkpoint.get("data", [])
+        if listing.fingerprint in {entry["fingerprint"] for entry in entries if entry["split"] == "train"}:
+            print(f"warning: {candidate.name} was trained on these very images of {dataset}", file=sys.stderr)
+
+
+def write_scored(file: Path, candidate: Candidate, listing: Listing, table: ScoreTable, facts: dict) -> None:
+    """Write a scores file and, beside it, what belongs to the run and not to an image."""
+    from utils.runtime import hardware
+    from utils.scores import write_scores, write_sidecar
+
+    checkpoint = candidate.checkpoint
+    thresholds = checkpoint["thresholds"]
+    write_scores(file, table)
+    write_sidecar(
+        file, checkpoint=candidate.name, model=checkpoint["model"], thresholds=thresholds,
+        threshold=(thresholds or {}).get("balanced", 0.5), source=listing.name, split=listing.split,
+        n_images=len(listing.records), data_fingerprint=listing.fingerprint, hardware=hardware(),
+        **facts, **training_facts(checkpoint),
+    )  # fmt: skip
 
 
 def training_facts(checkpoint: dict) -> dict:
     """Where a checkpoint came from, for whoever reads its scores later."""
+    settings = checkpoint.get("train_args") or {}
     return {
-        "train_command": checkpoint.get("train_args", {}).get("command"),
+        "train_command": settings.get("command"),
+        "augmentation": settings.get("augmentation"),
         "trained_on": sorted({entry["dataset"] for entry in checkpoint.get("data", [])}),
         **{key: checkpoint.get(key) for key in ("epoch", "seed", "git_commit", "versions")},
     }

@@ -2,7 +2,7 @@
 
   python model_table.py --data data/140k data/openforensics --output-dir results/models
   python model_table.py --data demo@n=240 --models cnn xgboost --epochs 2 --output-dir runs/table
-  python model_table.py --data data/140k --weights-dir weights --epochs 8 --image-size 0
+  python model_table.py --data data/140k --weights-dir imagenet --epochs 8 --image-size 0 --runs-dir runs/full
 
 Each model is one run of train.py in --runs-dir and is skipped when it is finished, resumed when it was interrupted.
 A backbone starts from WEIGHTS_DIR/<model>.safetensors where that file exists (--weights-dir imagenet: from timm's hub),
@@ -20,12 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.splits import open_training_data
 from utils.args import (
     EXIT_DONE,
     EXIT_PARTIAL,
     add_device_group,
     add_seed,
     check_output_dir,
+    float_in,
     int_in,
     make_parser,
     run_script,
@@ -79,7 +81,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--image-size", type=int_in(0, 4096), default=128, help="px; 0 is each model's own (default: 128)"
     )
     parser.add_argument("--batch-size", type=int_in(2), default=16)
-    parser.add_argument("--lr", default="0.0006", help="peak learning rate (default: 0.0006)")
+    parser.add_argument("--lr", type=float_in(0, 10), default=6e-4, help="peak learning rate (default: 0.0006)")
     parser.add_argument(
         "--weights-dir", metavar="DIR", help="folder of safetensors files named after models, or imagenet"
     )
@@ -91,12 +93,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Make the table; returns ``{"rows": table rows, "exit_code": 0, or 1 if a model failed}``."""
+    """Make the table; returns ``{"rows": table rows, "exit_code": 0, or 1 if a model or an image failed}``."""
     args = get_args_parser().parse_args(argv)
     entries = choose(args.models)
     if args.list:
         print("\n".join(entry.name for entry in entries))
         return {"rows": [], "exit_code": EXIT_DONE}
+    if 0 < args.image_size < 16:
+        raise UserError(f"expected --image-size 0 or in 16..4096 px, got {args.image_size}")
+    open_training_data(args.data)  # a wrong spec is reported once and now, not for every model
     folder, runs = check_output_dir(args.output_dir), check_output_dir(args.runs_dir)
     done, failed = [], []
     for entry in entries:
@@ -107,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
             print(f"{entry.name}: {error}", file=sys.stderr)
             failed.append(entry.name)
     rows = tabulate(args, done, runs, folder) if done else []
-    return {"rows": rows, "failed": failed, "exit_code": EXIT_PARTIAL if failed else EXIT_DONE}
+    is_partial = failed or any(row["unreadable"] for row in rows)
+    return {"rows": rows, "failed": failed, "exit_code": EXIT_PARTIAL if is_partial else EXIT_DONE}
 
 
 def choose(names: Sequence[str] | None) -> list[Entry]:
@@ -132,7 +138,7 @@ def train_entry(args: argparse.Namespace, entry: Entry, run: Path) -> None:
     classical = entry.model in CLASSICAL
     size = 256 if classical else args.image_size
     flags = ["--model", entry.model, "--data", *args.data, "--output-dir", str(run), "--seed", str(args.seed)]
-    flags += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--lr", args.lr]
+    flags += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--lr", str(args.lr)]
     flags += ["--device", args.device, "--precision", args.precision]
     flags += ["--threads", str(args.threads)] if args.threads else []
     flags += ["--image-size", str(size)] if size and not classical else []
@@ -171,7 +177,8 @@ def tabulate(args: argparse.Namespace, entries: list[Entry], runs: Path, folder:
     from utils.tables import write_table
 
     checkpoints = [str(runs / entry.name / "best.pt") for entry in entries]
-    result = evaluate.main(["--checkpoint", *checkpoints, "--data", *args.data, "--output-dir", str(folder)])
+    flags = ["--output-dir", str(folder), "--device", args.device]
+    result = evaluate.main(["--checkpoint", *checkpoints, "--data", *args.data, *flags])
     facts = {
         entry.name: {**read_json(runs / entry.name / "facts.json"), **cost(runs / entry.name)} for entry in entries
     }

@@ -75,6 +75,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--ema-decay", type=float_in(0, 1), default=0.998, help="weight averaging; 0 is off (default: 0.998)"
     )
     fit.add_argument("--patience", type=int_in(0), default=0, help="stop after N epochs without a better AUC; 0 is off")
+    fit.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
     add_seed(fit)
     tune = parser.add_argument_group("transfer learning")
     tune.add_argument("--freeze", default="none", metavar="N", help="none, backbone, or the first N stages")
@@ -150,7 +151,7 @@ def build_detector(args: argparse.Namespace, records, device):
     args.model_args = list(model_args.items())
     detector = create_model(args.model, **model_args)
     if embedding_weights:
-        detector.embedder.detector.load_state_dict(embedding_weights)
+        detector.get_submodule("embedder.detector").load_state_dict(embedding_weights)
     size = args.image_size or input_size(detector, records)
     detector.geometry = Geometry(args.geometry, size, args.resize_to)
     if args.weights and not args.resume:
@@ -323,7 +324,7 @@ def finish(args, data: TrainingData, folder: Path, device, unreadable: dict[str,
     """Fit the operating point of best.pt on validation and report the test splits."""
     from utils.release import finalize
 
-    rows, failed = finalize(folder / "best.pt", data, args.batch_size, device)
+    rows, failed = finalize(folder / "best.pt", data, args.batch_size, device, args.calibration)
     exit_code = EXIT_PARTIAL if unreadable or failed else EXIT_DONE
     return {"checkpoint": str(folder / "best.pt"), "rows": rows, "history": [], "exit_code": exit_code}
 

@@ -56,8 +56,9 @@ def main(argv=None) -> dict:
                 rows.append({"banks": ",".join(banks), "processes": workers, "images_per_s": statistics.median(totals),
                              "range": [min(totals), max(totals)]})  # fmt: skip
                 print(f"{rows[-1]['images_per_s']:.0f} images/s  {workers} process(es)  {rows[-1]['banks']}")
-    write_json(args.output, {"command": "python benchmarks/feature_speed.py", "size": args.size, "repeats": args.repeats,
-                             "hardware": hardware(), "git_commit": git_commit(), "rows": rows})  # fmt: skip
+    write_json(args.output, {"command": "python benchmarks/feature_speed.py", "size": args.size,
+                             "repeats": args.repeats, "hardware": hardware(), "git_commit": git_commit(),
+                             "rows": rows})  # fmt: skip
     return {"rows": rows}
 
 

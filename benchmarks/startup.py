@@ -23,7 +23,8 @@ from utils.runtime import git_commit, hardware
 COMMANDS = [
     ["train.py", "--help"], ["evaluate.py", "--help"], ["predict.py", "--help"], ["ensemble.py", "--help"],
     ["train.py", "--epochs", "many"], ["train.py", "--model", "efficientnet_bO"], ["train.py", "--data", "nowhere"],
-    ["evaluate.py", "--checkpoint", "absent.pt", "--data", "demo"], ["predict.py", "--checkpoint", "absent.pt", "x.jpg"],
+    ["evaluate.py", "--checkpoint", "absent.pt", "--data", "demo"],
+    ["predict.py", "--checkpoint", "absent.pt", "x.jpg"],
     ["ensemble.py", "--checkpoint", "absent.pt", "--output-dir", "x"],
 ]  # fmt: skip
 
@@ -42,7 +43,8 @@ def main(argv=None) -> dict:
             code = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True).returncode
             times.append(time.perf_counter() - started)
         rows.append({"command": " ".join(["python", *command]), "exit_code": code,
-                     "seconds_median": statistics.median(times), "seconds_range": [min(times), max(times)]})  # fmt: skip
+                     "seconds_median": statistics.median(times),
+                     "seconds_range": [min(times), max(times)]})  # fmt: skip
         print(f"{rows[-1]['seconds_median']:.2f} s  {rows[-1]['command']}")
     write_json(args.output, {"command": "python benchmarks/startup.py", "repeats": args.repeats,
                              "hardware": hardware(), "git_commit": git_commit(), "rows": rows})  # fmt: skip

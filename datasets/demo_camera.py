@@ -31,7 +31,7 @@ def capture(radiance: np.ndarray, rng: np.random.Generator, size: int) -> np.nda
     ``radiance`` is float32 (R, R, 3), linear-light RGB, R >= size. Returns uint8 (size, size, 3) RGB, after lens
     blur, signal-dependent noise, a Bayer colour filter, demosaicing, white balance, tone curve and sharpening.
     """
-    exposed = radiance * np.float32(rng.uniform(0.8, 1.15))
+    exposed: np.ndarray = radiance * np.float32(rng.uniform(0.8, 1.15))
     exposed = cv2.GaussianBlur(exposed, (0, 0), rng.uniform(0.45, 0.9))
     exposed = cv2.resize(exposed, (size, size), interpolation=cv2.INTER_AREA)
     gains = np.array([rng.uniform(1.5, 2.1), 1.0, rng.uniform(1.3, 1.9)], np.float32)
@@ -67,5 +67,12 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """Decode JPEG bytes to uint8 RGB (H, W, 3)."""
-    return np.ascontiguousarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+    """Decode JPEG bytes to uint8 RGB (H, W, 3).
+
+    Raises:
+        ValueError: the bytes are not an image.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"expected the bytes of a JPEG image, got {len(data)} bytes that do not decode")
+    return np.ascontiguousarray(image[..., ::-1])

@@ -104,7 +104,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     beard = uniform(0.35, 1.0) if rng.random() < 0.26 else 0.0
     skin, iris = _pick(rng, SKIN_TONES, 0.05), _pick(rng, IRIS_TONES, 0.1)
     # Light eyes are rare in dark skin: pull the iris towards brown as the skin gets darker.
-    brown = np.float32([0.06, 0.03, 0.015])
+    brown = scene.f32([0.06, 0.03, 0.015])
     iris = brown + (iris - brown) * min(1.0, float(skin[1]) / 0.3) ** 1.5
     return Identity(
         width=uniform(0.67, 0.8),
@@ -169,7 +169,7 @@ class Figure:
         self,
         canvas: np.ndarray,
         points: np.ndarray | list[np.ndarray],
-        colour: np.ndarray,
+        colour: np.ndarray | np.float32,
         opacity: float = 1.0,
         blur: float = 0.0,
         clip: np.ndarray | list[np.ndarray] | None = None,

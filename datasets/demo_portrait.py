@@ -7,7 +7,7 @@ import numpy as np
 
 from datasets import demo_scene as scene
 from datasets.demo_faces import Figure, curve, ellipse, head_height, head_outline, ribbon
-from datasets.demo_scene import tinted
+from datasets.demo_scene import f32, tinted
 
 SIDES = (-1, 1)
 
@@ -26,10 +26,10 @@ def _eyes(figure: Figure, albedo: np.ndarray, gaze: float) -> None:
 
     upper, lower = lids(opened), lids(-0.62 * opened, peak=0.2)
     almonds = [ribbon(top, low) for top, low in zip(upper, lower, strict=True)]
-    dark, black = who.skin * 0.3, np.float32([0.004] * 3)
+    dark, black = who.skin * 0.3, f32([0.004] * 3)
     figure.paint(albedo, discs(-0.03, half * 1.25, 0.12), who.skin * 0.62, 0.4, 0.05 * figure.scale)
     figure.paint(albedo, lids(-1.5 * opened, 0.015), who.skin * 0.62, 0.3 + 0.3 * who.age, 1.2, line=0.018)
-    figure.paint(albedo, almonds, np.float32([0.66, 0.62, 0.58]), 1.0, 0.5)
+    figure.paint(albedo, almonds, f32([0.66, 0.62, 0.58]), 1.0, 0.5)
     figure.paint(albedo, discs(-0.005, 0.068, 0.068, gaze), who.iris * 0.35, 1.0, 0.4, clip=almonds)
     figure.paint(albedo, discs(-0.003, 0.053, 0.053, gaze), who.iris, 0.9, 0.7, clip=almonds)
     figure.paint(albedo, discs(-0.005, 0.028, 0.028, gaze), black, 1.0, 0.4, clip=almonds)
@@ -76,7 +76,7 @@ def _mouth(figure: Figure, albedo: np.ndarray) -> None:
         arch = 1 - np.abs(t) ** power - bow * np.exp(-((t / 0.16) ** 2))
         return np.stack([half * shrink * t, 0.66 - smile * t * t + above * arch], 1)
 
-    lip = who.skin * np.float32([0.82, 0.46, 0.46]) + np.float32([0.02, 0.0, 0.004])
+    lip = who.skin * f32([0.82, 0.46, 0.46]) + f32([0.02, 0.0, 0.004])
     lips = ribbon(line(1.0, -upper - opening * 0.4, 2.2, 0.28), line(0.94, lower + opening, 2.4))
     figure.paint(albedo, lips, lip, 0.85, 1.0)
     gap_top = line(0.9, -0.009 - opening * 0.55)
@@ -84,7 +84,7 @@ def _mouth(figure: Figure, albedo: np.ndarray) -> None:
     figure.paint(albedo, gap, lip * 0.12, 0.9, 0.6)
     if opening:
         teeth = ribbon(gap_top, line(0.85, opening * 0.55))
-        figure.paint(albedo, teeth, np.float32([0.6, 0.57, 0.5]), 0.9, 0.6, clip=gap)
+        figure.paint(albedo, teeth, f32([0.6, 0.57, 0.5]), 0.9, 0.6, clip=gap)
     under = curve(-0.1, 0.1, lambda t: 0.69 + lower + opening - 0.01 * t**2)
     figure.paint(albedo, under, who.skin * 0.6, 0.35, 2.0, line=0.03)
 
@@ -96,10 +96,7 @@ def _skin(figure: Figure, grain: np.ndarray, blotch: np.ndarray, u: np.ndarray, 
     pores = np.exp(np.float32(0.028 + 0.035 * who.age) * grain + np.float32(0.05) * blotch)
     tint = 0.16 * flush + 0.05 * blotch
     albedo = cv2.merge(
-        [
-            pores * (tone + tone * weight * tint)
-            for tone, weight in zip(who.skin, np.float32([0.25, -0.6, -0.5]), strict=True)
-        ]
+        [pores * (tone + tone * weight * tint) for tone, weight in zip(who.skin, f32([0.25, -0.6, -0.5]), strict=True)]
     )
     if who.beard:
         chin = (v < 1.0) * np.clip((v - 0.34 - 0.9 * (0.55 - np.abs(u)).clip(0) ** 2 + 0.04 * blotch) / 0.16, 0, 1)
@@ -161,7 +158,7 @@ def _figure_height(figure: Figure, size: int, covered: np.ndarray, front: np.nda
 
 def _finish(figure: Figure, radiance: np.ndarray, light: dict[str, np.ndarray], gaze: float) -> None:
     """Add what sits on top of the lit surface: glints in the eyes and glasses."""
-    apart, black = figure.who.eye[0], np.float32([0.012, 0.011, 0.012])
+    apart, black = figure.who.eye[0], f32([0.012, 0.011, 0.012])
     glint = gaze + float(light["direction"][0]) * 0.03
     spots = [ellipse(side * apart + glint, -0.028, 0.014, 0.014, count=10) for side in SIDES]
     figure.paint(radiance, spots, light["key"] * 0.9, 0.85, 0.5)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 HAIR_STYLES = ("short", "fringe", "side", "long", "bob", "curly", "bun", "shaved")
 HAIR_ODDS = (0.2, 0.1, 0.17, 0.17, 0.1, 0.12, 0.06, 0.08)
+
+
+def f32(values: Sequence) -> np.ndarray:
+    """Return nested numbers as a float32 array; ``np.float32`` makes the same array, but is typed as one number."""
+    return np.asarray(values, np.float32)
 
 
 def speckle(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -91,7 +98,7 @@ def shade(height: np.ndarray, light: dict[str, np.ndarray], unit: float) -> tupl
     climb, blocked = float(direction[2]) / flat, np.full_like(pixels, -9.0)
     for step in (0.05, 0.1, 0.17, 0.26, 0.38):
         move = step * unit / flat
-        shift = np.float32([[1, 0, -direction[0] * move], [0, 1, -direction[1] * move]])
+        shift = f32([[1, 0, -direction[0] * move], [0, 1, -direction[1] * move]])
         there = cv2.warpAffine(pixels, shift, pixels.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
         blocked = np.maximum(blocked, there - pixels - np.float32(climb * step * unit))
     shadow = cv2.GaussianBlur(np.clip(blocked / np.float32(0.06 * unit), 0, 1), (0, 0), 0.018 * unit + 0.4)

@@ -20,7 +20,7 @@ def contact_sheet(root: Path, out_png: Path, columns: int = 8, split: str = "tes
     region that was swapped.
 
     Raises:
-        UserError: the folder does not hold the demo set.
+        UserError: the folder does not hold the demo set, or one of its images cannot be read.
     """
     root, rows = Path(root), []
     for label in ("real", *GENERATORS):
@@ -48,14 +48,17 @@ def contact_sheet(root: Path, out_png: Path, columns: int = 8, split: str = "tes
     return out_png
 
 
-def _read(path: Path) -> np.ndarray:
-    return np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1])
+def _read(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    image = cv2.imread(str(path), flags)
+    if image is None:
+        raise UserError(f"expected an image of the demo set in {path}, got an unreadable file; make the set again")
+    return image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
 
 
 def _outlined(root: Path, split: str, path: Path) -> np.ndarray:
     """Return the image at twice its size with the half-weight contour of its mask in green."""
     image = cv2.resize(_read(path), None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-    mask = cv2.imread(str(root / "masks" / split / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE)
+    mask = _read(root / "masks" / split / f"{path.stem}.png", cv2.IMREAD_GRAYSCALE)
     large = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     contours, _ = cv2.findContours((large >= 128).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(image, contours, -1, (60, 255, 90), 2, cv2.LINE_AA)

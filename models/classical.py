@@ -28,7 +28,7 @@ class ClassicalDetector(Detector):
 
     has_input_gradient = False
 
-    def __init__(self, estimator: Estimator, features: str, embedder: nn.Module | None, input_size: int) -> None:
+    def __init__(self, estimator: Estimator, features: str, embedder: Embedder | None, input_size: int) -> None:
         super().__init__(input_size, geometry=Geometry("crop", input_size))
         self.estimator = estimator
         self.banks = [name for name in features.split(",") if name] if embedder is None else []
@@ -93,8 +93,17 @@ class ClassicalDetector(Detector):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.is_fitted = len(state) > 0
-        if self.is_fitted:
+        if not self.is_fitted:
+            return
+        try:
             self.estimator.from_bytes(state.cpu().numpy().tobytes())
+        except UserError:
+            raise
+        except Exception as error:  # the libraries' own errors have no other common parent
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"expected a fitted learner in the checkpoint, but its bytes are damaged: {reason}"
+            ) from error
 
 
 def build(estimator: Estimator, features: str, input_size: int, embedding: dict[str, Any] | None) -> ClassicalDetector:
@@ -121,7 +130,8 @@ class Embedder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         captured: list[Tensor] = []
-        handle = self.detector.head.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0]))
+        head = self.detector.get_submodule("head")
+        handle = head.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0]))
         try:
             self.detector(images)
         finally:

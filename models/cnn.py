@@ -64,6 +64,9 @@ class SpectralStem(nn.Module):
     (generator and up-sampling traces) and not its phase (the face).
     """
 
+    filters: Tensor
+    to_ycbcr: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         cells = BLOCK // STRIDE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -89,10 +91,11 @@ def feature_trunk(detector: Detector, name: str) -> tuple[nn.Module, int]:
     Raises:
         UserError: the detector makes tokens or features instead of a map.
     """
-    if hasattr(detector, "backbone") and hasattr(detector.backbone, "forward_features"):
-        trunk: nn.Module = TimmTrunk(detector.backbone)
+    backbone = getattr(detector, "backbone", None)
+    if isinstance(backbone, nn.Module) and hasattr(backbone, "forward_features"):
+        trunk: nn.Module = TimmTrunk(backbone)
     elif hasattr(detector, "stem") and hasattr(detector, "trunk"):
-        trunk = nn.Sequential(detector.stem, detector.trunk)
+        trunk = nn.Sequential(detector.get_submodule("stem"), detector.get_submodule("trunk"))
     else:
         raise UserError(f"expected --model-args backbone= cnn or a convolutional timm model, got {name!r}")
     size = 64 if detector.any_size else detector.input_size
@@ -109,6 +112,8 @@ def feature_trunk(detector: Detector, name: str) -> tuple[nn.Module, int]:
 
 class TimmTrunk(nn.Module):
     """The convolutional part of a timm model, without its pooling and its head."""
+
+    backbone: Any  # timm's models share ``forward_features``, but no class declares it
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ def _color_names() -> list[str]:
     names += ["mean cosine of hue", "mean sine of hue", "concentration of hue"]
     names += [f"{c} at or above {t}" for c in "RGB" for t in BRIGHT]
     names += [f"{c} at or below {t}" for c in "RGB" for t in DARK]
-    for space, channels in (("rgb", "RGB"), ("ycbcr", ("Y", "Cb", "Cr"))):
+    for space, channels in (("rgb", ("R", "G", "B")), ("ycbcr", ("Y", "Cb", "Cr"))):
         a, b, c = channels
         what = [f"correlation of {p} and {q}" for p, q in ((a, b), (a, c), (b, c))]
         what += [f"log std of {channel}" for channel in channels]
@@ -68,8 +68,8 @@ def color(planes: Planes) -> np.ndarray:
     hue = torch.stack([(along / length).mean(1), (across / length).mean(1)], 1)
     hue = torch.cat([hue, hue.norm(dim=1, keepdim=True)], 1)
 
-    counts = [torch.from_numpy(histograms(channel, 256)) for channel in rgb.to(torch.uint8).unbind(1)]
-    counts = torch.stack(counts, 1)
+    channel_counts = [torch.from_numpy(histograms(channel, 256)) for channel in rgb.to(torch.uint8).unbind(1)]
+    counts = torch.stack(channel_counts, 1)
     bright = torch.stack([counts[..., t:].sum(2) for t in BRIGHT], 2).flatten(1)
     dark = torch.stack([counts[..., : t + 1].sum(2) for t in DARK], 2).flatten(1)
 

@@ -31,6 +31,8 @@ class Detector(nn.Module):
         calibration: maps logits to p_fake (see ``utils.calibration``); None is the plain sigmoid.
     """
 
+    mean: Tensor
+    std: Tensor
     has_input_gradient = True
     any_size = True
     cam_reshape: Callable[[Tensor], Tensor] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from datasets.transforms import JPEG_GRID, Geometry
 from models.detector import Detector
 from models.registry import create_model, register_model
+from utils.calibration import MIN_P_FAKE, SIGMOID_SHARE
 from utils.errors import UserError
 
 
@@ -19,11 +20,16 @@ class Ensemble(Detector):
     """A weighted sum of its members' calibrated logits.
 
     The images arrive in a common frame, the largest view that a member needs; each member cuts or resizes its own
-    input out of it. A member that crops sees exactly the pixels that it would have been given alone.
+    input out of it. Of an image that fills the frame, a member that crops sees exactly the pixels that it would have
+    been given alone if its size differs from the largest crop by a multiple of 16 px, else pixels at most 8 px aside,
+    still on the JPEG grid. A member that resizes sees the frame and not what lies around it.
 
     The weights are equal, or follow validation, or come from a logistic regression on validation logits (stacking:
     Wolpert, Neural Networks 1992); ``ensemble.py`` fits them.
     """
+
+    weights: Tensor
+    bias: Tensor
 
     def __init__(self, members: Sequence[Detector], geometry: Geometry) -> None:
         super().__init__(geometry.size, mean=(0.0,) * 3, std=(1.0,) * 3, geometry=geometry)
@@ -35,15 +41,27 @@ class Ensemble(Detector):
     def member_logits(self, images: Tensor) -> Tensor:
         """Calibrated logits ``(N, M)`` float64 of the members on ``(N, 3, H, W)`` images in [0, 1]."""
         columns = []
-        for member in self.members:
+        for member in cast("Sequence[Detector]", self.members):
             logits = member(member_view(images, self.geometry, member.geometry)).double()
-            calibration = member.calibration or {}
-            columns.append(logits / calibration.get("temperature", 1.0) + (calibration.get("bias") or 0.0))
+            columns.append(calibrated_logits(logits, member.calibration))
         return torch.stack(columns, dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)`` float64."""
         return self.member_logits(images) @ self.weights + self.bias
+
+
+def calibrated_logits(logits: Tensor, calibration: dict[str, Any] | None) -> Tensor:
+    """The logit of ``utils.calibration.apply_calibration``, ``(N,)`` to ``(N,)`` float64, with its gradient."""
+    if calibration is None or calibration["method"] != "isotonic":
+        calibration = calibration or {}
+        return logits / calibration.get("temperature", 1.0) + (calibration.get("bias") or 0.0)
+    x, y = (torch.tensor(calibration[key], dtype=logits.dtype, device=logits.device) for key in ("x", "y"))
+    right = torch.searchsorted(x, logits.detach().contiguous()).clamp(min=1).clamp(max=len(x) - 1)
+    left = (right - 1).clamp(min=0)  # a curve of one point has left = right = 0 and is level
+    along = ((logits - x[left]) / (x[right] - x[left]).clamp(min=torch.finfo(x.dtype).tiny)).clamp(0, 1)
+    mixed = (1 - SIGMOID_SHARE) * (y[left] + along * (y[right] - y[left])) + SIGMOID_SHARE * torch.sigmoid(logits)
+    return torch.logit(mixed.clamp(MIN_P_FAKE, 1 - MIN_P_FAKE))
 
 
 def member_view(images: Tensor, frame: Geometry, wanted: Geometry) -> Tensor:
@@ -63,7 +81,9 @@ def common_frame(geometries: Sequence[Geometry]) -> Geometry:
     crops = [geometry for geometry in geometries if geometry.mode == "crop"]
     if not crops:
         return max(geometries, key=lambda geometry: geometry.size)
-    size = max(geometry.size for geometry in geometries)
+    size = max(geometry.size for geometry in crops)
+    # A frame that grows by another step would shift the crops: half of the growth must be on the JPEG grid.
+    size += -(-max(0, max(geometry.size for geometry in geometries) - size) // (2 * JPEG_GRID)) * 2 * JPEG_GRID
     resize_to = {geometry.resize_to for geometry in crops}
     if len(resize_to) == 1 and (only := resize_to.pop()) is not None:
         return Geometry("crop", size, max(only, size))

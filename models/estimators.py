@@ -51,12 +51,15 @@ class SklearnEstimator:
     """A scikit-learn classifier, saved by skops: its types are checked against a list before any is rebuilt."""
 
     def __init__(self, build: Any) -> None:
+        require("skops", "random_forest, gradient_boosting or logistic_regression")
         self.build = build
         self.model: Any = None
 
     def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
         self.model = self.build(seed)
         self.model.fit(x, y)
+        if hasattr(self.model, "n_jobs"):
+            self.model.n_jobs = None  # threads add the trees' votes in any order: the last bit would change every time
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         if hasattr(self.model, "decision_function"):
@@ -99,7 +102,7 @@ class XGBoostEstimator:
         import xgboost
 
         params = {"objective": "binary:logistic", "eval_metric": "auc", "seed": seed, "verbosity": 0, **self.params}
-        stop = xgboost.callback.EarlyStopping(self.patience, save_best=True, maximize=True)
+        stop = xgboost.callback.EarlyStopping(rounds=self.patience, save_best=True, maximize=True)
         self.booster = xgboost.train(
             params, xgboost.DMatrix(x, y), num_boost_round=self.rounds, verbose_eval=False, callbacks=[stop],
             evals=[(xgboost.DMatrix(x_valid, y_valid), "valid")],
@@ -140,10 +143,13 @@ class LightGBMEstimator:
         params = {"objective": "binary", "metric": "auc", "seed": seed, "deterministic": True, "verbosity": -1,
                   "num_threads": 0, **self.params}  # fmt: skip
         train = lightgbm.Dataset(x, y)
-        self.booster = lightgbm.train(
-            params, train, self.rounds, valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=train)],
-            callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
-        )  # fmt: skip
+        try:
+            self.booster = lightgbm.train(
+                params, train, self.rounds, valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=train)],
+                callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
+            )  # fmt: skip
+        except lightgbm.basic.LightGBMError as error:  # as the other libraries call a setting out of range
+            raise ValueError(str(error)) from error
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         return np.asarray(self.booster.predict(x, raw_score=True), dtype=np.float64)

@@ -29,7 +29,7 @@ class NPR(Detector):
             nn.Conv2d(3, 64, 3, stride=stem_stride, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)
         )
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer1, self.layer2 = resnet.get_submodule("layer1"), resnet.get_submodule("layer2")
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(512, 1))
 
     def forward(self, images: Tensor) -> Tensor:

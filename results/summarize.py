@@ -3,7 +3,8 @@
   python results/summarize.py
 
 Writes summary.csv, .md and .tex, the figure summary.pdf and .png, and commands.txt: how each checkpoint was trained
-and evaluated, as recorded by train.py and evaluate.py themselves.
+and evaluated, as recorded by train.py and evaluate.py themselves. The benchmarks' JSON files become
+benchmarks/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,29 @@ COLUMNS = [
     ("dataset", "Test data"), ("model", "Model"), ("trained_on", "Trained on"), ("checkpoint", "Run"), ("n", "Images"),
     ("auc", "AUC"), ("acc", "Acc"), ("real_acc", "Real acc"), ("fake_acc", "Fake acc"),
 ]  # fmt: skip
+BENCHMARK_COLUMNS = [("what", "Benchmark"), ("value", "Median"), ("range", "Range"), ("unit", "Unit")]
+
+
+def benchmark_rows(folder: Path) -> list[dict]:
+    """One row per figure of the benchmark scripts, in words."""
+    rows = []
+    for row in read_json(folder / "training_speed.json")["rows"]:
+        setting = f"{row['model']}, {row['crop']} px, batch {row['batch_size']}, {row['precision']}"
+        what = f"train.py against a bare loop, {setting}"
+        rows.append(
+            {"what": what, "value": row["ratio_median"], "range": row["ratio_range"], "unit": "ratio of images/s"}
+        )
+    for row in read_json(folder / "feature_speed.json")["rows"][:2]:
+        what = f"all handcrafted features, 256 px, {row['processes']} process(es)"
+        rows.append({"what": what, "value": row["images_per_s"], "range": row["range"], "unit": "images/s"})
+    startup = read_json(folder / "startup.json")["rows"]
+    for name, is_kind in (("--help", lambda code: code == 0), ("a usage error", lambda code: code == 2)):
+        slowest = max((row for row in startup if is_kind(row["exit_code"])), key=lambda row: row["seconds_median"])
+        what = f"{name}, the slowest script ({slowest['command'].split()[1]})"
+        rows.append({"what": what, "value": slowest["seconds_median"], "range": slowest["seconds_range"], "unit": "s"})
+    for row in rows:
+        row["range"] = f"{row['range'][0]:.2f} to {row['range'][1]:.2f}"
+    return rows
 
 
 def main() -> None:
@@ -45,6 +69,9 @@ def main() -> None:
     save_figure(figure, folder / "summary")
     lines = dict.fromkeys(line for pair in commands.values() for line in pair if line)
     atomic_write_text(folder / "commands.txt", "\n".join(lines) + "\n")
+    write_table(
+        benchmark_rows(folder / "benchmarks"), BENCHMARK_COLUMNS, folder / "benchmarks" / "benchmarks", fmt=".2f"
+    )
     print((folder / "summary.md").read_text(), end="")
 
 

@@ -1,11 +1,16 @@
-"""What is fitted on validation: thresholds, the unsure band, the temperature."""
+"""What is fitted on validation: thresholds, the unsure band, the calibration."""
 
 import numpy as np
 import pytest
+import torch
+from sklearn.isotonic import IsotonicRegression
 
+from models.ensemble import calibrated_logits
 from utils import metrics
-from utils.calibration import apply_calibration, fit_temperature, sigmoid
+from utils.calibration import SIGMOID_SHARE, apply_calibration, fit_isotonic, fit_temperature, sigmoid
 from utils.errors import UserError
+from utils.operating_point import fit_operating_point
+from utils.scores import ScoreTable
 from utils.thresholds import fit_thresholds, unsure_band, verdicts
 
 
@@ -104,10 +109,115 @@ def test_calibration_maps_logits_to_p_fake():
     assert plain.dtype == np.float64 and plain[[0, 2, 4]].tolist() == [0.0, 0.5, 1.0]
     calibrated = apply_calibration(logits, {"method": "temperature", "temperature": 2.0, "bias": 1.0})
     np.testing.assert_allclose(calibrated, sigmoid(logits / 2 + 1))
-    for calibration in ({"method": "isotonic"}, {"method": "temperature", "temperature": 0.0}):
+    for calibration in ({"method": "platt"}, {"method": "temperature", "temperature": 0.0}):
         with pytest.raises(UserError, match="calibration"):
             apply_calibration(logits, calibration)
     with pytest.raises(UserError, match="2 of 3"):
         apply_calibration([np.nan, 0.0, -np.inf], None)
     with pytest.raises(UserError, match="1 of 2"):
         fit_temperature([0, 1], [np.inf, 0.0])
+
+
+def make_logits(n=500, seed=0, decimals=None, slope=3.0):
+    """Logits whose odds are not what they say, and their labels."""
+    rng = np.random.default_rng(seed)
+    honest = 1.5 * rng.normal(size=n)
+    logits = slope * honest**3 / 4 + 1
+    return (rng.random(n) < sigmoid(honest)).astype(int), logits if decimals is None else np.round(logits, decimals)
+
+
+@pytest.mark.parametrize("decimals", [None, 0])
+def test_the_isotonic_curve_is_that_of_scikit_learn(decimals):
+    labels, logits = make_logits(decimals=decimals)
+    curve = fit_isotonic(labels, logits)
+    assert curve["method"] == "isotonic" and set(curve) == {"method", "x", "y"}
+    assert all(type(value) is float for value in curve["x"] + curve["y"])
+    assert np.all(np.diff(curve["x"]) > 0) and np.all(np.diff(curve["y"]) >= 0)
+    margin = 1 / (len(labels) + 2)
+    reference = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip").fit(logits, labels)
+    grid = np.linspace(logits.min() - 5, logits.max() + 5, 2001)
+    np.testing.assert_allclose(np.interp(grid, curve["x"], curve["y"]), reference.predict(grid), atol=1e-12)
+    assert np.abs(apply_calibration(grid, curve) - reference.predict(grid)).max() <= SIGMOID_SHARE
+
+
+def test_the_isotonic_curve_calibrates_and_keeps_the_ranking():
+    curve = fit_isotonic(*make_logits(4000, seed=1))
+    labels, logits = make_logits(4000, seed=2)
+    p_fake = apply_calibration(logits, curve)
+    assert metrics.ece(labels, p_fake) < 0.03 < 0.1 < metrics.ece(labels, sigmoid(logits))
+    assert metrics.auc(labels, p_fake) == metrics.auc(labels, sigmoid(logits))
+    near = np.sort(logits[np.abs(logits) < 25])
+    assert np.all(np.diff(apply_calibration(near, curve)) > 0), "no two images are tied by a level stretch"
+    far = apply_calibration(np.array([-1e6, 1e6]), curve)
+    assert 0 < far[0] < 0.01 and 0.99 < far[1] < 1, "never certain"
+    bare = np.interp(logits, curve["x"], curve["y"])
+    assert metrics.auc(labels, bare) != metrics.auc(labels, p_fake)  # what the share of the sigmoid is for
+
+
+def test_the_isotonic_curve_at_the_edges():
+    separated = fit_isotonic([0, 0, 1, 1], [-2.0, -1.0, 1.0, 3.0])
+    assert separated == {"method": "isotonic", "x": [-2.0, -1.0, 1.0, 3.0], "y": [1 / 6, 1 / 6, 5 / 6, 5 / 6]}
+    backwards = fit_isotonic([1, 0], [-1.0, 1.0])
+    assert backwards["y"] == [0.5, 0.5] and np.diff(apply_calibration([-1.0, 1.0], backwards)) > 0
+    tied = fit_isotonic([0, 1, 1], [2.0, 2.0, 2.0])
+    assert tied == {"method": "isotonic", "x": [2.0], "y": [pytest.approx(2 / 3)]}
+    assert apply_calibration([-3.0, 9.0], tied) == pytest.approx(2 / 3, abs=2 * SIGMOID_SHARE)
+    for labels in ([1, 1], [0, 0]):
+        with pytest.raises(UserError, match="real and fake images to fit an isotonic"):
+            fit_isotonic(labels, [0.0, 1.0])
+    with pytest.raises(UserError, match="1 of 2"):
+        fit_isotonic([0, 1], [np.nan, 0.0])
+    with pytest.raises(UserError, match="3 labels and 2 logits"):
+        fit_isotonic([0, 1, 1], [1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        {},
+        {"x": [], "y": []},
+        {"x": [0.0, 1.0], "y": [0.5]},
+        {"x": [1.0, 0.0], "y": [0.2, 0.5]},
+        {"x": [0.0, 1.0], "y": [0.6, 0.5]},
+        {"x": [0.0, 1.0], "y": [0.6, 1.5]},
+        {"x": [0.0, float("nan")], "y": [0.1, 0.5]},
+    ],
+)
+def test_a_damaged_isotonic_curve_is_refused(points):
+    with pytest.raises(UserError, match="rising curve"):
+        apply_calibration([0.0], {"method": "isotonic", **points})
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic", "none"])
+def test_the_operating_point_is_fitted_with_the_chosen_calibration(method):
+    labels, logits = make_logits(300)
+    n = len(labels)
+    table = ScoreTable(["a"] * n, labels, ["d"] * n, ["g"] * n, ["clean"] * n, logits, sigmoid(logits))
+    point = fit_operating_point([table], method)
+    assert (point["calibration"] or {"method": "none"})["method"] == method
+    p_fake = apply_calibration(logits, point["calibration"])
+    fitted = fit_thresholds(labels, p_fake)
+    assert {key: point["thresholds"][key] for key in fitted} == fitted
+    assert fit_operating_point([table]) == fit_operating_point([table], "temperature")
+    with pytest.raises(UserError, match="temperature, isotonic, none, got 'platt'"):
+        fit_operating_point([table], "platt")
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        None,
+        {"method": "temperature", "temperature": 1.7},
+        {"method": "temperature", "temperature": 0.4, "bias": -0.3},
+        {"method": "isotonic", "x": [0.5], "y": [0.3]},
+        fit_isotonic(*make_logits(300)),
+    ],
+)
+def test_an_ensemble_calibrates_its_members_as_everything_else_does(calibration):
+    logits = torch.linspace(-12, 12, 301, dtype=torch.float64, requires_grad=True)
+    found = calibrated_logits(logits, calibration)
+    np.testing.assert_allclose(
+        sigmoid(found.detach().numpy()), apply_calibration(logits.detach().numpy(), calibration), atol=1e-12
+    )
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.all(gradient > 0), "an attack finds a way up everywhere"

@@ -104,7 +104,7 @@ def test_detectors_without_a_trunk_are_refused(backbone):
         ({"reader": "gru"}, "reader=lstm or reader=mean, got 'gru'"),
         ({"backbone": "resnet_18"}, "did you mean .*resnet18"),
         ({"backbone": "cnn", "nonsense": 1}, "got nonsense"),
-        ({"hidden": 0}, "hidden=0"),
+        ({"dropout": 7}, "dropout=7"),
     ],
 )
 def test_arguments_that_do_not_fit_are_the_users_mistake(model_args, message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -176,3 +178,17 @@ def test_settings_out_of_range_are_refused(tmp_path, bad):
 def test_contact_sheet_is_drawn(small, tmp_path):
     picture = cv2.imread(str(contact_sheet(small, tmp_path / "sheet.png", columns=2)))
     assert picture.shape[0] > 500 and picture.std() > 20
+
+
+@pytest.mark.parametrize("broken", ["test/real/*.jpg", "masks/test/*.png"])
+def test_contact_sheet_names_an_image_that_cannot_be_read(small, tmp_path, broken):
+    folder = shutil.copytree(small, tmp_path / small.name)
+    file = sorted(folder.glob(broken))[0]
+    file.write_bytes(b"not an image")
+    with pytest.raises(UserError, match=re.escape(file.name)):
+        contact_sheet(folder, tmp_path / "sheet.png", columns=2)
+
+
+def test_bytes_that_are_no_image_are_refused():
+    with pytest.raises(ValueError, match="got 12 bytes that do not decode"):
+        decode_jpeg(b"not an image")

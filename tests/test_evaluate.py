@@ -25,7 +25,9 @@ from utils.scores import ScoreTable, read_scores, read_sidecar, write_scores, wr
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = """checkpoint model dataset split tier n_real n_fake auc auc_ci ap acc acc_ci real_acc fake_acc f1 eer
     tpr_at_fpr1 ece brier threshold unreadable""".split()
-EXTRAS = "ap_ci real_acc_ci fake_acc_ci f1_ci eer_ci tpr_at_fpr1_ci ece_ci brier_ci generator".split()
+EXTRAS = (
+    "ap_ci real_acc_ci fake_acc_ci f1_ci eer_ci tpr_at_fpr1_ci ece_ci brier_ci seen trained_on_tier generator".split()
+)
 THRESHOLD = 0.4
 FEW = ["--n-boot", "50", "--threads", "1"]
 
@@ -71,6 +73,12 @@ def figures(monkeypatch) -> list[str]:
     stems: list[str] = []
     monkeypatch.setattr("utils.score_report.save_figure", lambda figure, stem: stems.append(Path(stem).name))
     return stems
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory) -> None:
+    """Keep the scores of a test to that test."""
+    monkeypatch.setattr(evaluate, "SCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +148,7 @@ def test_report_is_made_again_from_scores_without_model_images_or_torch(place, t
     for name in ("metrics.json", *(f"{t}.{e}" for t in ("metrics", "generators") for e in ("csv", "md", "tex"))):
         assert (again / name).read_bytes() == (first / name).read_bytes(), name
     drawn = {str(file.relative_to(again)) for file in again.rglob("*") if file.suffix in (".pdf", ".png")}
-    stems = ["roc", "precision_recall"]
+    stems = ["roc", "precision_recall", "reliability", "coverage"]
     stems += [f"figures/{kind}__net__faces-{n}__clean" for kind in ("confusion", "scores") for n in (1, 2)]
     assert drawn == {f"{stem}.{ending}" for stem in stems for ending in ("pdf", "png")}
     assert all((again / file).stat().st_size > 1000 for file in drawn)
@@ -178,7 +186,7 @@ def test_names_that_collide_are_told_apart(place, tmp_path, figures, capsys):
     assert names == [(c, d) for c in ("run-2", "run-3", "run-1") for d in ("wild-1", "wild-2")]
     assert len(set(result["scores"])) == len(list((tmp_path / "out" / "scores").glob("*.csv"))) == 6
     assert f"wild-2 is {other}" in capsys.readouterr().err
-    assert len(figures) == len(set(figures)) == 2 + 2 * 6
+    assert len(figures) == len(set(figures)) == 4 + 2 * 6
     for file in result["scores"]:  # each file has the images that its name says
         wanted = str(other) if "wild-2" in file else str(place / "wild")
         assert all(path.startswith(wanted + "/") for path in read_scores(file).path)
@@ -189,7 +197,7 @@ def test_two_splits_of_a_set_keep_their_own_figures(place, tmp_path, figures):
     argv = ["--checkpoint", str(place / "net"), "--data", *specs, "--n-boot", "0"]
     rows = evaluate.main([*argv, "--output-dir", str(tmp_path)])["rows"]
     assert [(row["dataset"], row["split"]) for row in rows] == [("faces", "valid"), ("faces", "test")]
-    assert len(figures) == len(set(figures)) == 2 + 2 * 2
+    assert len(figures) == len(set(figures)) == 4 + 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -262,7 +270,7 @@ def test_file_of_several_sets_and_tiers_gives_a_row_and_figures_for_each(tmp_pat
         ("c", "clean", 0),
     ]
     assert result["exit_code"] == 1
-    assert "confusion__net__a_b__web" in figures and len(set(figures)) == 2 + 2 * 3
+    assert "confusion__net__a_b__web" in figures and len(set(figures)) == 4 + 2 * 3
 
 
 def test_warns_when_a_checkpoint_was_trained_on_the_images(place, tmp_path, capsys):

@@ -241,7 +241,7 @@ def test_rates_reach_the_optimiser(run):
 def test_weights_of_another_architecture_are_refused(run, tmp_path):
     file = tmp_path / "other.pth"
     torch.save(create_model("test_vit").state_dict(), file)
-    with pytest.raises(UserError, match="expected weights of test_resnet in .* but no tensor fits"):
+    with pytest.raises(UserError, match=r"expected weights of test_resnet in .* but no tensor fits"):
         run("--weights", str(file))
 
 

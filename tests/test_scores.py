@@ -30,6 +30,7 @@ AWKWARD_PATHS = [
 
 
 N_ROWS = len(AWKWARD_PATHS)
+HEADER = ",".join(COLUMNS)
 
 
 def make_table(n=N_ROWS, seed=0):
@@ -46,7 +47,7 @@ def make_table(n=N_ROWS, seed=0):
     )
 
 
-def write_csv(path, *rows, header=",".join(COLUMNS)):
+def write_csv(path, *rows, header=HEADER):
     path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return path
 
@@ -169,7 +170,7 @@ def test_the_sidecar_comes_back_and_is_optional(tmp_path):
     assert info["unreadable"] == [{"path": "x.jpg", "reason": "truncated"}] and info["checkpoint"] is None
     for broken in ("[]", "{", '{"unreadable": ["x.jpg"]}'):
         written.write_text(broken)
-        with pytest.raises(UserError, match="run.v2.json"):
+        with pytest.raises(UserError, match=r"run\.v2\.json"):
             read_sidecar(scores)
     with pytest.raises(UserError, match=r"ends in \.csv"):
         write_sidecar(tmp_path / "scores.json")

@@ -156,7 +156,7 @@ def kill_at_replacing(name: str, time_: int):
 
 
 def kill_in_finish(patch) -> None:
-    def dying(tables):
+    def dying(tables, method):
         raise Killed
 
     patch.setattr("utils.release.fit_operating_point", dying)

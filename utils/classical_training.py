@@ -32,7 +32,8 @@ def fit_classical(
     parts = []
     for listings in (data.train, data.valid):
         columns = [listing_features(detector, listing, cache, batch_size, unreadable) for listing in listings]
-        parts.append(tuple(np.concatenate(column) for column in zip(*columns, strict=True)))
+        x, y = (np.concatenate(column) for column in zip(*columns, strict=True))
+        parts.append((x, y))
     detector.fit(parts[0], parts[1], seed)
     write_importance(detector, folder)
     return unreadable

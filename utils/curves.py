@@ -1,4 +1,4 @@
-"""Curves and counts behind the figures: ROC, precision-recall, confusion, reliability."""
+"""Curves and counts behind the figures: ROC, precision-recall, confusion, reliability, coverage."""
 
 from typing import NamedTuple
 
@@ -31,6 +31,13 @@ class Reliability(NamedTuple):
     mean_p_fake: np.ndarray
     fraction_fake: np.ndarray
     n_images: np.ndarray
+
+
+class Coverage(NamedTuple):
+    """Accuracy of the verdicts against the share of images that get one, share in ascending order up to 1."""
+
+    share: np.ndarray
+    acc: np.ndarray
 
 
 def _counts_above(labels: np.ndarray, p_fake: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,3 +97,20 @@ def reliability(labels: np.ndarray, p_fake: np.ndarray, n_bins: int = N_BINS) ->
     mean = np.divide(np.bincount(bins, p_fake, n_bins), count, out=empty.copy(), where=count > 0)
     fraction = np.divide(np.bincount(bins, labels, n_bins), count, out=empty.copy(), where=count > 0)
     return Reliability(mean, fraction, count)
+
+
+def coverage(labels: np.ndarray, p_fake: np.ndarray, threshold: float) -> Coverage:
+    """Accuracy on the images outside an unsure band that grows around the threshold, symmetrical in logit.
+
+    The band is that of ``utils.thresholds.unsure_band``, with every width that changes a verdict: at share 1 there is
+    no band and ``acc`` is the plain accuracy; images at the same distance from the threshold go together. Known as
+    the accuracy-rejection curve: Nadeem, Zucker and Hanczar, MLSB 2009 (JMLR W&CP 8).
+    """
+    labels, p_fake = check_scores(labels, p_fake)
+    held = np.clip(np.append(p_fake, threshold), 1e-15, 1 - 1e-15)
+    logits = np.log(held) - np.log1p(-held)
+    distance = np.abs(logits[:-1] - logits[-1])
+    order = np.argsort(-distance, kind="stable")
+    right = np.cumsum((p_fake >= threshold)[order] == (labels == 1)[order])
+    last_of_ties = np.append(np.flatnonzero(np.diff(distance[order])), len(order) - 1)
+    return Coverage((last_of_ties + 1) / len(order), right[last_of_ties] / (last_of_ties + 1))

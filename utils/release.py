@@ -18,11 +18,11 @@ from utils.reports import Evaluation, evaluate_listing, measure, summary_line
 
 
 def finalize(
-    path: Path, data: TrainingData, batch_size: int, device: torch.device
+    path: Path, data: TrainingData, batch_size: int, device: torch.device, calibration: str = "temperature"
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Fit calibration and thresholds on validation, store them and all metrics in the checkpoint, print the test rows.
 
-    Every image is scored once: the calibration is applied to the logits afterwards.
+    Every image is scored once: the ``calibration`` (temperature, isotonic or none) is applied to the logits afterwards.
 
     Returns:
         The metrics rows of the test splits, and ``{path: reason}`` of the unreadable images.
@@ -33,7 +33,7 @@ def finalize(
         return [evaluate_listing(detector, checkpoint, part, batch_size=batch_size, n_boot=0) for part in listings]
 
     valid, test = score(data.valid), score(data.test)
-    checkpoint.update(fit_operating_point([result.table for result in valid]))
+    checkpoint.update(fit_operating_point([result.table for result in valid], calibration))
     rows: dict[str, list[dict[str, Any]]] = {}
     for split, results in (("valid", valid), ("test", test)):
         for result in results:

@@ -1,7 +1,9 @@
-"""One detector on one data set: scores table, metrics row and the line that scripts print."""
+"""Detectors on one data set: score tables, the metrics row and the line that scripts print."""
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +13,9 @@ import torch
 
 from datasets.spec import Listing
 from models import Detector
-from utils.inference import score_records, score_table
+from utils.inference import Scores, score_jobs, score_records, score_table
 from utils.metrics import metrics_row
+from utils.score_cache import ScoreCache, listing_digest
 from utils.score_report import unique_names
 from utils.scores import ScoreTable
 
@@ -24,6 +27,64 @@ class Evaluation:
     table: ScoreTable
     row: dict[str, Any]
     unreadable: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Candidate:
+    """A detector that takes part in an evaluation: its name there, its checkpoint and the digest of that file."""
+
+    name: str
+    detector: Detector
+    checkpoint: dict[str, Any]
+    digest: str
+
+
+def evaluate_tiers(
+    candidates: Sequence[Candidate],
+    listing: Listing,
+    tiers: Sequence[str],
+    cache: ScoreCache,
+    *,
+    dataset: str | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> list[tuple[ScoreTable, list[dict[str, str]]]]:
+    """Score a listing, degraded by each tier, with all candidates; no image is read for scores in the cache.
+
+    Args:
+        dataset: the name of the listing in the tables, its own by default.
+
+    Returns:
+        Per candidate, a table with all tiers one after the other, and ``{path, reason}`` of the unreadable images.
+    """
+    data = listing_digest(listing) if cache.folder else ""
+    found: dict[tuple[int, str], Scores] = {}
+    missing: list[tuple[int, str]] = []
+    for key in itertools.product(range(len(candidates)), tiers):
+        scores = cache.load(candidates[key[0]].digest, data, key[1], len(listing.records))
+        if scores is None:
+            missing.append(key)
+        else:
+            found[key] = scores
+    if found:
+        part = "all" if not missing else f"{len(found)} of {len(found) + len(missing)}"
+        print(f"{listing.name} {listing.split}: {part} score sets taken from {cache.folder}", file=sys.stderr)
+    if missing:
+        jobs = [(candidates[number].detector, tier) for number, tier in missing]
+        results = score_jobs(jobs, listing.records, batch_size=batch_size, workers=workers, dtype=dtype,
+                             description=f"{listing.name} {listing.split}")  # fmt: skip
+        for (number, tier), scores in zip(missing, results, strict=True):
+            found[number, tier] = scores
+            cache.store(candidates[number].digest, data, tier, scores)
+    output = []
+    for number, candidate in enumerate(candidates):
+        parts = [score_table(listing.records, found[number, tier], candidate.detector.calibration,
+                             dataset or listing.name, tier) for tier in tiers]  # fmt: skip
+        failures = found[number, tiers[0]].unreadable  # of every tier: the file is read before it is degraded
+        unreadable = [{"path": listing.records[index].path, "reason": reason} for index, reason in failures]
+        output.append((ScoreTable.join(parts), unreadable))
+    return output
 
 
 def evaluate_listing(

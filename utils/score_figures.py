@@ -1,4 +1,4 @@
-"""Figures of scores: ROC, precision-recall, confusion, histogram, reliability."""
+"""Figures of scores: ROC, precision-recall, confusion, histogram, reliability, coverage, severity."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -154,6 +154,59 @@ def reliability_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.nda
     lower.set_ylim(bottom=0)
     lower.yaxis.set_major_formatter(_percent)
     legend_below(figure, upper, n_columns=1)
+    return figure
+
+
+@styled
+def coverage_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> "Figure":
+    """Accuracy of the verdicts against the share of images answered: name -> (share, acc), as of ``coverage``.
+
+    Shares of fewer than 5 % are left out: there a single image moves the curve.
+    """
+    figure, (axes,) = new_figure(4.8, 4.4)
+    for index, (name, (share, accuracy)) in enumerate(curves.items()):
+        shown = np.asarray(share) >= 0.05
+        _curve(axes, index, np.asarray(share)[shown], np.asarray(accuracy)[shown], name)
+    axes.set(xlim=(0, 1.01), xlabel="Images answered (the others are unsure)", ylabel="Accuracy of the answers")
+    axes.set_title(title)
+    axes.xaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(_percent)
+    legend_below(figure, axes, n_columns=1)
+    return figure
+
+
+SEVERITY_LABELS = {
+    "jpeg": "JPEG quality",
+    "resize": "Scale of each side",
+    "blur": "Blur, sigma in px",
+    "noise": "Noise, std as a fraction of the range",
+    "crop": "Kept fraction of each side",
+}
+
+
+@styled
+def severity_figure(
+    kind: str, ticks: Sequence[str], curves: Mapping[str, Sequence[Mapping[str, Any] | None]], title: str = ""
+) -> "Figure":
+    """AUC and accuracy over the levels of one degradation, with their intervals as bands.
+
+    ``curves``: name -> a metrics row, or None, per tick. Levels are evenly spaced, for their order is what counts.
+    """
+    figure, panels = new_figure(8.0, 3.6, 2)
+    for index, (name, rows) in enumerate(curves.items()):
+        style = line_style(index)
+        for axes, key in zip(panels, ("auc", "acc"), strict=True):
+            at = [place for place, row in enumerate(rows) if row is not None and row[key] is not None]
+            found = [row for row in rows if row is not None and row[key] is not None]
+            axes.plot(at, [row[key] for row in found], label=name, **style)
+            if found and all(row.get(f"{key}_ci") for row in found):
+                low, high = zip(*(row[f"{key}_ci"] for row in found), strict=True)
+                axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    for axes, label in zip(panels, ("AUC", "Accuracy"), strict=True):
+        axes.set(xlabel=SEVERITY_LABELS.get(kind, kind), ylabel=label, xticks=range(len(ticks)), xticklabels=ticks)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    legend_below(figure, panels[0])
     return figure
 
 

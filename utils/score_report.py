@@ -10,21 +10,34 @@ from typing import Any
 
 import numpy as np
 
-from utils.curves import confusion, pr_curve, roc_curve
+from utils.curves import confusion, coverage, pr_curve, reliability, roc_curve
 from utils.figures import save_figure
-from utils.files import write_json
+from utils.files import atomic_write_text, write_json
 from utils.metrics import metrics_row
-from utils.score_figures import confusion_figure, pr_figure, roc_figure, score_histogram_figure
+from utils.perturbations import CLEAN, NO_CHANGE, is_trained_on, ladder_place, parse_severity
+from utils.score_figures import (
+    confusion_figure,
+    coverage_figure,
+    pr_figure,
+    reliability_figure,
+    roc_figure,
+    score_histogram_figure,
+    severity_figure,
+)
 from utils.scores import ScoreTable, read_scores, read_sidecar
-from utils.tables import write_table
+from utils.tables import csv_table, write_table
 
 COLUMNS = [
-    ("checkpoint", "Checkpoint"), ("dataset", "Data"), ("split", "Split"), ("tier", "Tier"), ("n_real", "Real"),
-    ("n_fake", "Fake"), ("auc", "AUC"), ("ap", "AP"), ("acc", "Acc"), ("real_acc", "Real acc"),
+    ("checkpoint", "Checkpoint"), ("dataset", "Data"), ("split", "Split"), ("seen", "Seen"), ("tier", "Tier"),
+    ("n_real", "Real"), ("n_fake", "Fake"), ("auc", "AUC"), ("ap", "AP"), ("acc", "Acc"), ("real_acc", "Real acc"),
     ("fake_acc", "Fake acc"), ("f1", "F1"), ("eer", "EER"), ("tpr_at_fpr1", "TPR@1%FPR"), ("ece", "ECE"),
     ("brier", "Brier"), ("threshold", "Threshold"), ("unreadable", "Unreadable"),
 ]  # fmt: skip
-GENERATOR_COLUMNS = [COLUMNS[0], COLUMNS[1], ("generator", "Generator"), *COLUMNS[3:11]]
+GENERATOR_COLUMNS = [COLUMNS[0], COLUMNS[1], ("generator", "Generator"), *COLUMNS[4:12]]
+SEVERITY_COLUMNS = [*COLUMNS[:4], ("perturbation", "Perturbation"), ("severity", "Severity"), *COLUMNS[5:12]]
+DAGGER = "\N{DAGGER}"
+IN_DOMAIN, UNSEEN = "in-domain", "unseen"
+CAPTION = "Detection of fake faces; 95 % bootstrap intervals."
 DEFAULT_THRESHOLD = 0.5  # of a scores file that came without its JSON file
 
 
@@ -39,7 +52,7 @@ class ScoredSet:
     @property
     def name(self) -> str:
         """Title in figures: ``cnn-demo on demo``, with the split and the tier where they are not the usual ones."""
-        unusual = [part for part, usual in ((self.info["split"], "test"), (self.tier, "clean")) if part != usual]
+        unusual = [part for part, usual in ((self.info["split"], "test"), (self.tier, CLEAN)) if part != usual]
         words = ", ".join(part for part in unusual if part)
         return f"{self.info['checkpoint']} on {self.info['dataset']}" + (f" ({words})" if words else "")
 
@@ -55,6 +68,14 @@ class ScoredSet:
         return DEFAULT_THRESHOLD if self.info["threshold"] is None else self.info["threshold"]
 
     @property
+    def seen(self) -> str | None:
+        """Whether the checkpoint was trained on images of this source; None where its JSON file does not say."""
+        trained_on = self.info.get("trained_on")
+        if not trained_on:
+            return None
+        return IN_DOMAIN if (self.info.get("source") or self.info["dataset"]) in trained_on else UNSEEN
+
+    @property
     def stem(self) -> str:
         """Name of its figures; a part that is no file name (``a/b``) becomes one."""
         split = () if self.info["split"] in (None, "test") else (self.info["split"],)
@@ -63,11 +84,13 @@ class ScoredSet:
 
     def row(self, table: ScoreTable, n_boot: int) -> dict[str, Any]:
         """Measure ``table``, a part of these scores, at the checkpoint's threshold."""
-        return metrics_row(
+        row = metrics_row(
             table.label, table.p_fake, self.threshold, n_boot=n_boot, tier=self.tier,
             unreadable=self.unreadable,
             **{key: self.info[key] for key in ("checkpoint", "model", "dataset", "split")},
         )  # fmt: skip
+        trained = is_trained_on(self.tier, self.info.get("augmentation"))
+        return {**row, "seen": self.seen, "trained_on_tier": trained}
 
 
 def read_evaluations(files: Sequence[Path]) -> list[ScoredSet]:
@@ -82,16 +105,73 @@ def read_evaluations(files: Sequence[Path]) -> list[ScoredSet]:
 
 
 def write_report(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> tuple[list[dict[str, Any]], int]:
-    """Write every table and figure; returns the metrics rows and the number of unreadable images."""
-    rows = [{**scored.row(scored.table, n_boot), "generator": "all"} for scored in sets]
-    by_generator = [row for scored in sets for row in generator_rows(scored, n_boot)]
-    write_json(folder / "metrics.json", rows + by_generator)
-    caption = "Detection of fake faces; 95 % bootstrap intervals."
-    write_table(rows, COLUMNS, folder / "metrics", caption)
+    """Write every table and figure, unseen sources first and in-domain rows last.
+
+    Returns:
+        The metrics rows, those of the severity ladders last, and the number of unreadable images.
+    """
+    sets = sorted(sets, key=lambda scored: scored.seen == IN_DOMAIN)
+    steps = [scored for scored in sets if parse_severity(scored.tier)]
+    whole = [scored for scored in sets if not parse_severity(scored.tier)]
+    rows = [{**scored.row(scored.table, n_boot), "generator": "all"} for scored in whole]
+    by_generator = [row for scored in whole for row in generator_rows(scored, n_boot)]
+    by_severity = severity_rows(steps, n_boot)
+    write_json(folder / "metrics.json", rows + by_severity + by_generator)
+    write_marked_table(rows, COLUMNS, folder / "metrics", CAPTION)
     if by_generator:
-        write_table(by_generator, GENERATOR_COLUMNS, folder / "generators", f"{caption} One generator at a time.")
-    write_figures(sets, folder)
-    return rows, sum(len(info["unreadable"]) for info in {id(s.info["unreadable"]): s.info for s in sets}.values())
+        write_marked_table(
+            by_generator, GENERATOR_COLUMNS, folder / "generators", f"{CAPTION} One generator at a time."
+        )
+    if by_severity:
+        write_marked_table(by_severity, SEVERITY_COLUMNS, folder / "severity", f"{CAPTION} One degradation at a time.")
+        write_severity_figures(rows, by_severity, folder)
+    write_figures(whole, folder)
+    unreadable = {item["path"] for scored in sets for item in scored.info["unreadable"]}
+    return rows + by_severity, len(unreadable)
+
+
+def write_marked_table(
+    rows: Sequence[dict[str, Any]], columns: list[tuple[str, str]], stem: Path, caption: str
+) -> None:
+    """Write a table with a dagger at degradations that the checkpoint was trained with; the CSV has a column for it."""
+    mark = next((key for key, _ in columns if key in ("tier", "perturbation")))
+    shown = [{**row, mark: f"{row[mark]}{DAGGER if row['trained_on_tier'] else ''}"} for row in rows]
+    if any(row["trained_on_tier"] for row in rows):
+        caption += f" {DAGGER} degraded in ways that the checkpoint's training augmentation already applied."
+    write_table(shown, columns, stem, caption)
+    atomic_write_text(f"{stem}.csv", csv_table(rows, [*columns, ("trained_on_tier", "Trained on tier")]))
+
+
+def severity_rows(steps: Sequence[ScoredSet], n_boot: int) -> list[dict[str, Any]]:
+    """Rows of single degradations, with their ``perturbation`` and ``severity``, each ladder in its own order."""
+    rows = []
+    for scored in steps:
+        kind, level = parse_severity(scored.tier) or ("", 0.0)
+        row = scored.row(scored.table, n_boot)
+        rows.append({**row, "generator": "all", "perturbation": kind, "severity": level})
+    sources = list(dict.fromkeys(source_name(row) for row in rows))
+    rows.sort(key=lambda row: (sources.index(source_name(row)), ladder_place(row["perturbation"], row["severity"])))
+    return rows
+
+
+def source_name(row: dict[str, Any]) -> str:
+    """Name of a curve over severities: ``cnn-demo on demo``, with the split where it is not test."""
+    split = "" if row["split"] in (None, "test") else f" ({row['split']})"
+    return f"{row['checkpoint']} on {row['dataset']}{split}"
+
+
+def write_severity_figures(rows: Sequence[dict[str, Any]], by_severity: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Draw AUC and accuracy over each ladder, a curve per checkpoint and data set; clean, if scored, has its place."""
+    for kind in dict.fromkeys(row["perturbation"] for row in by_severity):
+        own = [row for row in by_severity if row["perturbation"] == kind]
+        curves: dict[str, dict[float, dict[str, Any]]] = {source_name(row): {} for row in own}
+        clean = [row for row in rows if row["tier"] == CLEAN and source_name(row) in curves]
+        for row in (*({**row, "severity": NO_CHANGE[kind]} for row in clean), *own):
+            curves[source_name(row)][row["severity"]] = row
+        levels = sorted({level for curve in curves.values() for level in curve}, key=lambda v: ladder_place(kind, v))
+        ticks = [CLEAN if clean and level == NO_CHANGE[kind] else f"{level:g}" for level in levels]
+        points = {name: [curve.get(level) for level in levels] for name, curve in curves.items()}
+        save_figure(severity_figure(kind, ticks, points), folder / "figures" / f"severity__{kind}")
 
 
 def generator_rows(scored: ScoredSet, n_boot: int) -> list[dict[str, Any]]:
@@ -106,7 +186,7 @@ def generator_rows(scored: ScoredSet, n_boot: int) -> list[dict[str, Any]]:
 
 
 def write_figures(sets: Sequence[ScoredSet], folder: Path) -> None:
-    """Draw ROC and precision-recall over all sets with both classes; confusion and scores for each set."""
+    """Draw the curves of all sets with both classes in common figures; confusion and scores for each set."""
     titles = unique_names([scored.name for scored in sets])
     both = {t: s.table for t, s in zip(titles, sets, strict=True) if len(set(s.table.label.tolist())) == 2}
     if both:
@@ -114,6 +194,11 @@ def write_figures(sets: Sequence[ScoredSet], folder: Path) -> None:
         save_figure(roc_figure(rocs), folder / "roc")
         curves = {title: pr_curve(table.label, table.p_fake)[:2] for title, table in both.items()}
         save_figure(pr_figure(curves), folder / "precision_recall")
+        bins = {title: reliability(table.label, table.p_fake) for title, table in both.items()}
+        save_figure(reliability_figure(bins), folder / "reliability")
+        thresholds = {title: scored.threshold for title, scored in zip(titles, sets, strict=True)}
+        shares = {title: coverage(table.label, table.p_fake, thresholds[title]) for title, table in both.items()}
+        save_figure(coverage_figure(shares), folder / "coverage")
     for scored, title, stem in zip(sets, titles, unique_names([s.stem for s in sets]), strict=True):
         table = scored.table
         matrix = confusion(table.label, table.p_fake, scored.threshold)

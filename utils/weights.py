@@ -57,7 +57,7 @@ def load_weights(detector: Detector, model_name: str, source: str) -> WeightsRep
 def match_weights(detector: Detector, state_dict: dict[str, Tensor]) -> tuple[WeightsReport, dict[str, Tensor]]:
     """Pair file keys with parameters by name and shape, trying the names as they are and below a backbone's prefix."""
     own = detector.state_dict()
-    prefixes = ("", "backbone.", "trunk.backbone.")
+    prefixes = ("", "backbone.", "trunk.backbone.", "embedder.detector.backbone.")
     candidates = [{prefix + key: value for key, value in state_dict.items()} for prefix in prefixes]
 
     def fits(renamed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,7 +104,9 @@ def _hub_weights(detector: Detector, model_name: str) -> dict[str, Tensor]:
     import timm
 
     # From the model that was built and not by name: `xception` is an old name, its tables say `legacy_xception`.
-    built = getattr(getattr(detector, "backbone", None), "pretrained_cfg", None) or {}
+    # The backbone may sit anywhere: a CNN-LSTM has it inside its trunk.
+    configs = (getattr(module, "pretrained_cfg", None) for module in detector.modules())
+    built = next((config for config in configs if config), {})
     name = ".".join(filter(None, (built.get("architecture"), built.get("tag"))))
     config = timm.get_pretrained_cfg(name) if name else None
     if config is None or not config.has_weights:
@@ -117,7 +119,7 @@ def _hub_weights(detector: Detector, model_name: str) -> dict[str, Tensor]:
             f"download {config.hf_hub_id or config.url} elsewhere and pass --weights FILE"
         )
     try:
-        return timm.create_model(model_name, pretrained=True).state_dict()
+        return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # what the hub's client raises for a lost connection differs between its versions
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
