@@ -3,13 +3,14 @@
   python evaluate.py --checkpoint checkpoints/cnn-demo/best.pt --data demo
   python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k data/openforensics --tiers clean web hard
   python evaluate.py --checkpoint a/best.pt --data demo --severity jpeg resize --output-dir results/ab
+  python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k --compare --gallery
   python evaluate.py --from-scores results/ab/scores/*.csv --output-dir results/again
 
 The first forms write scores/<checkpoint>__<data>__<split>.csv (one row per image and tier) with a JSON file of the
 same name (threshold, unreadable images, data fingerprint). Everything else is made of those files alone, so
 --from-scores gives the same tables and figures with no model and no images: metrics.json; metrics and generators as
-.csv, .md and .tex; ROC, precision-recall, reliability, coverage, confusion and score figures as .pdf and .png. The
-table is printed; sources that the checkpoint has never seen come first:
+.csv, .md and .tex; ROC, precision-recall, reliability and coverage figures per tier, confusion and score figures per
+set, as .pdf and .png. The table is printed; sources that the checkpoint has never seen come first:
 
   | Checkpoint | Data      | Split | Seen      | Tier  | Real | Fake | AUC                  | ...
   | cnn-demo   | wild      | all   | unseen    | clean | 200  | 200  | 0.731 [0.682, 0.778] | ...
@@ -47,6 +48,7 @@ from utils.perturbations import pick_tiers
 
 if TYPE_CHECKING:
     from utils.reports import Candidate
+    from utils.score_report import ScoredSet
     from utils.scores import ScoreTable
 
 SCORE_CACHE = "data/scores"
@@ -62,6 +64,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     what.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard (default: clean)")
     what.add_argument("--severity", nargs="+", default=[], metavar="KIND",
                       help="jpeg resize blur noise crop, or all: curves over rising degradation")  # fmt: skip
+    more = parser.add_argument_group("what else to make of the scores")
+    more.add_argument("--compare", action="store_true", help="two checkpoints: DeLong, McNemar, paired bootstrap")
+    more.add_argument("--gallery", action="store_true", help="gallery.html of the worst errors, and failures.csv")
+    more.add_argument("--subgroup", metavar="CSV:COLUMN", help="metrics for each value of a column of a CSV list")
     how = parser.add_argument_group("how")
     how.add_argument("--output-dir", metavar="DIR", default="results/evaluation", help="default: results/evaluation")
     how.add_argument("--batch-size", type=int_in(1), default=32)
@@ -93,12 +99,26 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     from utils.score_report import read_evaluations, write_report
 
-    rows, unreadable = write_report(read_evaluations(files), folder, args.n_boot)
+    sets = read_evaluations(files)
+    rows, unreadable = write_report(sets, folder, args.n_boot)
     if unreadable:
         print(f"{unreadable} unreadable images have no score; see the JSON files beside the scores", file=sys.stderr)
     print((folder / "metrics.md").read_text(encoding="utf-8"), end="")
+    write_extras(args, sets, folder)
     exit_code = EXIT_PARTIAL if unreadable else EXIT_DONE
     return {"rows": rows, "scores": [str(file) for file in files], "exit_code": exit_code}
+
+
+def write_extras(args: argparse.Namespace, sets: Sequence[ScoredSet], folder: Path) -> None:
+    """Make what was asked for beyond tables and figures; the comparison is printed."""
+    from utils.score_extras import write_failures, write_pair, write_subgroup_table
+
+    if args.compare:
+        print("\n" + write_pair(sets, folder, args.n_boot), end="")
+    if args.gallery:
+        print(f"gallery {write_failures(sets, folder)}", file=sys.stderr)
+    if args.subgroup:
+        write_subgroup_table(sets, args.subgroup, folder, args.n_boot)
 
 
 def open_labelled(text: str) -> Listing:

@@ -270,7 +270,7 @@ def test_file_of_several_sets_and_tiers_gives_a_row_and_figures_for_each(tmp_pat
         ("c", "clean", 0),
     ]
     assert result["exit_code"] == 1
-    assert "confusion__net__a_b__web" in figures and len(set(figures)) == 4 + 2 * 3
+    assert "confusion__net__a_b__web" in figures and len(set(figures)) == 2 * 4 + 2 * 3
 
 
 def test_warns_when_a_checkpoint_was_trained_on_the_images(place, tmp_path, capsys):

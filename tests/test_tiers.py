@@ -318,11 +318,12 @@ def test_training_that_overlaps_a_tier_is_marked(run, image_folder, variant, tmp
 
 def test_reliability_and_coverage_figures(run, image_folder, figures):
     result = run("--tiers", "clean", "web", data=image_folder)
-    names = ["tiny-run on faces", "tiny-run on faces (web)"]
-    assert [line.get_label() for line in figures["coverage"].axes[0].lines] == names
+    for suffix, name in (("", "tiny-run on faces"), ("__web", "tiny-run on faces (web)")):
+        assert [line.get_label() for line in figures[f"coverage{suffix}"].axes[0].lines] == [name]
+        curves = figures[f"reliability{suffix}"].axes[0].lines
+        assert [line.get_label() for line in curves] == ["perfect calibration", name]
     share, accuracy = figures["coverage"].axes[0].lines[0].get_data()
     assert share[-1] == 1 and accuracy[-1] == result["rows"][0]["acc"]
-    assert [line.get_label() for line in figures["reliability"].axes[0].lines] == ["perfect calibration", *names]
 
 
 def test_coverage_agrees_with_the_unsure_band():

@@ -1,4 +1,4 @@
-"""Duplicates in a set of images: the same file, the same pixels, or the same picture saved, scaled, mirrored or cropped.
+"""Duplicates among images: the same file, the same pixels, or the same picture saved, scaled, mirrored or cropped.
 
 Hashes nominate pairs (``utils.perceptual_hash``, ``utils.hamming_search``), aligned thumbnails decide
 (``utils.registration``). The time grows almost linearly with the number of images.

@@ -136,7 +136,13 @@ def _subsampling(layers: Sequence[tuple[int, int, int, int]]) -> str:
     if len(layers) < 3:
         return "grey"
     ratio = layers[0][1] / max(1, layers[1][1]), layers[0][2] / max(1, layers[1][2])
-    names = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1"}
+    names: dict[tuple[float, float], str] = {
+        (1, 1): "4:4:4",
+        (2, 1): "4:2:2",
+        (2, 2): "4:2:0",
+        (1, 2): "4:4:0",
+        (4, 1): "4:1:1",
+    }
     return names.get(ratio, "other")
 
 

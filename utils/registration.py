@@ -53,6 +53,8 @@ def compare(first: np.ndarray, second: np.ndarray, boxes: np.ndarray) -> Similar
             agreement = _agreement(warped, target[alive])
             correlation[start + alive], worst_part[start + alive] = agreement
             alive = alive[agreement[0] >= least]
+            if not len(alive):
+                break
         crop[start : start + len(source)] = np.abs(fitted - np.array([0, 1, 0, 1], dtype=np.float32)).max(axis=1)
     return Similarity(correlation, worst_part, crop)
 
@@ -90,9 +92,7 @@ def _warp(images: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return value, by_x * side, (below - above) * side
 
 
-def _align(
-    source: np.ndarray, target: np.ndarray, boxes: np.ndarray, origin: np.ndarray, n_steps: int
-) -> np.ndarray:
+def _align(source: np.ndarray, target: np.ndarray, boxes: np.ndarray, origin: np.ndarray, n_steps: int) -> np.ndarray:
     """Refine boxes (M, 4) so that the source inside them matches the target; they stay near ``origin``."""
     side = source.shape[1]
     place = (np.arange(side, dtype=np.float32) + 0.5) / side

@@ -186,25 +186,32 @@ def generator_rows(scored: ScoredSet, n_boot: int) -> list[dict[str, Any]]:
 
 
 def write_figures(sets: Sequence[ScoredSet], folder: Path) -> None:
-    """Draw the curves of all sets with both classes in common figures; confusion and scores for each set."""
+    """Draw the curves of each tier's sets in common figures, and confusion and scores for each set."""
     titles = unique_names([scored.name for scored in sets])
-    both = {t: s.table for t, s in zip(titles, sets, strict=True) if len(set(s.table.label.tolist())) == 2}
-    if both:
-        rocs = {title: roc_curve(table.label, table.p_fake)[:2] for title, table in both.items()}
-        save_figure(roc_figure(rocs), folder / "roc")
-        curves = {title: pr_curve(table.label, table.p_fake)[:2] for title, table in both.items()}
-        save_figure(pr_figure(curves), folder / "precision_recall")
-        bins = {title: reliability(table.label, table.p_fake) for title, table in both.items()}
-        save_figure(reliability_figure(bins), folder / "reliability")
-        thresholds = {title: scored.threshold for title, scored in zip(titles, sets, strict=True)}
-        shares = {title: coverage(table.label, table.p_fake, thresholds[title]) for title, table in both.items()}
-        save_figure(coverage_figure(shares), folder / "coverage")
+    named = list(zip(titles, sets, strict=True))
+    for tier in dict.fromkeys(scored.tier for scored in sets):
+        both = {title: s for title, s in named if s.tier == tier and len(set(s.table.label.tolist())) == 2}
+        if both:
+            write_common_figures(both, folder, "" if tier == CLEAN else f"__{tier}")
     for scored, title, stem in zip(sets, titles, unique_names([s.stem for s in sets]), strict=True):
         table = scored.table
         matrix = confusion(table.label, table.p_fake, scored.threshold)
         save_figure(confusion_figure(matrix, title=title), folder / "figures" / f"confusion__{stem}")
         histogram = score_histogram_figure(table.label, table.p_fake, scored.threshold, title)
         save_figure(histogram, folder / "figures" / f"scores__{stem}")
+
+
+def write_common_figures(sets: dict[str, ScoredSet], folder: Path, suffix: str) -> None:
+    """Draw ROC, precision-recall, reliability and coverage with a curve per set; all have both classes."""
+    scores = {title: (s.table.label, s.table.p_fake) for title, s in sets.items()}
+    figures = {
+        "roc": roc_figure({title: roc_curve(*both)[:2] for title, both in scores.items()}),
+        "precision_recall": pr_figure({title: pr_curve(*both)[:2] for title, both in scores.items()}),
+        "reliability": reliability_figure({title: reliability(*both) for title, both in scores.items()}),
+        "coverage": coverage_figure({t: coverage(*both, sets[t].threshold) for t, both in scores.items()}),
+    }
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}{suffix}")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
