@@ -31,7 +31,7 @@ def run(*arguments):
     return audit.main([*map(str, arguments), "--output-dir", "out", "--workers", "1"])
 
 
-def recode(source, target, quality=50, mirrored=False):
+def recode(source, target, quality=85, mirrored=False):
     image = read_image(source)[:, ::-1] if mirrored else read_image(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(target), np.ascontiguousarray(image[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])

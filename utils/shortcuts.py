@@ -59,7 +59,8 @@ def _category(facts: Rows, key: str) -> np.ndarray:
 
 def metadata_columns(facts: Rows) -> dict[str, np.ndarray]:
     """Every container fact as a column; those that are the same for all images are left out."""
-    columns = {key: column(facts, key) for key in (*NUMBERS, *FLAGS)}
+    # -1 for what a file does not have: scikit-learn cannot bin a column that is missing from a whole fold.
+    columns = {key: np.nan_to_num(column(facts, key), nan=-1.0) for key in (*NUMBERS, *FLAGS)}
     columns |= {key: _category(facts, key) for key in CATEGORIES}
     return {key: values for key, values in columns.items() if len(np.unique(values)) > 1}
 
@@ -96,7 +97,7 @@ def _out_of_fold(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
     scores = np.zeros(len(labels))
     for train, test in StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed).split(features, labels):
         model = HistGradientBoostingClassifier(
-            max_iter=60, max_leaf_nodes=8, min_samples_leaf=max(3, min(20, len(train) // 20)), random_state=seed
+            max_iter=60, max_leaf_nodes=4, min_samples_leaf=max(3, min(20, len(train) // 20)), random_state=seed
         )
         with threadpool_limits(1):  # so little work that waiting threads would cost more than they do
             scores[test] = model.fit(features[train], labels[train]).decision_function(features[test])
@@ -107,8 +108,6 @@ def _own_auc(key: str, values: np.ndarray, labels: np.ndarray) -> float:
     if key in CATEGORIES:
         shares = {value: labels[values == value].mean() for value in np.unique(values)}
         values = np.array([shares[value] for value in values])
-    elif not np.isfinite(values).all():  # a JPEG quality that only one class has tells as much as any number
-        values = np.where(np.isfinite(values), values, -1.0)
     found = auc_with_interval(values[labels == 0], values[labels == 1])
     return max(found[0], 1 - found[0]) if found else 0.5
 
