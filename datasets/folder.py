@@ -91,7 +91,7 @@ def read_folder(location: str | os.PathLike[str], name: str | None = None) -> So
             break
         tree = tree.folders[0]
         root = tree.path
-    reader = _Reader(name or _set_name(os.fspath(location)))
+    reader = _Reader(name or _set_name(os.fspath(location), tree))
     reader.walk(tree, place)
     if reader.unmapped:
         raise UserError(_unmapped_message(os.fspath(location), tree, reader.unmapped))
@@ -171,7 +171,7 @@ def _climb(tree: Folder) -> tuple[str, _Place]:
         label = class_label(name)
         if name.lower() in SPLIT_NAMES and not place.split and not _holds_splits(tree):
             place = replace(place, split=SPLIT_NAMES[name.lower()])
-        elif label is not None and place.label is None and tree.labels_below <= {label}:
+        elif label is not None and place.label is None and not tree.labels_below:
             place = replace(place, label=label)
         else:
             break
@@ -180,9 +180,15 @@ def _climb(tree: Folder) -> tuple[str, _Place]:
     return root, place
 
 
-def _set_name(location: str) -> str:
+def _set_name(location: str, tree: Folder) -> str:
     above, name = os.path.split(os.path.abspath(os.path.expanduser(location)))
+    below = next((child.name.lower() for child in tree.folders), "")
     while above != os.path.dirname(above) and (_has_role(name) or name.lower() in _WRAPPERS):
+        # What holds a split, or a class, and only sounds like a class itself (`generated_photos`) is the set.
+        is_set = below in SPLIT_NAMES or class_label(below) is not None
+        if name.lower() not in {*SPLIT_NAMES, *_WRAPPERS, *_REAL, *_FAKE} and is_set:
+            break
+        below = name.lower()
         above, name = os.path.split(above)
     return name or "dataset"
 

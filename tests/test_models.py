@@ -134,9 +134,7 @@ def test_the_loss_reaches_every_parameter(detector, images):
     loss = torch.nn.functional.binary_cross_entropy_with_logits(detector(images).float(), torch.tensor([0.0, 1, 0]))
     loss.backward()
     missing = [
-        name
-        for name, parameter in detector.named_parameters()
-        if parameter.requires_grad and parameter.grad is None
+        name for name, parameter in detector.named_parameters() if parameter.requires_grad and parameter.grad is None
     ]
     detector.eval().zero_grad()
     detector.load_state_dict(before)  # the running statistics have moved

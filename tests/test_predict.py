@@ -20,13 +20,12 @@ import datasets.loading
 import predict
 from datasets.inputs import list_inputs
 from datasets.spec import Record
-from datasets.transforms import EvalTransform
 from models import create_model
 from utils.calibration import apply_calibration
 from utils.checkpoint import load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.files import open_output
-from utils.inference import score_records
+from utils.inference import JobViews, score_records
 
 ROOT = Path(__file__).resolve().parent.parent
 FITTED = {"balanced": 0.5, "fpr1": 0.7, "fpr01": 0.9, "unsure_low": 0.4, "unsure_high": 0.6}
@@ -463,7 +462,7 @@ def test_rows_are_out_before_later_images_are_read(checkpoint, monkeypatch):
 
 def test_memory_does_not_grow_with_the_number_of_images(checkpoint, monkeypatch, capsys):
     name = write_images("a.png")[0]
-    real_call, tensors, most = EvalTransform.__call__, [], [0]
+    real_call, tensors, most = JobViews.__call__, [], [0]
 
     def counting_call(self, image, seed=None):
         tensor = real_call(self, image, seed)
@@ -471,7 +470,7 @@ def test_memory_does_not_grow_with_the_number_of_images(checkpoint, monkeypatch,
         most[0] = max(most[0], sum(reference() is not None for reference in tensors))
         return tensor
 
-    monkeypatch.setattr(EvalTransform, "__call__", counting_call)
+    monkeypatch.setattr(JobViews, "__call__", counting_call)
     assert run(checkpoint, *[name] * 60, "--batch-size", "4")["n_images"] == 60
     assert len(tensors) == 60 and most[0] <= 8
 

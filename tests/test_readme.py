@@ -199,7 +199,10 @@ def root(tmp_path) -> Path:
         ("```\npython train.py --epoch 3\n```", "unrecognized arguments"),
         ("```\npython train.py \\\n  --epochs none\n```", "expected an integer"),
         ("`python train.py\n--augmentation wild`", "invalid choice"),
-        ("```\necho\n```\ncode\n```\ncd x\npython evaluate.py --help; python evaluate.py --nonsense\n```", "unrecognized"),
+        (
+            "```\necho\n```\ncode\n```\ncd x\npython evaluate.py --help; python evaluate.py --nonsense\n```",
+            "unrecognized",
+        ),
         ("```\npython nothing.py --epochs 3\n```", "no such script"),
         ("`make install`", "make install: no such target"),
         ("`make -j2 tset-slow`", "make tset-slow: no such target"),

@@ -526,3 +526,12 @@ def test_counts_of_the_shared_sets(name, split, n_real, n_fake):
 
 def test_read_folder_takes_a_name(build):
     assert read_folder(build("real 1,fake 1"), name="demo").by_split[""][0].generator == "demo"
+
+
+def test_a_set_whose_name_sounds_like_a_class_keeps_it(tmp_path):
+    folder = tmp_path / "sets" / "generated_photos" / "test" / "fake"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"x")
+    for location in (folder, folder.parent, folder.parent.parent):
+        listing = open_records(str(location))
+        assert (listing.name, listing.records[0].generator) == ("generated_photos", "generated_photos")

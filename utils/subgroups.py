@@ -17,7 +17,8 @@ from utils.tables import write_table
 MIN_SIZE = 10
 NO_VALUE = "(no value)"
 SUBGROUP_COLUMNS = [
-    ("checkpoint", "Checkpoint"), ("dataset", "Data"), ("tier", "Tier"), ("subgroup", "Subgroup"), ("n_real", "Real"), ("n_fake", "Fake"), ("auc", "AUC"), ("acc", "Acc"),
+    ("checkpoint", "Checkpoint"), ("dataset", "Data"), ("tier", "Tier"), ("subgroup", "Subgroup"),
+    ("n_real", "Real"), ("n_fake", "Fake"), ("auc", "AUC"), ("acc", "Acc"),
     ("real_acc", "Real acc"), ("fake_acc", "Fake acc"), ("eer", "EER"), ("note", "Note"),
 ]  # fmt: skip
 
