@@ -52,6 +52,9 @@ STYLE: Any = {  # matplotlib types its own keys one by one
 }
 
 
+LETTERS_PER_INCH = 12  # of the legend's type
+
+
 def styled(function: Callable[P, T]) -> Callable[P, T]:
     """Run a function under STYLE and leave matplotlib's own settings, which belong to the caller, as they
     were."""
@@ -119,11 +122,13 @@ def legend_below(figure: "Figure", axes: "Axes", n_columns: int = 2) -> None:
     handles, names = axes.get_legend_handles_labels()
     order = sorted(range(len(names)), key=lambda index: names[index] in ("chance", "perfect calibration"))
     if names:
+        widest = max(map(len, names))
+        fitting = max(1, int(figure.get_figwidth() * LETTERS_PER_INCH) // (widest + 8))  # 8 for handle and spacing
         figure.legend(
             [handles[i] for i in order],
             [names[i] for i in order],
             loc="outside lower center",
-            ncols=min(n_columns, len(names)),
+            ncols=min(n_columns, len(names), fitting),
             handlelength=3,
         )
 
