@@ -106,7 +106,7 @@ def _hub_weights(detector: Detector, model_name: str) -> dict[str, Tensor]:
     # From the model that was built and not by name: `xception` is an old name, its tables say `legacy_xception`.
     # The backbone may sit anywhere: a CNN-LSTM has it inside its trunk.
     configs = (getattr(module, "pretrained_cfg", None) for module in detector.modules())
-    built = next((config for config in configs if config), {})
+    built: dict = next((config for config in configs if config), {})
     name = ".".join(filter(None, (built.get("architecture"), built.get("tag"))))
     config = timm.get_pretrained_cfg(name) if name else None
     if config is None or not config.has_weights:
