@@ -23,6 +23,7 @@ COLUMNS = [
     ("dataset", "Test data"), ("model", "Model"), ("trained_on", "Trained on"), ("checkpoint", "Run"), ("n", "Images"),
     ("auc", "AUC"), ("acc", "Acc"), ("real_acc", "Real acc"), ("fake_acc", "Fake acc"),
 ]  # fmt: skip
+TABLES_OF_THEIR_OWN = ("models", "unseen")
 BENCHMARK_COLUMNS = [("what", "Benchmark"), ("value", "Median"), ("range", "Range"), ("unit", "Unit")]
 
 
@@ -55,6 +56,8 @@ def main() -> None:
     """Collect, and write table, figure and commands."""
     rows, commands = [], {}
     for file in sorted((ROOT / "results").glob("*/metrics.json")):
+        if file.parent.name in TABLES_OF_THEIR_OWN:
+            continue
         for row in read_json(file):
             if row["generator"] != "all" or row["auc"] is None or row["tier"] != "clean":
                 continue
