@@ -22,10 +22,12 @@ from utils.runtime import git_commit, hardware
 
 COMMANDS = [
     ["train.py", "--help"], ["evaluate.py", "--help"], ["predict.py", "--help"], ["ensemble.py", "--help"],
+    ["audit.py", "--help"], ["model_table.py", "--help"],
     ["train.py", "--epochs", "many"], ["train.py", "--model", "efficientnet_bO"], ["train.py", "--data", "nowhere"],
     ["evaluate.py", "--checkpoint", "absent.pt", "--data", "demo"],
     ["predict.py", "--checkpoint", "absent.pt", "x.jpg"],
     ["ensemble.py", "--checkpoint", "absent.pt", "--output-dir", "x"],
+    ["audit.py", "--data", "nowhere"], ["model_table.py", "--models", "resnet999"],
 ]  # fmt: skip
 
 

@@ -31,10 +31,10 @@ def contact_sheet(root: Path, out_png: Path, columns: int = 8, split: str = "tes
         rows.append((label, [_read(path) for path in files]))
         if (root / "masks" / split / f"{files[0].stem}.png").exists():
             rows.append(("swapped\nregion", [_outlined(root, split, path) for path in files]))
-    figure = Figure(figsize=(1.28 * columns + 1.05, 1.28 * len(rows)), dpi=150)
+    figure = Figure(figsize=(1.28 * columns + 1.25, 1.28 * len(rows)), dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    margin = 1.05 / (1.28 * columns + 1.05)
+    margin = 1.25 / (1.28 * columns + 1.25)
     figure.subplots_adjust(left=margin, right=0.998, bottom=0.004, top=0.996, wspace=0.03, hspace=0.03)
     for line, (label, images) in zip(axes, rows, strict=True):
         for axis in line:

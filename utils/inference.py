@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -101,7 +102,8 @@ def stream_jobs(
     Yields:
         ``(indices, logits, unreadable)`` of one batch, as in :class:`Scores`, with logits ``(jobs, N)``.
     """
-    tensors = (tensor for detector, _ in jobs for tensor in detector.state_dict().values())
+    # Not from state_dict(): a classical detector would serialise its whole learner for it.
+    tensors = (tensor for detector, _ in jobs for tensor in chain(detector.parameters(), detector.buffers()))
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     views = JobViews(jobs)
     loader = make_loader(
