@@ -365,3 +365,20 @@ def test_the_package_reexports_its_contract():
 
     assert isinstance(models, types.ModuleType)
     assert set(models.__all__) == {"Detector", "create_model", "list_models", "register_model"}
+
+
+def test_stem_stride_keeps_weights_and_doubles_the_map():
+    plain, fine = create_model("resnet18"), create_model("resnet18", stem_stride=1)
+    fine.load_state_dict(plain.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    sizes = [detector.backbone.forward_features(images).shape[-1] for detector in (plain, fine)]
+    assert sizes == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "message"),
+    [("resnet18", 3, "stem_stride=1 or"), ("vit_tiny_patch16_224", 1, "begins with a convolution of stride 2")],
+)
+def test_stem_stride_that_cannot_be_set_is_refused(name, stride, message):
+    with pytest.raises(UserError, match=message):
+        create_model(name, stem_stride=stride)
