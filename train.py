@@ -52,6 +52,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--model", default="cnn", help="a name from --list-models or any timm backbone (default: cnn)")
     data.add_argument("--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="its options")
     data.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="data sets to mix (default: demo)")
+    data.add_argument(
+        "--exclude-generator", nargs="+", default=[], metavar="NAME", help="leave their fakes to the test split"
+    )
     data.add_argument("--weights", metavar="FILE", help="start from `imagenet` (timm's hub) or a safetensors/pth file")
     data.add_argument("--list-models", action="store_true", help="print the names of this project's models and leave")
     shape = parser.add_argument_group("geometry and augmentation")
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     elif not args.overwrite and any((folder / name).exists() for name in ("best.pt", "last.pt")):
         raise UserError(f"expected a new run folder, got a run in {folder}; pass --resume, --overwrite or --output-dir")
     check_output_dir(folder)
-    data = open_training_data(args.data)
+    data = open_training_data(args.data, args.exclude_generator)
     for note in data.notes:
         log(note)
 

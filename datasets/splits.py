@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets.spec import Listing, Record, open_records, parse_spec
+from datasets.spec import DatasetSpec, Listing, Record, open_records, parse_spec
 from utils.errors import UserError
 
 VALID_SHARE = 0.1
@@ -35,16 +35,21 @@ class TrainingData:
         ]
 
 
-def open_training_data(specs: Sequence[str]) -> TrainingData:
+def open_training_data(specs: Sequence[str], exclude_generators: Sequence[str] = ()) -> TrainingData:
     """Open the train, valid and test parts of every spec.
+
+    The fakes of ``exclude_generators`` are left out of the training and the validation part and stay in the test
+    part, so that a detector is tested on what it has never seen.
 
     A set without a validation split gives up a tenth of its training images, chosen by a hash of their path, so
     that the same image is held out on every machine and in every run. A set without any split is treated alike.
 
     Raises:
-        UserError: a spec is wrong, names a split itself, has unlabelled images, or all together lack one class.
+        UserError: a spec is wrong, names a split itself, has unlabelled images, or all together lack one class;
+            no set has fakes of a generator that is to be excluded.
     """
     data = TrainingData([], [], [], [])
+    check_generators(specs, exclude_generators)
     for text in specs:
         spec = parse_spec(text)
         if "split" in spec.options:
@@ -53,15 +58,16 @@ def open_training_data(specs: Sequence[str]) -> TrainingData:
             )
         first = open_records(spec)
         part = "train" if "train" in first.splits else "all"
-        train = open_records(spec, part)
+        train = _open_part(spec, part, exclude_generators)
         if not first.splits:
             data.notes.append(f"{train.name} has no splits: a tenth is held out for validation, nothing for a test")
         elif "train" not in first.splits:
             raise UserError(f"expected a train split in {text!r}, found {', '.join(first.splits)} only")
         if "valid" in first.splits:
-            valid = open_records(_without(spec, "repeat"), "valid")
+            valid = _open_part(_without(spec, "repeat"), "valid", exclude_generators)
         else:
-            train, valid = hold_out(train)[0], hold_out(open_records(_without(spec, "repeat"), part))[1]
+            once = _open_part(_without(spec, "repeat"), part, exclude_generators)
+            train, valid = hold_out(train)[0], hold_out(once)[1]
             if first.splits:
                 data.notes.append(f"{train.name} has no valid split: a tenth of its training images is held out")
         data.train.append(train)
@@ -115,6 +121,34 @@ def count(records: Sequence[Record], label: int) -> int:
     return sum(record.label == label for record in records)
 
 
-def _without(spec, option: str):
+def fake_generators(listing: Listing) -> list[str]:
+    """Names of the generators whose fakes are in a listing, sorted."""
+    return sorted({record.generator for record in listing.records if record.label == 1})
+
+
+def check_generators(specs: Sequence[str], names: Sequence[str]) -> None:
+    """Raise UserError unless some data set has fakes of each of these generators, in any case of letters."""
+    if not names:
+        return
+    found = sorted({name for text in specs for name in fake_generators(open_records(text, "all"))})
+    missing = [name for name in names if name.lower() not in map(str.lower, found)]
+    if missing:
+        raise UserError(
+            f"expected --exclude-generator with generators of the data ({', '.join(found)}), got {', '.join(missing)}"
+        )
+
+
+def _open_part(spec: DatasetSpec, part: str, exclude: Sequence[str]) -> Listing:
+    """Open one split without the fakes of some generators, of which it may hold none."""
+    listing = open_records(spec, part)
+    unwanted = {name for name in fake_generators(listing) if name.lower() in map(str.lower, exclude)}
+    if not unwanted:
+        return listing
+    unwanted.update(filter(None, spec.options.get("exclude_generator", "").split("+")))
+    options = {**spec.options, "exclude_generator": "+".join(sorted(unwanted))}
+    return open_records(DatasetSpec(spec.kind, spec.location, options), part)
+
+
+def _without(spec: DatasetSpec, option: str) -> DatasetSpec:
     options = {key: value for key, value in spec.options.items() if key != option}
-    return type(spec)(spec.kind, spec.location, options)
+    return DatasetSpec(spec.kind, spec.location, options)

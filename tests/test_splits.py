@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from datasets.spec import Record, open_records
-from datasets.splits import check_two_classes, count, hold_out, open_training_data
+from datasets.splits import check_two_classes, count, fake_generators, hold_out, open_training_data
 from utils.errors import UserError
 
 
@@ -138,3 +138,25 @@ def test_unlabelled_images_are_refused(image_folder, tmp_path):
     records = [Record("a", 0, "real"), Record("b", 1, "x"), Record("c", None, "")]
     with pytest.raises(UserError, match="a label for every image of the valid split, got 1 without"):
         check_two_classes(records, "valid")
+
+
+def test_an_excluded_generator_is_left_to_the_test_split(make_folder):
+    counts = {f"{split}/fake/{name}": 3 for split in ("train", "valid", "test") for name in ("gan", "blend")}
+    folder = make_folder("x", counts | {f"{split}/real": 3 for split in ("train", "valid", "test")})
+    data = open_training_data([str(folder)], ["GAN"])
+    found = [fake_generators(part[0]) for part in (data.train, data.valid, data.test)]
+    assert found == [["blend"], ["blend"], ["blend", "gan"]]
+    assert data.train[0].fingerprint != open_records(str(folder), "train").fingerprint
+
+
+def test_excluding_works_where_only_some_sets_and_splits_have_the_generator(make_folder):
+    first = make_folder("a", {"train/real": 3, "train/fake/gan": 3, "train/fake/blend": 3, "valid/real": 2,
+                              "valid/fake/blend": 2})  # fmt: skip
+    second = make_folder("b", {"train/real": 3, "train/fake": 3, "valid/real": 2, "valid/fake": 2})
+    data = open_training_data([f"{first}@exclude_generator=blend", str(second)], ["gan"])
+    assert [count(listing.records, 1) for listing in data.train] == [0, 3]
+
+
+def test_an_unknown_generator_to_exclude_lists_those_there_are(image_folder):
+    with pytest.raises(UserError, match=r"--exclude-generator with generators of the data \(faces\), got stylegan9"):
+        open_training_data([str(image_folder)], ["stylegan9"])

@@ -179,3 +179,15 @@ def check_weights_source(source: str | None) -> None:
     """
     if source not in (None, "imagenet") and not Path(source).is_file():
         raise UserError(f"expected --weights imagenet or a .safetensors, .pth or .pt file, found no file {source!r}")
+
+
+def check_passed_on(flags: Sequence[str], parser: argparse.ArgumentParser, reserved: Sequence[str]) -> None:
+    """Check flags that a script passes on to another one, whose ``parser`` complains about what it does not know.
+
+    Raises:
+        UserError: a flag is among the ``reserved`` ones, which the script sets itself.
+    """
+    taken = [flag for flag in flags if flag.partition("=")[0] in reserved]
+    if taken:
+        raise UserError(f"expected flags for {parser.prog} other than {taken[0]}, which is set by this script itself")
+    parser.parse_args(list(flags))
