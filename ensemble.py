@@ -100,7 +100,7 @@ def fit_ensemble(args: argparse.Namespace, paths: list[Path], data: TrainingData
         weights, bias = fit_weights(logits, labels, args.method)
         detector.weights.copy_(torch.tensor(weights))
         detector.bias.fill_(bias)
-    return describe(args, detector, "ensemble", {"members": members}, data)
+    return describe(args, paths, detector, "ensemble", {"members": members}, data)
 
 
 def member_logits(detector, data: TrainingData, batch_size: int):
@@ -156,10 +156,12 @@ def soup(args: argparse.Namespace, paths: list[Path], data: TrainingData, device
         for key, value in states[0].items()
     }
     detector.load_state_dict(average)
-    return describe(args, detector, checkpoint["model"], checkpoint["model_args"], data)
+    return describe(args, paths, detector, checkpoint["model"], checkpoint["model_args"], data)
 
 
-def describe(args: argparse.Namespace, detector, model: str, model_args: dict, data: TrainingData) -> dict:
+def describe(
+    args: argparse.Namespace, paths: list[Path], detector, model: str, model_args: dict, data: TrainingData
+) -> dict:
     """The checkpoint of the result."""
     from utils.runtime import git_commit, versions
 
@@ -172,6 +174,7 @@ def describe(args: argparse.Namespace, detector, model: str, model_args: dict, d
         "calibration": None,
         "metrics": {},
         "train_args": {
+            "augmentation": strongest_augmentation(paths),
             "command": args.command,
             "method": args.method,
             "checkpoint": [str(path) for path in args.checkpoint],
@@ -182,6 +185,14 @@ def describe(args: argparse.Namespace, detector, model: str, model_args: dict, d
         "git_commit": git_commit(),
         "versions": versions(),
     }
+
+
+def strongest_augmentation(paths: list[Path]) -> str | None:
+    """The augmentation that degrades images most among the members' own: a tier is marked if any member knows it."""
+    from utils.checkpoint import load_checkpoint
+
+    own = [(load_checkpoint(path).get("train_args") or {}).get("augmentation") for path in paths]
+    return next((name for name in ("forensic", "light", "none") if name in own), None)
 
 
 if __name__ == "__main__":

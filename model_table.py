@@ -216,7 +216,7 @@ def cost(run: Path) -> dict:
             times.append(time.perf_counter() - started)
     return {
         "parameters": count_parameters(detector) / 1e6 or None,
-        "gmacs": counter.get_total_flops() / 2e9 or None,
+        "gmacs": counter.get_total_flops() / 2e9 if detector.has_input_gradient else None,  # trees multiply nothing
         "image_size": size,
         "images_per_s": len(images) / statistics.median(times[1:]),
     }

@@ -336,3 +336,12 @@ def test_soups_of_different_networks_are_refused(member, classical_member, join)
 def test_an_ensemble_is_made_of_checkpoints():
     with pytest.raises(UserError, match=r"make one with: python ensemble\.py"):
         create_model("ensemble")
+
+
+def test_the_result_is_marked_with_the_strongest_augmentation_of_its_members(member, join):
+    files = [member("a"), member("b", 1)]
+    for file, augmentation in zip(files, ("light", "forensic"), strict=True):
+        checkpoint = load_checkpoint(file)
+        checkpoint.pop("format_version")
+        save_checkpoint(file, {**checkpoint, "train_args": {"augmentation": augmentation}})
+    assert load_checkpoint(join("mean", *files))["train_args"]["augmentation"] == "forensic"

@@ -1,0 +1,37 @@
+"""calibrate.py: new thresholds and calibration, the same weights, nothing from the test split."""
+
+import pytest
+import torch
+
+import calibrate
+from datasets.spec import open_records
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+
+
+def test_weights_stay_and_the_operating_point_is_new(tiny_checkpoint, image_folder, tmp_path, capsys):
+    before = load_checkpoint(tiny_checkpoint)
+    flags = f"--checkpoint {tiny_checkpoint} --data {image_folder} --output-dir {tmp_path}/new --threads 1"
+    result = calibrate.main(flags.split())
+    after = load_checkpoint(result["checkpoint"])
+    assert result["exit_code"] == 0
+    assert all(torch.equal(value, after["state_dict"][key]) for key, value in before["state_dict"].items())
+    assert after["thresholds"] != before["thresholds"]
+    assert after["metrics"]["valid"][0]["n_real"] == 4
+    assert [entry["split"] for entry in after["data"]] == ["valid"]
+    assert after["train_args"]["calibrated_by"].startswith("python calibrate.py --checkpoint ")
+    assert load_checkpoint(tiny_checkpoint)["thresholds"] == before["thresholds"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"checkpoint {tmp_path}/new/best.pt"
+    with pytest.raises(UserError, match="expected no checkpoint in"):
+        calibrate.main(flags.split())
+
+
+def test_the_test_images_do_not_matter(tiny_checkpoint, image_folder, tmp_path):
+    flags = f"--checkpoint {tiny_checkpoint} --data {image_folder} --threads 1 --calibration isotonic --output-dir"
+    first = load_checkpoint(calibrate.main([*flags.split(), f"{tmp_path}/a"])["checkpoint"])
+    for record in open_records(str(image_folder), "test").records[1:-1]:
+        (tmp_path / record.path).unlink()
+    second = load_checkpoint(calibrate.main([*flags.split(), f"{tmp_path}/b"])["checkpoint"])
+    assert second["thresholds"] == first["thresholds"]
+    assert second["calibration"] == first["calibration"]
+    assert second["metrics"]["test"][0]["n_real"] == 1
