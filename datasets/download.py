@@ -1,0 +1,122 @@
+"""Fetch a public data set into data/, and check that it is complete.
+
+  python -m datasets.download 140k
+  python -m datasets.download 140k --output-dir /data/140k
+
+  data/140k: 140,000 images: train 50,000 real 50,000 fake, valid 10,000 real 10,000 fake, test 10,000 real 10,000 fake
+
+140k is "140k Real and Fake Faces" (kaggle.com/datasets/xhlulu/140k-real-and-fake-faces, 4 GB): 70,000 photographs of
+FFHQ and 70,000 StyleGAN faces at 256 px. Kaggle wants an account: make a token at kaggle.com/settings (API, Create New
+Token) and keep the file as ~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY. An interrupted download goes
+on when the command is run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.folder import read_folder
+from datasets.spec import LABEL_NAMES, SPLITS
+from utils.archives import unzip
+from utils.args import EXIT_DONE, make_parser, run_script
+from utils.errors import UserError
+from utils.transfer import basic_auth, download
+
+SERVER = "https://www.kaggle.com/api/v1"
+
+
+@dataclass(frozen=True)
+class Download:
+    """A data set of Kaggle: its owner/name there, and the images of each class that each split must hold."""
+
+    path: str
+    images: Mapping[str, int]
+
+
+DOWNLOADS = {
+    "140k": Download("xhlulu/140k-real-and-fake-faces", {"train": 50_000, "valid": 10_000, "test": 10_000}),
+}
+
+
+def get_args_parser():
+    """Declare the flags of the module."""
+    parser = make_parser(__doc__, "python -m datasets.download")
+    parser.add_argument("name", choices=sorted(DOWNLOADS), help="the data set")
+    parser.add_argument("--output-dir", metavar="DIR", help="default: data/NAME")
+    parser.add_argument("--server", default=SERVER, metavar="URL", help=f"default: {SERVER}")
+    parser.add_argument("--keep-archive", action="store_true", help="keep the ZIP file beside the folder")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Download unless it is there; returns ``{"folder", "counts": {split: {class: images}}, "exit_code": 0}``."""
+    args = get_args_parser().parse_args(argv)
+    wanted = DOWNLOADS[args.name]
+    folder = Path(args.output_dir or f"data/{args.name}")
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        archive = folder.with_name(f"{folder.name}.zip")
+        if not archive.exists():
+            download(f"{args.server}/datasets/download/{wanted.path}", archive, basic_auth(*credentials()))
+        unzip(archive, folder)
+        if not args.keep_archive:
+            archive.unlink()
+    counts = check_counts(folder, wanted.images)
+    parts = ", ".join(f"{split} " + " ".join(f"{n:,} {name}" for name, n in counts[split].items()) for split in counts)
+    print(f"{folder}: {sum(sum(part.values()) for part in counts.values()):,} images: {parts}")
+    return {"folder": str(folder), "counts": counts, "exit_code": EXIT_DONE}
+
+
+def credentials() -> tuple[str, str]:
+    """User name and key of Kaggle's API, from the environment or from kaggle.json.
+
+    Raises:
+        UserError: there are none, with the way to get them; or the file is no such file.
+    """
+    user, key = os.environ.get("KAGGLE_USERNAME"), os.environ.get("KAGGLE_KEY")
+    if user and key:
+        return user, key
+    file = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle") / "kaggle.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found["username"], found["key"]
+    except FileNotFoundError:
+        raise UserError(
+            "expected Kaggle credentials, found none: make a token at https://www.kaggle.com/settings (API, Create New "
+            f"Token) and keep it as {file}, or set KAGGLE_USERNAME and KAGGLE_KEY; or fetch the ZIP file by hand and "
+            "put it beside the folder (data/140k.zip)"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"expected username and key in {file}, found something else; make a new token") from None
+
+
+def check_counts(folder: Path, images: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Count the images of each split and class.
+
+    Raises:
+        UserError: they are not as many as the data set has.
+    """
+    source = read_folder(folder)
+    counts = {
+        split: {
+            name: sum(record.label == label for record in source.by_split.get(split, ()))
+            for label, name in enumerate(LABEL_NAMES)
+        }
+        for split in SPLITS
+    }
+    for split, found in counts.items():
+        for name, number in found.items():
+            if number != images[split]:
+                raise UserError(
+                    f"expected {images[split]:,} {name} {split} images in {folder}, got {number:,}; "
+                    "delete the folder and run this again"
+                )
+    return counts
+
+
+if __name__ == "__main__":
+    run_script(main)
