@@ -3,6 +3,7 @@
   python predict.py --checkpoint checkpoints/cnn-demo photo.jpg
   python predict.py --checkpoint best.pt photos/ 'more/**/*.png' list.csv --output predictions.csv
   find . -name '*.jpg' -print0 | python predict.py --checkpoint best.pt - --null --format json
+  python predict.py --checkpoint exported.onnx photos/          an export of benchmark.py: starts and runs faster
 
 PATH is an image file of any suffix, a folder (all images below it), a quoted or unquoted pattern, a CSV list
 with a column `path` (relative paths start from the folder of the list; `csv:FILE` where the suffix is another
@@ -37,7 +38,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from datasets.inputs import PathRecords, list_inputs
+from datasets.inputs import list_inputs
 from utils.args import (
     EXIT_DONE,
     EXIT_PARTIAL,
@@ -48,8 +49,10 @@ from utils.args import (
     make_parser,
     run_script,
 )
+from utils.engines import ENGINES
 from utils.errors import UserError
 from utils.files import open_output
+from utils.onnx_detector import is_onnx
 
 COLUMNS = ("path", "p_fake", "verdict", "logit")
 VERDICTS = ("real", "fake", "unsure")
@@ -63,7 +66,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of predict.py."""
     parser = make_parser(__doc__, "predict.py")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder, 'pattern', list.csv or - (stdin)")
-    parser.add_argument("--checkpoint", required=True, metavar="PT", help="a checkpoint of train.py or its run folder")
+    parser.add_argument("--checkpoint", required=True, metavar="PT",
+                        help="a checkpoint of train.py or its run folder, or an export of benchmark.py")  # fmt: skip
     parser.add_argument("--null", action="store_true", help="paths on stdin end with a null byte, as of find -print0")
     parser.add_argument("--format", choices=sorted(WRITERS), default="csv", help="default: csv")
     parser.add_argument("--output", metavar="FILE", help="write there, all or nothing (default: stdout)")
@@ -71,6 +75,9 @@ def get_args_parser() -> argparse.ArgumentParser:
                         help="balanced, fpr1 or fpr01 (1 %% or 0.1 %% false alarms on validation), or a p_fake in "
                         "[0, 1] (default: balanced)")  # fmt: skip
     parser.add_argument("--batch-size", type=int_in(1), default=32)
+    parser.add_argument("--engine", choices=("auto", *ENGINES), default="auto", metavar="NAME",
+                        help="what runs the detector, see benchmark.py --help; auto is torch for a checkpoint, and for "
+                        "an export the engine that it was made for (default: auto)")  # fmt: skip
     add_device_group(parser)
     return parser
 
@@ -114,18 +121,27 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str]) -> Iterator[list[Row]]:
     """Load the detector, then return an iterator that scores batch after batch, in the order of the paths."""
-    from utils.checkpoint import load_detector
-    from utils.inference import stream_scores
-    from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
+    from utils.prediction import open_checkpoint, open_engine, open_exported
 
-    device = pick_device(args.device)
-    dtype = pick_precision(args.precision, device, training=False)
-    set_threads(args.threads)
-    detector, checkpoint = load_detector(checkpoint_file, device)
+    common = {"batch_size": args.batch_size, "workers": args.workers, "threads": args.threads}
+    if is_onnx(checkpoint_file):
+        check_flags_of_export(args)
+        scores, checkpoint = open_exported(checkpoint_file, paths, args.engine, **common)
+    elif args.engine == "auto":
+        scores, checkpoint = open_checkpoint(checkpoint_file, paths, args.device, args.precision, **common)
+    else:
+        scores, checkpoint = open_engine(checkpoint_file, paths, args.engine, args.device, **common)
     threshold, band = decide(checkpoint["thresholds"] or {}, args.threshold)
-    workers = pick_workers(args.workers, device)
-    scores = stream_scores(detector, PathRecords(paths), batch_size=args.batch_size, workers=workers, dtype=dtype)
-    return rows_of_batches(scores, paths, detector.calibration, threshold, band)
+    return rows_of_batches(scores, paths, checkpoint["calibration"], threshold, band)
+
+
+def check_flags_of_export(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that an export has settled already."""
+    if args.device not in ("auto", "cpu") or args.precision != "auto":
+        raise UserError(
+            "expected --device cpu and --precision auto with an export, which runs on the CPU in its own precision, "
+            f"got --device {args.device} --precision {args.precision}"
+        )
 
 
 def rows_of_batches(

@@ -3,10 +3,13 @@
   python train.py                                          train `cnn` on the generated demo set
   python train.py --model cnn --data data/140k --epochs 30
   python train.py --model tf_efficientnet_b0 --weights imagenet --data data/140k data/openforensics
+  python train.py --adversarial fgsm --adv-eps 2/255       resist attacks of 2 grey levels
   python train.py --resume --output-dir checkpoints/cnn-demo          go on where a run was interrupted
 
 The best epoch is chosen by AUC on the validation split (its mean over the data sets), and the thresholds and
-the calibration are fitted there too. The last lines on stdout are one row per test split and the checkpoint:
+the calibration are fitted there too. With --adversarial it is chosen by validation accuracy under PGD, and a run
+whose robustness collapses says so, and goes back to its best epoch or stops (utils/adversarial_training.py). The
+last lines on stdout are one row per test split and the checkpoint:
 
   test demo n_real=240 n_fake=240 auc=0.981 [0.970,0.990] acc=0.931 [0.908,0.952] threshold=0.47
   checkpoint checkpoints/cnn-demo/best.pt
@@ -19,7 +22,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datasets.spec import parse_spec
@@ -29,6 +32,7 @@ from utils.args import (
     EXIT_PARTIAL,
     add_device_group,
     add_seed,
+    check_checkpoint_file,
     check_output_dir,
     check_weights_source,
     float_in,
@@ -37,7 +41,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
-from utils.calibration import sigmoid
+from utils.attack_names import add_adversarial_group, check_linf_eps
 from utils.errors import UserError
 from utils.model_names import check_model_name, own_names
 
@@ -87,6 +91,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     tune.add_argument("--head-lr", type=float_in(0, 1000), default=1.0, help="rate factor of the head (default: 1)")
     tune.add_argument("--mixup", type=float_in(0, 10), default=0.0, help="alpha; blurs traces, so 0 by default")
     tune.add_argument("--cutmix", type=float_in(0, 10), default=0.0, help="alpha; cuts traces, so 0 by default")
+    add_adversarial_group(parser)
+    small = parser.add_argument_group("compression")
+    small.add_argument("--prune", type=float_in(0, 0.95), default=0.0, metavar="SHARE",
+                       help="remove this share of the channels first, best from trained --weights")  # fmt: skip
+    small.add_argument("--teacher", metavar="PT", help="a checkpoint whose answers this detector learns as well")
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", metavar="DIR", help="run folder (default: checkpoints/<model>-<data>)")
     run.add_argument("--feature-cache", default="data/features", metavar="DIR", help="of classical models")
@@ -96,8 +105,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
-    """Train; returns ``{"checkpoint": path, "rows": test rows, "history": log rows, "exit_code": 0 or 1}``."""
+def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], object] | None = None) -> dict:
+    """Train; returns ``{"checkpoint": path, "rows": test rows, "history": log rows, "exit_code": 0 or 1}``.
+
+    ``on_epoch`` is called with the log rows so far whenever an epoch is finished and saved.
+    """
     parser = get_args_parser()
     args = parser.parse_args(argv)
     if args.list_models:
@@ -107,6 +119,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     folder = Path(args.output_dir or f"checkpoints/{run_name(args.model, args.data)}")
     check_model_name(args.model)
     check_weights_source(args.weights)
+    check_linf_eps(args.adv_eps, "--adv-eps")
+    if args.teacher:
+        args.teacher = str(check_checkpoint_file(args.teacher, "--teacher"))
+        if args.adversarial:
+            raise UserError("expected either --teacher or --adversarial, got both; distil first, then harden")
     if args.resume:
         from utils.training_state import settings_of_run
 
@@ -132,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     else:  # what --overwrite replaces must not be resumed in place of this run
         (folder / "last.pt").unlink(missing_ok=True)
     try:
-        unreadable = fit(args, data, state, loader, device, dtype, folder)
+        unreadable = fit(args, data, state, loader, device, dtype, folder, on_epoch)
         return {**finish(args, data, folder, device, unreadable), "history": state.history}
     except KeyboardInterrupt:
         if (folder / "last.pt").exists():
@@ -146,7 +163,9 @@ def build_detector(args: argparse.Namespace, records, device):
 
     from datasets.transforms import Geometry
     from models import create_model
+    from models.detector import count_parameters
     from utils.classical_training import resolve_embedding
+    from utils.pruning import prune_channels
     from utils.weights import load_weights
 
     torch.manual_seed(args.seed)
@@ -159,6 +178,9 @@ def build_detector(args: argparse.Namespace, records, device):
     detector.geometry = Geometry(args.geometry, size, args.resize_to)
     if args.weights and not args.resume:
         log(f"{args.weights}: {load_weights(detector, args.model, args.weights)}")
+    if args.prune and not args.resume:  # a resumed run has the widths in its model_args
+        args.model_args.append(("channels", prune_channels(detector, args.prune)))
+        log(f"{count_parameters(detector):,} parameters after pruning")
     return detector.to(device)
 
 
@@ -169,6 +191,7 @@ def prepare(args: argparse.Namespace, detector, records, device):
 
     from datasets.loading import EpochSampler, ImageDataset, make_loader
     from datasets.transforms import TrainTransform
+    from utils.distillation import Teacher
     from utils.finetune import frozen_stages, parameter_groups, set_frozen
     from utils.runtime import depthwise_in_fp32, pick_precision, pick_workers
     from utils.training_state import TrainingState
@@ -196,6 +219,7 @@ def prepare(args: argparse.Namespace, detector, records, device):
         optimizer=torch.optim.AdamW(groups, args.lr),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         frozen=frozen,
+        teacher=Teacher(Path(args.teacher), device) if args.teacher else None,
     )
     return state, loader, dtype
 
@@ -220,8 +244,9 @@ def input_size(detector, records) -> int:
     return min(detector.geometry.size, max(32, side // 32 * 32)) if detector.any_size else detector.geometry.size
 
 
-def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path) -> dict[str, str]:
+def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path, on_epoch=None) -> dict[str, str]:
     """Run the remaining epochs; keep best.pt, last.pt and log.csv current. Returns the unreadable images."""
+    from utils.adversarial_training import reason_to_stop, selection_score
     from utils.checkpoint import save_checkpoint
     from utils.release import report_unreadable
     from utils.training_log import write_log
@@ -229,39 +254,46 @@ def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path) ->
 
     unreadable: dict[str, str] = {}
     while state.epoch < args.epochs:
-        if args.patience and state.epoch - state.best_epoch >= args.patience:
-            log(f"no better AUC for {args.patience} epochs: stopped early")
+        if reason := reason_to_stop(args.patience, args.adversarial, state):
+            log(reason)
             break
         started, known = time.perf_counter(), len(unreadable)
         loader.sampler.epoch = state.epoch
         train_loss, images = train_epoch(args, state, loader, device, dtype, unreadable)
         report_unreadable(list(unreadable.items())[known:])
         seconds = time.perf_counter() - started
-        valid = validate(args, data, state.scored_detector(), dtype)
+        valid = validate(args, data, state, dtype)
         state.epoch += 1
         state.history.append({"epoch": state.epoch, "lr": state.optimizer.param_groups[0]["lr"],
                               "train_loss": train_loss, **valid, "train_seconds": seconds,
                               "images_per_second": images / seconds})  # fmt: skip
         log("  ".join(f"{key} {value:.4g}" for key, value in state.history[-1].items()))
         description = describe_run(args, state.detector, data.describe(), state.epoch)
-        if valid["valid_auc"] > state.best_auc:
-            state.best_auc, state.best_epoch = valid["valid_auc"], state.epoch
+        if selection_score(valid) > state.best_auc:
+            state.best_auc, state.best_epoch = selection_score(valid), state.epoch
             save_checkpoint(folder / "best.pt", {**description, "state_dict": state.scored_detector().state_dict()})
+        if valid.get("collapsed"):
+            log(f"collapsed in epoch {state.epoch}: back to the best weights so far, of epoch {state.best_epoch}")
+            state.go_back(folder / "best.pt")
         # last.pt comes last: a run that is killed before it repeats this epoch, files and all.
         write_log(folder, state.history)
         state.save(folder / "last.pt", description)
+        if on_epoch:
+            on_epoch(state.history)
     return unreadable
 
 
 def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) -> tuple[float, int]:
     """One pass over the training images; returns the mean loss and the number of images."""
     import torch
-    from torch.nn.functional import binary_cross_entropy_with_logits
     from tqdm import tqdm
 
+    from utils.adversarial_training import make_adversary
+    from utils.distillation import training_loss
     from utils.finetune import mix_images, set_frozen, train_mode, warmup_cosine
     from utils.runtime import autocast
 
+    adversary = make_adversary(vars(args), state.history)
     total_steps = args.epochs * math.ceil(len(loader) / args.accumulate)
     total_loss, images, has_gradient = torch.zeros((), device=device), 0, False
     thawed = state.epoch // args.unfreeze_every if args.unfreeze_every else 0
@@ -274,10 +306,14 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
             x = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)  # (N, 3, H, W) in [0, 1]
             y = batch.labels.to(device, non_blocking=True)  # (N,): real = 0, fake = 1
             x, y = mix_images(x, y, args.mixup, args.cutmix)
-            with autocast(device, dtype):
-                logits = state.detector(x)  # (N,)
             smooth = y * (1 - args.label_smoothing) + args.label_smoothing / 2
-            loss = binary_cross_entropy_with_logits(logits.float(), smooth)
+            if adversary:
+                loss = adversary.loss(state.detector, x, smooth, state.step / total_steps, dtype)
+            else:
+                with autocast(device, dtype):
+                    logits = state.detector(x)  # (N,)
+                    answers = state.teacher(x) if state.teacher else None
+                loss = training_loss(logits.float(), smooth, answers)
             state.scaler.scale(loss / args.accumulate).backward()
             total_loss, images, has_gradient = total_loss + loss.detach() * len(y), images + len(y), True
         if not has_gradient or (number % args.accumulate and number < len(loader)):
@@ -304,23 +340,18 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     return mean_loss, images
 
 
-def validate(args, data: TrainingData, detector, dtype) -> dict[str, float]:
-    """Score the validation images; the AUC is the mean over the data sets that hold both classes."""
-    import numpy as np
+def validate(args, data: TrainingData, state, dtype) -> dict[str, float]:
+    """Score the validation images; in adversarial training also attack some of them, and look for a collapse."""
+    from utils.adversarial_training import has_collapsed
+    from utils.validation import clean_figures, robust_figures
 
-    from utils.inference import score_records
-    from utils.metrics import auc
-
-    aucs, labels, logits = [], [], []
-    for listing in data.valid:
-        scores = score_records(detector, listing.records, batch_size=args.batch_size, dtype=dtype, description="valid")
-        labels.append(np.array([listing.records[i].label for i in scores.indices]))
-        logits.append(scores.logits)
-        value = auc(labels[-1], sigmoid(scores.logits)) if len(scores.logits) else None
-        aucs += [value] if value is not None else []
-    y, z = np.concatenate(labels), np.concatenate(logits)
-    loss = float(np.mean(np.logaddexp(0, np.where(y == 1, -z, z))))
-    return {"valid_loss": loss, "valid_auc": float(np.mean(aucs)) if aucs else 0.5}
+    detector = state.scored_detector()
+    figures = clean_figures(detector, data.valid, args.batch_size, dtype)
+    if not args.adversarial:
+        return figures
+    figures |= robust_figures(detector, data.valid, args.adv_eps, args.batch_size, dtype, args.seed)
+    ramp_is_over = state.epoch + 1 > args.adv_ramp * args.epochs
+    return {**figures, "collapsed": float(has_collapsed(state.history, figures, ramp_is_over))}
 
 
 def finish(args, data: TrainingData, folder: Path, device, unreadable: dict[str, str]) -> dict:

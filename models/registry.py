@@ -32,12 +32,32 @@ def list_models() -> list[str]:
     return sorted(_FACTORIES)
 
 
+def model_arguments(name: str) -> dict[str, object]:
+    """Names and defaults of the arguments that the model of this name has by name. Raises UserError."""
+    if name not in _FACTORIES:
+        check_model_name(name)
+        from models.timm_backbone import timm_backbone
+
+        parameters = inspect.signature(timm_backbone).parameters
+    else:
+        parameters = inspect.signature(_FACTORIES[name]).parameters
+    return {key: value.default for key, value in parameters.items() if value.default is not inspect.Parameter.empty}
+
+
 def create_model(name: str, **model_args) -> Detector:
     """Build a detector by its registered name, or around the timm backbone of that name.
+
+    ``channels`` among the arguments has the widths of the layers of a pruned detector (see ``utils.pruning``).
 
     Raises:
         UserError: the name is unknown (close matches are listed), or an argument does not exist or does not fit.
     """
+    if channels := model_args.pop("channels", None):
+        from utils.pruning import narrow_layers
+
+        detector = create_model(name, **model_args)
+        narrow_layers(detector, channels)
+        return detector
     if name not in _FACTORIES:
         check_model_name(name)
         from models.timm_backbone import timm_backbone

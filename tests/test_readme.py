@@ -253,3 +253,10 @@ def test_table_check(text, problem, root):
 def test_number_check(root):
     assert number_problems("AUC 0.968, `0.123`, rate 0.5, 3 px, version 2.0.815\n```\n0.111\n```", root) == []
     assert number_problems("AUC 0.967 (0.951 to 0.983)", root) == ["0.967: in no results/**/*.md"]
+
+
+def test_the_timed_recipes_are_those_of_the_readme():
+    from benchmarks.recipes import RECIPES
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name, recipe in RECIPES.items() if recipe not in text] == []

@@ -150,8 +150,8 @@ def check_output_dir(path: str | Path) -> Path:
     return folder
 
 
-def check_checkpoint_file(path: str | Path) -> Path:
-    """Check cheaply, without torch, that a checkpoint exists and has the outer form of one.
+def check_checkpoint_file(path: str | Path, flag: str = "--checkpoint") -> Path:
+    """Check cheaply, without torch, that a checkpoint (or its ONNX export) exists and has the outer form of one.
 
     Raises:
         UserError: it is missing, a folder without best.pt, empty, or not a checkpoint archive.
@@ -162,10 +162,12 @@ def check_checkpoint_file(path: str | Path) -> Path:
     if file.is_dir() and (file / "best.pt").is_file():
         file = file / "best.pt"  # a run folder stands for its best checkpoint
     if not file.is_file():
-        raise UserError(f"expected --checkpoint to be a file, found none at {str(path)!r}; train one with train.py")
+        raise UserError(f"expected {flag} to be a file, found none at {str(path)!r}; train one with train.py")
+    if file.suffix.lower() == ".onnx" and file.stat().st_size:
+        return file  # an export of benchmark.py; its form is checked when it is opened
     if not zipfile.is_zipfile(file):
         raise UserError(
-            f"expected --checkpoint {str(path)!r} to be a checkpoint written by train.py, "
+            f"expected {flag} {str(path)!r} to be a checkpoint written by train.py, "
             f"found {'an empty file' if file.stat().st_size == 0 else 'a truncated or foreign file'}; train it again"
         )
     return file

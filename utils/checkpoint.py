@@ -16,6 +16,7 @@ from models import Detector, create_model
 from utils.args import check_checkpoint_file
 from utils.errors import UserError
 from utils.files import atomic_write_bytes
+from utils.onnx_detector import is_onnx
 
 FORMAT_VERSION = 1
 REQUIRED_KEYS = ("format_version", "model", "model_args", "state_dict", "geometry", "thresholds", "calibration")
@@ -83,12 +84,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> tuple[Detector, dict[str, Any]]:
     """Rebuild the detector of a checkpoint in evaluation mode, with its geometry and its calibration.
 
+    An export of benchmark.py (``.onnx``) becomes a detector that runs it, on the CPU whatever the device.
+
     Returns:
         The detector, and the checkpoint without its ``state_dict``.
 
     Raises:
         UserError: as :func:`load_checkpoint`; or the model is no longer registered, or its weights do not fit.
     """
+    if is_onnx(path):
+        from utils.onnx_module import OnnxModule
+
+        exported = OnnxModule(path).to(device).eval()
+        return exported, exported.description
     checkpoint = load_checkpoint(path)
     try:
         detector = create_model(checkpoint["model"], **checkpoint["model_args"])

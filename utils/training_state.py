@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 
 from models import Detector
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.distillation import Teacher
 from utils.errors import UserError
 from utils.runtime import git_commit, versions
 
@@ -23,7 +24,10 @@ NOT_GIVEN = object()
 
 @dataclass
 class TrainingState:
-    """The moving parts of a run; ``frozen`` counts stages, ``history`` has one dict per finished epoch."""
+    """The moving parts of a run; ``frozen`` counts stages, ``history`` has one dict per finished epoch.
+
+    ``best_auc`` is the selection score of the best epoch: its AUC, or its accuracy under PGD in adversarial training.
+    """
 
     detector: Detector
     ema: ModelEmaV3 | None
@@ -32,13 +36,21 @@ class TrainingState:
     frozen: int = 0
     epoch: int = 0
     step: int = 0
-    best_auc: float = -1.0
+    best_auc: float = float("-inf")
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    teacher: Teacher | None = None
 
     def scored_detector(self) -> Detector:
         """The detector that is validated and released: the averaged weights where there are any."""
         return self.ema.module if self.ema else self.detector
+
+    def go_back(self, path: Path) -> None:
+        """Take the weights of an earlier epoch, those of best.pt, and forget where the optimiser was heading."""
+        weights = load_checkpoint(path)["state_dict"]
+        for detector in filter(None, (self.detector, self.ema.module if self.ema else None)):
+            detector.load_state_dict(weights)
+        self.optimizer.state.clear()
 
     def save(self, path: Path, description: dict[str, Any]) -> None:
         """Write last.pt: an ordinary checkpoint plus the state of optimiser, scaler, average and random numbers."""
