@@ -242,7 +242,7 @@ def test_change_outside_ball_or_box_is_named(images):
 
 def test_rows_that_contradict_each_other_are_marked():
     def row(attack, eps, robust_acc):
-        same = dict.fromkeys(("checkpoint", "source", "dataset", "split", "norm", "direction"), "x")
+        same = dict.fromkeys(["checkpoint", "source", "dataset", "split", "data_fingerprint", "norm", "direction"], 1)
         return {**same, "attack": attack, "eps": eps, "robust_acc": robust_acc, "failed": []}
 
     rows = [row("fgsm", 1, 0.5), row("pgd", 1, 0.6), row("pgd", 2, 0.3), row("pgd", 4, 0.4), row("strong", 2, 0.3),

@@ -197,8 +197,10 @@ def test_the_view_box_is_where_the_geometry_looks(geometry, shape):
     steps = (np.arange(32) + 0.5) / 32
     inner = slice(8, 24)  # interpolation flattens coordinates at the border
     for found, (low, high) in ((seen[:, 16, 0], (top, bottom)), (seen[16, :, 1], (left, right))):
-        error = (found - (low + steps * (high - low)))[inner]
-        assert abs(error.mean()) < 0.05 and np.abs(error).max() < 0.3  # area interpolation goes in steps
+        error = (found - (low + steps * (high - low)))[inner] / (high - low) * 32
+        assert (
+            np.abs(error).max() < 0.5
+        )  # px of the view; OpenCV itself shifts by a third where it shrinks one side only
 
 
 def test_a_map_goes_back_to_its_place_in_the_picture():

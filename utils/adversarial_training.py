@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from models import Detector
 from utils.attacks import DecisionLogit, attackable, default_alpha, pgd
+from utils.distributed import unwrap
 from utils.runtime import autocast
 from utils.training_state import TrainingState
 
@@ -67,6 +68,7 @@ class Adversary:
     def _attack(self, detector: Detector, x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         alpha = FGSM_STEP * eps if self.method == "fgsm" else default_alpha(eps, self.steps)
         steps = 1 if self.method == "fgsm" else self.steps
+        detector = unwrap(detector)  # the gradient of an attack is nobody else's business
         with attackable(detector):
             return pgd(DecisionLogit(detector, dtype=dtype), x, (y > 0.5).float(), eps, alpha=alpha, steps=steps)
 
@@ -77,8 +79,8 @@ class Adversary:
         1901.08573). Of one logit the divergence grows with the distance from the clean logit in either direction;
         the attack takes the direction across the boundary, and starts at a random point of the ball.
         """
-        with torch.no_grad(), attackable(detector):
-            predicted = (DecisionLogit(detector, dtype=dtype)(x) > 0).float()
+        with torch.no_grad(), attackable(unwrap(detector)):
+            predicted = (DecisionLogit(unwrap(detector), dtype=dtype)(x) > 0).float()
         attacked = self._attack(detector, x, predicted, eps, dtype) if eps else x
         with autocast(x.device, dtype):
             logits = detector(torch.cat([x, attacked]).contiguous(memory_format=torch.channels_last))

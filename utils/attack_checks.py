@@ -104,11 +104,10 @@ def compare_rows(rows: Sequence[dict[str, Any]]) -> None:
     and no white-box attack more than Square.
     """
     stronger = {"pgd": ("fgsm", "square"), "strong": ("fgsm", "pgd", "square", "mifgsm", "cw", "deepfool")}
+    setting = ("checkpoint", "source", "dataset", "split", "data_fingerprint", "norm", "direction")
     for row in rows:
         for other in rows:
-            same = all(
-                row[key] == other[key] for key in ("checkpoint", "source", "dataset", "split", "norm", "direction")
-            )
+            same = all(row[key] == other[key] for key in setting)
             if not same or row["robust_acc"] <= other["robust_acc"] + ROW_TOLERANCE:
                 continue
             if row["attack"] == other["attack"] and other["eps"] < row["eps"]:

@@ -54,7 +54,8 @@ def cell_row(cell: Cell) -> dict[str, Any]:
     spared = "" if cell.info["direction"] == "both" else f" {cell.info['direction']}"
     return {
         "checkpoint": cell.info["checkpoint"], "source": cell.info["source"], "dataset": cell.info["dataset"],
-        "split": cell.info["split"], "norm": plan["norm"], "direction": cell.info["direction"],
+        "split": cell.info["split"], "data_fingerprint": cell.info["data_fingerprint"], "norm": plan["norm"],
+        "direction": cell.info["direction"],
         "attack": plan["attack"], "attack_name": name + ("" if plan["norm"] == "linf" else " L2") + spared,
         "eps": plan["eps"], "size": size_name(plan["eps"]), "n": int(attacked.sum()),
         "clean_acc": float(clean.mean()), "clean_acc_ci": wilson(int(clean.sum()), len(clean)),

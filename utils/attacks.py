@@ -128,12 +128,13 @@ def pgd(
     """
     check_images(images)
     alpha = default_alpha(eps, steps) if alpha is None else alpha
+    ball = Ball(images, eps, norm)
     best, best_margin = images, torch.full((len(images),), -torch.inf, device=images.device)
     for _ in range(restarts):
-        adversarial = _random_start(images, eps, norm) if random_start else images.clone()
+        adversarial = ball.random_point() if random_start else images.clone()
         for _ in range(steps):
             gradient = input_gradient(logit_of, adversarial, labels, loss)
-            adversarial = _step(adversarial, gradient, images, alpha, eps, norm)
+            adversarial = ball.step(adversarial, gradient, alpha)
         if restarts == 1:  # no need for the pass that compares
             return adversarial
         with torch.no_grad():
@@ -160,11 +161,12 @@ def mifgsm(
     """
     check_images(images)
     alpha = default_alpha(eps, steps) if alpha is None else alpha
+    ball = Ball(images, eps, "linf")
     adversarial, momentum = images.clone(), torch.zeros_like(images)
     for _ in range(steps):
         gradient = input_gradient(logit_of, adversarial, labels)
         momentum.mul_(decay).add_(gradient / gradient.abs().mean((1, 2, 3), keepdim=True).clamp_(min=1e-38))
-        adversarial = _step(adversarial, momentum.clone(), images, alpha, eps, "linf")
+        adversarial = ball.step(adversarial, momentum.clone(), alpha)
     return adversarial
 
 
@@ -173,28 +175,35 @@ def default_alpha(eps: float, steps: int) -> float:
     return min(eps, 2.5 * eps / steps)
 
 
-@torch.no_grad()
-def _random_start(images: Tensor, eps: float, norm: str) -> Tensor:
-    """A random point of the ball around each image: uniform in the cube, or with a uniform radius under L2."""
-    if norm == "linf":
-        return torch.empty_like(images).uniform_(-eps, eps).add_(images).clamp_(0, 1)
-    noise = torch.empty_like(images).normal_()
-    radius = torch.zeros(len(images), 1, 1, 1, device=images.device).uniform_(0, 1)
-    return noise.mul_(radius / _norms(noise) * eps).add_(images).clamp_(0, 1)
+class Ball:
+    """The images within eps of the given ones and within [0, 1]: where an attack starts, and where each step ends."""
 
+    def __init__(self, images: Tensor, eps: float, norm: str) -> None:
+        self.images, self.eps, self.norm = images, eps, norm
+        if norm == "linf":  # ball and box together are a box of their own
+            self.low, self.high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
 
-@torch.no_grad()
-def _step(adversarial: Tensor, gradient: Tensor, images: Tensor, alpha: float, eps: float, norm: str) -> Tensor:
-    """Go one step up and back into the ball and the box; overwrites ``adversarial`` and ``gradient``."""
-    adversarial = adversarial.detach()
-    if norm == "linf":
-        adversarial.add_(gradient.sign_(), alpha=alpha)
-        delta = adversarial.sub_(images).clamp_(-eps, eps)
-    else:
+    @torch.no_grad()
+    def random_point(self) -> Tensor:
+        """A random point around each image: uniform in the cube, or with a uniform radius under L2."""
+        noise = torch.empty_like(self.images)
+        if self.norm == "linf":
+            return noise.uniform_(-self.eps, self.eps).add_(self.images).clamp_(0, 1)
+        noise.normal_()
+        radius = torch.zeros(len(noise), 1, 1, 1, device=noise.device).uniform_(0, 1)
+        return noise.mul_(radius / _norms(noise) * self.eps).add_(self.images).clamp_(0, 1)
+
+    @torch.no_grad()
+    def step(self, adversarial: Tensor, gradient: Tensor, alpha: float) -> Tensor:
+        """Go one step up and back into the ball; overwrites ``adversarial`` and ``gradient``."""
+        adversarial = adversarial.detach()
+        if self.norm == "linf":
+            adversarial.add_(gradient.sign_(), alpha=alpha)
+            return torch.clamp(adversarial, self.low, self.high, out=adversarial)
         adversarial.add_(gradient.div_(_norms(gradient) + TINY), alpha=alpha)
-        delta = adversarial.sub_(images)
-        delta.mul_((eps / _norms(delta)).clamp_(max=1))
-    return delta.add_(images).clamp_(0, 1)
+        delta = adversarial.sub_(self.images)
+        delta.mul_((self.eps / _norms(delta)).clamp_(max=1))
+        return delta.add_(self.images).clamp_(0, 1)
 
 
 def _norms(images: Tensor) -> Tensor:
