@@ -9,7 +9,7 @@ that comes with scikit-image (Viola and Jones, "Rapid Object Detection using a B
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from datasets.images import UnreadableImage, read_image
 from utils.errors import UserError
 
 CASCADE = "cascade"
@@ -37,9 +38,24 @@ class Face:
     side: int
     confidence: float | None = None
 
+    @property
+    def part(self) -> tuple[slice, slice]:
+        """The rows and columns of the region; beyond the border of the picture there are none, and none are filled."""
+        return slice(self.top, self.top + self.side), slice(self.left, self.left + self.side)
+
     def crop(self, image: np.ndarray) -> np.ndarray:
-        """Cut the region out of ``(H, W, 3)``; at the border of the picture it is cut short, never filled."""
-        return image[self.top : self.top + self.side, self.left : self.left + self.side]
+        """Cut the region out of ``(H, W, 3)``."""
+        return image[self.part]
+
+
+class FacePath(str):
+    """The path of a picture of which ``read_image`` is to return one face only: ``part``, or all of it for None.
+
+    ``number`` is the place of the picture in the list that it came from.
+    """
+
+    number: int
+    part: tuple[slice, slice] | None
 
 
 Box = tuple[float, float, float, float, float]  # left, top, width, height, score
@@ -66,6 +82,31 @@ def open_finder(file: str | None) -> Finder:
         return [with_margin(box, height, width) for box in distinct(boxes)[:MAX_FACES]]
 
     return find
+
+
+def face_paths(paths: Iterable[str], finder: Finder) -> Iterator[FacePath]:
+    """Name every face of some pictures; one in which none is found, or that cannot be read, is named as a whole."""
+    for number, path in enumerate(paths):
+        try:
+            faces = finder(read_image(path))
+        except UnreadableImage:  # whoever reads it next reports it
+            faces = []
+        for part in [face.part for face in faces] or [None]:
+            named = FacePath(path)
+            named.number, named.part = number, part
+            yield named
+
+
+def highest_of_each(paths: Sequence[FacePath], tiers: Sequence[str], logits: np.ndarray) -> np.ndarray:
+    """Which rows ``(N,)`` bool are the most suspicious face of their picture in their tier; one for each picture."""
+    best: dict[tuple[int, str], int] = {}
+    for row, (path, tier) in enumerate(zip(paths, tiers, strict=True)):
+        current = best.setdefault((path.number, tier), row)
+        if logits[row] > logits[current]:
+            best[path.number, tier] = row
+    chosen = np.zeros(len(paths), bool)
+    chosen[list(best.values())] = True
+    return chosen
 
 
 def with_margin(box: Box, height: int, width: int, margin: float = MARGIN) -> Face:

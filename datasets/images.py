@@ -34,7 +34,7 @@ class UnreadableImage(Exception):  # noqa: N818
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image file as an RGB array of shape (H, W, 3), uint8.
+    """Read an image file as an RGB array of shape (H, W, 3), uint8; of a ``FacePath`` the face that it names.
 
     Raises UnreadableImage when the file is missing, not readable, empty, not an image, truncated, corrupt or
     has more than ``max_pixels`` pixels (checked in the header, before any pixel is decoded).
@@ -42,15 +42,18 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np
     try:
         with open(path, "rb") as file:
             data = file.read()
-    except FileNotFoundError:
-        raise UnreadableImage("file not found") from None
+    except (FileNotFoundError, NotADirectoryError):
+        from datasets.shards import read_member  # a path may lead into a tar shard
+
+        data = read_member(os.fspath(path))
     except IsADirectoryError:
         raise UnreadableImage("a folder, not a file") from None
     except PermissionError:
         raise UnreadableImage("permission denied") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise UnreadableImage(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    return decode_image(data, max_pixels)
+    part = getattr(path, "part", None)
+    return decode_image(data, max_pixels) if part is None else decode_image(data, max_pixels)[part]
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

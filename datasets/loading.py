@@ -27,8 +27,9 @@ class Unreadable:
 class Batch:
     """What the loader yields.
 
-    ``images`` is ``(N, 3, H, W)`` float32 in [0, 1], ``labels`` is ``(N,)`` float32 with 0 real, 1 fake and NaN
-    unknown, ``indices`` is ``(N,)`` int64 into ``dataset.records``; ``unreadable`` lists what is missing from them.
+    ``images`` is ``(N, 3, H, W)`` float32 in [0, 1] (or what else the transform makes of images, stacked), ``labels``
+    is ``(N,)`` float32 with 0 real, 1 fake and NaN unknown, ``indices`` is ``(N,)`` int64 into ``dataset.records``;
+    ``unreadable`` lists what is missing from them.
     """
 
     images: Tensor
@@ -70,7 +71,10 @@ class ImageDataset(Dataset):
     def _image(self, index: int) -> np.ndarray:
         image = self._decoded.get(index)
         if image is None:
-            image = read_image(self.records[index].path)
+            read = getattr(self.records, "read", read_image)  # records may know where their pixels are kept
+            image = read(self.records[index].path)
+            if not image.flags.writeable:  # pixels of a mapped file: the system keeps them better than we do
+                return image
             if image.nbytes <= self.memory_left:
                 self.memory_left -= image.nbytes
                 self._decoded[index] = image
@@ -89,21 +93,28 @@ def typical_side(records: Sequence[Record], sample: int = 64) -> int | None:
 
 
 class EpochSampler(Sampler):
-    """Shuffled ``(index, seed)`` pairs that depend on the run's seed and the epoch only."""
+    """Shuffled ``(index, seed)`` pairs that depend on the run's seed and the epoch only.
 
-    def __init__(self, length: int, seed: int) -> None:
+    Of several processes each takes every ``size``-th pair, from its ``rank`` on, so that their batches together are
+    those of one process with larger batches. All take equally many: up to ``size`` - 1 images sit out an epoch.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, size: int = 1) -> None:
         self.length = length
         self.seed = seed
+        self.rank = rank
+        self.size = size
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.length)
         seeds = generator.integers(0, 2**31, self.length)
-        return iter(zip(order.tolist(), seeds.tolist(), strict=True))
+        own = slice(self.rank, self.length // self.size * self.size, self.size)
+        return iter(zip(order[own].tolist(), seeds[own].tolist(), strict=True))
 
 
 def collate(items: Sequence[tuple[Tensor, float, int] | Unreadable]) -> Batch:
@@ -111,11 +122,18 @@ def collate(items: Sequence[tuple[Tensor, float, int] | Unreadable]) -> Batch:
     unreadable = [item for item in items if isinstance(item, Unreadable)]
     good = [item for item in items if not isinstance(item, Unreadable)]
     return Batch(
-        images=torch.stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1),
+        images=_stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1),
         labels=torch.tensor([label for _, label, _ in good], dtype=torch.float32),
         indices=torch.tensor([index for _, _, index in good], dtype=torch.int64),
         unreadable=unreadable,
     )
+
+
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    """Stack images in the order of bytes that they come in, colours last, which is also what convolutions like best."""
+    if images[0].ndim != 3 or images[0].dtype == torch.uint8:
+        return torch.stack(list(images))
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def make_loader(

@@ -3,6 +3,7 @@
     demo                          the generated demo set          demo@n=600,size=96,seed=3
     data/140k                     a folder, by what it holds      data/140k@split=test,limit=500
     csv:lists/wild.csv            a CSV list                      csv:lists/wild.csv@labels=0:real+1:fake
+    wds:shards/140k               tar shards (datasets/shards.py) wds:shards/140k/train-*.tar@split=all
 
 Options of every kind: split=train|valid|test|all, limit=N (balanced over the classes, the same images every
 time), repeat=N (each record N times, to weigh a set in a mix), classes=real|fake, generator=A+B and
@@ -12,13 +13,18 @@ exclude_generator=A+B (fakes of these generators only, or of all others; reals s
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.listing_index import ListingIndex
 
 LABEL_NAMES = ("real", "fake")
 SPLITS = ("train", "valid", "test")
@@ -45,6 +51,7 @@ class Source:
     name: str
     root: str
     by_split: dict[str, list[Record]]
+    index: ListingIndex | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,9 @@ class Kind:
 
 # Readers are imported when their kind is asked for: they import this module.
 def _read_folder(spec: DatasetSpec) -> Source:
-    from datasets.folder import read_folder
+    from datasets.listing_index import read_indexed_folder
 
-    return read_folder(spec.location)
+    return read_indexed_folder(spec.location)
 
 
 def _read_csv(spec: DatasetSpec) -> Source:
@@ -103,9 +110,17 @@ def _read_demo(spec: DatasetSpec) -> Source:
     return read_folder(make_demo(Path(os.environ.get("DEMO_DIR") or "data"), **settings), name="demo")
 
 
+def _read_shards(spec: DatasetSpec) -> Source:
+    from datasets.csv_list import parse_labels
+    from datasets.shards import read_shards
+
+    return read_shards(spec.location, parse_labels(spec.options.get("labels", "")))
+
+
 KINDS: dict[str, Kind] = {
     "folder": Kind(_read_folder),
     "csv": Kind(_read_csv, ("labels",)),
+    "wds": Kind(_read_shards, ("labels",)),
     "demo": Kind(_read_demo, ("n", "size", "seed")),
 }
 
@@ -189,7 +204,9 @@ def open_records(text: str | DatasetSpec, default_split: str | None = None) -> L
     parts = source.by_split.values() if split == "all" else (source.by_split[split],)
     records = _select([record for part in parts for record in part], spec, source)
     records.sort(key=lambda record: record.path)
-    fingerprint = _fingerprint(records, source.root)
+    make = functools.partial(_fingerprint, records, source.root)
+    choice = {key: value for key, value in spec.options.items() if key not in ("split", "repeat")}
+    fingerprint = source.index.remembered(f"{split} {sorted(choice.items())}", make) if source.index else make()
     repeats = range(int_option(spec, "repeat"))
     records = [record for record in records for _ in repeats]
     return Listing(source.name, split, records, fingerprint, source.root, splits)
@@ -238,10 +255,12 @@ def _balanced(records: list[Record], limit: int, root: str) -> list[Record]:
 
 
 def _fingerprint(records: list[Record], root: str) -> str:
+    from datasets.shards import stat_image
+
     lines = []
     for record in records:
         try:
-            size = os.stat(record.path).st_size
+            size = stat_image(record.path).st_size
         except (OSError, ValueError):  # a missing file is reported when it is read
             size = -1
         lines.append(f"{_relative(record.path, root)}\0{record.label}\0{size}\n")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import random
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from datasets.augmentation import STEPS, augment
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would otherwise ask a server for news
-
-AUGMENTATIONS = ("none", "light", "forensic")
+AUGMENTATIONS = tuple(STEPS)
 MAX_ASPECT = 8  # of an image that must be enlarged; a 1 x 1,000,000 px strip would otherwise fill the memory
 JPEG_GRID = 8  # px; crops start on it, so that the blocks of a JPEG file stay where a model expects them
 TRAIN_GRID = 16  # px; random crops also keep to the coding units of JPEG with halved chroma, which span two blocks
@@ -93,6 +90,25 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1).float().div_(255)
 
 
+def to_bytes(image: np.ndarray) -> Tensor:
+    """Turn ``(H, W, 3)`` uint8 RGB into a tensor of the same shape and type, which `as_floats` turns into an input."""
+    import torch
+
+    return torch.from_numpy(np.require(image, requirements=["C", "W"]))
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Turn a batch ``(N, H, W, 3)`` uint8 into ``(N, 3, H, W)`` float32 in [0, 1], colours last in memory.
+
+    A batch that is one already only gets that order.
+    """
+    import torch
+
+    if images.dtype == torch.uint8:
+        images = images.permute(0, 3, 1, 2).float().div_(255)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 class EvalTransform:
     """The fixed geometry followed by the conversion to a tensor; picklable, so loader workers can carry it."""
 
@@ -106,19 +122,33 @@ class EvalTransform:
 class TrainTransform:
     """Random augmentation whose every draw depends on the ``seed`` of the call and on nothing else.
 
-    albumentations 2 gives every loader worker the same random stream, again in each epoch. Here each item is
-    seeded by (run seed, epoch, index), so the augmented set does not depend on the number of workers and an
-    interrupted run continues with exactly the images it would have seen.
+    Each item is seeded by (run seed, epoch, index), so the augmented set does not depend on the number of workers and
+    an interrupted run continues with exactly the images it would have seen. The corner of a crop lies on the JPEG grid:
+    with corners anywhere, a network that reads block spectra, such as ``cnn``, sees noise instead of the traces that it
+    looks for.
 
-    The crop is ours and not albumentations', because its corner must lie on the JPEG grid: with corners anywhere,
-    a network that reads block spectra, such as ``cnn``, sees noise instead of the traces that it looks for.
+    ``light`` flips. ``forensic`` also degrades as delivery channels do (datasets/augmentation.py): rescaling by
+    0.5..0.95 and back, Gaussian blur of sigma 0.3..2 px, Gaussian noise of up to 4 % of the range, JPEG quality 40..95,
+    each with a probability. Wang et al., "CNN-generated images are surprisingly easy to spot... for now", CVPR 2020
+    (arXiv 1912.11035), blur and compress to the same end.
+
+    With ``as_bytes`` images stay ``(H, W, 3)`` uint8: on the way from a loader worker and to a GPU they are a quarter
+    of what they are as floats, and whole batches are converted faster, see :func:`as_floats`.
+
+    Raises:
+        UserError: there is no preset of the name ``augmentation``.
     """
 
-    def __init__(self, geometry: Geometry, augmentation: str = "light", train_size: int | None = None) -> None:
+    def __init__(
+        self, geometry: Geometry, augmentation: str = "light", train_size: int | None = None, as_bytes: bool = False
+    ) -> None:
+        self.finish = to_bytes if as_bytes else to_tensor
         self.geometry = geometry
         self.size = train_size or geometry.size
+        if augmentation not in STEPS:
+            raise UserError(f"expected --augmentation {', '.join(AUGMENTATIONS)}, got {augmentation!r}")
         self.is_random = augmentation != "none"
-        self.augment = build_augmentation(augmentation)
+        self.steps = STEPS[augmentation]
 
     def __call__(self, image: np.ndarray, seed: int = 0) -> Tensor:
         generator = np.random.default_rng(seed)
@@ -126,11 +156,8 @@ class TrainTransform:
         if self.geometry.mode == "crop":
             image = self._crop(image, generator)
         if self.is_random:
-            # Not set_random_seed: it seeds every step alike, so that a blurred image would always be noisy as well
-            # as compressed and mirrored, and an unmirrored one never degraded.
-            self.augment.set_random_state(generator, random.Random(seed))
-            image = self.augment(image=image)["image"]
-        return to_tensor(image)
+            image = augment(image, self.steps, generator, seed)
+        return self.finish(image)
 
     def _crop(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         room = [side - self.size for side in image.shape[:2]]
@@ -139,29 +166,3 @@ class TrainTransform:
         else:
             top, left = (pixels // 2 // JPEG_GRID * JPEG_GRID for pixels in room)
         return image[top : top + self.size, left : left + self.size]
-
-
-def build_augmentation(name: str) -> Any:
-    """Compose one preset, which keeps the size of the image; cropping comes before it.
-
-    ``light`` flips. ``forensic`` also degrades as delivery channels do: rescaling by 0.5..0.95 and back, Gaussian
-    blur of sigma 0.3..2 px, Gaussian noise of up to 4 % of the range, JPEG quality 40..95, each with a probability.
-    Wang et al., "CNN-generated images are surprisingly easy to spot... for now", CVPR 2020 (arXiv 1912.11035),
-    blur and compress to the same end.
-
-    Raises:
-        UserError: there is no preset of this name.
-    """
-    if name not in AUGMENTATIONS:
-        raise UserError(f"expected --augmentation {', '.join(AUGMENTATIONS)}, got {name!r}")
-    import albumentations as A
-
-    steps: list = [] if name == "none" else [A.HorizontalFlip(p=0.5)]
-    if name == "forensic":
-        steps += [
-            A.Downscale(scale_range=(0.5, 0.95), p=0.2),
-            A.GaussianBlur(sigma_limit=(0.3, 2.0), blur_limit=0, p=0.2),
-            A.GaussNoise(std_range=(0.005, 0.04), p=0.2),
-            A.ImageCompression(quality_range=(40, 95), p=0.4),
-        ]
-    return A.Compose(steps)

@@ -33,7 +33,7 @@ TINY = shlex.split(
     "--model cnn_baseline --model-args input_size=32 --image-size 32 --batch-size 8 --epochs 3 --threads 1"
 )
 FORENSIC = [*TINY, "--augmentation", "forensic"]  # random in every way that training can be
-TIMES = ("train_seconds", "images_per_second")
+TIMES = ("train_seconds", "images_per_second", "data_share")
 
 
 class Killed(BaseException):

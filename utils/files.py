@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from utils.distributed import is_first
 from utils.errors import UserError
 
 
@@ -26,6 +27,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         UserError: the file cannot be written; the temporary file is gone and the old file is untouched.
     """
+    if not is_first():  # of several processes that work on the same run
+        return
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
     try:
@@ -77,7 +80,10 @@ def open_output(path: str | os.PathLike[str] | None) -> Iterator[TextIO]:
     """
     form: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
     try:
-        if path is None:
+        if not is_first():
+            with open(os.devnull, "w", **form) as stream:
+                yield stream
+        elif path is None:
             if isinstance(sys.stdout, io.TextIOWrapper):
                 sys.stdout.reconfigure(**form)
             yield sys.stdout

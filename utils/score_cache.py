@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.shards import stat_image
 from datasets.spec import Listing
 from utils.calibration import check_logits
 from utils.errors import UserError
@@ -50,7 +51,7 @@ def listing_digest(listing: Listing) -> str:
     digest = hashlib.sha256()
     for record in listing.records:
         try:
-            stat = os.stat(record.path)
+            stat = stat_image(record.path)
             facts = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_mode}"
         except (OSError, ValueError):  # a missing file is reported when it is read
             facts = "missing"

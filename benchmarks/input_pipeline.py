@@ -1,0 +1,142 @@
+"""Training images per second: the cached input pipeline, timm's own loader, and PIL with albumentations.
+
+  python benchmarks/input_pipeline.py --data data/140k@limit=1000
+
+All three read the same images with the same number of worker processes and make batches of float tensors of
+224 x 224 px; nothing is trained. Ours and PIL with albumentations crop, flip, and apply blur, noise and JPEG each with
+the probability of --augmentation forensic; timm's loader has its own default augmentation (random resized crop, flip,
+colour jitter), which degrades nothing. Turns alternate, the first of each is thrown away; medians with ranges. The
+ratios are taken turn by turn.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.augmentation import blur, jpeg, noise
+from datasets.image_cache import cache_listing
+from datasets.loading import EpochSampler, ImageDataset, make_loader
+from datasets.spec import Record, open_records
+from datasets.transforms import Geometry, TrainTransform, as_floats
+from utils.args import int_in, make_parser, run_script
+from utils.files import write_json
+from utils.runtime import git_commit, hardware, versions
+
+SIDE = 224
+STEPS = ((blur, 0.2), (noise, 0.2), (jpeg, 0.4))
+
+
+class PilImages(Dataset):
+    """Images opened with PIL and handed to a transform, as most training scripts do."""
+
+    def __init__(self, records: Sequence[Record], transform) -> None:
+        self.records, self.transform = records, transform
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int):
+        from PIL import Image
+
+        record = self.records[index]
+        with Image.open(record.path) as image:
+            return self.transform(image.convert("RGB")), record.label
+
+
+def cached_loader(records: Sequence[Record], batch_size: int, workers: int) -> DataLoader:
+    """This project's loader over records whose decoded images are in a cache."""
+    transform = TrainTransform(Geometry("crop", SIDE), "light", as_bytes=True)
+    transform.steps = STEPS
+    sampler = EpochSampler(len(records), seed=0)
+    return make_loader(ImageDataset(records, transform), batch_size, sampler, workers, drop_last=True)
+
+
+def albumentations_loader(records: Sequence[Record], batch_size: int, workers: int) -> DataLoader:
+    """PIL, then albumentations with the same steps, as its documentation shows them."""
+    import albumentations as A
+    from albumentations.pytorch import ToTensorV2
+
+    steps = A.Compose([
+        A.RandomCrop(SIDE, SIDE), A.HorizontalFlip(p=0.5), A.GaussianBlur(sigma_limit=(0.3, 2.0), blur_limit=0, p=0.2),
+        A.GaussNoise(std_range=(0.005, 0.04), p=0.2), A.ImageCompression(quality_range=(40, 95), p=0.4),
+        A.Normalize(), ToTensorV2(),
+    ])  # fmt: skip
+    images = PilImages(records, lambda image: steps(image=np.asarray(image))["image"])
+    return DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+
+
+def timm_loader(records: Sequence[Record], batch_size: int, workers: int):
+    """timm's training loader with its defaults; it normalises whole batches itself."""
+    from timm.data import create_loader
+
+    class Images(PilImages):
+        def __init__(self) -> None:
+            super().__init__(records, None)
+
+    return create_loader(
+        Images(), (3, SIDE, SIDE), batch_size, is_training=True, use_prefetcher=True, num_workers=workers,
+        device=torch.device("cpu"), pin_memory=False, persistent_workers=True,
+    )  # fmt: skip
+
+
+def one_epoch(loader) -> float:
+    """Go over a loader once; returns images/s."""
+    started, images = time.perf_counter(), 0
+    for batch in loader:
+        images += len(as_floats(batch.images) if hasattr(batch, "images") else batch[0])
+    return images / (time.perf_counter() - started)
+
+
+def main(argv=None) -> dict:
+    """Measure all three in turns and write the results file."""
+    parser = make_parser(__doc__, "benchmarks/input_pipeline.py")
+    parser.add_argument("--data", default="demo", metavar="SPEC", help="images of at least 224 px")
+    parser.add_argument("--workers", type=int_in(1), default=2)
+    parser.add_argument("--batch-size", type=int_in(1), default=32)
+    parser.add_argument("--repeats", type=int_in(1), default=5, help="counted turns of each loader")
+    parser.add_argument("--output", default="results/benchmarks/input_pipeline.json")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    listing = open_records(f"{args.data}")
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_listing(listing, Path(folder), args.workers)
+        loaders = {
+            "cached": cached_loader(cached.records, args.batch_size, args.workers),
+            "timm": timm_loader(listing.records, args.batch_size, args.workers),
+            "PIL + albumentations": albumentations_loader(listing.records, args.batch_size, args.workers),
+        }
+        turns = [{name: one_epoch(loader) for name, loader in loaders.items()} for _ in range(args.repeats + 1)][1:]
+    common = f"crop {SIDE} + flip + JPEG + blur + noise, {args.workers} workers"
+    columns = {f"{name} loader, images/s": [turn[name] for turn in turns] for name in loaders}
+    columns |= {f"cached against {name}": [turn["cached"] / turn[name] for turn in turns]
+                for name in ("timm", "PIL + albumentations")}  # fmt: skip
+    summary = [
+        {"what": f"{what.partition(',')[0]}, {common}", "value": statistics.median(values),
+         "range": [min(values), max(values)], "unit": "images/s" if "images/s" in what else "ratio of images/s"}
+        for what, values in columns.items()
+    ]  # fmt: skip
+    for row in summary:
+        print(f"{row['value']:.2f} [{row['range'][0]:.2f}, {row['range'][1]:.2f}]  {row['unit']}  {row['what']}")
+    command = (
+        f"python benchmarks/input_pipeline.py --data {args.data} --workers {args.workers} --repeats {args.repeats}"
+    )
+    write_json(args.output, {"command": command, "n_images": len(listing.records), "hardware": hardware(),
+                             "git_commit": git_commit(), "versions": versions(), "summary": summary})  # fmt: skip
+    return {"summary": summary}
+
+
+if __name__ == "__main__":
+    run_script(main)

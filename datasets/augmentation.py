@@ -1,0 +1,87 @@
+"""Random degradations of training images, as delivery channels cause them, on OpenCV and a few draws.
+
+albumentations' steps of the same names take twice as long here, most of it for noise, which is drawn anew for
+every image there, and for bookkeeping; benchmarks/input_pipeline.py compares the two.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+NOISE_POOL = 1 << 22  # numbers; an image takes a stretch of them that begins anywhere
+
+Degradation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+@functools.cache
+def noise_pool() -> np.ndarray:
+    """Standard normal numbers, the same in every process."""
+    return np.random.default_rng(0).standard_normal(NOISE_POOL, dtype=np.float32)
+
+
+def downscale(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Scale by 0.5..0.95 and back."""
+    height, width = image.shape[:2]
+    scale = generator.uniform(0.5, 0.95)
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(cv2.resize(image, small, interpolation=cv2.INTER_AREA), (width, height))
+
+
+def blur(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Gaussian blur of sigma 0.3..2 px."""
+    return cv2.GaussianBlur(image, (0, 0), generator.uniform(0.3, 2.0))
+
+
+def noise(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Gaussian noise of 0.5..4 % of the range per pixel and channel.
+
+    Numbers are taken from a pool of four million and not drawn: drawing them takes longer than all other steps.
+    """
+    pool, n = noise_pool(), image.size
+    std = 255 * generator.uniform(0.005, 0.04)
+    if n >= len(pool):  # an image of more than 1,182 x 1,182 px
+        numbers = generator.standard_normal(image.shape, dtype=np.float32)
+    else:
+        start = int(generator.integers(len(pool) - n))
+        numbers = pool[start : start + n].reshape(image.shape)
+    return cv2.addWeighted(image, 1.0, numbers, std, 0.0, dtype=cv2.CV_8U)
+
+
+def jpeg(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """JPEG of quality 40..95."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, int(generator.integers(40, 96))))
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    assert decoded is not None  # it was encoded a line above
+    return decoded
+
+
+# The steps of each preset in their order, with their probabilities; every preset but `none` flips first.
+STEPS: dict[str, tuple[tuple[Degradation, float], ...]] = {
+    "none": (),
+    "light": (),
+    "forensic": ((downscale, 0.2), (blur, 0.2), (noise, 0.2), (jpeg, 0.4)),
+}
+
+
+def augment(
+    image: np.ndarray, steps: tuple[tuple[Degradation, float], ...], generator: np.random.Generator, seed: int
+) -> np.ndarray:
+    """Flip ``(H, W, 3)`` uint8 RGB half of the time, then apply each step with its probability.
+
+    The flip is the second number of Python's generator because it was so when albumentations drew it, and published
+    runs should come out again bit for bit.
+    """
+    draws = random.Random(seed)
+    draws.random()
+    if draws.random() < 0.5:
+        image = cv2.flip(image, 1)
+    for step, probability in steps:
+        if generator.random() < probability:
+            image = step(np.ascontiguousarray(image), generator)
+    return image
