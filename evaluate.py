@@ -29,6 +29,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,15 @@ from utils.args import (
     EXIT_DONE,
     EXIT_PARTIAL,
     add_device_group,
+    add_face_group,
     check_checkpoint_file,
     check_output_dir,
+    finder_name,
     int_in,
     make_parser,
     run_script,
 )
+from utils.distributed import is_first, join_team, team
 from utils.errors import UserError
 from utils.perturbations import pick_tiers
 
@@ -64,6 +68,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     what.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard (default: clean)")
     what.add_argument("--severity", nargs="+", default=[], metavar="KIND",
                       help="jpeg resize blur noise crop, or all: curves over rising degradation")  # fmt: skip
+    what.add_argument("--cache", metavar="DIR", help="keep decoded images there, as train.py does")
     more = parser.add_argument_group("what else to make of the scores")
     more.add_argument("--compare", action="store_true", help="two checkpoints: DeLong, McNemar, paired bootstrap")
     more.add_argument("--gallery", action="store_true", help="gallery.html of the worst errors, and failures.csv")
@@ -76,6 +81,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     cache.add_argument("--score-cache", metavar="DIR", default=SCORE_CACHE,
                        help=f"where scores are kept between runs (default: {SCORE_CACHE})")  # fmt: skip
     cache.add_argument("--no-score-cache", action="store_true", help="score every image, keep nothing")
+    add_face_group(parser)
     add_device_group(parser)
     return parser
 
@@ -88,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         parser.error("expected either --checkpoint PT... with --data SPEC..., or --from-scores CSV...")
     args.command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     folder = check_output_dir(args.output_dir)
+    if finder_name(args) and args.cache:
+        raise UserError("expected either --cache, which keeps whole pictures, or faces, got both; leave out --cache")
     if args.from_scores:
         files = [Path(path) for path in args.from_scores]
     else:
@@ -96,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         listings = [open_labelled(text) for text in args.data]
         data = list(zip(distinct_names(args.data, listings), listings, strict=True))
         files = score_all(args, checkpoints, data, tiers, folder)
+        if not is_first():  # of several processes one makes the report
+            return {"rows": [], "scores": [], "exit_code": EXIT_DONE}
 
     from utils.score_report import read_evaluations, write_report
 
@@ -150,22 +160,30 @@ def score_all(
 
     All checkpoints go over a data set together, so that its images are read once.
     """
+    from datasets.image_cache import cache_listing
     from utils.reports import evaluate_tiers
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
     from utils.score_cache import ScoreCache
 
     device = pick_device(args.device)
+    join_team(device)
     dtype = pick_precision(args.precision, device, training=False)
     set_threads(args.threads)
     candidates = load_candidates(paths, device)
-    cache = ScoreCache(None if args.no_score_cache else Path(args.score_cache), f"{device.type} {dtype}")
+    # Each machine has scores of its own: taken from there, they would let the processes fall out of step. And scores
+    # are kept of whole pictures only.
+    no_cache = args.no_score_cache or team.size > 1 or finder_name(args)
+    cache = ScoreCache(None if no_cache else Path(args.score_cache), f"{device.type} {dtype}")
     files: dict[tuple[int, int], Path] = {}
     for column, (dataset, listing) in enumerate(data):
         warn_of_training_images(candidates, dataset, listing)
+        listing = cache_listing(listing, Path(args.cache) if args.cache else None)
         results = evaluate_tiers(
-            candidates, listing, tiers, cache, dataset=dataset, batch_size=args.batch_size,
+            candidates, with_faces(listing, finder_name(args)), tiers, cache, dataset=dataset, batch_size=args.batch_size,
             workers=pick_workers(args.workers, device), dtype=dtype,
         )  # fmt: skip
+        if finder_name(args):
+            results = [(highest_faces(table), unreadable) for table, unreadable in results]
         for item in results[0][1]:  # the same for every checkpoint
             print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
         if not len(results[0][0]):
@@ -176,6 +194,23 @@ def score_all(
             write_scored(file, candidate, listing, table, facts)
             files[row, column] = file
     return [files[key] for key in sorted(files)]
+
+
+def with_faces(listing: Listing, finder: str | None) -> Listing:
+    """Put a record for each face in the place of each picture; the listing itself without a finder."""
+    if finder is None:
+        return listing
+    from datasets.faces import face_paths, open_finder
+
+    paths = list(face_paths([record.path for record in listing.records], open_finder(finder)))
+    return replace(listing, records=[replace(listing.records[path.number], path=path) for path in paths])
+
+
+def highest_faces(table: ScoreTable) -> ScoreTable:
+    """Of the rows of a picture, one for each face, keep the one with the highest score, in every tier."""
+    from datasets.faces import highest_of_each
+
+    return table.select(highest_of_each(table.path, table.tier, table.logit))  # type: ignore[arg-type]
 
 
 def load_candidates(paths: list[Path], device) -> list[Candidate]:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import sys
@@ -43,7 +44,9 @@ from utils.args import (
     EXIT_DONE,
     EXIT_PARTIAL,
     add_device_group,
+    add_face_group,
     check_checkpoint_file,
+    finder_name,
     float_in,
     int_in,
     make_parser,
@@ -78,6 +81,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=("auto", *ENGINES), default="auto", metavar="NAME",
                         help="what runs the detector, see benchmark.py --help; auto is torch for a checkpoint, and for "
                         "an export the engine that it was made for (default: auto)")  # fmt: skip
+    add_face_group(parser)
     add_device_group(parser)
     return parser
 
@@ -106,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     paths = list_inputs(args.paths, args.null)
     counts: Counter[str] = Counter()
     with open_output(args.output) as stream:
-        batches = predict(args, checkpoint_file, paths)
+        score = predict_faces if finder_name(args) else predict
+        batches = score(args, checkpoint_file, paths)
         WRITERS[args.format](stream, report(batches, len(paths), counts, quiet=stream.isatty()))
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     images = "image" if len(paths) == 1 else "images"
@@ -133,6 +138,16 @@ def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str
         scores, checkpoint = open_engine(checkpoint_file, paths, args.engine, args.device, **common)
     threshold, band = decide(checkpoint["thresholds"] or {}, args.threshold)
     return rows_of_batches(scores, paths, checkpoint["calibration"], threshold, band)
+
+
+def predict_faces(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str]) -> Iterator[list[Row]]:
+    """Score every face and yield for each picture, one at a time, the row of its highest score."""
+    from datasets.faces import face_paths, open_finder
+
+    parts = list(face_paths(paths, open_finder(finder_name(args))))
+    rows = (row for batch in predict(args, checkpoint_file, parts) for row in batch)
+    for _, faces in itertools.groupby(rows, key=lambda row: row["path"].number):
+        yield [max(faces, key=lambda row: row.get("logit", 0.0))]
 
 
 def check_flags_of_export(args: argparse.Namespace) -> None:

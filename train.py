@@ -18,6 +18,7 @@ last lines on stdout are one row per test split and the checkpoint:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import shlex
 import sys
@@ -98,6 +99,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     small.add_argument("--teacher", metavar="PT", help="a checkpoint whose answers this detector learns as well")
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", metavar="DIR", help="run folder (default: checkpoints/<model>-<data>)")
+    run.add_argument("--cache", metavar="DIR", help="keep decoded images there: faster epochs for disk space")
     run.add_argument("--feature-cache", default="data/features", metavar="DIR", help="of classical models")
     run.add_argument("--resume", action="store_true", help="go on from last.pt of --output-dir with its settings")
     run.add_argument("--overwrite", action="store_true", help="replace an existing run in --output-dir")
@@ -135,11 +137,19 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     for note in data.notes:
         log(note)
 
+    from datasets.image_cache import cache_listing, join_records
+    from utils.distributed import check_enough, expecting_peers, join_team
     from utils.runtime import pick_device, set_threads
 
     device = pick_device(args.device)
     set_threads(args.threads)
-    records = [record for listing in data.train for record in listing.records]
+    join_team(device)
+    if args.cache:
+        parts = {part: [cache_listing(item, Path(args.cache)) for item in getattr(data, part)]
+                 for part in ("train", "valid")}  # fmt: skip
+        data = dataclasses.replace(data, **parts)
+    records = join_records(data.train)
+    check_enough(len(records))
     detector = build_detector(args, records, device)
     if hasattr(detector, "fit"):  # classical: it learns in one call
         return finish(args, data, folder, device, fit_once(args, data, detector, folder))
@@ -149,7 +159,8 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     else:  # what --overwrite replaces must not be resumed in place of this run
         (folder / "last.pt").unlink(missing_ok=True)
     try:
-        unreadable = fit(args, data, state, loader, device, dtype, folder, on_epoch)
+        with expecting_peers():
+            unreadable = fit(args, data, state, loader, device, dtype, folder, on_epoch)
         return {**finish(args, data, folder, device, unreadable), "history": state.history}
     except KeyboardInterrupt:
         if (folder / "last.pt").exists():
@@ -192,6 +203,7 @@ def prepare(args: argparse.Namespace, detector, records, device):
     from datasets.loading import EpochSampler, ImageDataset, make_loader
     from datasets.transforms import TrainTransform
     from utils.distillation import Teacher
+    from utils.distributed import team
     from utils.finetune import frozen_stages, parameter_groups, set_frozen
     from utils.runtime import depthwise_in_fp32, pick_precision, pick_workers
     from utils.training_state import TrainingState
@@ -202,14 +214,14 @@ def prepare(args: argparse.Namespace, detector, records, device):
         depthwise_in_fp32(detector)
     frozen = frozen_stages(args.freeze, detector)
     set_frozen(detector, frozen)
-    transform = TrainTransform(detector.geometry, args.augmentation, args.train_size)
+    transform = TrainTransform(detector.geometry, args.augmentation, args.train_size, as_bytes=True)
     workers = pick_workers(args.workers, device)
     loader = make_loader(
         ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT),
         args.batch_size,
-        sampler=EpochSampler(len(records), args.seed),
+        sampler=EpochSampler(len(records), args.seed, team.rank, team.size),
         workers=workers,
-        drop_last=len(records) >= args.batch_size,  # a last batch of one image would break batch norm
+        drop_last=len(records) // team.size >= args.batch_size,  # a last batch of one image would break batch norm
         pin_memory=device.type == "cuda",
     )
     groups = parameter_groups(detector, args.weight_decay, args.layer_decay, args.head_lr)
@@ -246,9 +258,11 @@ def input_size(detector, records) -> int:
 
 def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path, on_epoch=None) -> dict[str, str]:
     """Run the remaining epochs; keep best.pt, last.pt and log.csv current. Returns the unreadable images."""
-    from utils.adversarial_training import reason_to_stop, selection_score
+    from utils.adversarial_training import has_collapsed, reason_to_stop, selection_score
     from utils.checkpoint import save_checkpoint
+    from utils.distributed import wait_for_all
     from utils.release import report_unreadable
+    from utils.throughput import throughput_line
     from utils.training_log import write_log
     from utils.training_state import describe_run
 
@@ -262,17 +276,22 @@ def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path, on
         train_loss, images = train_epoch(args, state, loader, device, dtype, unreadable)
         report_unreadable(list(unreadable.items())[known:])
         seconds = time.perf_counter() - started
-        valid = validate(args, data, state, dtype)
+        valid = validate(args, data, state.scored_detector(), dtype)
         state.epoch += 1
+        if args.adversarial:
+            ramp_is_over = state.epoch > args.adv_ramp * args.epochs
+            valid["collapsed"] = float(has_collapsed(state.history, valid, ramp_is_over))
         state.history.append({"epoch": state.epoch, "lr": state.optimizer.param_groups[0]["lr"],
                               "train_loss": train_loss, **valid, "train_seconds": seconds,
-                              "images_per_second": images / seconds})  # fmt: skip
+                              "images_per_second": images / seconds, "data_share": state.waited / seconds})  # fmt: skip
         log("  ".join(f"{key} {value:.4g}" for key, value in state.history[-1].items()))
+        log(throughput_line(images, seconds, state.waited, device.type, loader.num_workers))
         description = describe_run(args, state.detector, data.describe(), state.epoch)
         if selection_score(valid) > state.best_auc:
             state.best_auc, state.best_epoch = selection_score(valid), state.epoch
             save_checkpoint(folder / "best.pt", {**description, "state_dict": state.scored_detector().state_dict()})
         if valid.get("collapsed"):
+            wait_for_all()
             log(f"collapsed in epoch {state.epoch}: back to the best weights so far, of epoch {state.best_epoch}")
             state.go_back(folder / "best.pt")
         # last.pt comes last: a run that is killed before it repeats this epoch, files and all.
@@ -288,10 +307,13 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     import torch
     from tqdm import tqdm
 
+    from datasets.transforms import as_floats
     from utils.adversarial_training import make_adversary
     from utils.distillation import training_loss
+    from utils.distributed import gather, parallel, stand_in
     from utils.finetune import mix_images, set_frozen, train_mode, warmup_cosine
     from utils.runtime import autocast
+    from utils.throughput import Stopwatch
 
     adversary = make_adversary(vars(args), state.history)
     total_steps = args.epochs * math.ceil(len(loader) / args.accumulate)
@@ -299,23 +321,27 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     thawed = state.epoch // args.unfreeze_every if args.unfreeze_every else 0
     set_frozen(state.detector, max(0, state.frozen - thawed))
     train_mode(state.detector)
-    bar = tqdm(loader, desc=f"epoch {state.epoch + 1}/{args.epochs}", disable=None, leave=False)
+    model = parallel(state.detector, device)
+    watch = Stopwatch(loader, device)
+    bar = tqdm(watch, desc=f"epoch {state.epoch + 1}/{args.epochs}", total=len(loader), disable=None, leave=False)
     for number, batch in enumerate(bar, start=1):
         unreadable.update((loader.dataset.records[item.index].path, item.reason) for item in batch.unreadable)
+        weight = stand_in(batch, args.train_size or state.detector.geometry.size)
         if len(batch.images) > 1:  # batch norm cannot be trained on one image
-            x = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)  # (N, 3, H, W) in [0, 1]
+            x = as_floats(batch.images.to(device, non_blocking=True))  # (N, 3, H, W) in [0, 1]
             y = batch.labels.to(device, non_blocking=True)  # (N,): real = 0, fake = 1
             x, y = mix_images(x, y, args.mixup, args.cutmix)
             smooth = y * (1 - args.label_smoothing) + args.label_smoothing / 2
             if adversary:
-                loss = adversary.loss(state.detector, x, smooth, state.step / total_steps, dtype)
+                loss = adversary.loss(model, x, smooth, state.step / total_steps, dtype)
             else:
                 with autocast(device, dtype):
-                    logits = state.detector(x)  # (N,)
+                    logits = model(x)  # (N,)
                     answers = state.teacher(x) if state.teacher else None
                 loss = training_loss(logits.float(), smooth, answers)
-            state.scaler.scale(loss / args.accumulate).backward()
-            total_loss, images, has_gradient = total_loss + loss.detach() * len(y), images + len(y), True
+            state.scaler.scale(weight * loss / args.accumulate).backward()
+            n = weight * len(y)
+            total_loss, images, has_gradient = total_loss + loss.detach() * n, images + n, True
         if not has_gradient or (number % args.accumulate and number < len(loader)):
             continue
         for group in state.optimizer.param_groups:
@@ -331,7 +357,11 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
             state.ema.update(state.detector, step=state.step)
         state.step += 1
         has_gradient = False
-    mean_loss = total_loss.item() / max(1, images)
+    shares = gather((total_loss.item(), images, unreadable))
+    state.waited, images = watch.seconds, sum(count for _, count, _ in shares)
+    mean_loss = sum(total for total, _, _ in shares) / max(1, images)
+    for _, _, reasons in shares:
+        unreadable.update(reasons)
     if not images or not mean_loss < DIVERGED:
         raise UserError(
             f"expected a training loss around or below 0.7 (chance), got {mean_loss:.3g} over {images} images in epoch "
@@ -340,24 +370,22 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     return mean_loss, images
 
 
-def validate(args, data: TrainingData, state, dtype) -> dict[str, float]:
-    """Score the validation images; in adversarial training also attack some of them, and look for a collapse."""
-    from utils.adversarial_training import has_collapsed
+def validate(args, data: TrainingData, detector, dtype) -> dict[str, float]:
+    """Score the validation images, and in adversarial training attack some of them."""
     from utils.validation import clean_figures, robust_figures
 
-    detector = state.scored_detector()
     figures = clean_figures(detector, data.valid, args.batch_size, dtype)
-    if not args.adversarial:
-        return figures
-    figures |= robust_figures(detector, data.valid, args.adv_eps, args.batch_size, dtype, args.seed)
-    ramp_is_over = state.epoch + 1 > args.adv_ramp * args.epochs
-    return {**figures, "collapsed": float(has_collapsed(state.history, figures, ramp_is_over))}
+    if args.adversarial:
+        figures |= robust_figures(detector, data.valid, args.adv_eps, args.batch_size, dtype, args.seed)
+    return figures
 
 
 def finish(args, data: TrainingData, folder: Path, device, unreadable: dict[str, str]) -> dict:
     """Fit the operating point of best.pt on validation and report the test splits."""
+    from utils.distributed import wait_for_all
     from utils.release import finalize
 
+    wait_for_all()
     rows, failed = finalize(folder / "best.pt", data, args.batch_size, device, args.calibration)
     exit_code = EXIT_PARTIAL if unreadable or failed else EXIT_DONE
     return {"checkpoint": str(folder / "best.pt"), "rows": rows, "history": [], "exit_code": exit_code}
@@ -371,7 +399,10 @@ def run_name(model: str, specs: Sequence[str]) -> str:
 
 def log(line: str) -> None:
     """Tell the user something that is not a result."""
-    print(line, file=sys.stderr, flush=True)
+    from utils.distributed import is_first
+
+    if is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,19 @@ def add_device_group(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int_in(1, 1024), help="CPU threads of the model (default: all cores)")
 
 
+def add_face_group(parser: argparse.ArgumentParser) -> None:
+    """Add --faces and --face-detector; ``finder_name`` says what they ask for."""
+    group = parser.add_argument_group("faces")
+    group.add_argument("--faces", action="store_true", help="score each face, found by a bundled cascade, instead of "
+                       "the whole picture; the score of a picture is the highest of its faces")  # fmt: skip
+    group.add_argument("--face-detector", metavar="FILE", help="the same with YuNet, from its ONNX file")
+
+
+def finder_name(args: argparse.Namespace) -> str | None:
+    """What ``datasets.faces.open_finder`` is to open, None for whole pictures."""
+    return args.face_detector or ("cascade" if args.faces else None)
+
+
 def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --seed."""
     parser.add_argument("--seed", type=int_in(0, 2**31 - 1), default=0, help="seed of every random choice (default: 0)")

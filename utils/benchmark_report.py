@@ -69,7 +69,7 @@ def speed_rows(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_benchmark(cells: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Write benchmark.{csv,md,tex}, speed.{csv,md,tex} and pareto.{pdf,png}; returns the rows of the first table."""
-    first = next((cell for cell in cells if cell["engine"] == BASELINE), {"batches": []})
+    first: dict[str, Any] = next((cell for cell in cells if cell["engine"] == BASELINE), {"batches": []})
     first_rates = {batch["batch_size"]: batch["images_per_s"] for batch in first["batches"]}
     rows = [summary_row(cell, first_rates) for cell in cells]
     write_table(rows, COLUMNS, folder / "benchmark", fmt=FORMATS)
@@ -92,9 +92,11 @@ def pareto_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 @styled
 def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """AUC over images/s, a colour per checkpoint and a marker per engine; a line joins what nothing else beats."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
     engines = list(dict.fromkeys(row["engine"] for row in rows))
-    figure, (axes,) = new_figure(6.6, 4.6)
+    figure, (axes,) = new_figure(6.6, 5.6)
     front = pareto_front(rows)
     axes.plot([row["images_per_s"] for row in front], [row["auc"] for row in front], color="#BBBBBB", linewidth=4,
               zorder=1, label="not beaten in both")  # fmt: skip
@@ -111,5 +113,9 @@ def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     for number, checkpoint in enumerate(checkpoints):
         axes.plot([], [], linewidth=6, color=PALETTE[number % len(PALETTE)], label=checkpoint)
     axes.set(xlabel="Images/s at the best batch", ylabel="AUC", xscale="log")
+    axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
     legend_below(figure, axes, n_columns=3)
     return figure

@@ -6,7 +6,6 @@ itself, its ONNX export or its int8 ONNX export. This module imports neither tor
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,13 +39,17 @@ def _torch_kind(what: str, needs_cuda: bool = False, **options) -> EngineKind:
 
 
 def _onnx_kind(source: str, what: str, needs_cuda: bool = False, **options) -> EngineKind:
-    run = functools.partial(onnx_engine, **options)
-    return EngineKind(source, lambda file, threads, _: run(file, threads), what, ("onnxruntime",), needs_cuda)
+    def build(file: Path, threads: int | None, device: str) -> Engine:
+        return onnx_engine(file, threads, **options)
+
+    return EngineKind(source, build, what, ("onnxruntime",), needs_cuda)
 
 
 def _openvino_kind(source: str, what: str, precision: str) -> EngineKind:
-    run = functools.partial(openvino_engine, precision=precision)
-    return EngineKind(source, lambda file, threads, _: run(file, threads), what, ("openvino",))
+    def build(file: Path, threads: int | None, device: str) -> Engine:
+        return openvino_engine(file, threads, precision)
+
+    return EngineKind(source, build, what, ("openvino",))
 
 
 ENGINES: dict[str, EngineKind] = {

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.image_cache import pick_records
 from datasets.loading import Batch, ImageDataset, make_loader
 from datasets.spec import Record
 from datasets.transforms import Geometry
 from models import Detector
 from utils.calibration import apply_calibration
+from utils.distributed import gather, team
 from utils.perturbations import CLEAN, apply_tier, content_seed
 from utils.runtime import autocast
 from utils.scores import ScoreTable
@@ -96,12 +98,34 @@ def stream_jobs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Failures]]:
     """Score records in their order with all jobs, a batch at a time; memory does not grow with their number.
 
+    Of several processes each scores every n-th batch, and all of them get all results: batches, and so logits to the
+    last bit, are those of a single process.
+
     Args:
         jobs: at least one; all detectors on the same device.
 
     Yields:
         ``(indices, logits, unreadable)`` of one batch, as in :class:`Scores`, with logits ``(jobs, N)``.
     """
+    if team.size == 1:
+        yield from _stream_alone(jobs, records, batch_size, workers, dtype)
+        return
+    order = np.arange(len(records))
+    blocks = [order[start : start + batch_size] for start in range(0, len(records), batch_size)]
+    own = np.concatenate([order[:0], *blocks[team.rank :: team.size]])
+    mine = _stream_alone(jobs, pick_records(records, own.tolist()), batch_size, workers, dtype)
+    for _ in range(0, len(blocks), team.size):
+        part = next(mine, None)
+        if part is not None:
+            indices, logits, failures = part
+            part = own[indices], logits, [(int(own[index]), reason) for index, reason in failures]
+        yield from (found for found in gather(part) if found is not None)
+
+
+def _stream_alone(
+    jobs: Sequence[Job], records: Sequence[Record], batch_size: int, workers: int, dtype: torch.dtype
+) -> Iterator[tuple[np.ndarray, np.ndarray, Failures]]:
+    """What :func:`stream_jobs` does, in this process alone."""
     # Not from state_dict(): a classical detector would serialise its whole learner for it.
     tensors = (tensor for detector, _ in jobs for tensor in chain(detector.parameters(), detector.buffers()))
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))

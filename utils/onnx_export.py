@@ -84,6 +84,7 @@ def trace(detector: Detector) -> Any:
                 f"expected every part of the detector to have a counterpart in ONNX, but {failing_part(detector)} "
                 f"has none: {reason}"
             ) from None
+    assert program is not None  # as it is only for the older exporter, with dynamo=False
     return program.model_proto
 
 

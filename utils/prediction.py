@@ -28,10 +28,12 @@ def open_checkpoint(
 ) -> tuple[ScoredBatches, dict[str, Any]]:  # fmt: skip
     """Score with the loop that evaluate.py uses."""
     from utils.checkpoint import load_detector
+    from utils.distributed import join_team
     from utils.inference import stream_scores
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
 
     device = pick_device(device_name)
+    join_team(device)
     dtype = pick_precision(precision, device, training=False)
     set_threads(threads)
     detector, checkpoint = load_detector(file, device)

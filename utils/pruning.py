@@ -89,7 +89,7 @@ def narrow_layers(detector: nn.Module, channels: Mapping[str, Sequence[int]]) ->
             layer.out_features, layer.in_features = width[:2]
             resize(layer, "weight", (width[0], width[1]))
             resize(layer, "bias", (width[0],))
-        else:
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.num_features = width[0]
             for key in ("weight", "bias", "running_mean", "running_var"):
                 resize(layer, key, (width[0],))

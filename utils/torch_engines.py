@@ -40,7 +40,7 @@ def torch_engine(
         import torch._inductor.config as inductor
 
         inductor.freezing = True  # without it int8 and bfloat16 gain next to nothing on a CPU
-        module = torch.compile(module, dynamic=False)
+        module.compile(dynamic=False)
 
     @torch.no_grad()
     def run(images: np.ndarray) -> np.ndarray:

@@ -18,7 +18,9 @@ from utils.errors import UserError
 from utils.runtime import git_commit, versions
 
 # Flags that say where and whether to run, not what to compute; a resumed run may change them.
-FREE_ON_RESUME = ("resume", "overwrite", "output_dir", "device", "workers", "threads", "list_models", "feature_cache")
+FREE_ON_RESUME = ("resume", "overwrite", "output_dir", "device", "workers", "threads", "list_models", "feature_cache",
+    "cache",
+)
 NOT_GIVEN = object()
 
 
@@ -39,6 +41,7 @@ class TrainingState:
     best_auc: float = float("-inf")
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    waited: float = 0.0  # seconds for data in the last epoch
     teacher: Teacher | None = None
 
     def scored_detector(self) -> Detector:

@@ -1,0 +1,149 @@
+"""Several processes that torchrun started, as one run: who writes, who scores what, and what they tell each other.
+
+    torchrun --nproc-per-node 4 train.py --model tf_efficientnet_b0 --data data/140k
+
+Without torchrun every function here is that of a single process. ``--batch-size`` is that of each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.loading import Batch
+
+TIMEOUT = timedelta(minutes=10)  # without word from the others
+SIGNS_OF_A_LOST_PEER = ("gloo", "nccl", "connection", "peer", "timed out", "socket")
+
+
+@dataclass
+class Team:
+    """This process among the others."""
+
+    rank: int = 0
+    size: int = 1
+
+
+team = Team()
+
+
+def join_team(device: torch.device) -> None:
+    """Meet the other processes, if torchrun started any; only the first one goes on printing results.
+
+    Raises:
+        UserError: the machine has fewer GPUs than processes, or the others cannot be reached.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if size == 1 or team.size > 1:
+        return
+    import torch
+    from torch import distributed
+
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"expected a GPU for each process, found {torch.cuda.device_count()}; lower --nproc-per-node or pass "
+                "--device cpu"
+            )
+        torch.cuda.set_device(local)
+    try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"expected the other processes of torchrun, but {str(error).splitlines()[0]}") from None
+    team.rank, team.size = distributed.get_rank(), distributed.get_world_size()
+    if team.rank:
+        torch.manual_seed(torch.initial_seed() + team.rank)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the rest of this process's life)
+
+
+def is_first() -> bool:
+    """Whether this process writes files and prints results; known before the processes have met."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def check_enough(n_images: int) -> None:
+    """Raise UserError unless each process gets training images of its own, and batch norm at least two."""
+    if n_images < 2 * team.size:
+        raise UserError(
+            f"expected at least two training images per process, got {n_images} for {team.size} processes; "
+            "lower --nproc-per-node"
+        )
+
+
+def gather(value: Any) -> list[Any]:
+    """What every process passed, in the order of their ranks; all of them must call this."""
+    if team.size == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[Any] = [None] * team.size
+    with expecting_peers():
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come to this point: what the first one wrote before can then be read."""
+    gather(None)
+
+
+def parallel(detector: Any, device: torch.device) -> Any:
+    """The detector as the processes train it together, averaging their gradients; itself if there is one process.
+
+    Batch norm looks at the images of all processes on GPUs (torch has no such layer for CPUs).
+    """
+    if team.size == 1:
+        return detector
+    from torch.nn.parallel import DistributedDataParallel
+
+    with expecting_peers():
+        return DistributedDataParallel(detector, device_ids=[device] if device.index is not None else None)
+
+
+def unwrap(detector: Any) -> Any:
+    """The detector inside what :func:`parallel` returned."""
+    return detector.module if team.size > 1 and hasattr(detector, "module") else detector
+
+
+def stand_in(batch: Batch, side: int) -> int:
+    """Let a process whose batch has fewer than two readable images take part in the step of all, with weight 0.
+
+    Returns:
+        1 for an ordinary batch, 0 if black images took its place; without other processes it stays as it is.
+    """
+    if team.size == 1 or len(batch.images) > 1:
+        return 1
+    import torch
+
+    batch.images, batch.labels = torch.zeros(2, 3, side, side), torch.zeros(2)
+    return 0
+
+
+@contextlib.contextmanager
+def expecting_peers() -> Iterator[None]:
+    """Turn what torch says when another process is gone into one line.
+
+    Raises:
+        UserError: another process has stopped.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if team.size == 1 or not any(sign in text for sign in SIGNS_OF_A_LOST_PEER):
+            raise
+        raise UserError(
+            f"expected {team.size} processes to work together, but another one has stopped (see its message); "
+            "start them again, train.py with --resume"
+        ) from None
