@@ -59,13 +59,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     flags = ["--output-dir", str(folder), "--n-boot", str(args.n_boot)]
     result = evaluate.main(["--checkpoint", *checkpoints, "--data", *args.data, *flags])
     rows = cells(read_json(folder / "metrics.json"), args.data)
-    write_matrix(rows, folder)
     seen, unseen = ([row["auc"] for row in rows if row["seen"] == answer] for answer in ("yes", "no"))
+    means = f"seen {statistics.mean(seen):.3f}, unseen {statistics.mean(unseen):.3f}"
+    write_matrix(rows, folder, means)
     print((folder / "matrix.md").read_text(encoding="utf-8"), end="")
-    print(
-        f"mean AUC over {len(generators)} generators: seen {statistics.mean(seen):.3f}, "
-        f"unseen {statistics.mean(unseen):.3f}"
-    )
+    print(f"mean AUC over {len(generators)} generators: {means}")
     return {"rows": rows, "exit_code": EXIT_PARTIAL if result["exit_code"] == EXIT_PARTIAL else EXIT_DONE}
 
 
@@ -131,13 +129,14 @@ def cells(rows: Sequence[dict], specs: Sequence[str]) -> list[dict]:
     return picked
 
 
-def write_matrix(rows: Sequence[dict], folder: Path) -> None:
+def write_matrix(rows: Sequence[dict], folder: Path, means: str) -> None:
     """Write the table and the figure: a line per run, a column per generator tested, unseen cells framed."""
     from utils.figures import save_figure
     from utils.protocol_figures import matrix_figure
     from utils.tables import write_table
 
-    write_table(rows, COLUMNS, folder / "matrix", "Leave one generator out; 95 % bootstrap intervals.")
+    caption = f"Leave one generator out; 95 % bootstrap intervals. Mean AUC: {means}."
+    write_table(rows, COLUMNS, folder / "matrix", caption)
     runs = list(dict.fromkeys(row["excluded"] for row in rows))
     tested = list(dict.fromkeys(row["tested"] for row in rows))
     value = {(row["excluded"], row["tested"]): row["auc"] for row in rows}
