@@ -6,7 +6,9 @@ RUN := runs/demo
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: install demo test test-slow lint clean
+WEB_SOURCES := web/package-lock.json web/index.html web/vite.config.js $(wildcard web/src/*)
+
+.PHONY: install demo test test-slow test-web lint web screenshots clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +27,22 @@ test: install
 
 test-slow: install
 	$(PY) -m pytest -m slow
+
+web: web/dist/index.html
+
+web/node_modules/.installed: web/package-lock.json
+	npm --prefix web ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+web/dist/index.html: web/node_modules/.installed $(WEB_SOURCES)
+	npm --prefix web run build
+
+test-web: install web
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt -c constraints.txt
+	$(PY) -m pytest tests_web -p no:schemathesis
+
+screenshots: web
+	$(PY) -m tests_web.screenshots --checkpoint $(RUN)
 
 lint: install
 	$(PY) -m ruff check .

@@ -29,7 +29,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,6 +160,7 @@ def score_all(
     All checkpoints go over a data set together, so that its images are read once.
     """
     from datasets.image_cache import cache_listing
+    from utils.face_scores import highest_faces, with_faces
     from utils.reports import evaluate_tiers
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
     from utils.score_cache import ScoreCache
@@ -179,8 +179,8 @@ def score_all(
         warn_of_training_images(candidates, dataset, listing)
         listing = cache_listing(listing, Path(args.cache) if args.cache else None)
         results = evaluate_tiers(
-            candidates, with_faces(listing, finder_name(args)), tiers, cache, dataset=dataset, batch_size=args.batch_size,
-            workers=pick_workers(args.workers, device), dtype=dtype,
+            candidates, with_faces(listing, finder_name(args)), tiers, cache, dataset=dataset,
+            batch_size=args.batch_size, workers=pick_workers(args.workers, device), dtype=dtype,
         )  # fmt: skip
         if finder_name(args):
             results = [(highest_faces(table), unreadable) for table, unreadable in results]
@@ -194,23 +194,6 @@ def score_all(
             write_scored(file, candidate, listing, table, facts)
             files[row, column] = file
     return [files[key] for key in sorted(files)]
-
-
-def with_faces(listing: Listing, finder: str | None) -> Listing:
-    """Put a record for each face in the place of each picture; the listing itself without a finder."""
-    if finder is None:
-        return listing
-    from datasets.faces import face_paths, open_finder
-
-    paths = list(face_paths([record.path for record in listing.records], open_finder(finder)))
-    return replace(listing, records=[replace(listing.records[path.number], path=path) for path in paths])
-
-
-def highest_faces(table: ScoreTable) -> ScoreTable:
-    """Of the rows of a picture, one for each face, keep the one with the highest score, in every tier."""
-    from datasets.faces import highest_of_each
-
-    return table.select(highest_of_each(table.path, table.tier, table.logit))  # type: ignore[arg-type]
 
 
 def load_candidates(paths: list[Path], device) -> list[Candidate]:

@@ -87,13 +87,14 @@ def open_finder(file: str | None) -> Finder:
 def face_paths(paths: Iterable[str], finder: Finder) -> Iterator[FacePath]:
     """Name every face of some pictures; one in which none is found, or that cannot be read, is named as a whole."""
     for number, path in enumerate(paths):
+        faces: Sequence[Face | None]
         try:
             faces = finder(read_image(path))
         except UnreadableImage:  # whoever reads it next reports it
             faces = []
-        for part in [face.part for face in faces] or [None]:
+        for face in faces or [None]:
             named = FacePath(path)
-            named.number, named.part = number, part
+            named.number, named.part = number, face and face.part
             yield named
 
 
@@ -176,7 +177,7 @@ def _cascade() -> Callable[[np.ndarray], list[Box]]:
         if min(small.shape[:2]) < CASCADE_FACE:
             return []
         found = cascade.detect_multi_scale(
-            img=small, scale_factor=1.2, step_ratio=1.3, min_size=(CASCADE_FACE,) * 2, max_size=small.shape[:2]
+            img=small, scale_factor=1.15, step_ratio=1, min_size=(CASCADE_FACE,) * 2, max_size=small.shape[:2]
         )
         return [(f["c"] * factor, f["r"] * factor, f["width"] * factor, f["height"] * factor, -1.0) for f in found]
 

@@ -1,0 +1,379 @@
+"""serve.py: the API, what it refuses, and that its scores are those of predict.py."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import threading
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("flask")
+pytest.importorskip("waitress")
+
+import predict
+import serve
+from tests.conftest import write_image
+from utils.errors import UserError
+from utils.serving.batching import MicroBatcher
+from utils.serving.guard import RateLimit
+from utils.serving.settings import Limits, Refused
+from utils.serving.uploads import shown_name, sniff
+
+LIMITS = Limits(max_mb=2, max_pixels=1_000_000, max_files=4)
+TOKEN = "a-token-that-is-long-enough"
+
+
+@pytest.fixture(scope="module")
+def app(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
+    page = tmp_path_factory.mktemp("no-build")
+    app = serve.create_app([_tiny_checkpoint_file], LIMITS, threads=1, page=page)
+    yield app
+    app.extensions["service"].batcher.close()
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for index, path in enumerate(paths):
+        write_image(path, index, fake=index % 2 == 1, height=48 + 8 * index, width=64)
+    return paths
+
+
+def upload(client, url: str, files: list[tuple[bytes, str]], field: str | None = None, **fields: str):
+    field = field or ("images" if url.endswith("predict") else "image")
+    data = {field: [(io.BytesIO(content), name) for content, name in files], **fields}
+    return client.post(url, data=data, content_type="multipart/form-data")
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG whose header promises a size that its data does not hold."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def gif(side: int) -> bytes:
+    """A GIF of one large frame in a few bytes."""
+    frame = struct.pack("<HHHH", 0, 0, side, side)
+    return b"GIF89a" + struct.pack("<HH", side, side) + b"\x80\0\0" + b"\0" * 6 + b"," + frame + b"\0\x02\x02D\x01\0;"
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.png", b"\0" * 1000)
+    return buffer.getvalue()
+
+
+def jpeg(side: int = 64) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------- answers
+
+
+def test_scores_are_those_of_predict(client, photos, tiny_checkpoint, tmp_path):
+    output = tmp_path / "out.json"
+    predict.main(["--checkpoint", str(tiny_checkpoint), "--format", "json", "--output", str(output), "--threads", "1",
+                  *map(str, photos)])  # fmt: skip
+    expected = json.loads(output.read_text())
+    answer = upload(client, "/api/predict", [(path.read_bytes(), path.name) for path in photos]).get_json()
+    assert [image["name"] for image in answer["images"]] == [path.name for path in photos]
+    for image, row in zip(answer["images"], expected, strict=True):
+        assert image["verdict"] == row["verdict"]
+        assert image["logit"] == pytest.approx(row["logit"], abs=1e-5)
+        assert image["p_fake"] == pytest.approx(row["p_fake"], abs=1e-6)
+    assert answer["unsure"] == [0.4, 0.6] and answer["threshold"] == 0.5
+
+
+def test_an_image_that_cannot_be_read_has_no_score(client, photos):
+    answer = upload(client, "/api/predict", [(photos[0].read_bytes(), "a.png"), (b"\xff\xd8\xff", "b.jpg")])
+    good, bad = answer.get_json()["images"]
+    assert answer.status_code == 200 and 0 <= good["p_fake"] <= 1
+    assert bad == {"name": "b.jpg", "error": {"code": "unreadable", "message": "The image is damaged or incomplete."}}
+
+
+def test_explanation_has_an_overlay_of_the_picture_and_the_raw_map(client, photos):
+    answer = upload(client, "/api/explain", [(photos[2].read_bytes(), "c.png")]).get_json()
+    drawn, heat = (
+        cv2.imdecode(np.frombuffer(base64.b64decode(answer[key]["base64"]), np.uint8), cv2.IMREAD_UNCHANGED)
+        for key in ("overlay", "map")
+    )
+    assert drawn.shape == (64, 64, 3) and heat.shape == (32, 32)
+    assert answer["all_zero"] == (not heat.any()) and answer["method"] == "gradcam"
+    assert answer["target"] == ("fake" if answer["p_fake"] >= 0.5 else "real")
+
+
+def test_stress_scores_every_step_and_counts_kept_verdicts(client, photos):
+    answer = upload(client, "/api/stress", [(photos[0].read_bytes(), "a.png")]).get_json()
+    whole = upload(client, "/api/predict", [(photos[0].read_bytes(), "a.png")]).get_json()["images"][0]
+    assert answer["original"]["p_fake"] == pytest.approx(whole["p_fake"], abs=1e-6)
+    assert {step["kind"] for step in answer["steps"]} == {"jpeg", "resize", "screenshot", "shared"}
+    assert answer["held"] == sum(step["verdict"] == whole["verdict"] for step in answer["steps"])
+
+
+def test_models_say_what_a_reader_should_know_and_no_path(client):
+    answer = client.get("/api/models").get_json()
+    card = answer["models"][0]
+    assert card["model"] == "cnn" and card["threshold"] == 0.5 and card["calibrated"]
+    assert answer["limits"] == {"max_mb": 2, "max_pixels": 1_000_000, "max_files": 4}
+    assert "/" not in json.dumps(card)
+
+
+def test_metrics_count_requests_verdicts_and_the_queue(client, photos):
+    upload(client, "/api/predict", [(photos[0].read_bytes(), "a.png")])
+    text = client.get("/metrics").text
+    assert 'requests_total{endpoint="predict",status="200"}' in text
+    assert "verdicts_total{verdict=" in text and "deepfake_engine_queue_images 0" in text
+    assert 'request_seconds_bucket{endpoint="predict",le="+Inf"}' in text
+
+
+def test_openapi_names_every_address_and_every_status_that_is_given(client):
+    document = client.get("/api/openapi.json").get_json()
+    rules = {rule.rule for rule in client.application.url_map.iter_rules()}
+    assert set(document["paths"]) == {rule for rule in rules if rule.startswith("/api") or rule == "/metrics"}
+    assert upload(client, "/api/predict", [(b"no image", "a.txt")]).status_code == 415
+    assert {"200", "415", "503"} <= set(document["paths"]["/api/predict"]["post"]["responses"])
+
+
+def test_plain_form_works_without_a_build(client, photos):
+    assert b"<form" in client.get("/").data
+    answer = upload(client, "/plain", [(photos[0].read_bytes(), "<b>.png")], field="images")
+    assert answer.status_code == 200 and "&lt;b&gt;.png" in answer.text
+    assert upload(client, "/plain", [(b"x", "a.txt")], field="images").status_code == 415
+
+
+# ------------------------------------------------------------------------------------------ hostile requests
+
+
+@pytest.mark.parametrize(
+    "content, status",
+    [
+        (b"", 422),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', 415),
+        (b"<!doctype html><script>alert(1)</script>", 415),
+        (zipped(), 415),
+        (b"%PDF-1.7", 415),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", 415),
+        (png(60_000, 60_000), 413),
+        (png(60, 60), 422),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, 422),
+        (gif(65_000), 413),
+        (b"RIFF\xff\xff\xff\xffWEBPVP8 ", 422),
+        (b"BM" + b"\xff" * 60, 422),
+        (jpeg()[:400], 422),
+    ],
+)
+def test_hostile_files_are_refused(client, content, status):
+    answer = upload(client, "/api/predict", [(content, "photo.jpg")])
+    assert answer.status_code == status
+    assert set(answer.get_json()["error"]) == {"code", "message"}
+
+
+@pytest.mark.parametrize("tail", [zipped(), b"<script>alert(1)</script>"])
+def test_polyglots_are_judged_by_their_pixels_and_never_given_back(client, tail):
+    answer = upload(client, "/api/explain", [(jpeg() + tail, "a.html")])
+    assert answer.status_code == 200 and answer.mimetype == "application/json"
+    assert tail not in base64.b64decode(answer.get_json()["overlay"]["base64"])
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [("../../etc/passwd", "passwd"), ("C:\\evil\\a.png", "a.png"), ("a\r\nb\0.png", "ab.png"), ("/", "image"),
+     ("x" * 500, "x" * 100), (None, "image")],
+)  # fmt: skip
+def test_file_names_are_only_shown(name, shown):
+    assert shown_name(name) == shown
+
+
+def test_nothing_is_written_to_disk(client, monkeypatch):
+    import tempfile
+
+    from werkzeug.datastructures import FileStorage
+    from werkzeug.test import encode_multipart
+
+    large = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8))[1].tobytes()
+    assert len(large) > 1_000_000  # Werkzeug's own limit for memory is half of that
+    boundary, body = encode_multipart({"images": FileStorage(io.BytesIO(large), "a.png")})
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("werkzeug.formparser.SpooledTemporaryFile", refuse)
+    answer = client.post("/api/predict", data=body, content_type=f"multipart/form-data; boundary={boundary}")
+    assert answer.status_code == 200
+
+
+def test_bytes_files_and_fields_are_limited(client):
+    assert upload(client, "/api/predict", [(b"\xff" * 3_000_000, "a.jpg")]).status_code == 413
+    assert upload(client, "/api/predict", [(jpeg(), "a.jpg")] * 5).status_code == 413
+    assert upload(client, "/api/explain", [(jpeg(), "a.jpg")] * 2).status_code == 413
+    assert upload(client, "/api/predict", []).status_code == 400
+    assert upload(client, "/api/predict", [(jpeg(), "a.jpg")], model="other").status_code == 400
+    assert upload(client, "/api/predict", [(jpeg(), "a.jpg")], faces="maybe").status_code == 400
+    assert client.post("/api/predict", data=b"\xff\xd8\xff", content_type="image/jpeg").status_code == 400
+
+
+def test_errors_are_json_and_say_nothing_of_the_inside(app, client, monkeypatch):
+    def crash(*args):
+        raise RuntimeError("secret/path")
+
+    monkeypatch.setattr(app.extensions["service"], "predict", crash)
+    answer = upload(client, "/api/predict", [(jpeg(), "a.jpg")])
+    assert answer.status_code == 500 and "secret" not in answer.text
+    assert client.get("/api/nothing").get_json()["error"]["code"] == "not_found"
+    assert client.get("/api/predict").status_code == 405
+
+
+def test_every_answer_has_the_security_headers(client):
+    for url in ("/", "/api/health", "/api/nothing", "/plain-files/plain.css"):
+        headers = client.get(url).headers
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert "script-src 'self'" in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["X-Frame-Options"] == "DENY"
+        assert "Access-Control-Allow-Origin" not in headers
+    assert client.get("/api/health").headers["Cache-Control"] == "no-store"
+
+
+def test_requests_of_other_sites_are_refused(client):
+    answer = client.post("/api/predict", headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 403
+
+
+def test_token_guards_all_but_health_and_page(tiny_checkpoint, tmp_path):
+    app = serve.create_app([tiny_checkpoint], LIMITS, token=TOKEN, page=tmp_path)
+    client = app.test_client()
+    assert client.get("/api/health").status_code == client.get("/").status_code == 200
+    for url in ("/api/models", "/metrics"):
+        assert client.get(url).status_code == 401
+        assert client.get(url, headers={"Authorization": "Bearer ü"}).status_code == 401
+        assert client.get(url, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert upload(client, "/plain", [(jpeg(), "a.jpg")], field="images").status_code == 401
+    assert upload(client, "/plain", [(jpeg(), "a.jpg")], field="images", token=TOKEN).status_code == 200
+    app.extensions["service"].batcher.close()
+
+
+def test_only_known_host_names_are_served(tiny_checkpoint, tmp_path):
+    app = serve.create_app([tiny_checkpoint], host_names=serve.host_names("127.0.0.1", []), page=tmp_path)
+    client = app.test_client()
+    assert client.get("/api/health", base_url="http://localhost:5000").status_code == 200
+    assert client.get("/api/health", base_url="http://evil.example").status_code == 400
+    assert serve.host_names("0.0.0.0", []) is None
+    assert serve.host_names("127.0.0.1", ["faces.example.org"])[-1] == "faces.example.org"
+    app.extensions["service"].batcher.close()
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+
+
+def test_rate_limit_refills_and_forgets_nobody_else():
+    now = [0.0]
+    limit = RateLimit(2, clock=lambda: now[0])
+    limit.check("a")
+    limit.check("a")
+    with pytest.raises(Refused) as refusal:
+        limit.check("a")
+    assert refusal.value.status == 429 and refusal.value.retry_after == 30
+    limit.check("b")
+    now[0] = 30
+    limit.check("a")
+
+
+def test_waiting_requests_are_scored_together():
+    gate, sizes = threading.Event(), []
+
+    def score(views: np.ndarray) -> np.ndarray:
+        gate.wait(10)
+        sizes.append(len(views))
+        return views[:, 0, 0, 0].astype(float)
+
+    batcher = MicroBatcher(capacity=16, max_batch=8)
+    views = [np.full((1, 1, 1, 3), number, np.uint8) for number in range(9)]
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(batcher.score, score, views[0], 10)
+        while batcher.waiting or not batcher._thread.is_alive():
+            pass
+        others = [pool.submit(batcher.score, score, view, 10) for view in views[1:]]
+        while batcher.waiting < 8:
+            pass
+        gate.set()
+        assert [float(job.result()[0]) for job in (first, *others)] == list(range(9))
+    assert sizes == [1, 8]
+    batcher.close()
+
+
+def test_full_queue_turns_away_and_a_crash_ends_only_its_own_request():
+    gate = threading.Event()
+    batcher = MicroBatcher(capacity=2, max_batch=1)
+    one = np.zeros((1, 1, 1, 3), np.uint8)
+
+    def crash(views: np.ndarray) -> np.ndarray:
+        gate.wait(10)
+        raise ValueError("broken")
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(batcher.score, crash, one, 10)
+        while batcher.waiting:
+            pass
+        waiting = [pool.submit(batcher.score, lambda views: np.ones(len(views)), one, 10) for _ in range(2)]
+        while batcher.waiting < 2:
+            pass
+        with pytest.raises(Refused) as refusal:
+            batcher.score(crash, one, 10)
+        assert refusal.value.status == 503 and refusal.value.retry_after
+        gate.set()
+        with pytest.raises(ValueError, match="broken"):
+            first.result()
+        assert [job.result()[0] for job in waiting] == [1, 1]
+    batcher.close()
+
+
+def test_sniff_reads_content():
+    assert sniff(jpeg()) == "jpeg" and sniff(png(1, 1)) == "png" and sniff(b"\0\0\0\x20ftypavif") == "avif"
+    assert sniff(b"<svg") is None and sniff(b"MM\0*") is None
+
+
+@pytest.mark.parametrize("text", ["", "short\n"])
+def test_tokens_that_can_be_guessed_are_refused(tmp_path, text):
+    (tmp_path / "token").write_text(text)
+    with pytest.raises(UserError, match="at least 16 characters"):
+        serve.read_token(str(tmp_path / "token"))
+
+
+def test_server_answers_over_a_socket_and_limits_headers(app):
+    import http.client
+
+    from utils.serving.wsgi import make_server
+
+    server, port = make_server(app, "127.0.0.1", 0, LIMITS)
+    threading.Thread(target=server.run, daemon=True).start()
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/api/health")
+        assert json.loads(connection.getresponse().read())["status"] == "ok"
+        connection.request("GET", "/api/health", headers={"X-Large": "x" * 20_000})
+        assert connection.getresponse().status == 431
+        with pytest.raises(UserError, match="expected a free address"):
+            make_server(app, "127.0.0.1", port, LIMITS)
+    finally:
+        server.close()
+        server.task_dispatcher.shutdown(timeout=1)

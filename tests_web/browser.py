@@ -1,0 +1,50 @@
+"""A server in a thread and a headless Chromium in front of it, for the tests of the page and for its screenshots."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from utils.errors import UserError
+from utils.serving.settings import Limits
+from utils.serving.wsgi import make_server
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# Without a sandbox, because tests run as root in containers; the browser sees nothing but this server.
+FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+
+@contextlib.contextmanager
+def running(app: Any, limits: Limits | None = None) -> Iterator[str]:
+    """Serve an app on a free port of the loopback address; yields the URL."""
+    server, port = make_server(app, "127.0.0.1", 0, limits or Limits())
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.close()
+        server.task_dispatcher.shutdown(timeout=1)
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """Start the system's Chromium; yields a Playwright browser.
+
+    Raises:
+        UserError: there is no Chromium.
+    """
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if program is None:
+        raise UserError("expected Chromium, found none; install it with: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()

@@ -1,0 +1,64 @@
+"""Property-based tests of the API: requests made from its own OpenAPI document, valid and invalid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import serve
+from utils.serving.settings import Limits
+
+EXAMPLES = 60  # of each operation
+
+
+@st.composite
+def image_bytes(draw) -> bytes:
+    """Small images of several kinds, some of them damaged."""
+    height, width = draw(st.integers(1, 48)), draw(st.integers(1, 48))
+    kind = draw(st.sampled_from([".jpg", ".png", ".webp", ".bmp"]))
+    pixels = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 255, (height, width, 3), np.uint8)
+    data = bytearray(cv2.imencode(kind, pixels)[1].tobytes())
+    for _ in range(draw(st.integers(0, 3))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.integers(1, len(data)))] if draw(st.booleans()) else data)
+
+
+schemathesis.openapi.format("binary", st.one_of(image_bytes(), st.binary(max_size=64)))
+CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
+OPERATIONS = [("POST", f"/api/{name}") for name in ("predict", "explain", "stress")]
+OPERATIONS += [("GET", path) for path in ("/api/models", "/api/health", "/metrics")]
+
+
+@pytest.fixture(scope="module")
+def api(_tiny_checkpoint_file: Path):
+    app = serve.create_app([_tiny_checkpoint_file], Limits(max_mb=1, max_files=3), threads=1)
+    yield schemathesis.openapi.from_wsgi("/api/openapi.json", app)
+    app.extensions["service"].batcher.close()
+
+
+def test_every_operation_is_fuzzed(api):
+    document = "/api/openapi.json"  # schemathesis leaves out where it took the document from
+    found = {(operation.ok().method.upper(), operation.ok().path) for operation in api.get_all_operations()}
+    assert found | {("GET", document)} == set(OPERATIONS) | {("GET", document)}
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("method, path", OPERATIONS)
+def test_every_answer_is_as_documented(api, method, path, mode):
+    """No 5xx, a documented status and a body that fits its schema, for requests as documented and for others."""
+    operation = api[path][method]
+    if mode == schemathesis.GenerationMode.NEGATIVE and method == "GET":
+        pytest.skip("there is nothing to send")
+
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def check(case):
+        case.call_and_validate(checks=[getattr(schemathesis.checks, name) for name in CHECKS])
+
+    check()

@@ -1,0 +1,259 @@
+"""The built page in a headless Chromium: what people do with it, what they see when things go wrong, accessibility."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import predict
+import serve
+from tests.conftest import write_image
+from tests_web.browser import chromium, running
+from utils.serving.settings import Limits, Refused
+
+ROOT = Path(__file__).resolve().parent.parent
+AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
+MAX_BUNDLE = 120_000  # bytes, gzip
+PHONE = {"width": 390, "height": 844}
+pytestmark = pytest.mark.skipif(not serve.WEB.joinpath("dist/index.html").is_file(), reason="make web was not run")
+
+
+@pytest.fixture(scope="module")
+def app(_tiny_checkpoint_file: Path):
+    app = serve.create_app([_tiny_checkpoint_file], Limits(max_mb=2), threads=1)
+    # An untrained detector often finds no evidence at all, and there would be no map to look at.
+    app.extensions["service"].offers[0].explain = lambda view, target: (np.eye(32, dtype=np.float32), "gradcam")
+    yield app
+    app.extensions["service"].batcher.close()
+
+
+@pytest.fixture(scope="module")
+def url(app):
+    with running(app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture
+def page(browser, url):
+    """A page of its own, which must neither ask a third party for anything nor break the server's rules."""
+    context = browser.new_context(bypass_csp=False, permissions=["camera"])
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith((url, "blob:", "data:")) else
+            complaints.append(f"third party: {request.url}"))  # fmt: skip
+    page.complaints = complaints
+    page.goto(url)
+    page.get_by_role("button", name="Choose pictures").wait_for()
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / f"{index}.png" for index in range(6)]
+    for index, path in enumerate(paths):
+        write_image(path, index, fake=index % 2 == 1, height=96, width=80 + 8 * index)
+    return [str(path) for path in paths]
+
+
+def choose(page, files: list[str]) -> None:
+    page.get_by_label("Pictures", exact=True).set_input_files(files)
+    page.locator(".gallery-head p").filter(has_not_text="to go").wait_for()
+
+
+def serious(page) -> list[str]:
+    """Violations that axe calls serious or critical."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))  # through the debugger, which the page's policy does not bind
+    found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
+    return [f"{item['id']}: {item['nodes'][0]['html']}" for item in found if item["impact"] in ("serious", "critical")]
+
+
+def test_upload_gives_the_verdicts_of_predict(page, photos, tiny_checkpoint, tmp_path):
+    output = tmp_path / "out.json"
+    predict.main(["--checkpoint", str(tiny_checkpoint), "--format", "json", "--output", str(output), *photos])
+    choose(page, photos)
+    shown = [chip.text_content() for chip in page.locator(".gallery .chip").all()]
+    assert shown == [row["verdict"] for row in json.loads(output.read_text())]
+    with page.expect_download() as download:
+        page.locator(".gallery-head").get_by_role("button", name="Save as JSON").click()
+    saved = json.loads(Path(download.value.path()).read_text())["images"]
+    for image, row in zip(saved, json.loads(output.read_text()), strict=True):
+        assert image["p_fake"] == pytest.approx(row["p_fake"], abs=1e-6)
+    assert not page.complaints
+
+
+def test_gallery_shows_one_picture_in_full_and_lets_go_of_others(page, photos):
+    choose(page, photos)
+    page.locator(".thumb").nth(3).click()
+    assert page.locator(".file").text_content() == "3.png"
+    page.get_by_role("button", name="Remove 3.png").click()
+    assert page.locator(".thumb").count() == 5
+    page.get_by_role("button", name="Remove all").click()
+    assert page.locator(".thumb").count() == 0 and page.locator(".detail").count() == 0
+
+
+def test_slider_fades_the_heat_map_and_works_with_keys(page, photos):
+    choose(page, photos[:1])
+    slider = page.get_by_label("Strength of the heat map")
+    slider.focus()
+    page.keyboard.press("End")
+    assert page.locator(".heat").evaluate("element => getComputedStyle(element).opacity") == "1"
+    page.keyboard.press("Home")
+    assert page.locator(".heat").evaluate("element => getComputedStyle(element).opacity") == "0"
+
+
+def test_stress_test_has_a_row_for_each_step(page, photos):
+    choose(page, photos[:1])
+    page.get_by_role("button", name="Run the stress test").click()
+    page.locator(".stress table").wait_for()
+    assert page.locator(".stress tbody td.chart").count() == 14
+    assert "ways to share" in page.locator(".stress").text_content()
+
+
+def test_pasted_and_dropped_pictures_are_taken(page, photos):
+    content = list(Path(photos[0]).read_bytes())
+    for event in ("paste", "drop"):
+        page.evaluate(
+            """([kind, bytes]) => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([new Uint8Array(bytes)], kind + ".png", {type: "image/png"}));
+                const event = kind === "paste"
+                    ? new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true})
+                    : new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true});
+                (kind === "paste" ? document : document.querySelector(".drop")).dispatchEvent(event);
+            }""",
+            [event, content],
+        )
+    page.locator(".gallery-head p").filter(has_not_text="to go").wait_for()
+    assert [name.text_content() for name in page.locator(".thumb .name").all()] == ["paste.png", "drop.png"]
+
+
+def test_camera_picture_is_checked(page):
+    page.get_by_role("button", name="Use the camera").click()
+    page.get_by_role("button", name="Take a picture").click()
+    page.locator(".verdict h2.real, .verdict h2.fake, .verdict h2.unsure").wait_for()
+    assert page.locator(".thumb .name").text_content() == "camera.png"
+
+
+def test_files_that_cannot_be_checked_say_why(page, photos, tmp_path):
+    text, large = tmp_path / "notes.png", tmp_path / "large.png"
+    text.write_text("<svg onload=alert(1)>")
+    cv2.imwrite(str(large), np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8))
+    choose(page, [str(text), str(large), photos[0]])
+    assert "This is no JPEG" in page.locator(".verdict").text_content()
+    page.locator(".thumb").nth(1).click()
+    assert "larger than 2 MB" in page.locator(".verdict").text_content()
+    assert page.locator(".gallery-head p").text_content().endswith("2 could not be read")
+
+
+def test_busy_server_is_asked_again(page, app, photos, monkeypatch):
+    service, calls = app.extensions["service"], []
+    answer = service.predict
+
+    def busy_once(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise Refused(503, "busy", "The server is busy.", retry_after=1)
+        return answer(*args)
+
+    monkeypatch.setattr(service, "predict", busy_once)
+    choose(page, photos[:1])
+    assert len(calls) == 2 and page.locator(".chip.failed").count() == 0
+
+
+def test_unreachable_server_is_said_and_can_be_tried_again(browser, url):
+    page = browser.new_page()
+    page.route("**/api/models", lambda route: route.abort())
+    page.goto(url)
+    page.get_by_text("The server cannot be reached.").wait_for()
+    page.unroute("**/api/models")
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Choose pictures").wait_for()
+    page.close()
+
+
+def test_token_is_asked_for_and_sent(browser, _tiny_checkpoint_file, photos):
+    token = "a-token-that-is-long-enough"
+    app = serve.create_app([_tiny_checkpoint_file], token=token, threads=1)
+    with running(app) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.get_by_label("access token").fill(token)
+        page.get_by_role("button", name="Continue").click()
+        choose(page, photos[:1])
+        assert page.locator(".chip.failed").count() == 0
+        page.close()
+    app.extensions["service"].batcher.close()
+
+
+def test_history_stays_in_the_browser_until_it_is_deleted(page, photos):
+    choose(page, photos[:2])
+    page.get_by_text("Earlier verdicts (2)").wait_for()
+    page.reload()
+    page.get_by_text("Earlier verdicts (2)").click()
+    page.get_by_role("button", name="Delete them").click()
+    page.get_by_text("Earlier verdicts").wait_for(state="detached")
+
+
+def test_phone_scrolls_in_one_direction_only(page, photos):
+    page.set_viewport_size(PHONE)
+    choose(page, photos)
+    page.get_by_role("button", name="Run the stress test").click()
+    page.locator(".stress table").wait_for()
+    page.get_by_text("About this detector").click()
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, photos, scheme, tmp_path):
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    assert not serious(page)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff")
+    choose(page, [*photos, str(broken)])
+    page.locator(".heat").wait_for()
+    page.get_by_role("button", name="Run the stress test").click()
+    page.locator(".stress table").wait_for()
+    page.get_by_text("About this detector").click()
+    page.get_by_text("Earlier verdicts").click()
+    assert not serious(page)
+    page.locator(".thumb").last.click()
+    assert not serious(page)
+    page.get_by_role("button", name="Use the camera").click()
+    assert not serious(page)
+
+
+def test_keyboard_reaches_the_verdict(page, photos):
+    choose(page, photos[:2])
+    page.locator(".thumb").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".file").text_content() == "1.png"
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("() => document.activeElement.getAttribute('aria-label')") == "Remove 0.png"
+
+
+def test_first_paint_is_fast_and_the_bundle_small(browser, url):
+    import gzip
+
+    page = browser.new_page()
+    page.goto(url)
+    page.get_by_role("button", name="Choose pictures").wait_for()
+    paints = page.evaluate("() => performance.getEntriesByName('first-contentful-paint').map(one => one.startTime)")
+    page.close()
+    print(f"first contentful paint {paints[0]:.0f} ms")
+    size = sum(len(gzip.compress(file.read_bytes())) for file in serve.WEB.joinpath("dist").rglob("*.*"))
+    print(f"bundle {size / 1000:.1f} kB gzip")
+    assert size <= MAX_BUNDLE

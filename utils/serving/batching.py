@@ -1,0 +1,131 @@
+"""One thread that runs the detectors for all requests: what waits together is scored together, and the wait is bounded.
+
+No request waits for a batch to fill up: while the detector is busy others arrive, and these are the next batch. Batches
+so grow with the load and a lonely request is served at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from utils.serving.settings import Refused
+
+Score = Callable[[np.ndarray], np.ndarray]  # views (N, size, size, 3) uint8 -> logits (N,) float64
+
+
+@dataclass
+class Ticket:
+    """Work that waits: views for a score function, or an action that needs the detector for itself."""
+
+    size: int
+    score: Score | None = None
+    views: np.ndarray | None = None
+    action: Callable[[], Any] | None = None
+    result: Future = field(default_factory=Future)
+
+
+class MicroBatcher:
+    """A bounded queue in front of the detectors, which are run by one thread and never by two at a time."""
+
+    def __init__(self, capacity: int, max_batch: int) -> None:
+        self.capacity = capacity
+        self.max_batch = max_batch
+        self.waiting = 0  # images in the queue
+        self.batches = 0
+        self.scored = 0
+        self._tickets: deque[Ticket] = deque()
+        self._change = threading.Condition()
+        self._open = True
+        self._thread = threading.Thread(target=self._work, name="detectors", daemon=True)
+        self._thread.start()
+
+    def score(self, score: Score, views: np.ndarray, seconds: float) -> np.ndarray:
+        """Score views ``(N, size, size, 3)`` uint8 and return their logits ``(N,)``.
+
+        Raises:
+            Refused: the queue is full, or ``seconds`` were not enough.
+        """
+        return self._wait(Ticket(len(views), score=score, views=views), seconds)
+
+    def run(self, action: Callable[[], Any], seconds: float, size: int = 1) -> Any:
+        """Run an action while no detector runs; it counts as ``size`` images of the queue. Raises as :meth:`score`."""
+        return self._wait(Ticket(size, action=action), seconds)
+
+    def close(self) -> None:
+        """Turn away what waits and end the thread once its batch is done."""
+        with self._change:
+            self._open = False
+            for ticket in self._tickets:
+                ticket.result.cancel()
+            self._tickets.clear()
+            self._change.notify()
+        self._thread.join(timeout=10)
+
+    def _wait(self, ticket: Ticket, seconds: float) -> Any:
+        with self._change:
+            # An empty queue takes a request of any size: its size is bounded already, and it could never be served.
+            if not self._open or (self.waiting and self.waiting + ticket.size > self.capacity):
+                raise Refused(503, "busy", "The server is busy. Please try again in a few seconds.", retry_after=2)
+            self._tickets.append(ticket)
+            self.waiting += ticket.size
+            self._change.notify()
+        try:
+            return ticket.result.result(timeout=seconds)
+        except FutureTimeout:
+            ticket.result.cancel()
+            raise Refused(503, "too_slow", "The server did not get to this in time. Please try again.", 5) from None
+
+    def _work(self) -> None:
+        while (tickets := self._next()) is not None:
+            live = [ticket for ticket in tickets if ticket.result.set_running_or_notify_cancel()]
+            try:
+                self._serve(live)
+            except Exception as error:  # a request that fails must not end the thread that serves all others
+                for ticket in live:
+                    if not ticket.result.done():
+                        ticket.result.set_exception(error)
+
+    def _next(self) -> list[Ticket] | None:
+        """Wait for work; returns tickets that can be scored together, None when the queue is closed."""
+        with self._change:
+            while self._open and not self._tickets:
+                self._change.wait()
+            if not self._tickets:
+                return None
+            tickets = [self._tickets.popleft()]
+            total = tickets[0].size
+            while self._tickets and self._fits(tickets[0], self._tickets[0], total):
+                tickets.append(self._tickets.popleft())
+                total += tickets[-1].size
+            self.waiting -= total
+            return tickets
+
+    def _fits(self, first: Ticket, other: Ticket, total: int) -> bool:
+        same = first.score is not None and first.score is other.score
+        return same and total + other.size <= self.max_batch
+
+    def _serve(self, tickets: list[Ticket]) -> None:
+        if not tickets:
+            return
+        first = tickets[0]
+        if first.action is not None:
+            first.result.set_result(first.action())
+            return
+        assert first.score is not None
+        views = np.concatenate([ticket.views for ticket in tickets if ticket.views is not None])
+        parts = [first.score(views[start : start + self.max_batch]) for start in range(0, len(views), self.max_batch)]
+        logits = np.concatenate(parts)
+        self.batches += len(parts)
+        self.scored += len(views)
+        start = 0
+        for ticket in tickets:
+            ticket.result.set_result(logits[start : start + ticket.size])
+            start += ticket.size

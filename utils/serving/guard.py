@@ -1,0 +1,82 @@
+"""What stands before every request: host names, token, rate limit; and the headers behind every answer."""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from flask import Request, Response
+
+from utils.serving.settings import Refused
+
+LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+MAX_CLIENTS = 10_000  # addresses whose requests are remembered; the one that was quiet for longest is forgotten
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CSP,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=(), payment=(), usb=()",
+}
+
+
+class RateLimit:
+    """A token bucket per address: bursts of up to ``per_minute`` requests, refilled evenly."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_minute = per_minute
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address to (tokens, time)
+        self._lock = threading.Lock()
+
+    def check(self, address: str) -> None:
+        """Count a request. Raises Refused (429): this address has used up its share."""
+        if not self.per_minute:
+            return
+        with self._lock:
+            now = self._clock()
+            tokens, then = self._buckets.pop(address, (float(self.per_minute), now))
+            tokens = min(float(self.per_minute), tokens + (now - then) * self.per_minute / 60)
+            allowed = tokens >= 1
+            self._buckets[address] = (tokens - 1 if allowed else tokens, now)
+            if len(self._buckets) > MAX_CLIENTS:
+                self._buckets.popitem(last=False)
+        if not allowed:
+            wait = max(1, round((1 - tokens) * 60 / self.per_minute))
+            raise Refused(429, "too_many_requests", "Too many requests. Please wait a moment.", retry_after=wait)
+
+
+def check_token(request: Request, token: str | None) -> None:
+    """Compare the bearer token, if one is asked for, in constant time. Raises Refused (401): it is missing or wrong."""
+    if token:
+        check_given_token(request.headers.get("Authorization", "").removeprefix("Bearer "), token)
+
+
+def check_given_token(given: str, token: str) -> None:
+    """Compare two tokens. Raises Refused (401): they differ."""
+    if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
+        raise Refused(401, "token_needed", "This server needs an access token.")
+
+
+def check_same_site(request: Request) -> None:
+    """Refuse what a page of another site makes a browser send; programs do not send the header and may pass."""
+    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        raise Refused(403, "cross_site", "Requests from other web sites are not accepted.")
+
+
+def protect(response: Response, api: bool) -> Response:
+    """Add the security headers to a response; answers of the API are kept in no cache."""
+    for name, value in HEADERS.items():
+        response.headers[name] = value
+    if api:
+        response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,164 @@
+"""The addresses of the server: the API, the page, and the plain form for browsers without it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Flask, Response, g, jsonify, render_template, request, send_from_directory
+from werkzeug.exceptions import HTTPException
+
+from utils.serving import guard, telemetry
+from utils.serving.openapi import make_document
+from utils.serving.service import Service
+from utils.serving.settings import Refused
+from utils.serving.uploads import ACCEPTED, read_uploads
+
+log = logging.getLogger("serve")
+
+OPEN_ENDPOINTS = {"api.health", "api.openapi", "page.index", "page.asset", "page.plain", "static"}  # need no token
+REASONS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_many_bytes"}
+
+
+def make_api(service: Service, token_needed: bool) -> Blueprint:
+    """Build the blueprint of /api and /metrics."""
+    api = Blueprint("api", __name__)
+    limits = service.limits
+    document = make_document([offer.name for offer in service.offers], limits, token_needed)
+
+    def wants_faces() -> bool:
+        value = request.form.get("faces", "true")
+        if value not in ("true", "false"):
+            raise Refused(400, "bad_request", "Expected true or false in the field 'faces'.")
+        return value == "true"
+
+    def one(work: Any) -> Response:
+        uploads = read_uploads(request, "image", limits)
+        if len(uploads) > 1:
+            raise Refused(413, "too_many_files", f"Expected one image, got {len(uploads)}.")
+        return jsonify(work(uploads[0], service.offer(request.form.get("model")), wants_faces()))
+
+    @api.post("/api/predict")
+    def predict() -> Response:
+        offer = service.offer(request.form.get("model"))
+        return jsonify(service.predict(read_uploads(request, "images", limits), offer, wants_faces()))
+
+    @api.post("/api/explain")
+    def explain() -> Response:
+        return one(service.explain)
+
+    @api.post("/api/stress")
+    def stress() -> Response:
+        return one(service.stress)
+
+    @api.get("/api/models")
+    def models() -> Response:
+        bounds = {"max_mb": limits.max_mb, "max_pixels": limits.max_pixels, "max_files": limits.max_files}
+        cards = [offer.card for offer in service.offers]
+        return jsonify(models=cards, faces=bool(service.finder), token_needed=token_needed, limits=bounds)
+
+    @api.get("/api/health")
+    def health() -> Response:
+        return jsonify(status="ok", waiting=service.batcher.waiting)
+
+    @api.get("/api/openapi.json")
+    def openapi() -> Response:
+        return jsonify(document)
+
+    @api.get("/metrics")
+    def metrics() -> Response:
+        batcher = service.batcher
+        text = service.telemetry.text({
+            "queue_images": ("gauge", "Images that wait for the detector.", lambda: batcher.waiting),
+            "batches_total": ("counter", "Batches that detectors scored.", lambda: batcher.batches),
+            "scored_total": ("counter", "Regions that detectors scored.", lambda: batcher.scored),
+        })  # fmt: skip
+        return Response(text, content_type=telemetry.MEDIA_TYPE)
+
+    return api
+
+
+def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
+    """Build the blueprint of the page; without a build in ``dist`` the plain form takes its place."""
+    page = Blueprint("page", __name__)
+    built = (dist / "index.html").is_file()
+
+    @page.get("/")
+    def index() -> Response | str:
+        if not built:
+            return form()
+        response = send_from_directory(dist, "index.html")
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    @page.get("/assets/<path:name>")
+    def asset(name: str) -> Response:
+        # Their names carry a digest of their content, so a browser need never ask again.
+        return send_from_directory(dist / "assets", name, max_age=31_536_000)
+
+    @page.route("/plain", methods=["GET", "POST"])
+    def plain() -> tuple[str, int] | str:
+        if request.method == "GET":
+            return form()
+        try:
+            if token:
+                guard.check_given_token(request.form.get("token", ""), token)
+            uploads = read_uploads(request, "images", service.limits)
+            answer = service.predict(uploads, service.offer(request.form.get("model")), faces=True)
+        except Refused as refusal:
+            return form(error=refusal.message), refusal.status
+        return form(images=answer["images"])
+
+    def form(**content: Any) -> str:
+        names = [offer.name for offer in service.offers]
+        return render_template("plain.html", models=names, accepted=ACCEPTED, limits=service.limits,
+                               token_needed=bool(token), chosen=request.form.get("model"), **content)  # fmt: skip
+
+    return page
+
+
+def add_guards(app: Flask, service: Service, token: str | None) -> None:
+    """Check every request before it is served, and finish every answer: headers, counts, one log line."""
+    rate = guard.RateLimit(service.limits.per_minute)
+
+    @app.before_request
+    def check() -> None:
+        g.started = time.perf_counter()
+        guard.check_same_site(request)
+        guarded = request.endpoint not in OPEN_ENDPOINTS
+        if guarded or request.method == "POST":
+            rate.check(request.remote_addr or "")
+        if guarded:
+            guard.check_token(request, token)
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        seconds = time.perf_counter() - g.get("started", time.perf_counter())
+        endpoint = (request.endpoint or "none").rpartition(".")[2]
+        service.telemetry.request(endpoint, response.status_code, seconds)
+        log.info("%s %s %d %.0f ms", request.method, endpoint, response.status_code, 1000 * seconds)
+        return guard.protect(response, api=endpoint not in ("asset", "index"))
+
+    @app.errorhandler(Refused)
+    def refused(refusal: Refused) -> tuple[Response, int]:
+        response = jsonify(error=refusal.to_dict())
+        if refusal.retry_after:
+            response.headers["Retry-After"] = str(refusal.retry_after)
+        if refusal.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response, refusal.status
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> tuple[Response, int]:
+        status = error.code or 500
+        response = jsonify(error={"code": REASONS.get(status, "error"), "message": f"{error.name}."})
+        if "Allow" in dict(error.get_headers()):
+            response.headers["Allow"] = dict(error.get_headers())["Allow"]
+        return response, status
+
+    @app.errorhandler(Exception)
+    def crash(error: Exception) -> tuple[Response, int]:
+        log.error("%s in %s", type(error).__name__, request.endpoint, exc_info=error)
+        return jsonify(error={"code": "internal", "message": "Something went wrong on the server."}), 500

@@ -1,0 +1,85 @@
+"""The production server around the app: waitress, with bounds on memory and on the time of an upload."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from waitress.channel import HTTPChannel
+from waitress.server import create_server
+
+from utils.errors import UserError
+from utils.serving.settings import Limits
+
+REQUEST_THREADS = 16  # they decode while one other thread runs the detector
+MAX_HEADER_BYTES = 16_384
+MAX_CONNECTIONS = 100
+BACKLOG = 256
+
+
+def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: str | None = None) -> tuple[Any, int]:
+    """Bind a waitress server, to be started with ``.run()``; returns it and its port.
+
+    Raises:
+        UserError: the address is taken or is none of this machine.
+    """
+    proxy: dict[str, Any] = {}
+    if trusted_proxy:
+        proxy = {"trusted_proxy": trusted_proxy, "trusted_proxy_headers": "x-forwarded-for x-forwarded-proto",
+                 "trusted_proxy_count": 1}  # fmt: skip
+    try:
+        server = create_server(
+            app,
+            host=host,
+            port=port,
+            threads=REQUEST_THREADS,
+            connection_limit=MAX_CONNECTIONS,
+            backlog=BACKLOG,
+            channel_timeout=int(limits.max_seconds),
+            cleanup_interval=5,
+            max_request_header_size=MAX_HEADER_BYTES,
+            # A little more than the app allows, so that it is the app which says so, in JSON.
+            max_request_body_size=limits.max_bytes + 1_000_000,
+            # Above this waitress would move a body to a file; uploads are to stay in memory.
+            inbuf_overflow=limits.max_bytes + 2_000_000,
+            outbuf_overflow=64_000_000,
+            ident="",
+            clear_untrusted_proxy_headers=True,
+            **proxy,
+        )
+    except OSError as error:
+        raise UserError(
+            f"expected a free address to serve at, got --host {host} --port {port} ({error.strerror}); "
+            "choose another port"
+        ) from None
+    # A name such as localhost stands for several addresses, and then there is one server for each behind this one.
+    parts = [server, *getattr(server, "map", {}).values()]
+    parts = [part for part in parts if hasattr(part, "channel_class")]
+    for part in parts:
+        part.channel_class = type("TimedChannel", (_TimedChannel,), {"max_seconds": limits.max_seconds})
+    return server, int(parts[0].effective_port)
+
+
+class _TimedChannel(HTTPChannel):
+    """A connection that is closed when one request takes longer than ``max_seconds`` to arrive.
+
+    Waitress itself only closes connections on which nothing happens; a client that sends a byte now and then would
+    keep its place for ever.
+    """
+
+    max_seconds: float
+    started: float | None = None  # when the first byte of the unfinished request came
+
+    def received(self, data: bytes) -> bool:
+        if self.started is None:
+            self.started = time.monotonic()
+        done = super().received(data)
+        if self.request is None:
+            self.started = None
+        return done
+
+    def readable(self) -> bool:
+        """Called about once a second for every connection."""
+        if self.started is not None and time.monotonic() - self.started > self.max_seconds:
+            self.will_close = True
+        return super().readable()

@@ -1,0 +1,77 @@
+import { useEffect, useRef, useState, type DragEvent } from "react";
+
+import { Webcam } from "./Webcam";
+
+const isImage = (file: File) => file.type.startsWith("image/") || file.type === "";
+
+/** Where pictures come in: dropped anywhere on the page, pasted, chosen or taken with the camera. */
+export function DropZone({ compact, onFiles }: { compact: boolean; onFiles: (files: File[]) => void }) {
+  const input = useRef<HTMLInputElement>(null);
+  const [over, setOver] = useState(false);
+  const [camera, setCamera] = useState(false);
+
+  useEffect(() => {
+    const paste = (event: ClipboardEvent) => {
+      const files = [...(event.clipboardData?.files ?? [])].filter(isImage);
+      if (files.length) onFiles(files);
+    };
+    // A picture that misses the field would otherwise open in the place of this page.
+    const refuse = (event: Event) => event.preventDefault();
+    document.addEventListener("paste", paste);
+    document.addEventListener("dragover", refuse);
+    document.addEventListener("drop", refuse);
+    return () => {
+      document.removeEventListener("paste", paste);
+      document.removeEventListener("dragover", refuse);
+      document.removeEventListener("drop", refuse);
+    };
+  }, [onFiles]);
+
+  const drop = (event: DragEvent) => {
+    event.preventDefault();
+    setOver(false);
+    const files = [...event.dataTransfer.files];
+    if (files.length) onFiles(files);
+  };
+
+  return (
+    <section
+      aria-label="Add pictures"
+      className={`drop${compact ? " compact" : ""}${over ? " over" : ""}`}
+      onDragOver={(event) => {
+        event.preventDefault();
+        setOver(true);
+      }}
+      onDragLeave={() => setOver(false)}
+      onDrop={drop}
+    >
+      <p className="drop-words">
+        <strong>Drop pictures here</strong>
+        <span>or paste them with Ctrl + V</span>
+      </p>
+      <div className="buttons">
+        <button type="button" className="primary" onClick={() => input.current?.click()}>
+          Choose pictures
+        </button>
+        <button type="button" onClick={() => setCamera(true)}>
+          Use the camera
+        </button>
+      </div>
+      <input
+        ref={input}
+        className="hidden"
+        type="file"
+        accept="image/*"
+        multiple
+        aria-label="Pictures"
+        tabIndex={-1}
+        onChange={(event) => {
+          const files = [...(event.target.files ?? [])];
+          event.target.value = ""; // so that the same file can be chosen again
+          if (files.length) onFiles(files);
+        }}
+      />
+      {camera && <Webcam onPicture={(file) => onFiles([file])} onClose={() => setCamera(false)} />}
+    </section>
+  );
+}

@@ -1,0 +1,68 @@
+import type { Card } from "./api";
+import { percent, sees, share } from "./words";
+
+/** What a reader should know of the detector before believing it. */
+export function ModelCard({ card }: { card: Card }) {
+  return (
+    <details className="panel">
+      <summary>About this detector: {card.name}</summary>
+      <dl>
+        <dt>Model</dt>
+        <dd>{card.model}</dd>
+        <dt>Learnt from</dt>
+        <dd>{card.trained_on.join(", ") || "not recorded"}</dd>
+        <dt>Looks at</dt>
+        <dd>{sees(card)}</dd>
+        <dt>Says “fake” from</dt>
+        <dd>{percent(card.unsure?.[1] ?? card.threshold)}</dd>
+        <dt>Says “real” below</dt>
+        <dd>{percent(card.unsure?.[0] ?? card.threshold)}</dd>
+      </dl>
+      {card.tests.length > 0 && <Tests card={card} />}
+      <h3>Where it fails</h3>
+      <ul>
+        <li>
+          On generators and cameras that it has not learnt from. The figures above hold for pictures like those it was
+          tested on; elsewhere detectors of this kind often do little better than chance.
+        </li>
+        <li>On pictures that were shrunk, compressed or captured from a screen. The stress test shows how much.</li>
+        <li>When somebody sets out to fool it: changes that no eye can see are enough.</li>
+        {card.geometry.mode === "crop" && <li>On manipulations outside of the part that it looks at.</li>}
+        <li>On pictures without a face, for which it was not made.</li>
+      </ul>
+    </details>
+  );
+}
+
+function Tests({ card }: { card: Card }) {
+  return (
+    <div className="scroll" tabIndex={0} role="region" aria-label="Test results">
+      <table>
+        <caption>Test results of this checkpoint</caption>
+        <thead>
+          <tr>
+            <th scope="col">Test data</th>
+            <th scope="col">Pictures</th>
+            <th scope="col">Right</th>
+            <th scope="col">Reals called fake</th>
+            <th scope="col">Fakes missed</th>
+          </tr>
+        </thead>
+        <tbody>
+          {card.tests.map((row) => (
+            <tr key={row.dataset}>
+              <th scope="row">{row.dataset}</th>
+              <td>{(row.n_real ?? 0) + (row.n_fake ?? 0)}</td>
+              <td>
+                {share(row.acc)}
+                {row.acc_ci && ` (${share(row.acc_ci[0])} to ${share(row.acc_ci[1])})`}
+              </td>
+              <td>{share(row.real_acc === null ? null : 1 - row.real_acc)}</td>
+              <td>{share(row.fake_acc === null ? null : 1 - row.fake_acc)}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}

@@ -1,0 +1,97 @@
+import { Fragment } from "react";
+
+import type { Step, Stress } from "./api";
+import { Track } from "./Meter";
+import { percent } from "./words";
+
+const GROUPS: Partial<Record<Step["kind"], string>> = {
+  jpeg: "Compressed again",
+  resize: "Made smaller",
+  screenshot: "Captured from a screen",
+  shared: "Sent through a service",
+};
+
+interface Props {
+  stress: Stress | string | undefined; // an empty string while it is computed, else the reason why there is none
+  onStart: () => void;
+}
+
+/** Would the verdict survive a messenger? A chart that is also a table. */
+export function StressTable({ stress, onStart }: Props) {
+  return (
+    <section className="stress" aria-label="Stress test">
+      <h3>Would this verdict survive a messenger?</h3>
+      {typeof stress === "object" ? (
+        <Chart stress={stress} />
+      ) : (
+        <>
+          <p>
+            Services shrink and compress what is sent through them, and that wipes out traces. See how the score moves
+            when this happens to your picture.
+          </p>
+          {stress && <p role="alert">{stress}</p>}
+          <button type="button" disabled={stress === ""} onClick={onStart}>
+            {stress === "" ? "Testing …" : "Run the stress test"}
+          </button>
+        </>
+      )}
+    </section>
+  );
+}
+
+function Chart({ stress }: { stress: Stress }) {
+  const { original, steps, held } = stress;
+  const words = held === steps.length ? "It does, every time" : held > steps.length / 2 ? "Mostly" : "Not reliably";
+  return (
+    <>
+      <p role="status">
+        <strong>{words}:</strong> the verdict “{original.verdict}” is the same after {held} of {steps.length} ways to
+        share the picture.
+      </p>
+      <table>
+        <thead>
+          <tr>
+            <th scope="col">What happens to it</th>
+            <th scope="col">
+              <span className="ends" aria-hidden="true">
+                <span>real</span>
+                <span>fake</span>
+              </span>
+              <span className="unseen">Chart</span>
+            </th>
+            <th scope="col">Score</th>
+            <th scope="col">Verdict</th>
+          </tr>
+        </thead>
+        <tbody>
+          <Row step={original} stress={stress} />
+          {steps.map((step, index) => (
+            <Fragment key={step.label}>
+              {step.kind !== steps[index - 1]?.kind && (
+                <tr className="group">
+                  <th colSpan={4} scope="colgroup">
+                    {GROUPS[step.kind]}
+                  </th>
+                </tr>
+              )}
+              <Row step={step} stress={stress} />
+            </Fragment>
+          ))}
+        </tbody>
+      </table>
+    </>
+  );
+}
+
+function Row({ step, stress }: { step: Step; stress: Stress }) {
+  return (
+    <tr className={step.verdict === stress.original.verdict ? "" : "moved"}>
+      <th scope="row">{step.label}</th>
+      <td className="chart">
+        <Track p={step.p_fake} verdict={step.verdict} decision={stress} />
+      </td>
+      <td className="number">{percent(step.p_fake).replace("over ", "> ").replace("under ", "< ")}</td>
+      <td>{step.verdict}</td>
+    </tr>
+  );
+}

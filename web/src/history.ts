@@ -1,0 +1,70 @@
+/** Earlier verdicts, kept in this browser only. */
+
+import { useSyncExternalStore } from "react";
+
+import type { Scored, Verdict } from "./api";
+
+export interface Past {
+  time: number;
+  name: string;
+  model: string;
+  verdict: Verdict;
+  p_fake: number;
+  thumbnail: string;
+}
+
+const KEY = "history";
+const LENGTH = 40;
+const SIDE = 72;
+const listeners = new Set<() => void>();
+
+let past: Past[] = read();
+
+function read(): Past[] {
+  try {
+    const found = JSON.parse(localStorage.getItem(KEY) ?? "[]");
+    return Array.isArray(found) ? found : [];
+  } catch {
+    return [];
+  }
+}
+
+function write(entries: Past[]) {
+  past = entries;
+  try {
+    localStorage.setItem(KEY, JSON.stringify(entries));
+  } catch {
+    // The store is full or switched off: the list then lives as long as the page.
+  }
+  listeners.forEach((listener) => listener());
+}
+
+export async function remember(url: string, scored: Scored, model: string) {
+  const thumbnail = await shrink(url).catch(() => "");
+  const { name, verdict, p_fake } = scored;
+  write([{ time: Date.now(), name, model, verdict, p_fake, thumbnail }, ...past].slice(0, LENGTH));
+}
+
+async function shrink(url: string): Promise<string> {
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = SIDE;
+  const scale = Math.max(SIDE / image.naturalWidth, SIDE / image.naturalHeight);
+  const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale];
+  canvas.getContext("2d")!.drawImage(image, (SIDE - width) / 2, (SIDE - height) / 2, width, height);
+  return canvas.toDataURL("image/jpeg", 0.7);
+}
+
+export const forget = () => write([]);
+
+export function useHistory(): Past[] {
+  return useSyncExternalStore(
+    (listener) => {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
+    () => past,
+  );
+}
