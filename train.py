@@ -145,9 +145,8 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     set_threads(args.threads)
     join_team(device)
     if args.cache:
-        parts = {part: [cache_listing(item, Path(args.cache)) for item in getattr(data, part)]
-                 for part in ("train", "valid")}  # fmt: skip
-        data = dataclasses.replace(data, **parts)
+        train, valid = ([cache_listing(item, Path(args.cache)) for item in part] for part in (data.train, data.valid))
+        data = dataclasses.replace(data, train=train, valid=valid)
     records = join_records(data.train)
     check_enough(len(records))
     detector = build_detector(args, records, device)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -82,12 +83,9 @@ def timm_loader(records: Sequence[Record], batch_size: int, workers: int):
     """timm's training loader with its defaults; it normalises whole batches itself."""
     from timm.data import create_loader
 
-    class Images(PilImages):
-        def __init__(self) -> None:
-            super().__init__(records, None)
-
+    images: Any = PilImages(records, None)  # timm sets the transform
     return create_loader(
-        Images(), (3, SIDE, SIDE), batch_size, is_training=True, use_prefetcher=True, num_workers=workers,
+        images, (3, SIDE, SIDE), batch_size, is_training=True, use_prefetcher=True, num_workers=workers,
         device=torch.device("cpu"), pin_memory=False, persistent_workers=True,
     )  # fmt: skip
 
@@ -123,7 +121,7 @@ def main(argv=None) -> dict:
     columns = {f"{name} loader, images/s": [turn[name] for turn in turns] for name in loaders}
     columns |= {f"cached against {name}": [turn["cached"] / turn[name] for turn in turns]
                 for name in ("timm", "PIL + albumentations")}  # fmt: skip
-    summary = [
+    summary: list[dict[str, Any]] = [
         {"what": f"{what.partition(',')[0]}, {common}", "value": statistics.median(values),
          "range": [min(values), max(values)], "unit": "images/s" if "images/s" in what else "ratio of images/s"}
         for what, values in columns.items()

@@ -92,9 +92,9 @@ def build_space(
     if detector.any_size and len(sides) > 1:
         space.append(Dimension("train-size", size, sides))
     if is_pretrained:
-        depths = tuple(str(n) for n in sorted({n_stages // 3, 2 * n_stages // 3} - {0, n_stages}))
+        frozen = tuple(str(n) for n in sorted({n_stages // 3, 2 * n_stages // 3} - {0, n_stages}))
         space += [
-            Dimension("freeze", "none", ("none", *depths, "backbone")),
+            Dimension("freeze", "none", ("none", *frozen, "backbone")),
             Dimension("layer-decay", 1.0, low=0.6, high=1.0, unless=("freeze", "backbone")),
             Dimension("head-lr", 1.0, low=1.0, high=20.0, log=True, unless=("freeze", "backbone")),
         ]

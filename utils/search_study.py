@@ -85,13 +85,13 @@ def make_sampler(seed: int) -> Any:
     other. Bergstra et al., "Algorithms for hyper-parameter optimization", NeurIPS 2011; multivariate and grouped by
     condition as in Falkner et al., BOHB, ICML 2018 (arXiv 1807.01774).
     """
-    optuna = import_optuna()
+    base: Any = import_optuna().samplers
 
-    class NumberedSampler(optuna.samplers.BaseSampler):
+    class NumberedSampler(base.BaseSampler):
         sampler: Any = None
 
         def infer_relative_search_space(self, study, trial):
-            self.sampler = optuna.samplers.TPESampler(
+            self.sampler = base.TPESampler(
                 seed=(seed * 100_003 + trial.number) % 2**32, n_startup_trials=STARTUP_TRIALS, multivariate=True,
                 group=True, constant_liar=True,
             )  # fmt: skip
