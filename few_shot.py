@@ -6,7 +6,7 @@
 For each number of shots and each seed, that many training images of the new source are drawn, half of them real where
 it has enough; a fifth of them (one of each class at least) is set aside for validation, and the rest goes on training
 the detector. It is tested on the whole test split of the new source, and of the sources of --keep, to see what it
-forgets. What follows --train goes to train.py. Finished runs are skipped. Writes adaptation.csv, .md, .tex, .pdf, .png:
+forgets. What follows --train goes to train.py. Finished runs are skipped. Writes adaptation.csv, .md, .tex, .json, .pdf, .png:
 
   shots 50: wild AUC 0.871 [0.852, 0.880] over 3 seeds
 """
@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         raise UserError(f"expected --shots up to the {len(source.records)} training images, got {too_many[0]}")
     folder, runs = check_output_dir(args.output_dir), check_output_dir(args.runs_dir)
 
+    from utils.runtime import git_commit, hardware
+
     tests = [args.data, *args.keep]
     results = {(0, 0): score(checkpoint, tests, runs / "shots0")}
     for shots in sorted(set(args.shots)):
@@ -83,6 +87,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
             results[shots, seed] = score(run / "best.pt", tests, run / "evaluation")
     rows = summarise(results)
     write_curve(rows, folder)
+    write_json(folder / "adaptation.json", {
+        "command": shlex.join(["python", "few_shot.py", *(sys.argv[1:] if argv is None else argv)]),
+        "hardware": hardware(), "git_commit": git_commit(), "rows": rows,
+        "runs": [{"shots": shots, "seed": seed, **row} for (shots, seed), line in results.items() for row in line],
+    })  # fmt: skip
     for row in rows:
         low, high = row["auc_ci"]
         value = f"AUC {row['auc']:.3f} [{low:.3f}, {high:.3f}] over {row['seeds']} seeds"
