@@ -6,7 +6,8 @@
 For each number of shots and each seed, that many training images of the new source are drawn, half of them real where
 it has enough; a fifth of them (one of each class at least) is set aside for validation, and the rest goes on training
 the detector. It is tested on the whole test split of the new source, and of the sources of --keep, to see what it
-forgets. What follows --train goes to train.py. Finished runs are skipped. Writes adaptation.csv, .md, .tex, .json, .pdf, .png:
+forgets. What follows --train goes to train.py. Finished runs are skipped. Writes adaptation.csv, .md, .tex, .json, .pdf
+and .png, and prints the points:
 
   shots 50: wild AUC 0.871 [0.852, 0.880] over 3 seeds
 """

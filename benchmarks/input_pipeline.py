@@ -112,19 +112,20 @@ def main(argv=None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         cached = cache_listing(listing, Path(folder), args.workers)
         loaders = {
-            "cached": cached_loader(cached.records, args.batch_size, args.workers),
-            "timm": timm_loader(listing.records, args.batch_size, args.workers),
-            "PIL + albumentations": albumentations_loader(listing.records, args.batch_size, args.workers),
+            "cached crop + flip + JPEG + blur + noise": cached_loader(cached.records, args.batch_size, args.workers),
+            "timm, its own steps": timm_loader(listing.records, args.batch_size, args.workers),
+            "PIL + albumentations, same steps": albumentations_loader(listing.records, args.batch_size, args.workers),
         }
         turns = [{name: one_epoch(loader) for name, loader in loaders.items()} for _ in range(args.repeats + 1)][1:]
-    common = f"crop {SIDE} + flip + JPEG + blur + noise, {args.workers} workers"
-    columns = {f"{name} loader, images/s": [turn[name] for turn in turns] for name in loaders}
-    columns |= {f"cached against {name}": [turn["cached"] / turn[name] for turn in turns]
-                for name in ("timm", "PIL + albumentations")}  # fmt: skip
+    common = f"{SIDE} px, {args.workers} workers"
+    ours, *others = loaders
+    columns = {(f"loader: {name}", "images/s"): [turn[name] for turn in turns] for name in loaders}
+    columns |= {(f"loader: cached against {name}", "ratio of images/s"): [turn[ours] / turn[name] for turn in turns]
+                for name in others}  # fmt: skip
     summary: list[dict[str, Any]] = [
-        {"what": f"{what.partition(',')[0]}, {common}", "value": statistics.median(values),
-         "range": [min(values), max(values)], "unit": "images/s" if "images/s" in what else "ratio of images/s"}
-        for what, values in columns.items()
+        {"what": f"{what}, {common}", "value": statistics.median(values), "range": [min(values), max(values)],
+         "unit": unit}
+        for (what, unit), values in columns.items()
     ]  # fmt: skip
     for row in summary:
         print(f"{row['value']:.2f} [{row['range'][0]:.2f}, {row['range'][1]:.2f}]  {row['unit']}  {row['what']}")

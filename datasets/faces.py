@@ -94,7 +94,7 @@ def face_paths(paths: Iterable[str], finder: Finder) -> Iterator[FacePath]:
             faces = []
         for face in faces or [None]:
             named = FacePath(path)
-            named.number, named.part = number, face and face.part
+            named.number, named.part = number, face.part if face else None
             yield named
 
 

@@ -101,7 +101,7 @@ def wait_for_all() -> None:
 def parallel(detector: Any, device: torch.device) -> Any:
     """The detector as the processes train it together, averaging their gradients; itself if there is one process.
 
-    Batch norm looks at the images of all processes on GPUs (torch has no such layer for CPUs).
+    Batch norm looks at the images of its own process only: keep --batch-size, which each process has, at 16 or more.
     """
     if team.size == 1:
         return detector

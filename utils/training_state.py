@@ -18,7 +18,15 @@ from utils.errors import UserError
 from utils.runtime import git_commit, versions
 
 # Flags that say where and whether to run, not what to compute; a resumed run may change them.
-FREE_ON_RESUME = ("resume", "overwrite", "output_dir", "device", "workers", "threads", "list_models", "feature_cache",
+FREE_ON_RESUME = (
+    "resume",
+    "overwrite",
+    "output_dir",
+    "device",
+    "workers",
+    "threads",
+    "list_models",
+    "feature_cache",
     "cache",
 )
 NOT_GIVEN = object()

@@ -41,7 +41,7 @@ export function Gallery({ items, selected, onSelect, onRemove, onClear }: Props)
               aria-current={item.id === selected || undefined}
               onClick={() => onSelect(item.id)}
             >
-              <img src={item.url} alt="" />
+              {item.status === "failed" ? <span className="picture">?</span> : <img src={item.url} alt="" />}
               <span className="name">{item.file.name}</span>
               <Chip item={item} />
             </button>

@@ -90,7 +90,7 @@ function Faces({ faces, width, height }: { faces: (FaceBox & Scores)[]; width: n
             strokeWidth={0.7 * unit}
           />
           <text x={face.left + 2 * unit} y={face.top + 6 * unit} fontSize={4.5 * unit} strokeWidth={unit}>
-            {face.verdict} {percent(face.p_fake)}
+            {face.verdict} · {percent(face.p_fake)} fake
           </text>
         </g>
       ))}
