@@ -242,3 +242,14 @@ def test_flags_that_do_not_fit_the_file(exported, tiny_checkpoint, image_folder)
     assert "auto, onnx" in refused(predict, "--checkpoint", exported, image_folder, "--engine", "bf16")
     assert "--precision auto" in refused(predict, "--checkpoint", exported, image_folder, "--precision", "bf16")
     assert "got an export" in refused(benchmark, "--checkpoint", exported, "--data", image_folder)
+
+
+def test_the_root_logger_is_quiet_during_an_int8_export_only():
+    import logging
+
+    from utils.onnx_export import quiet_root_logger
+
+    before = logging.getLogger().level
+    with quiet_root_logger():
+        assert logging.getLogger().level == logging.ERROR
+    assert logging.getLogger().level == before

@@ -8,6 +8,7 @@ import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,7 @@ def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     description = read_description(float_file)
-    logging.getLogger().setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet_root_logger(), tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(float_file, prepared, skip_symbolic_shape=True)
         excluded = float_nodes(onnx.load(prepared).graph, constants)
@@ -157,6 +157,18 @@ def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants:
         model = onnx.load(quantized)
     _set_metadata(onnx, model, {**description, "source": "int8", "engine": "onnx-int8"})
     atomic_write_bytes(output, model.SerializeToString())
+
+
+@contextlib.contextmanager
+def quiet_root_logger() -> Iterator[None]:
+    """Keep the quantiser's advice, which it gives to the root logger, off the screen."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def float_nodes(graph: Any, constants: set[str]) -> list[str]:
