@@ -8,6 +8,7 @@ per repeat, from the command to the written report. Each figure is a median with
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def main(argv=None) -> dict:
         summary.append({"what": f"audit.py over {report['n_images']:,} images", **timing})
     for row in summary:
         print(f"{row['value']:.2f} s  {row['what']}")
-    write_json(args.output, {"command": "python benchmarks/evaluation_speed.py", "repeats": args.repeats,
+    command = shlex.join(["python", "benchmarks/evaluation_speed.py", *(sys.argv[1:] if argv is None else argv)])
+    write_json(args.output, {"command": command, "repeats": args.repeats,
                              "hardware": hardware(), "git_commit": git_commit(), "summary": summary})  # fmt: skip
     return {"summary": summary}
 

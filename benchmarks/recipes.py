@@ -9,6 +9,7 @@ The figure is the images/s that train.py logs; hours are 100,000 training images
 from __future__ import annotations
 
 import csv
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -52,7 +53,8 @@ def main(argv=None) -> dict:
             {"what": f"recipe {name}, {epochs} epochs of the 140k set", "value": hours, "range": [hours, hours],
              "unit": "hours, estimated"},
         ]  # fmt: skip
-    write_json(args.output, {"command": "python benchmarks/recipes.py", "batch_size": args.batch_size,
+    command = shlex.join(["python", "benchmarks/recipes.py", *(sys.argv[1:] if argv is None else argv)])
+    write_json(args.output, {"command": command, "batch_size": args.batch_size,
                              "hardware": hardware(), "git_commit": git_commit(), "summary": summary})  # fmt: skip
     return {"summary": summary}
 
