@@ -73,8 +73,8 @@ def main(argv=None) -> dict:
         summary.append({"what": f"audit.py over {report['n_images']:,} images", **timing})
     for row in summary:
         print(f"{row['value']:.2f} s  {row['what']}")
-    command = shlex.join(["python", "benchmarks/evaluation_speed.py", *(sys.argv[1:] if argv is None else argv)])
-    write_json(args.output, {"command": command, "repeats": args.repeats,
+    own_command = shlex.join(["python", "benchmarks/evaluation_speed.py", *(sys.argv[1:] if argv is None else argv)])
+    write_json(args.output, {"command": own_command, "repeats": args.repeats,
                              "hardware": hardware(), "git_commit": git_commit(), "summary": summary})  # fmt: skip
     return {"summary": summary}
 
