@@ -87,10 +87,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser = get_args_parser()
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", "benchmark.py", *(sys.argv[1:] if argv is None else argv)])
-    files = [check_checkpoint_file(path) for path in args.checkpoint]
-    exported = [file for file in files if file.suffix == ".onnx"]
-    if exported:
-        raise UserError(f"expected checkpoints of train.py, got an export: {exported[0]}; name what it came from")
+    files = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     if args.export:
         return export_one(parser, args, files)
     if not args.data or args.output:

@@ -46,7 +46,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Calibrate; returns ``{"checkpoint": path, "rows": test rows, "exit_code": 0, or 1 with unreadable images}``."""
     args = get_args_parser().parse_args(argv)
-    path = check_checkpoint_file(args.checkpoint)
+    path = check_checkpoint_file(args.checkpoint, needs_weights=True)
     data = open_training_data(args.data)
     target = check_output_dir(args.output_dir) / "best.pt"
     if target.exists():

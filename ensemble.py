@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args.command = shlex.join(["python", "ensemble.py", *(sys.argv[1:] if argv is None else argv)])
     if len(args.checkpoint) < 2:
         raise UserError(f"expected two or more --checkpoint, got {len(args.checkpoint)}")
-    paths = [check_checkpoint_file(path) for path in args.checkpoint]
+    paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     data = open_training_data(args.data)
     folder = check_output_dir(args.output_dir)
     if any(path.resolve() == (folder / "best.pt").resolve() for path in paths):

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     import train
 
     args = get_args_parser().parse_args(argv)
-    checkpoint = check_checkpoint_file(args.checkpoint)
+    checkpoint = check_checkpoint_file(args.checkpoint, needs_weights=True)
     check_passed_on(args.train, train.get_args_parser(), RESERVED)
     source = open_records(parse_spec(args.data), "train")
     check_two_classes(source.records, "train")

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -260,3 +261,17 @@ def test_mistakes_are_answered_in_one_line_without_torch(script, argv, message, 
     assert message in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert result.stdout == "slow: []\n"
+
+
+@pytest.mark.parametrize("script", ["calibrate", "few_shot", "ensemble", "benchmark"])
+def test_an_export_is_refused_where_weights_are_needed(script, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not read at all")
+    file = str(tmp_path / "model.onnx")
+    flags = {
+        "calibrate": ["--checkpoint", file, "--data", "demo", "--output-dir", str(tmp_path)],
+        "few_shot": ["--checkpoint", file, "--data", "demo"],
+        "ensemble": ["--checkpoint", file, file, "--data", "demo", "--output-dir", str(tmp_path)],
+        "benchmark": ["--checkpoint", file, "--data", "demo"],
+    }
+    with pytest.raises(UserError, match="got an export: .*; name what it was made from"):
+        importlib.import_module(script).main(flags[script])

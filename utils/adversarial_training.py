@@ -3,7 +3,7 @@
 Collapse has two faces. Single-step training can overfit catastrophically: accuracy under FGSM stays high while PGD
 breaks every image (Wong, Rice, Kolter, "Fast is Better than Free: Revisiting Adversarial Training", ICLR 2020, arXiv
 2001.03994). And training can end at a constant answer. Against both, eps rises slowly from 0, a share of each batch
-stays clean, and after each epoch the validation images are attacked with PGD: :func:`verdict_of` reads the figures.
+stays clean, and after each epoch the validation images are attacked with PGD: :func:`has_collapsed` reads the figures.
 
 Batch norm: the attack runs on the network in evaluation mode and leaves the running averages alone. The step then
 takes the clean and the attacked images of a batch through the network together, so there is one set of statistics, of

@@ -163,11 +163,12 @@ def check_output_dir(path: str | Path) -> Path:
     return folder
 
 
-def check_checkpoint_file(path: str | Path, flag: str = "--checkpoint") -> Path:
+def check_checkpoint_file(path: str | Path, flag: str = "--checkpoint", needs_weights: bool = False) -> Path:
     """Check cheaply, without torch, that a checkpoint (or its ONNX export) exists and has the outer form of one.
 
     Raises:
-        UserError: it is missing, a folder without best.pt, empty, or not a checkpoint archive.
+        UserError: it is missing, a folder without best.pt, empty, or not a checkpoint archive; an export where the
+            script ``needs_weights``.
     """
     import zipfile
 
@@ -177,6 +178,8 @@ def check_checkpoint_file(path: str | Path, flag: str = "--checkpoint") -> Path:
     if not file.is_file():
         raise UserError(f"expected {flag} to be a file, found none at {str(path)!r}; train one with train.py")
     if file.suffix.lower() == ".onnx" and file.stat().st_size:
+        if needs_weights:
+            raise UserError(f"expected {flag} of train.py, got an export: {path}; name what it was made from")
         return file  # an export of benchmark.py; its form is checked when it is opened
     if not zipfile.is_zipfile(file):
         raise UserError(

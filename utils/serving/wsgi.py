@@ -47,10 +47,11 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
             clear_untrusted_proxy_headers=True,
             **proxy,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no such host
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"expected a free address to serve at, got --host {host} --port {port} ({error.strerror}); "
-            "choose another port"
+            f"expected a free address of this machine to serve at, got --host {host} --port {port} ({reason}); "
+            "choose another one"
         ) from None
     # A name such as localhost stands for several addresses, and then there is one server for each behind this one.
     parts = [server, *getattr(server, "map", {}).values()]
