@@ -273,5 +273,5 @@ def test_an_export_is_refused_where_weights_are_needed(script, tmp_path):
         "ensemble": ["--checkpoint", file, file, "--data", "demo", "--output-dir", str(tmp_path)],
         "benchmark": ["--checkpoint", file, "--data", "demo"],
     }
-    with pytest.raises(UserError, match="got an export: .*; name what it was made from"):
+    with pytest.raises(UserError, match=r"got an export: .*; name what it was made from"):
         importlib.import_module(script).main(flags[script])

@@ -382,5 +382,5 @@ def test_server_answers_over_a_socket_and_limits_headers(app):
 def test_a_host_that_does_not_exist_is_one_line():
     from utils.serving.wsgi import make_server
 
-    with pytest.raises(UserError, match="got --host 300.1.1.1 --port 0"):
+    with pytest.raises(UserError, match=r"got --host 300\.1\.1\.1 --port 0"):
         make_server(lambda environ, start: [], "300.1.1.1", 0, Limits())
