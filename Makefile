@@ -6,9 +6,10 @@ RUN := runs/demo
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export NO_ALBUMENTATIONS_UPDATE = 1
 
+NPM := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" npm --prefix web# Node comes from requirements-web.txt
 WEB_SOURCES := web/package-lock.json web/index.html web/vite.config.js $(wildcard web/src/*)
 
-.PHONY: install demo test test-slow test-web lint web screenshots clean
+.PHONY: install demo test test-slow test-web lint web screenshots reproduce clean
 
 install: $(VENV)/.installed
 
@@ -30,19 +31,26 @@ test-slow: install
 
 web: web/dist/index.html
 
-web/node_modules/.installed: web/package-lock.json
-	npm --prefix web ci --no-audit --no-fund --loglevel=error
+$(VENV)/.installed-web: $(VENV)/.installed requirements-web.txt constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt -c constraints.txt
+	touch $@
+
+web/node_modules/.installed: web/package-lock.json $(VENV)/.installed-web
+	$(NPM) ci --no-audit --no-fund --loglevel=error
 	touch $@
 
 web/dist/index.html: web/node_modules/.installed $(WEB_SOURCES)
-	npm --prefix web run build
+	$(NPM) run build
 
-test-web: install web
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt -c constraints.txt
+test-web: web
 	$(PY) -m pytest tests_web -p no:schemathesis
 
 screenshots: web
 	$(PY) -m tests_web.screenshots --checkpoint $(RUN)
+
+# QUICK=1 for the demo set alone; DATA and WEIGHTS are the folders of the data sets and of the ImageNet weights.
+reproduce: install
+	$(PY) reproduce.py $(if $(QUICK),--quick) --data-root $(or $(DATA),data) --weights-dir $(or $(WEIGHTS),weights)
 
 lint: install
 	$(PY) -m ruff check .
