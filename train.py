@@ -68,6 +68,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     shape.add_argument("--resize-to", type=int_in(16, 8192), help="scale the shorter side to this first, px (crop)")
     shape.add_argument("--train-size", type=int_in(16, 4096), help="side of training crops, px (default: --image-size)")
     shape.add_argument("--augmentation", choices=("none", "light", "forensic"), default="light")
+    shape.add_argument("--forgeries", metavar="A,B", help="make fakes of real images: blend, splice, upsample, smooth")
+    shape.add_argument("--forgery-share", type=float_in(0, 1), default=0.5, help="of the real images (default: 0.5)")
+    shape.add_argument("--balance", action="store_true", help="equally many real and fake images of each data set")
     fit = parser.add_argument_group("optimisation")
     fit.add_argument("--epochs", type=int_in(1), default=12)
     fit.add_argument("--batch-size", type=int_in(1), default=32)
@@ -132,12 +135,18 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
         args = settings_of_run(folder, parser, argv)
     elif not args.overwrite and any((folder / name).exists() for name in ("best.pt", "last.pt")):
         raise UserError(f"expected a new run folder, got a run in {folder}; pass --resume, --overwrite or --output-dir")
+    forger = None
+    if args.forgeries:
+        from datasets.forgeries import make_forger
+
+        forger = make_forger(args.forgeries, args.forgery_share)
     check_output_dir(folder)
     data = open_training_data(args.data, args.exclude_generator)
     for note in data.notes:
         log(note)
 
     from datasets.image_cache import cache_listing, join_records
+    from datasets.loading import label_groups
     from utils.distributed import check_enough, expecting_peers, join_team
     from utils.runtime import pick_device, set_threads
 
@@ -151,8 +160,11 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     check_enough(len(records))
     detector = build_detector(args, records, device)
     if hasattr(detector, "fit"):  # classical: it learns in one call
+        if forger or args.balance:
+            raise UserError(f"expected a neural model for --forgeries and --balance, got {args.model}; drop the flags")
         return finish(args, data, folder, device, fit_once(args, data, detector, folder))
-    state, loader, dtype = prepare(args, detector, records, device)
+    groups = label_groups(data.train) if args.balance else None
+    state, loader, dtype = prepare(args, detector, records, device, forger, groups)
     if args.resume:
         state.restore(folder / "last.pt", data.describe())
     else:  # what --overwrite replaces must not be resumed in place of this run
@@ -194,7 +206,7 @@ def build_detector(args: argparse.Namespace, records, device):
     return detector.to(device)
 
 
-def prepare(args: argparse.Namespace, detector, records, device):
+def prepare(args: argparse.Namespace, detector, records, device, forger=None, groups=None):
     """Make the training loader and the optimiser; freeze what is to stay as it is."""
     import torch
     from timm.utils import ModelEmaV3
@@ -216,9 +228,9 @@ def prepare(args: argparse.Namespace, detector, records, device):
     transform = TrainTransform(detector.geometry, args.augmentation, args.train_size, as_bytes=True)
     workers = pick_workers(args.workers, device)
     loader = make_loader(
-        ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT),
+        ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT, forger=forger),
         args.batch_size,
-        sampler=EpochSampler(len(records), args.seed, team.rank, team.size),
+        sampler=EpochSampler(len(records), args.seed, team.rank, team.size, groups),
         workers=workers,
         drop_last=len(records) // team.size >= args.batch_size,  # a last batch of one image would break batch norm
         pin_memory=device.type == "cuda",

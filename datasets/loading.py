@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.images import UnreadableImage, read_image
-from datasets.spec import Record
+from datasets.spec import Listing, Record
+
+if TYPE_CHECKING:
+    from datasets.forgeries import Forger
 
 
 @dataclass
@@ -46,13 +50,21 @@ class Batch:
 class ImageDataset(Dataset):
     """Images of a list of records; an item is ``(image, label, index)``.
 
-    An index may come as ``(index, seed)``: the seed then fixes the augmentation of that item. Decoded images are
-    kept in memory until ``memory_limit`` bytes are used, so small sets are decoded once.
+    An index may come as ``(index, seed)``: the seed then fixes the augmentation of that item, and whether the
+    ``forger`` makes a fake of it first. Decoded images are kept in memory until ``memory_limit`` bytes are used, so
+    small sets are decoded once.
     """
 
-    def __init__(self, records: Sequence[Record], transform: Callable[..., Tensor], memory_limit: int = 0) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        transform: Callable[..., Tensor],
+        memory_limit: int = 0,
+        forger: Forger | None = None,
+    ) -> None:
         self.records = records
         self.transform = transform
+        self.forger = forger
         self.memory_left = memory_limit
         self._decoded: dict[int, np.ndarray] = {}
 
@@ -66,6 +78,8 @@ class ImageDataset(Dataset):
         except UnreadableImage as error:
             return Unreadable(index, str(error))
         label = self.records[index].label
+        if self.forger:
+            image, label = self.forger(image, label, seed)
         return self.transform(image, seed), float("nan") if label is None else float(label), index
 
     def _image(self, index: int) -> np.ndarray:
@@ -97,10 +111,16 @@ class EpochSampler(Sampler):
 
     Of several processes each takes every ``size``-th pair, from its ``rank`` on, so that their batches together are
     those of one process with larger batches. All take equally many: up to ``size`` - 1 images sit out an epoch.
+
+    ``groups``, a number per image, makes an epoch take equally many of each group (or one more, where ``length``
+    cannot be divided): of a large group it leaves some out, those of a small one come again with other seeds.
     """
 
-    def __init__(self, length: int, seed: int, rank: int = 0, size: int = 1) -> None:
+    def __init__(
+        self, length: int, seed: int, rank: int = 0, size: int = 1, groups: Sequence[int] | None = None
+    ) -> None:
         self.length = length
+        self.groups = groups
         self.seed = seed
         self.rank = rank
         self.size = size
@@ -111,10 +131,30 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(self.length)
+        order = generator.permutation(self.length if self.groups is None else balanced(self.groups, generator))
         seeds = generator.integers(0, 2**31, self.length)
         own = slice(self.rank, self.length // self.size * self.size, self.size)
         return iter(zip(order[own].tolist(), seeds[own].tolist(), strict=True))
+
+
+def balanced(groups: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    """As many indices as there are images, from each group equally many: no image twice before all of it are taken."""
+    numbers = np.asarray(groups)
+    names = generator.permutation(np.unique(numbers))  # so that what cannot be divided goes to other groups each time
+    taken = []
+    for place, name in enumerate(names):
+        members = np.flatnonzero(numbers == name)
+        wanted = (len(numbers) + len(names) - 1 - place) // len(names)
+        rest = generator.choice(members, wanted % len(members), replace=False)
+        taken += [np.tile(members, wanted // len(members)), rest]
+    return np.concatenate(taken)
+
+
+def label_groups(listings: Sequence[Listing]) -> list[int]:
+    """The group of each record of these listings, one after the other: the same for equal data set and label."""
+    keys = [(listing.name, listing.root, record.label) for listing in listings for record in listing.records]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]
 
 
 def collate(items: Sequence[tuple[Tensor, float, int] | Unreadable]) -> Batch:
