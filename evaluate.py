@@ -64,12 +64,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     what.add_argument("--checkpoint", nargs="+", default=[], metavar="PT", help="checkpoints, or run folders")
     what.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets; their test split unless told")
     what.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="scores files instead of both")
-    what.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard (default: clean)")
+    what.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard common")
     what.add_argument("--severity", nargs="+", default=[], metavar="KIND",
                       help="jpeg resize blur noise crop, or all: curves over rising degradation")  # fmt: skip
     what.add_argument("--cache", metavar="DIR", help="keep decoded images there, as train.py does")
     more = parser.add_argument_group("what else to make of the scores")
     more.add_argument("--compare", action="store_true", help="two checkpoints: DeLong, McNemar, paired bootstrap")
+    more.add_argument("--pair", nargs="+", default=[], metavar="NAME",
+                      help="data sets whose reals stand against sets of fakes; best with --tiers common")  # fmt: skip
     more.add_argument("--gallery", action="store_true", help="gallery.html of the worst errors, and failures.csv")
     more.add_argument("--subgroup", metavar="CSV:COLUMN", help="metrics for each value of a column of a CSV list")
     how = parser.add_argument_group("how")
@@ -120,8 +122,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def write_extras(args: argparse.Namespace, sets: Sequence[ScoredSet], folder: Path) -> None:
     """Make what was asked for beyond tables and figures; the comparison is printed."""
-    from utils.score_extras import write_failures, write_pair, write_subgroup_table
+    from utils.score_extras import write_failures, write_one_class, write_pair, write_subgroup_table
 
+    if args.pair:
+        print("\n" + write_one_class(sets, args.pair, folder, args.n_boot), end="")
     if args.compare:
         print("\n" + write_pair(sets, folder, args.n_boot), end="")
     if args.gallery:

@@ -225,8 +225,14 @@ def test_images_beyond_the_limits_of_a_format_are_cut(monkeypatch):
 # ------------------------------------------------------------------------------------------------------ names
 
 
+@pytest.mark.parametrize(("height", "width"), [(300, 200), (256, 256), (40, 64), (10, 4000)])
+def test_common_gives_every_set_one_size(height, width):
+    degraded = apply_tier(picture(height, width), "common")
+    assert min(degraded.shape[:2]) == 256 and max(degraded.shape[:2]) <= 8 * 256
+
+
 def test_names_and_their_parts():
-    assert len(set(ALL)) == len(ALL) == 3 + sum(map(len, SEVERITIES.values()))
+    assert len(set(ALL)) == len(ALL) == len(TIERS) + sum(map(len, SEVERITIES.values()))
     assert {"jpeg-75", "resize-0.25", "resize-2", "blur-0.5", "noise-0.01", "crop-0.95"} <= set(ALL)
     assert parse_severity("noise-0.01") == ("noise", 0.01)
     assert [parse_severity(name) for name in ("web", "clean", "jpeg", "jpeg-x", "sepia-3")] == [None] * 5
@@ -237,7 +243,7 @@ def test_names_and_their_parts():
     ("tiers", "severities", "says"),
     [
         (["clen"], [], "got 'clen'; did you mean clean?"),
-        (["jpeg-75"], [], "expected --tiers of clean, web, hard, got 'jpeg-75'"),
+        (["jpeg-75"], [], "expected --tiers of clean, web, hard, common, got 'jpeg-75'"),
         (["web"], ["jpg"], "got 'jpg'; did you mean jpeg?"),
         (["web"], ["ALL"], "expected --severity of jpeg, resize, blur, noise, crop, all, got 'ALL'"),
     ],

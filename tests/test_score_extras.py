@@ -70,3 +70,37 @@ def test_subgroups_by_a_column_of_a_list(scores, tmp_path):
         evaluate.main([*flags, "--subgroup", "light"])
     with pytest.raises(UserError, match="light"):
         evaluate.main([*flags, "--subgroup", "list.csv:lihgt"])
+
+
+@pytest.fixture
+def one_class_scores(tmp_path, monkeypatch):
+    """Scores of one checkpoint on `faces` of both classes and on `gan`, fakes only, half of them above every real."""
+    monkeypatch.chdir(tmp_path)
+    p_fake = {"faces": [0.1, 0.2, 0.3, 0.9], "gan": [0.8, 0.7, 0.15, 0.15]}
+    labels = {"faces": [0, 0, 0, 1], "gan": [1, 1, 1, 1]}
+    for name, values in p_fake.items():
+        table = ScoreTable(path=[f"{name}/{index}.jpg" for index in range(4)], label=np.array(labels[name]),
+                           dataset=[name] * 4, generator=[""] * 4, tier=["common"] * 4, logit=np.log(values),
+                           p_fake=np.array(values))  # fmt: skip
+        file = tmp_path / f"{name}.csv"
+        write_scores(file, table)
+        write_sidecar(file, checkpoint="good", model="cnn", threshold=0.5, dataset=name, split="test")
+    return ["faces.csv", "gan.csv"]
+
+
+def test_fakes_alone_are_measured_against_the_reals_of_another_set(one_class_scores, tmp_path, capsys):
+    evaluate.main(["--from-scores", *one_class_scores, "--pair", "faces", "--output-dir", "out", "--n-boot", "50"])
+    assert "gan / faces" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "out" / "one_class.json").read_text())
+    assert (row["n_real"], row["n_fake"]) == (3, 4)
+    assert row["auc"] == pytest.approx((3 + 3 + 1 + 1) / 12)  # pairs in the right order
+    assert (row["real_acc"], row["fake_acc"]) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(("files", "name", "says"), [
+    (["faces.csv", "gan.csv"], "gan", "expected --pair of data sets with real images"),
+    (["faces.csv"], "faces", "expected a set of fakes only for --pair, got none"),
+])  # fmt: skip
+def test_pairs_that_cannot_be(one_class_scores, files, name, says):
+    with pytest.raises(UserError, match=says):
+        evaluate.main(["--from-scores", *files, "--pair", name, "--output-dir", "out", "--n-boot", "0"])

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from datasets.spec import closest
+from datasets.transforms import Geometry
 from utils.errors import UserError
 
 CLEAN = "clean"
@@ -37,8 +38,10 @@ SEVERITIES: dict[str, tuple[float, ...]] = {
     "noise": (0.01, 0.02, 0.05, 0.1),  # standard deviation, fraction of the range
     "crop": (0.95, 0.9, 0.75, 0.5),  # of each side
 }
+COMMON_SIDE, COMMON_QUALITY = 256, 75  # of the 140k set: px of the shorter side, JPEG quality
 NO_CHANGE = {"jpeg": 100.0, "resize": 1.0, "blur": 0.0, "noise": 0.0, "crop": 1.0}  # the place of clean on a ladder
-OVERLAPS = {"forensic": ("web", "hard", "jpeg", "resize", "blur", "noise")}  # what each training preset applies
+# What each training preset applies.
+OVERLAPS = {"forensic": ("web", "hard", "common", "jpeg", "resize", "blur", "noise")}
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
@@ -140,8 +143,16 @@ def hard(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return screenshot(image, generator.uniform(1.0, 1.25), int(generator.integers(60, 86)))
 
 
+def common(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """One recipe for sets of different formats: shorter side 256 px, JPEG of quality 75, as in the 140k set.
+
+    What is left to tell real from fake by is the picture, not its size or its format.
+    """
+    return jpeg(Geometry("crop", COMMON_SIDE, COMMON_SIDE).scale(image), COMMON_QUALITY)
+
+
 Tier = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-TIERS: dict[str, Tier] = {CLEAN: clean, "web": web, "hard": hard}
+TIERS: dict[str, Tier] = {CLEAN: clean, "web": web, "hard": hard, "common": common}
 STEPS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
     "jpeg": lambda image, level, _: jpeg(image, int(level)),
     "resize": lambda image, level, _: resize(image, level),

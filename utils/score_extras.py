@@ -1,4 +1,4 @@
-"""What evaluate.py makes of scores only when asked: a paired comparison, a failure gallery, subgroup tables."""
+"""What evaluate.py makes of scores only when asked: paired comparison, one-class sets, failure gallery, subgroups."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.score_report import ScoredSet
+from utils.files import write_json
+from utils.score_report import COLUMNS, ScoredSet
 from utils.scores import ScoreTable
+from utils.tables import write_table
+
+ONE_CLASS_COLUMNS = [column for column in COLUMNS if column[0] not in ("ece", "brier", "unreadable")]
 
 
 def write_pair(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> str:
@@ -31,6 +35,34 @@ def write_pair(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> str:
     pair = (names[0], names[1])
     write_comparison(result, a, b, folder, pair)
     return comparison_markdown(result, pair)
+
+
+def write_one_class(sets: Sequence[ScoredSet], reals: Sequence[str], folder: Path, n_boot: int) -> str:
+    """Measure sets of fakes only against the real images of the data sets ``reals``; returns the table as text.
+
+    Checkpoint by checkpoint and tier by tier. All should have been through one recipe, the tier ``common``, or the
+    format of a file tells them apart.
+
+    Raises:
+        UserError: the scores have no real image of such a data set, or no set of fakes only.
+    """
+    rows = []
+    for name, tier in dict.fromkeys((scored.info["checkpoint"], scored.tier) for scored in sets):
+        own = [scored for scored in sets if (scored.info["checkpoint"], scored.tier) == (name, tier)]
+        known = {scored.info["dataset"]: scored.table.select(scored.table.label == 0) for scored in own}
+        for other in reals:
+            if not len(known.get(other, ())):
+                raise UserError(f"expected --pair of data sets with real images, {', '.join(known)}, got {other!r}")
+        others = [known[other] for other in reals]
+        for scored in own:
+            if scored.table.label.all():
+                row = scored.row(ScoreTable.join([scored.table, *others]), n_boot)
+                rows.append({**row, "dataset": f"{row['dataset']} / {' + '.join(reals)}"})
+    if not rows:
+        raise UserError("expected a set of fakes only for --pair, got none; the other sets need no pairing")
+    caption = "Sets of fakes only, against the real images of other sets; 95 % bootstrap intervals."
+    write_json(folder / "one_class.json", rows)
+    return write_table(rows, ONE_CLASS_COLUMNS, folder / "one_class", caption)[1].read_text(encoding="utf-8")
 
 
 def write_subgroup_table(sets: Sequence[ScoredSet], request: str, folder: Path, n_boot: int) -> None:
