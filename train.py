@@ -103,6 +103,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", metavar="DIR", help="run folder (default: checkpoints/<model>-<data>)")
     run.add_argument("--cache", metavar="DIR", help="keep decoded images there: faster epochs for disk space")
+    run.add_argument("--images-in", choices=("auto", "host", "device"), default="auto",
+                     help="where training images are kept; auto: on a GPU if it can hold and augment them")  # fmt: skip
     run.add_argument("--feature-cache", default="data/features", metavar="DIR", help="of classical models")
     run.add_argument("--resume", action="store_true", help="go on from last.pt of --output-dir with its settings")
     run.add_argument("--overwrite", action="store_true", help="replace an existing run in --output-dir")
@@ -211,7 +213,8 @@ def prepare(args: argparse.Namespace, detector, records, device, forger=None, gr
     import torch
     from timm.utils import ModelEmaV3
 
-    from datasets.loading import EpochSampler, ImageDataset, make_loader
+    from datasets.device_images import make_training_loader
+    from datasets.loading import EpochSampler, ImageDataset
     from datasets.transforms import TrainTransform
     from utils.distillation import Teacher
     from utils.distributed import team
@@ -227,14 +230,17 @@ def prepare(args: argparse.Namespace, detector, records, device, forger=None, gr
     set_frozen(detector, frozen)
     transform = TrainTransform(detector.geometry, args.augmentation, args.train_size, as_bytes=True)
     workers = pick_workers(args.workers, device)
-    loader = make_loader(
+    loader, where = make_training_loader(
         ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT, forger=forger),
         args.batch_size,
-        sampler=EpochSampler(len(records), args.seed, team.rank, team.size, groups),
-        workers=workers,
-        drop_last=len(records) // team.size >= args.batch_size,  # a last batch of one image would break batch norm
-        pin_memory=device.type == "cuda",
+        EpochSampler(len(records), args.seed, team.rank, team.size, groups),
+        workers,
+        len(records) // team.size >= args.batch_size,  # a last batch of one image would break batch norm
+        device,
+        args.images_in,
     )
+    if where:
+        log(where)
     groups = parameter_groups(detector, args.weight_decay, args.layer_decay, args.head_lr)
     state = TrainingState(
         detector=detector,

@@ -69,17 +69,22 @@ STEPS: dict[str, tuple[tuple[Degradation, float], ...]] = {
 }
 
 
-def augment(
-    image: np.ndarray, steps: tuple[tuple[Degradation, float], ...], generator: np.random.Generator, seed: int
-) -> np.ndarray:
-    """Flip ``(H, W, 3)`` uint8 RGB half of the time, then apply each step with its probability.
+def is_flipped(seed: int) -> bool:
+    """Whether the image with this seed is flipped, as half of them are.
 
-    The flip is the second number of Python's generator because it was so when albumentations drew it, and published
-    runs should come out again bit for bit.
+    It is the second number of Python's generator because it was so when albumentations drew it, and published runs
+    should come out again bit for bit.
     """
     draws = random.Random(seed)
     draws.random()
-    if draws.random() < 0.5:
+    return draws.random() < 0.5
+
+
+def augment(
+    image: np.ndarray, steps: tuple[tuple[Degradation, float], ...], generator: np.random.Generator, seed: int
+) -> np.ndarray:
+    """Flip ``(H, W, 3)`` uint8 RGB half of the time, then apply each step with its probability."""
+    if is_flipped(seed):
         image = cv2.flip(image, 1)
     for step, probability in steps:
         if generator.random() < probability:

@@ -74,7 +74,7 @@ class ImageDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, float, int] | Unreadable:
         index, seed = key if isinstance(key, tuple) else (key, 0)
         try:
-            image = self._image(index)
+            image = self.read(index)
         except UnreadableImage as error:
             return Unreadable(index, str(error))
         label = self.records[index].label
@@ -82,7 +82,8 @@ class ImageDataset(Dataset):
             image, label = self.forger(image, label, seed)
         return self.transform(image, seed), float("nan") if label is None else float(label), index
 
-    def _image(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
+        """The decoded image ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""
         image = self._decoded.get(index)
         if image is None:
             read = getattr(self.records, "read", read_image)  # records may know where their pixels are kept

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from datasets.augmentation import STEPS, augment
+from datasets.augmentation import STEPS, augment, is_flipped
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,15 +154,21 @@ class TrainTransform:
         generator = np.random.default_rng(seed)
         image = self.geometry.scale(image, at_least=self.size)
         if self.geometry.mode == "crop":
-            image = self._crop(image, generator)
+            top, left = self._corner(image.shape[:2], generator)
+            image = image[top : top + self.size, left : left + self.size]
         if self.is_random:
             image = augment(image, self.steps, generator, seed)
         return self.finish(image)
 
-    def _crop(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        room = [side - self.size for side in image.shape[:2]]
+    def view(self, shape: tuple[int, ...], seed: int) -> tuple[int, int, bool]:
+        """Top and left of the crop of an image ``(H, W)`` that is not rescaled, and whether it is flipped then."""
+        top, left = self._corner(shape, np.random.default_rng(seed))
+        return top, left, self.is_random and is_flipped(seed)
+
+    def _corner(self, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[int, int]:
+        rooms = [side - self.size for side in shape]
         if self.is_random:
-            top, left = (TRAIN_GRID * int(generator.integers(pixels // TRAIN_GRID + 1)) for pixels in room)
+            top, left = (TRAIN_GRID * int(generator.integers(room // TRAIN_GRID + 1)) for room in rooms)
         else:
-            top, left = (pixels // 2 // JPEG_GRID * JPEG_GRID for pixels in room)
-        return image[top : top + self.size, left : left + self.size]
+            top, left = (room // 2 // JPEG_GRID * JPEG_GRID for room in rooms)
+        return top, left
