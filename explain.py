@@ -1,5 +1,6 @@
 """Show where a detector sees evidence, and measure whether such maps can be believed.
 
+  python explain.py photo.jpg                                   with the released detector
   python explain.py --checkpoint best.pt photo.jpg
   python explain.py --checkpoint best.pt photos/ --methods gradcam occlusion superpixels --contact-sheet
   python explain.py --checkpoint a/best.pt b/best.pt --data demo data/wild --faithfulness --limit 200
@@ -40,7 +41,6 @@ from utils.args import (
     EXIT_PARTIAL,
     add_device_group,
     add_seed,
-    check_checkpoint_file,
     check_output_dir,
     int_in,
     make_parser,
@@ -48,6 +48,7 @@ from utils.args import (
 )
 from utils.errors import UserError
 from utils.explanation_names import FEATURES, METHODS, TARGETS, check_methods
+from utils.release_file import DEFAULT_HELP, checkpoint_or_release
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "explain.py")
     what = parser.add_argument_group("what to explain")
     what.add_argument("paths", nargs="*", metavar="PATH", help="image, folder, 'pattern' or list.csv")
-    what.add_argument("--checkpoint", nargs="+", required=True, metavar="PT", help="a checkpoint or its run folder")
+    what.add_argument("--checkpoint", nargs="+", default=[], metavar="PT", help="a checkpoint or its run folder "
+                      f"{DEFAULT_HELP}")  # fmt: skip
     what.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help=f"{', '.join(METHODS)}, {FEATURES} "
                       "(default: gradcam where it works; all of them with --faithfulness)")  # fmt: skip
     what.add_argument("--target", choices=TARGETS, help="evidence for what (default: predicted; fake with "
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         parser.error("expected either PATH..., or --faithfulness with --data SPEC...")
     args.methods = check_methods(args.methods)
     args.command = shlex.join(["python", "explain.py", *(sys.argv[1:] if argv is None else argv)])
-    checkpoints = [check_checkpoint_file(path) for path in args.checkpoint]
+    checkpoints = [checkpoint_or_release(path) for path in args.checkpoint or [None]]
     if args.faithfulness:
         return measure(args, checkpoints)
     paths = list_inputs(args.paths)

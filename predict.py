@@ -1,5 +1,6 @@
 """Score images with a trained detector: path, p_fake and a verdict for each.
 
+  python predict.py photo.jpg                                   with the released detector
   python predict.py --checkpoint checkpoints/cnn-demo photo.jpg
   python predict.py --checkpoint best.pt photos/ 'more/**/*.png' list.csv --output predictions.csv
   find . -name '*.jpg' -print0 | python predict.py --checkpoint best.pt - --null --format json
@@ -45,7 +46,6 @@ from utils.args import (
     EXIT_PARTIAL,
     add_device_group,
     add_face_group,
-    check_checkpoint_file,
     finder_name,
     float_in,
     int_in,
@@ -56,6 +56,7 @@ from utils.engines import ENGINES
 from utils.errors import UserError
 from utils.files import open_output
 from utils.onnx_detector import is_onnx
+from utils.release_file import DEFAULT_HELP, checkpoint_or_release
 
 COLUMNS = ("path", "p_fake", "verdict", "logit")
 VERDICTS = ("real", "fake", "unsure")
@@ -69,8 +70,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of predict.py."""
     parser = make_parser(__doc__, "predict.py")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder, 'pattern', list.csv or - (stdin)")
-    parser.add_argument("--checkpoint", required=True, metavar="PT",
-                        help="a checkpoint of train.py or its run folder, or an export of benchmark.py")  # fmt: skip
+    parser.add_argument("--checkpoint", metavar="PT", help="a checkpoint of train.py or its run folder, or an export "
+                        f"of benchmark.py {DEFAULT_HELP}")  # fmt: skip
     parser.add_argument("--null", action="store_true", help="paths on stdin end with a null byte, as of find -print0")
     parser.add_argument("--format", choices=sorted(WRITERS), default="csv", help="default: csv")
     parser.add_argument("--output", metavar="FILE", help="write there, all or nothing (default: stdout)")
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     ``n_images`` counts every image that was asked for, readable or not.
     """
     args = get_args_parser().parse_args(argv)
-    checkpoint_file = check_checkpoint_file(args.checkpoint)
+    checkpoint_file = checkpoint_or_release(args.checkpoint)
     check_output_is_no_input(args.output, args.paths)
     if args.null and "-" not in args.paths:
         raise UserError("expected - among the PATHs with --null, got none; --null is about paths on stdin")

@@ -1,5 +1,6 @@
 """Serve detectors to a browser and to programs: a page and an HTTP API.
 
+  python serve.py                                               with the released detector
   python serve.py --checkpoint checkpoints/cnn-demo
   python serve.py --checkpoint a/best.pt exported.onnx --faces --port 8000
   curl -F images=@photo.jpg http://127.0.0.1:5000/api/predict
@@ -32,7 +33,6 @@ from typing import TYPE_CHECKING
 from utils.args import (
     EXIT_DONE,
     add_face_group,
-    check_checkpoint_file,
     finder_name,
     float_in,
     int_in,
@@ -41,6 +41,7 @@ from utils.args import (
 )
 from utils.errors import UserError
 from utils.files import read_text
+from utils.release_file import DEFAULT_HELP, checkpoint_or_release
 from utils.serving.settings import Limits
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of serve.py."""
     usual = Limits()
     parser = make_parser(__doc__, "serve.py")
-    parser.add_argument("--checkpoint", nargs="+", required=True, metavar="PT", help="run folders, files, exports")
+    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PT", help="run folders, files, exports "
+                        f"{DEFAULT_HELP}")  # fmt: skip
     add_face_group(parser)
     net = parser.add_argument_group("network")
     net.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
@@ -85,7 +87,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Serve until interrupted; returns ``{"exit_code": 0}``."""
     args = get_args_parser().parse_args(argv)
-    files = [check_checkpoint_file(path) for path in args.checkpoint]
+    files = [checkpoint_or_release(path) for path in args.checkpoint or [None]]
     token = read_token(args.token_file)
     limits = Limits(max_mb=args.max_mb, max_pixels=args.max_pixels, max_files=args.max_files,
                     max_seconds=args.max_seconds, queue=args.queue, per_minute=args.per_minute)  # fmt: skip

@@ -78,7 +78,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     odd = [key for key in ("model_args", "state_dict", "geometry") if not isinstance(checkpoint[key], dict)]
     if odd:
         raise UserError(f"expected a dict as {', '.join(odd)} of checkpoint {str(path)!r}, found something else")
+    checkpoint["state_dict"] = {key: _single(value) for key, value in checkpoint["state_dict"].items()}
     return checkpoint
+
+
+def _single(value: Any) -> Any:
+    """Weights are used and averaged in float32; a released file holds them in half precision to be small."""
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.float16 else value
 
 
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> tuple[Detector, dict[str, Any]]:

@@ -1,0 +1,138 @@
+"""The pages beside the README keep the same word: their code runs, their commands parse, their numbers are results."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_readme import command_problems, link_problems, number_problems, table_problems
+
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md", *sorted((ROOT / "checkpoints").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EXAMPLES = dict(BLOCK.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_links_tables_and_numbers_of_a_page(page):
+    text = page.read_text(encoding="utf-8")
+    assert command_problems(text, ROOT) == []
+    assert link_problems(text, page.parent) == []
+    assert table_problems(text, ROOT) == []
+    assert number_problems(text, ROOT) == []
+
+
+def test_every_page_is_held_to_its_word_and_has_one_title():
+    assert {"method.md", "results.md", "limits.md", "extending.md", "MODEL_CARD.md"} <= {page.name for page in PAGES}
+    for page in PAGES:
+        assert re.findall(r"^# .+", page.read_text(encoding="utf-8"), re.MULTILINE)[0]
+
+
+def test_the_model_card_has_every_section():
+    text = (ROOT / "checkpoints" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    sections = "Identity, Training data and their terms, Licence of the weights, Intended use, Out-of-scope use, "
+    sections += "Thresholds, Figures, Limits, Ethics"
+    assert [name for name in sections.split(", ") if f"## {name}\n" not in text] == []
+
+
+def test_worked_example_of_base_rates():
+    """The arithmetic of docs/limits.md, from the two rates that it names."""
+    text = " ".join((ROOT / "docs" / "limits.md").read_text(encoding="utf-8").split())
+    real_acc, fake_acc = (float(value) for value in re.search(r"real acc (\S+) and fake acc ([\d.]+),", text).groups())
+    hits, alarms = 10 * fake_acc, 9990 * (1 - real_acc)
+    assert f"| 10 fakes | {hits:.1f} | {10 - hits:.1f} |" in text
+    assert f"| 9,990 reals | {alarms:.1f} | {9990 - alarms:,.1f} |" in text
+    shares = [fake_acc * q / (fake_acc * q + (1 - real_acc) * (1 - q)) for q in (0.001, 0.01, 0.5)]
+    rare, some, half = (f"{share:.0%}".replace("%", " %") for share in shares)
+    assert f"which is {rare} at q = 0.1 %, {some} at 1 % and {half} at 50 %" in text
+
+
+def test_citation_names_the_version_of_the_changelog():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    version, day = re.search(r"^## (\S+) \((\S+)\)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).groups()
+    assert f"\nversion: {version}\n" in citation and f'\ndate-released: "{day}"\n' in citation
+    assert "\nlicense: MIT\n" in citation and (ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+# ------------------------------------------------------------------------------------ the examples of extending.md
+
+
+@pytest.fixture
+def run_example():
+    """Return a function that runs the example for a file; what it registers is taken back after the test."""
+    from datasets.spec import KINDS
+    from models import registry
+    from utils import attack_suite, cam, explanation_names
+
+    tables = [KINDS, registry._FACTORIES, attack_suite.ATTACK_FUNCTIONS, cam.FORMULAS, explanation_names.METHODS]
+    before = [set(table) for table in tables]
+
+    def run(path: str) -> dict:
+        scope: dict = {"__name__": "example"}
+        exec(compile(EXAMPLES[path], path, "exec"), scope)
+        return scope
+
+    yield run
+    for table, known in zip(tables, before, strict=True):
+        for key in set(table) - known:
+            del table[key]
+
+
+def test_there_is_one_example_for_each_kind_of_part():
+    assert len(EXAMPLES) == 4 and all(code.count("\n") <= 30 for code in EXAMPLES.values())
+
+
+def test_example_architecture_scores_and_learns(run_example):
+    from models import create_model
+
+    run_example("models/ring_net.py")
+    detector = create_model("ring_net", rings=8)
+    images = torch.rand(3, 3, 40, 48)
+    logits = detector(images)
+    assert logits.shape == (3,)
+    logits.sum().backward()
+    assert detector.head.weight.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="rings"):
+        create_model("ring_net", circles=8)
+
+
+def test_example_data_set_is_listed(run_example, make_folder, tmp_path):
+    from datasets.spec import open_records
+
+    run_example("datasets/named_files.py")
+    folder = make_folder("names", {"real": 2, "fake": 2})
+    for file in [*folder.glob("real/*"), *folder.glob("fake/*")]:
+        words = "real" if file.parent.name == "real" else "fake_stylegan"
+        file.rename(folder / f"{words}_{file.name}")
+    listing = open_records(f"names:{folder}")
+    assert [(record.label, record.generator) for record in listing.records] == [(1, "stylegan")] * 2 + [(0, "real")] * 2
+    with pytest.raises(UserError, match="expected real_"):
+        open_records(f"names:{tmp_path}")
+
+
+def test_example_attack_stays_in_the_ball_and_does_harm(run_example):
+    from utils.attack_suite import Plan, margin_of
+
+    run_example("utils/random_corners.py")
+    weights = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images, labels = torch.full((4, 3, 8, 8), 0.5), torch.tensor([0.0, 1.0, 0.0, 1.0])
+
+    def logit_of(x):
+        return (x * weights).sum((1, 2, 3))
+
+    attacked = Plan("corners", "linf", 8 / 255, queries=20).run(logit_of, images, labels)
+    assert (attacked - images).abs().max() <= 8 / 255 + 1e-6
+    assert (margin_of(logit_of, attacked, labels) > margin_of(logit_of, images, labels)).all()
+
+
+def test_example_explanation_makes_maps(run_example):
+    from models import create_model
+    from utils.explanations import explain
+
+    run_example("utils/sensitivity_cam.py")
+    torch.manual_seed(0)
+    detector = create_model("cnn", width=4).eval()
+    heat = explain(detector, torch.rand(2, 3, 64, 64), ["sensitivity"], torch.ones(2))["sensitivity"]
+    assert heat.shape == (2, 64, 64) and heat.min() >= 0 and heat.max() > 0
