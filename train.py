@@ -68,7 +68,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     shape.add_argument("--resize-to", type=int_in(16, 8192), help="scale the shorter side to this first, px (crop)")
     shape.add_argument("--train-size", type=int_in(16, 4096), help="side of training crops, px (default: --image-size)")
     shape.add_argument("--augmentation", choices=("none", "light", "forensic"), default="light")
-    shape.add_argument("--forgeries", metavar="A,B", help="make fakes of real images: blend, splice, upsample, smooth")
+    shape.add_argument("--forgeries", metavar="A,B",
+                       help="make fakes of real images: blend, splice, upsample, smooth, decoder")  # fmt: skip
+    shape.add_argument("--forgery-decoder", metavar="FILE", help="the decoder.pt of another run (default: train one)")
     shape.add_argument("--forgery-share", type=float_in(0, 1), default=0.5, help="of the real images (default: 0.5)")
     shape.add_argument("--balance", action="store_true", help="equally many real and fake images of each data set")
     fit = parser.add_argument_group("optimisation")
@@ -138,10 +140,10 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     elif not args.overwrite and any((folder / name).exists() for name in ("best.pt", "last.pt")):
         raise UserError(f"expected a new run folder, got a run in {folder}; pass --resume, --overwrite or --output-dir")
     forger = None
-    if args.forgeries:
+    if args.forgeries or args.forgery_decoder:
         from datasets.forgeries import make_forger
 
-        forger = make_forger(args.forgeries, args.forgery_share)
+        forger = make_forger(args.forgeries or "", args.forgery_share, None if args.resume else args.forgery_decoder)
     check_output_dir(folder)
     data = open_training_data(args.data, args.exclude_generator)
     for note in data.notes:
@@ -166,6 +168,10 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
             raise UserError(f"expected a neural model for --forgeries and --balance, got {args.model}; drop the flags")
         return finish(args, data, folder, device, fit_once(args, data, detector, folder))
     groups = label_groups(data.train) if args.balance else None
+    if forger:
+        from datasets.decoder_forgery import with_decoder
+
+        forger = with_decoder(forger, records, folder, args.seed, args.resume)
     state, loader, dtype = prepare(args, detector, records, device, forger, groups)
     if args.resume:
         state.restore(folder / "last.pt", data.describe())

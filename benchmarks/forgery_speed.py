@@ -21,11 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cv2
 import numpy as np
+import torch
 
-from datasets.forgeries import FORGERIES, Forger, Forgery
+from datasets.decoder_forgery import DecoderForgery
+from datasets.forgeries import DECODER, FORGERIES, KINDS, Forger, Forgery
 from datasets.images import read_image
 from datasets.spec import open_records
 from datasets.transforms import resize_to
+from models.autoencoder import Autoencoder
 from utils.args import add_seed, int_in, make_parser, run_script
 from utils.files import write_json
 from utils.runtime import git_commit, hardware, versions
@@ -65,13 +68,16 @@ def main(argv=None) -> dict:
     add_seed(parser)
     args = parser.parse_args(argv)
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     reals = [record for record in open_records(args.data).records if record.label == 0][: args.n]
     images = [resize_to(read_image(record.path), args.size, args.size) for record in reals]
     summary: list[dict[str, Any]] = []
+    decoder = DecoderForgery(Autoencoder())  # trained or not, it takes as long
+    kinds: dict[str, Forgery] = {**FORGERIES, DECODER: decoder}
     actions: dict[str, Action] = {
-        f"forgery {name}": partial(forge_once, forge, args.seed) for name, forge in FORGERIES.items()
+        f"forgery {name}": partial(forge_once, forge, args.seed) for name, forge in kinds.items()
     }
-    actions["forger of all kinds, share 0.5, with JPEG"] = partial(run_forger, Forger(tuple(FORGERIES), 0.5), args.seed)
+    actions["forger of all kinds, share 0.5, with JPEG"] = partial(run_forger, Forger(KINDS, 0.5, decoder), args.seed)
     for name, action in actions.items():
         found = rates(action, images, args.repeats)
         what = f"{name}, {args.size} px, one core"

@@ -8,6 +8,7 @@
                Simulating Artifacts in GAN Fake Images", WIFS 2019 (arXiv 1907.06515)
     smooth     skin smoothed and features moved, as beauty filters and retouching do; S.-Y. Wang et al., "Detecting
                Photoshopped Faces by Scripting Photoshop", ICCV 2019 (arXiv 1906.05856), move them likewise
+    decoder    the whole picture through a small autoencoder, which needs weights (datasets/decoder_forgery.py)
 
 Each takes an image ``(H, W, 3)`` uint8 RGB of 32 px or more and a numpy Generator, and returns the forged image and a
 mask ``(H, W)`` float32 in [0, 1]: the weight with which each pixel was replaced. Where it is 0 nothing has changed. The
@@ -15,13 +16,14 @@ face is expected in the middle, as in all our sets (datasets/forgery_masks.py).
 
 Deviations: the face prior stands for landmarks; of self-blended images only the inner copy is altered, in both
 directions (sharper and softer, brighter and darker), which makes the same contrasts with a surround that is left as
-it was; of AutoGAN the up-sampling is simulated by random kernels and no network is trained.
+it was; ``upsample`` simulates the up-sampling of AutoGAN by random kernels and trains no network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -110,6 +112,8 @@ def smooth(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 FORGERIES: dict[str, Forgery] = {"blend": blend, "splice": splice, "upsample": upsample, "smooth": smooth}
+DECODER = "decoder"  # the one that is no pure function: it comes with the weights of a network
+KINDS = (*FORGERIES, DECODER)
 
 
 # ------------------------------------------------------------------------------------------------ in training
@@ -123,10 +127,13 @@ class Forger:
     twice is no clue either, the same is done to as large a share of the real images that stay real as there are
     forgeries among all fakes, in a set of as many fakes as reals: ``share / (1 + share)``. Labelled fakes are left
     alone. The draws depend on the seed of the item and leave those of the augmentation as they are.
+
+    ``decoder`` is the forgery of that name, which has to be there before the first image if ``names`` has it.
     """
 
     names: tuple[str, ...]
     share: float
+    decoder: Forgery | None = None
 
     def __call__(self, image: np.ndarray, label: int | None, seed: int) -> tuple[np.ndarray, int | None]:
         """Return the image ``(H, W, 3)`` uint8 RGB, forged or not, and its label: 1 if it was forged."""
@@ -136,17 +143,28 @@ class Forger:
         is_forged = rng.random() < self.share
         is_compressed = is_forged or rng.random() < self.share / (1 + self.share)
         if is_forged:
-            image, label = FORGERIES[self.names[rng.integers(len(self.names))]](image, rng)[0], 1
+            image, label = self.forgery(self.names[rng.integers(len(self.names))])(image, rng)[0], 1
         return (jpeg(image, int(rng.integers(QUALITIES[0], QUALITIES[1] + 1))) if is_compressed else image), label
 
+    def forgery(self, name: str) -> Forgery:
+        """The function that makes fakes of this kind."""
+        return self.decoder if self.decoder and name == DECODER else FORGERIES[name]
 
-def make_forger(names: str, share: float) -> Forger:
-    """The forger that the text ``blend,splice`` asks for.
+
+def make_forger(names: str, share: float, decoder_file: str | Path | None = None) -> Forger:
+    """The forger that the text ``blend,splice`` asks for, with the decoder of a file where there is one.
 
     Raises:
-        UserError: there is no forgery of a name.
+        UserError: there is no forgery of a name; the file is no decoder, or is not asked for.
     """
-    for name in names.split(","):
-        if name not in FORGERIES:
-            raise UserError(f"expected --forgeries of {', '.join(FORGERIES)}, got {name!r}{closest(name, FORGERIES)}")
-    return Forger(tuple(names.split(",")), share)
+    chosen = tuple(names.split(","))
+    for name in chosen:
+        if name not in KINDS:
+            raise UserError(f"expected --forgeries of {', '.join(KINDS)}, got {name!r}{closest(name, KINDS)}")
+    if decoder_file is None:
+        return Forger(chosen, share)
+    if DECODER not in chosen:
+        raise UserError(f"expected {DECODER} among --forgeries with --forgery-decoder, got {names}; add it")
+    from datasets.decoder_forgery import load_decoder
+
+    return Forger(chosen, share, load_decoder(decoder_file))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train
-from datasets.forgeries import FORGERIES, Forger, make_forger
+from datasets.forgeries import FORGERIES, KINDS, Forger, make_forger
 from datasets.forgery_masks import find_face
 from datasets.forgery_steps import UPSAMPLERS
 from datasets.images import read_image
@@ -253,7 +253,7 @@ def test_groups_are_data_sets_and_labels(image_folder):
 
 def test_the_help_names_every_forgery():
     words = " ".join(train.get_args_parser().format_help().split())
-    assert f"real images: {', '.join(FORGERIES)} --" in words
+    assert f"real images: {', '.join(KINDS)} --" in words
 
 
 def test_train_with_forgeries_and_balance(image_folder, tmp_path):
