@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         checkpoints = [check_checkpoint_file(path) for path in args.checkpoint]
         listings = [open_labelled(text) for text in args.data]
         data = list(zip(distinct_names(args.data, listings), listings, strict=True))
+        check_pair(args.pair, data)
         files = score_all(args, checkpoints, data, tiers, folder)
         if not is_first():  # of several processes one makes the report
             return {"rows": [], "scores": [], "exit_code": EXIT_DONE}
@@ -141,6 +142,19 @@ def open_labelled(text: str) -> Listing:
     if missing:
         raise UserError(f"expected a label for every image of {text!r}, got {missing} without; predict.py needs none")
     return listing
+
+
+def check_pair(names: Sequence[str], data: Sequence[tuple[str, Listing]]) -> None:
+    """Refuse a --pair that cannot be made before anything is scored. Raises UserError."""
+    classes = {name: {record.label for record in listing.records} for name, listing in data}
+    reals = [name for name, labels in classes.items() if 0 in labels]
+    for name in names:
+        if name not in reals:
+            raise UserError(
+                f"expected --pair of data sets with real images, {', '.join(reals) or 'none'}, got {name!r}"
+            )
+    if names and {1} not in classes.values():
+        raise UserError("expected a set of fakes only for --pair, got none; the other sets need no pairing")
 
 
 def distinct_names(specs: Sequence[str], listings: Sequence[Listing]) -> list[str]:

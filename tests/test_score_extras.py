@@ -104,3 +104,10 @@ def test_fakes_alone_are_measured_against_the_reals_of_another_set(one_class_sco
 def test_pairs_that_cannot_be(one_class_scores, files, name, says):
     with pytest.raises(UserError, match=says):
         evaluate.main(["--from-scores", *files, "--pair", name, "--output-dir", "out", "--n-boot", "0"])
+
+
+@pytest.mark.parametrize(("name", "says"), [("nowhere", "with real images, demo, got"), ("demo", "fakes only")])
+def test_a_pair_that_cannot_be_is_refused_before_anything_is_scored(name, says, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(evaluate, "score_all", lambda *_: pytest.fail("something was scored"))
+    with pytest.raises(UserError, match=says):
+        evaluate.main(["--checkpoint", str(tiny_checkpoint), "--data", "demo@n=60,size=64", "--pair", name])

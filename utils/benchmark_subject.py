@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from utils.benchmark_data import adversarial_images, calibration_images, open_pa
 from utils.checkpoint import load_detector
 from utils.engines import ENGINES
 from utils.errors import UserError
-from utils.onnx_export import export_onnx, quantize_onnx
+from utils.onnx_export import INT8_RECIPE, export_onnx, quantize_onnx
 from utils.score_cache import file_digest
 
 
@@ -67,7 +68,8 @@ def export_sources(file: Path, engines: Sequence[str], cache: Path, sources: Sou
                 export_onnx(file, float_file)
             exported["onnx"] = float_file
         if "int8" in wanted:
-            int8_file = cache / f"model-int8-{sources.calibration_images}.onnx"
+            recipe = repr((sources.calibration_data, sources.calibration_images, INT8_RECIPE))
+            int8_file = cache / f"model-int8-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.onnx"
             if not int8_file.is_file():
                 write_int8(file, float_file, int8_file, sources.calibration_data, sources.calibration_images)
             exported["int8"] = int8_file

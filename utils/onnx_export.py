@@ -30,6 +30,7 @@ FLOAT_LAYERS, FLOAT_SHARE = 4, 10  # at most so many, and one in so many
 PERCENTILE = 99.999
 IMAGES_AT_ONCE = 8  # in calibration; all their activations are in memory together
 INT8_OPERATIONS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Concat")
+INT8_RECIPE = (INT8_OPERATIONS, FLOAT_LAYERS, FLOAT_SHARE, PERCENTILE)  # a file made by another one is out of date
 KEPT_KEYS = ("model", "model_args", "geometry", "thresholds", "calibration", "metrics", "train_args", "data", "seed",
              "epoch", "git_commit", "versions")  # fmt: skip
 
