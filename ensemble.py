@@ -192,7 +192,7 @@ def strongest_augmentation(paths: list[Path]) -> str | None:
     from utils.checkpoint import load_checkpoint
 
     own = [(load_checkpoint(path).get("train_args") or {}).get("augmentation") for path in paths]
-    return next((name for name in ("forensic", "light", "none") if name in own), None)
+    return next((name for name in ("delivery", "forensic", "light", "none") if name in own), None)
 
 
 if __name__ == "__main__":

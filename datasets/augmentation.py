@@ -54,8 +54,38 @@ def noise(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def jpeg(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """JPEG of quality 40..95."""
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, int(generator.integers(40, 96))))
+    return _recode(image, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, int(generator.integers(40, 96))))
+
+
+def zoom(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A window of 0.55..1 of the sides, enlarged to the whole: the tight, soft faces of small pictures.
+
+    Without it a detector learns from sets in which every face is framed alike that soft means fake.
+    """
+    height, width = image.shape[:2]
+    share = generator.uniform(0.55, 1.0)
+    rows, columns = max(1, round(height * share)), max(1, round(width * share))
+    top, left = int(generator.integers(height - rows + 1)), int(generator.integers(width - columns + 1))
+    window = np.ascontiguousarray(image[top : top + rows, left : left + columns])
+    return cv2.resize(window, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def share_online(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """What a site does to an upload and the detector to the download: scale 0.4..1, JPEG or WebP of 50..90, enlarge."""
+    height, width = image.shape[:2]
+    scale = generator.uniform(0.4, 1.0)
+    small = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))),
+                       interpolation=cv2.INTER_AREA)  # fmt: skip
+    quality = int(generator.integers(50, 91))
+    if generator.random() < 0.5:
+        small = _recode(small, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, quality))
+    else:
+        small = _recode(small, ".webp", (cv2.IMWRITE_WEBP_QUALITY, quality))
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _recode(image: np.ndarray, extension: str, options: tuple[int, ...]) -> np.ndarray:
+    _, data = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert decoded is not None  # it was encoded a line above
     return decoded
@@ -66,6 +96,7 @@ STEPS: dict[str, tuple[tuple[Degradation, float], ...]] = {
     "none": (),
     "light": (),
     "forensic": ((downscale, 0.2), (blur, 0.2), (noise, 0.2), (jpeg, 0.4)),
+    "delivery": ((zoom, 0.25), (share_online, 0.4), (blur, 0.1), (noise, 0.1), (jpeg, 0.2)),
 }
 
 

@@ -172,7 +172,7 @@ def test_every_preset_keeps_size_and_range_and_follows_the_seed(geometry, augmen
     assert np.array_equal(image, before)
 
 
-@pytest.mark.parametrize(("augmentation", "least"), [("none", 1), ("light", 8), ("forensic", 16)])
+@pytest.mark.parametrize(("augmentation", "least"), [("none", 1), ("light", 8), ("forensic", 16), ("delivery", 16)])
 def test_different_seeds_give_different_images(augmentation, least):
     transform = TrainTransform(Geometry("crop", 32), augmentation)
     image = noise(64, 64)
@@ -227,7 +227,8 @@ def test_forensic_degrades_now_and_then():
 
 
 @pytest.mark.parametrize(("step", "least", "most"), [(downscale, 1, 60), (blur, 1, 60), (augmentation.noise, 1, 11),
-                                                     (jpeg, 1, 30)])  # fmt: skip
+                                                     (jpeg, 1, 30), (augmentation.share_online, 1, 60),
+                                                     (augmentation.zoom, 1, 60)])  # fmt: skip
 def test_each_degradation_keeps_the_size_and_changes_as_much_as_it_says(step, least, most):
     image = cv2.GaussianBlur(noise(96, 80), (0, 0), 1)
     before = image.copy()
@@ -251,6 +252,17 @@ def test_jpeg_keeps_the_order_of_colours():
     red = np.zeros((32, 32, 3), np.uint8)
     red[:, :, 0] = 200
     assert np.abs(jpeg(red, np.random.default_rng(0)).astype(int) - red).max() < 12
+    for seed in range(8):  # both codecs
+        shared = augmentation.share_online(red, np.random.default_rng(seed)).astype(int)
+        assert np.abs(shared - red).max() < 24
+
+
+def test_zoom_enlarges_a_window_of_the_image():
+    ramp = np.tile(np.arange(128, dtype=np.uint8)[None, :, None], (128, 1, 3))
+    for seed in range(10):
+        zoomed = augmentation.zoom(ramp, np.random.default_rng(seed))[:, :, 0].astype(int)
+        share = (zoomed[0, -1] - zoomed[0, 0] + 1) / 128
+        assert 0.53 < share <= 1 and (np.diff(zoomed[0]) >= 0).all()
 
 
 def test_bytes_become_the_same_floats_as_a_batch():
@@ -262,7 +274,7 @@ def test_bytes_become_the_same_floats_as_a_batch():
 
 
 def test_unknown_presets_are_refused():
-    with pytest.raises(UserError, match="expected --augmentation none, light, forensic, got 'heavy'"):
+    with pytest.raises(UserError, match="expected --augmentation none, light, forensic, delivery, got 'heavy'"):
         TrainTransform(Geometry("crop", 32), "heavy")
 
 

@@ -41,7 +41,10 @@ SEVERITIES: dict[str, tuple[float, ...]] = {
 COMMON_SIDE, COMMON_QUALITY = 256, 75  # of the 140k set: px of the shorter side, JPEG quality
 NO_CHANGE = {"jpeg": 100.0, "resize": 1.0, "blur": 0.0, "noise": 0.0, "crop": 1.0}  # the place of clean on a ladder
 # What each training preset applies.
-OVERLAPS = {"forensic": ("web", "hard", "common", "jpeg", "resize", "blur", "noise")}
+OVERLAPS = {
+    "forensic": ("web", "hard", "common", "jpeg", "resize", "blur", "noise"),
+    "delivery": ("web", "hard", "common", "jpeg", "resize", "blur", "noise", "crop"),
+}
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
