@@ -114,6 +114,18 @@ def test_train_evaluate_and_predict_under_torchrun(image_folder, tmp_path):
     assert scored.returncode == 0, scored.stderr
     assert len(scored.stdout.splitlines()) == 1 + 32
 
+    import benchmark
+    import predict
+
+    export = str(tmp_path / "fast.onnx")
+    benchmark.main(["--checkpoint", str(run), "--export", "onnx", "--output", export])
+    shared = torchrun("predict.py", "--checkpoint", export, str(image_folder), "--threads", "1", "--batch-size", "5")
+    assert shared.returncode == 0, shared.stderr
+    alone = tmp_path / "alone.csv"
+    predict.main(["--checkpoint", export, str(image_folder), "--threads", "1", "--batch-size", "5",
+                  "--output", str(alone)])  # fmt: skip
+    assert shared.stdout == alone.read_text()
+
 
 @pytest.mark.slow
 def test_more_processes_than_images_is_one_line(make_folder, tmp_path):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from utils.errors import UserError
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from datasets.loading import Batch
+
+ScoredBatch = tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]
 
 TIMEOUT = timedelta(minutes=10)  # without word from the others
 SIGNS_OF_A_LOST_PEER = ("gloo", "nccl", "connection", "peer", "timed out", "socket")
@@ -91,6 +95,29 @@ def gather(value: Any) -> list[Any]:
     with expecting_peers():
         distributed.all_gather_object(values, value)
     return values
+
+
+def share_batches(
+    count: int, batch_size: int, score: Callable[[np.ndarray], Iterator[ScoredBatch]]
+) -> Iterator[ScoredBatch]:
+    """Let each process score every n-th batch of ``count`` images and give all of them all results, in order.
+
+    Args:
+        count: number of images.
+        batch_size: images per batch; ``score`` must cut what it is given into batches of the same size.
+        score: from the indices of the own images ``(N,)`` to their batches, ``(indices, logits, unreadable)`` as
+            ``utils.inference.stream_scores`` yields them, with indices that count the own images.
+    """
+    order = np.arange(count)
+    blocks = [order[start : start + batch_size] for start in range(0, count, batch_size)]
+    own = np.concatenate([order[:0], *blocks[team.rank :: team.size]])
+    mine = score(own)
+    for _ in range(0, len(blocks), team.size):
+        part = next(mine, None)
+        if part is not None:
+            indices, logits, failures = part
+            part = own[indices], logits, [(int(own[index]), reason) for index, reason in failures]
+        yield from (found for found in gather(part) if found is not None)
 
 
 def wait_for_all() -> None:

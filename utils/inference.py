@@ -20,7 +20,7 @@ from datasets.spec import Record
 from datasets.transforms import Geometry
 from models import Detector
 from utils.calibration import apply_calibration
-from utils.distributed import gather, team
+from utils.distributed import share_batches, team
 from utils.perturbations import CLEAN, apply_tier, content_seed
 from utils.runtime import autocast
 from utils.scores import ScoreTable
@@ -110,16 +110,10 @@ def stream_jobs(
     if team.size == 1:
         yield from _stream_alone(jobs, records, batch_size, workers, dtype)
         return
-    order = np.arange(len(records))
-    blocks = [order[start : start + batch_size] for start in range(0, len(records), batch_size)]
-    own = np.concatenate([order[:0], *blocks[team.rank :: team.size]])
-    mine = _stream_alone(jobs, pick_records(records, own.tolist()), batch_size, workers, dtype)
-    for _ in range(0, len(blocks), team.size):
-        part = next(mine, None)
-        if part is not None:
-            indices, logits, failures = part
-            part = own[indices], logits, [(int(own[index]), reason) for index, reason in failures]
-        yield from (found for found in gather(part) if found is not None)
+    yield from share_batches(
+        len(records), batch_size,
+        lambda own: _stream_alone(jobs, pick_records(records, own.tolist()), batch_size, workers, dtype),
+    )  # fmt: skip
 
 
 def _stream_alone(

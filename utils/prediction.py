@@ -16,6 +16,7 @@ import numpy as np
 from datasets.inputs import PathRecords
 from datasets.parallel import decode_batches
 from datasets.transforms import Geometry
+from utils.distributed import join_team, share_batches, team
 from utils.engines import ENGINES, missing
 from utils.errors import UserError
 
@@ -28,7 +29,6 @@ def open_checkpoint(
 ) -> tuple[ScoredBatches, dict[str, Any]]:  # fmt: skip
     """Score with the loop that evaluate.py uses."""
     from utils.checkpoint import load_detector
-    from utils.distributed import join_team
     from utils.inference import stream_scores
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
 
@@ -53,6 +53,7 @@ def open_engine(
     from utils.checkpoint import load_checkpoint
     from utils.runtime import pick_device
 
+    meet_the_others()
     if ENGINES[engine].source != "pt":
         raise UserError(
             f"expected an export (.onnx) for --engine {engine}, got {str(file)!r}; make one with: "
@@ -72,6 +73,7 @@ def open_exported(
     """Score with an export and without torch."""
     from utils.onnx_detector import load_onnx_detector
 
+    meet_the_others()
     detector = load_onnx_detector(file, engine, threads)
     return score_batches(detector, detector.geometry, paths, batch_size, workers), detector.description
 
@@ -80,10 +82,25 @@ def score_batches(
     run: Callable[[np.ndarray], np.ndarray], geometry: Geometry, paths: Sequence[str], batch_size: int,
     workers: int | None,
 ) -> ScoredBatches:  # fmt: skip
-    """Score with an engine while threads decode the next images."""
+    """Score with an engine while threads decode the next images; under torchrun with every n-th batch each."""
     import cv2
 
     cv2.setNumThreads(1)  # images are decoded several at a time
-    for indices, images, unreadable in decode_batches(paths, geometry, batch_size, workers or os.cpu_count() or 1):
-        logits = np.asarray(run(images), np.float64).reshape(-1) if len(images) else np.empty(0)
-        yield indices, logits, unreadable
+    threads = workers or os.cpu_count() or 1
+
+    def score(wanted: Sequence[str]) -> ScoredBatches:
+        for indices, images, unreadable in decode_batches(wanted, geometry, batch_size, threads):
+            logits = np.asarray(run(images), np.float64).reshape(-1) if len(images) else np.empty(0)
+            yield indices, logits, unreadable
+
+    if team.size == 1:
+        return score(paths)
+    return share_batches(len(paths), batch_size, lambda own: score([paths[index] for index in own]))
+
+
+def meet_the_others() -> None:
+    """Join the processes that torchrun started, if it did; only then is torch needed, to speak to them."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        import torch
+
+        join_team(torch.device("cpu"))
