@@ -117,6 +117,11 @@ def test_int8_export_is_small_and_near(tmp_path, image_folder):
     trunk = sum(parameter.numel() for parameter in detector.parameters())
     saved = (tmp_path / "float.onnx").stat().st_size - file.stat().st_size
     assert saved > 2 * trunk  # three bytes of four, less the scales
+    import onnx
+
+    stored = onnx.load(file).graph.initializer
+    floats = [np.prod(tensor.dims) for tensor in stored if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert max(floats) < 1024  # the DCT, too, is stored in half precision
 
 
 def test_auto_falls_back_where_openvino_is_missing(monkeypatch, capsys):

@@ -113,7 +113,8 @@ def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     for number, checkpoint in enumerate(checkpoints):
         axes.plot([], [], linewidth=6, color=PALETTE[number % len(PALETTE)], label=checkpoint)
     axes.set(xlabel="Images/s at the best batch", ylabel="AUC", xscale="log")
-    axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(top=min(1 + 0.04 * (high - low), high))  # room for the marks of a perfect detector
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")

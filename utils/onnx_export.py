@@ -30,7 +30,9 @@ FLOAT_LAYERS, FLOAT_SHARE = 4, 10  # at most so many, and one in so many
 PERCENTILE = 99.999
 IMAGES_AT_ONCE = 8  # in calibration; all their activations are in memory together
 INT8_OPERATIONS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Concat")
-INT8_RECIPE = (INT8_OPERATIONS, FLOAT_LAYERS, FLOAT_SHARE, PERCENTILE)  # a file made by another one is out of date
+LARGE = 1024  # numbers; what is left of such float constants is stored in half precision, where it weighs half
+# An int8 file that was made by another recipe is out of date.
+INT8_RECIPE = (INT8_OPERATIONS, FLOAT_LAYERS, FLOAT_SHARE, PERCENTILE, LARGE)
 KEPT_KEYS = ("model", "model_args", "geometry", "thresholds", "calibration", "metrics", "train_args", "data", "seed",
              "epoch", "git_commit", "versions")  # fmt: skip
 
@@ -162,6 +164,7 @@ def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants:
             extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": at_once},
         )  # fmt: skip
         model = onnx.load(quantized)
+    store_as_half(onnx, model.graph)
     _set_metadata(onnx, model, {**description, "source": "int8", "engine": "onnx-int8"})
     atomic_write_bytes(output, model.SerializeToString())
 
@@ -189,6 +192,24 @@ def float_nodes(graph: Any, constants: set[str]) -> list[str]:
         else:
             names.append(node.name)
     return names + convolutions[: min(FLOAT_LAYERS, len(convolutions) // FLOAT_SHARE)]
+
+
+def store_as_half(onnx: Any, graph: Any) -> None:
+    """Store large float32 constants as float16, each with a cast that the engines undo once, when they load it.
+
+    Vectors stay: they may be scales, which the engines only take as they are.
+    """
+    casts, make_node, kind = [], onnx.helper.make_node, onnx.TensorProto.FLOAT
+    for tensor in graph.initializer:
+        if tensor.data_type != kind or len(tensor.dims) < 2 or np.prod(tensor.dims) < LARGE:
+            continue
+        name, values = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        if np.isfinite(values).all():
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, f"{name}.half"))
+            casts.append(make_node("Cast", [f"{name}.half"], [name], f"{name}.cast", to=kind))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 class CalibrationImages:
