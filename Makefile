@@ -24,7 +24,7 @@ demo: install
 	$(PY) predict.py --checkpoint $(RUN)/best.pt 'data/demo-*/test/real/*0.jpg' 'data/demo-*/test/fake/*/*0.jpg' --output $(RUN)/predictions.csv
 
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile
 
 test-slow: install
 	$(PY) -m pytest -m slow
