@@ -23,7 +23,7 @@ COLUMNS = [
     ("dataset", "Test data"), ("model", "Model"), ("trained_on", "Trained on"), ("checkpoint", "Run"), ("n", "Images"),
     ("auc", "AUC"), ("acc", "Acc"), ("real_acc", "Real acc"), ("fake_acc", "Fake acc"),
 ]  # fmt: skip
-TABLES_OF_THEIR_OWN = ("models", "unseen", "leave_one_out", "generalisation", "deepfake-v1")
+TABLES_OF_THEIR_OWN = ("models", "unseen", "leave_one_out", "generalisation", "deepfake-v1", "forgery_ablation")
 BENCHMARK_COLUMNS = [("what", "Benchmark"), ("value", "Median"), ("range", "Range"), ("unit", "Unit")]
 
 
