@@ -189,10 +189,11 @@ def describe(
 
 def strongest_augmentation(paths: list[Path]) -> str | None:
     """The augmentation that degrades images most among the members' own: a tier is marked if any member knows it."""
+    from datasets.transforms import AUGMENTATIONS
     from utils.checkpoint import load_checkpoint
 
     own = [(load_checkpoint(path).get("train_args") or {}).get("augmentation") for path in paths]
-    return next((name for name in ("delivery", "forensic", "light", "none") if name in own), None)
+    return next((name for name in reversed(AUGMENTATIONS) if name in own), None)
 
 
 if __name__ == "__main__":

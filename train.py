@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     elif not args.overwrite and any((folder / name).exists() for name in ("best.pt", "last.pt")):
         raise UserError(f"expected a new run folder, got a run in {folder}; pass --resume, --overwrite or --output-dir")
     forger = None
-    if not args.forgeries and args.forgery_share != 0.5:
+    if not args.forgeries and args.forgery_share != parser.get_default("forgery_share"):
         raise UserError(f"expected --forgeries with --forgery-share {args.forgery_share:g}, got none; name some")
     if args.forgeries or args.forgery_decoder:
         from datasets.forgeries import make_forger

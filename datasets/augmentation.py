@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -54,7 +54,7 @@ def noise(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def jpeg(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """JPEG of quality 40..95."""
-    return _recode(image, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, int(generator.integers(40, 96))))
+    return recode(image, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, int(generator.integers(40, 96))))
 
 
 def zoom(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -78,20 +78,22 @@ def share_online(image: np.ndarray, generator: np.random.Generator) -> np.ndarra
                        interpolation=cv2.INTER_AREA)  # fmt: skip
     quality = int(generator.integers(50, 91))
     if generator.random() < 0.5:
-        small = _recode(small, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, quality))
+        small = recode(small, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, quality))
     else:
-        small = _recode(small, ".webp", (cv2.IMWRITE_WEBP_QUALITY, quality))
+        small = recode(small, ".webp", (cv2.IMWRITE_WEBP_QUALITY, quality))
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _recode(image: np.ndarray, extension: str, options: tuple[int, ...]) -> np.ndarray:
+def recode(image: np.ndarray, extension: str, options: Sequence[int]) -> np.ndarray:
+    """Encode ``(H, W, 3)`` uint8 RGB as OpenCV does for a file name with this ending, and decode it again."""
     _, data = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert decoded is not None  # it was encoded a line above
     return decoded
 
 
-# The steps of each preset in their order, with their probabilities; every preset but `none` flips first.
+# The steps of each preset in their order, with their probabilities; every preset but `none` flips first. A preset
+# degrades more than those above it.
 STEPS: dict[str, tuple[tuple[Degradation, float], ...]] = {
     "none": (),
     "light": (),

@@ -28,6 +28,7 @@ def small_golden_images(monkeypatch):
     """Smaller and fewer generated images: the tiny checkpoint sees 32 px of them anyway."""
     monkeypatch.setattr(slimming, "GOLDEN_SIDE", 64)
     monkeypatch.setattr(slimming, "PARITY_COUNT", 3)
+    monkeypatch.setattr(slimming, "SMALL", 0)  # or none of its kernels would be rounded
 
 
 @pytest.fixture
@@ -51,19 +52,17 @@ def test_release_is_described_by_its_json_file(released):
     assert {path.name for path in file.parent.iterdir()} == {"tiny-v1.pt", "tiny-v1.json"}
 
 
-def test_large_kernels_are_stored_in_half_precision_and_all_are_loaded_in_single(released, tiny_checkpoint):
+def test_kernels_are_stored_in_half_precision_and_loaded_in_single(released, tiny_checkpoint):
     file, result, _ = released
     stored = torch.load(file, weights_only=True)["state_dict"]
     source = load_checkpoint(tiny_checkpoint)["state_dict"]
-    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float32}  # all are small
-    wide = slim({"state_dict": {"kernel": torch.rand(130, 130), "vector": torch.rand(20_000)}}, "fp16")["state_dict"]
-    assert wide["kernel"].dtype == torch.float16 and wide["vector"].dtype == torch.float32
+    assert {value.dtype for value in stored.values() if value.ndim > 1} == {torch.float16}
     assert all(torch.equal(stored[key], source[key]) for key in source if source[key].ndim <= 1)
     assert {value.dtype for value in load_checkpoint(file)["state_dict"].values()} <= {torch.float32, torch.int64}
     detector, checkpoint = load_detector(file)
     assert {value.dtype for value in detector.parameters()} == {torch.float32}
     assert checkpoint["thresholds"] == load_checkpoint(tiny_checkpoint)["thresholds"]
-    assert 0 <= result["parity"]["max_logit_difference"] < 0.01
+    assert 0 < result["parity"]["max_logit_difference"] < 0.01
 
 
 def test_fp32_is_exact(tiny_checkpoint, tmp_path):
@@ -78,6 +77,13 @@ def test_golden_scores_notice_another_file(released):
     assert golden_problems(file, result) == []
     broken = {**result, "golden": [{"index": 1, "logit": result["golden"][1]["logit"] + 0.02}], "sha256": "0"}
     assert [problem.split(":")[0].split(" ")[0] for problem in golden_problems(file, broken)] == ["expected", "golden"]
+
+
+def test_small_kernels_keep_their_precision(monkeypatch):
+    monkeypatch.setattr(slimming, "SMALL", 100)
+    weights = {"small": torch.rand(10, 10), "large": torch.rand(10, 11), "vector": torch.rand(110)}
+    kinds = {key: value.dtype for key, value in slim({"state_dict": weights}, "fp16")["state_dict"].items()}
+    assert kinds == {"small": torch.float32, "large": torch.float16, "vector": torch.float32}
 
 
 def test_local_paths_and_training_state_are_left_out(tiny_checkpoint):
@@ -130,7 +136,6 @@ def test_what_cannot_be_released_is_refused_and_leaves_nothing(tiny_checkpoint, 
     (tmp_path / "notes.json").write_text("[1]")
     notes = ["--notes", str(tmp_path / "notes.json")]
     assert "JSON object" in refused("--checkpoint", source, "--output", str(output), *notes)
-    monkeypatch.setattr(slimming, "SMALL", 0)  # all kernels are rounded
     monkeypatch.setattr(slimming, "MAX_DIFFERENCE", 0.0)
     assert "--precision fp32" in refused("--checkpoint", source, "--output", str(output))
     monkeypatch.setattr(slimming, "MAX_BYTES", 1000)

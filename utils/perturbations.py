@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from datasets.augmentation import recode
 from datasets.spec import closest
 from datasets.transforms import Geometry
 from utils.errors import UserError
@@ -63,14 +64,8 @@ def webp(image: np.ndarray, quality: int) -> np.ndarray:
 
 def _recode(image: np.ndarray, kind: str, settings: list[int]) -> np.ndarray:
     """Encode and decode; of an image that is too long for the format the middle part remains."""
-    import cv2
-
     top, left = (max(0, (side - MAX_SIDE[kind]) // 2) for side in image.shape[:2])
-    image = image[top : top + MAX_SIDE[kind], left : left + MAX_SIDE[kind]]
-    _, data = cv2.imencode(kind, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    assert decoded is not None  # it was encoded a line above
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return recode(image[top : top + MAX_SIDE[kind], left : left + MAX_SIDE[kind]], kind, settings)
 
 
 def resize(image: np.ndarray, scale: float) -> np.ndarray:

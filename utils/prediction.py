@@ -53,17 +53,17 @@ def open_engine(
     from utils.checkpoint import load_checkpoint
     from utils.runtime import pick_device
 
-    meet_the_others()
     if ENGINES[engine].source != "pt":
         raise UserError(
             f"expected an export (.onnx) for --engine {engine}, got {str(file)!r}; make one with: "
             f"python benchmark.py --checkpoint {file} --export onnx --output FILE.onnx"
         )
-    device = str(pick_device(device_name))
-    if reason := missing(engine, device):
+    device = pick_device(device_name)
+    if reason := missing(engine, str(device)):
         raise UserError(f"expected an --engine that can run here, got {engine}: {reason}")
+    join_team(device)
     checkpoint = load_checkpoint(file)
-    run = ENGINES[engine].build(file, threads, device)
+    run = ENGINES[engine].build(file, threads, str(device))
     return score_batches(run, Geometry(**checkpoint["geometry"]), paths, batch_size, workers), checkpoint
 
 
@@ -73,7 +73,10 @@ def open_exported(
     """Score with an export and without torch."""
     from utils.onnx_detector import load_onnx_detector
 
-    meet_the_others()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # only then is torch needed, to speak to the other processes
+        import torch
+
+        join_team(torch.device("cpu"))
     detector = load_onnx_detector(file, engine, threads)
     return score_batches(detector, detector.geometry, paths, batch_size, workers), detector.description
 
@@ -96,11 +99,3 @@ def score_batches(
     if team.size == 1:
         return score(paths)
     return share_batches(len(paths), batch_size, lambda own: score([paths[index] for index in own]))
-
-
-def meet_the_others() -> None:
-    """Join the processes that torchrun started, if it did; only then is torch needed, to speak to them."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        import torch
-
-        join_team(torch.device("cpu"))
