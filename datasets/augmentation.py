@@ -33,8 +33,14 @@ def downscale(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def blur(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Gaussian blur of sigma 0.3..2 px."""
-    return cv2.GaussianBlur(image, (0, 0), generator.uniform(0.3, 2.0))
+    """Gaussian blur of sigma 0.3..2 px.
+
+    In two passes of floats, which take half the time of OpenCV's own blur: that is exact to the last bit on every
+    machine, here a pixel may differ by one level.
+    """
+    sigma = generator.uniform(0.3, 2.0)
+    kernel = cv2.getGaussianKernel(round(6 * sigma + 1) | 1, sigma, cv2.CV_32F)
+    return cv2.sepFilter2D(image, -1, kernel, kernel)
 
 
 def noise(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:

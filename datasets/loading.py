@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from datasets.images import UnreadableImage, read_image
 from datasets.spec import Listing, Record
@@ -171,10 +171,13 @@ def collate(items: Sequence[tuple[Tensor, float, int] | Unreadable]) -> Batch:
 
 
 def _stack(images: Sequence[Tensor]) -> Tensor:
-    """Stack images in the order of bytes that they come in, colours last, which is also what convolutions like best."""
+    """Stack images in the order of bytes that they come in, colours last, which is also what convolutions like best.
+
+    torch's own collate stacks straight into the memory that a worker shares with the main process.
+    """
     if images[0].ndim != 3 or images[0].dtype == torch.uint8:
-        return torch.stack(list(images))
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+        return default_collate(list(images))
+    return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def make_loader(

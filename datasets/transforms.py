@@ -105,7 +105,11 @@ def as_floats(images: Tensor) -> Tensor:
     import torch
 
     if images.dtype == torch.uint8:
-        images = images.permute(0, 3, 1, 2).float().div_(255)
+        images = images.permute(0, 3, 1, 2)
+        if images.device.type == "cpu":  # in one pass; torch takes two
+            images = torch.from_numpy(np.divide(images.numpy(), np.float32(255), dtype=np.float32))
+        else:
+            images = images.float().div_(255)
     return images.contiguous(memory_format=torch.channels_last)
 
 
