@@ -4,7 +4,8 @@
   python model_table.py --data demo@n=240 --models cnn xgboost --epochs 2 --output-dir runs/table
   python model_table.py --data data/140k --weights-dir imagenet --epochs 8 --image-size 0 --runs-dir runs/full
 
-Each model is one run of train.py in --runs-dir and is skipped when it is finished, resumed when it was interrupted.
+Each model is one run of train.py in --runs-dir and is skipped when it is finished, resumed when it was interrupted. A
+run of other settings is refused, not mixed in.
 A backbone starts from WEIGHTS_DIR/<model>.safetensors where that file exists (--weights-dir imagenet: from timm's hub),
 and is marked "scratch" otherwise. Writes models.csv, .md and .tex and the bar figure models.pdf and .png, besides
 what evaluate.py writes. `--list` prints the names.
@@ -133,31 +134,41 @@ def train_entry(args: argparse.Namespace, entry: Entry, run: Path) -> None:
     """Run train.py for one entry unless it is finished; go on where it was interrupted."""
     import train
 
-    if (run / "facts.json").exists():
+    recipe = recipe_of(args, entry)
+    known, finished, started = run / "recipe.json", (run / "facts.json").exists(), (run / "last.pt").exists()
+    if (finished or started) and known.exists() and read_json(known) != recipe:
+        raise UserError(f"expected a run of these settings in {run}, got one of others; pass another --runs-dir")
+    if finished:
         return
-    classical = entry.model in CLASSICAL
-    size = 256 if classical else args.image_size
-    flags = ["--model", entry.model, "--data", *args.data, "--output-dir", str(run), "--seed", str(args.seed)]
-    flags += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--lr", str(args.lr)]
-    flags += ["--device", args.device, "--precision", args.precision]
+    if not started:
+        write_json(known, recipe)
+    flags = [*recipe, "--output-dir", str(run), "--device", args.device]
     flags += ["--threads", str(args.threads)] if args.threads else []
-    flags += ["--image-size", str(size)] if size and not classical else []
-    weights = weights_of(args, entry)
-    flags += ["--weights", weights] if weights else []
-    model_args = [argument.format(size=size or 256) for argument in entry.model_args]
-    flags += ["--model-args", *model_args] if model_args else []
-    flags.append("--resume" if (run / "last.pt").exists() else "--overwrite")
-    started = time.perf_counter()
-    train.main(flags if flags[-1] != "--resume" else ["--resume", "--output-dir", str(run)])
-    minutes = (time.perf_counter() - started) / 60
+    since = time.perf_counter()
+    train.main(["--resume", "--output-dir", str(run)] if started else [*flags, "--overwrite"])
+    minutes = (time.perf_counter() - since) / 60
     log = run / "log.csv"
     if log.exists():  # a resumed run counts all its epochs, not only those since
         import csv
 
         with log.open() as file:
             minutes = sum(float(row["train_seconds"]) for row in csv.DictReader(file)) / 60
-    start = "-" if classical else ("ImageNet" if weights else "scratch")
+    classical = entry.model in CLASSICAL
+    start = "-" if classical else ("ImageNet" if weights_of(args, entry) else "scratch")
     write_json(run / "facts.json", {"minutes": minutes, "start": start, "epochs": None if classical else args.epochs})
+
+
+def recipe_of(args: argparse.Namespace, entry: Entry) -> list[str]:
+    """The flags of train.py that an entry's figures depend on."""
+    classical = entry.model in CLASSICAL
+    size = 256 if classical else args.image_size
+    flags = ["--model", entry.model, "--data", *args.data, "--seed", str(args.seed), "--precision", args.precision]
+    flags += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--lr", str(args.lr)]
+    flags += ["--image-size", str(size)] if size and not classical else []
+    weights = weights_of(args, entry)
+    flags += ["--weights", weights] if weights else []
+    model_args = [argument.format(size=size or 256) for argument in entry.model_args]
+    return flags + (["--model-args", *model_args] if model_args else [])
 
 
 def weights_of(args: argparse.Namespace, entry: Entry) -> str | None:

@@ -121,6 +121,18 @@ def test_an_interrupted_run_is_resumed(argv, trained, tmp_path, monkeypatch):
     assert read_json(facts)["minutes"] == minutes
 
 
+def test_a_run_of_other_settings_is_not_mixed_in(argv, trained, tmp_path, capsys):
+    model_table.main([*argv, "--models", "cnn"])
+    other = [*argv, "--models", "cnn", "--lr", "0.5"]
+    assert model_table.main(other)["failed"] == ["cnn"]
+    assert "expected a run of these settings in runs/cnn, got one of others; pass another --runs-dir" in (
+        capsys.readouterr().err
+    )
+    assert trained == ["cnn"] and model_table.main([*other, "--runs-dir", "others"])["failed"] == []
+    model_table.main([*argv, "--models", "cnn", "--threads", "2"])  # what changes no figure may differ
+    assert trained == ["cnn", "cnn"]
+
+
 def test_unreadable_images_are_in_the_exit_code(argv, image_folder, monkeypatch):
     monkeypatch.setattr(model_table, "cost", lambda run: {})
     (image_folder / "test" / "real" / "broken.png").write_bytes(b"no image")

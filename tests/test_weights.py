@@ -181,6 +181,23 @@ def test_a_download_that_breaks_off_is_one_line(detector, monkeypatch):
         load_weights(detector, NAME, "imagenet")
 
 
+def test_a_proxy_or_a_mirror_is_asked_instead_of_the_hub(monkeypatch):
+    from huggingface_hub import constants
+
+    asked = []
+
+    def refuse(address, timeout):
+        asked.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(weights.socket, "create_connection", refuse)
+    monkeypatch.setattr(weights, "getproxies", dict)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://mirror.example:8080/hub")
+    assert not weights._hub_reachable() and asked == [("mirror.example", 8080)]
+    monkeypatch.setattr(weights, "getproxies", lambda: {"http": "http://proxy.example:3128"})
+    assert weights._hub_reachable() and len(asked) == 1
+
+
 # ----------------------------------------------------------------------------------------- files of the shared
 
 

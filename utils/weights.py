@@ -7,6 +7,8 @@ import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor
@@ -135,7 +137,14 @@ def _is_cached(config) -> bool:
 
 
 def _hub_reachable(timeout: float = 3.0) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("huggingface.co", 443), timeout=timeout):
+    """Whether asking the hub, or the mirror of HF_ENDPOINT, is worth a try: its client waits for minutes otherwise."""
+    from huggingface_hub.constants import ENDPOINT
+
+    url = urlsplit(ENDPOINT)
+    if url.scheme in getproxies():  # the proxy knows the way; what it answers is reported by the client
+        return True
+    address = (url.hostname or "", url.port or {"http": 80}.get(url.scheme, 443))
+    with contextlib.suppress(OSError), socket.create_connection(address, timeout=timeout):
         return True
     return False
 
