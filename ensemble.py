@@ -1,12 +1,15 @@
-"""Join checkpoints into one: an ensemble of detectors, or a soup of the weights of one architecture.
+"""Join checkpoints into one: an ensemble of detectors, a soup of the weights of one architecture, or views of one.
 
   python ensemble.py --checkpoint checkpoints/a checkpoints/b --data data/140k --output-dir checkpoints/both
   python ensemble.py --checkpoint checkpoints/seed0 checkpoints/seed1 --data data/140k --method soup
+  python ensemble.py --checkpoint checkpoints/a --views flip --data data/140k --output-dir checkpoints/a-flip
 
 Methods: `mean` of the members' calibrated logits; `weighted` by how far each one's validation AUC lies above chance;
 `stacked`, a logistic regression on the members' validation logits; `soup`, one network whose weights are the mean of
-the members' (Wortsman et al., ICML 2022, arXiv 2203.05482). The result is a checkpoint like any other. Its
-calibration and thresholds are fitted on validation. The last lines on stdout are as those of train.py:
+the members' (Wortsman et al., ICML 2022, arXiv 2203.05482). With --views a single detector is asked several times
+(test-time augmentation): about the image and its mirror image (flip), four corner crops, a slight blur; the logits are
+averaged. The result is a checkpoint like any other. Its calibration and thresholds are fitted on validation. The last
+lines on stdout are as those of train.py:
 
   test faces140k n_real=101 n_fake=125 auc=0.988 [0.975,0.997] acc=0.947 [0.916,0.973] threshold=0.480
   checkpoint checkpoints/both/best.pt
@@ -36,18 +39,23 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:
     from models.ensemble import Ensemble
+    from models.views import Views
 
 METHODS = ("mean", "weighted", "stacked", "soup")
+VIEWS = ("flip", "crops", "blur")  # as in models/views.py, which needs torch
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of ensemble.py."""
     parser = make_parser(__doc__, "ensemble.py")
-    parser.add_argument("--checkpoint", nargs="+", required=True, metavar="PT", help="two or more members")
+    parser.add_argument(
+        "--checkpoint", nargs="+", required=True, metavar="PT", help="two or more members, or one and --views"
+    )
     parser.add_argument(
         "--data", nargs="+", default=["demo"], metavar="SPEC", help="valid and test splits (default: demo)"
     )
     parser.add_argument("--method", choices=METHODS, default="mean", help="default: mean")
+    parser.add_argument("--views", nargs="+", choices=VIEWS, help="test-time augmentation of a single --checkpoint")
     parser.add_argument("--batch-size", type=int_in(1), default=32)
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="run folder of the result")
     add_device_group(parser)
@@ -58,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Join; returns ``{"checkpoint": path, "rows": test rows, "exit_code": 0 or 1}``."""
     args = get_args_parser().parse_args(argv)
     args.command = shlex.join(["python", "ensemble.py", *(sys.argv[1:] if argv is None else argv)])
-    if len(args.checkpoint) < 2:
+    if args.views and (len(args.checkpoint) > 1 or args.method != "mean"):
+        got = f"{len(args.checkpoint)} and --method {args.method}"
+        raise UserError(f"expected one --checkpoint and no --method with --views, got {got}")
+    if len(args.checkpoint) < 2 and not args.views:
         raise UserError(f"expected two or more --checkpoint, got {len(args.checkpoint)}")
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     data = open_training_data(args.data)
@@ -74,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     device = pick_device(args.device)
     set_threads(args.threads)
-    join = soup if args.method == "soup" else fit_ensemble
+    join = show_views if args.views else soup if args.method == "soup" else fit_ensemble
     save_checkpoint(folder / "best.pt", join(args, paths, data, device))
     rows, unreadable = finalize(folder / "best.pt", data, args.batch_size, device)
     return {"checkpoint": str(folder / "best.pt"), "rows": rows, "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE}
@@ -159,6 +170,18 @@ def soup(args: argparse.Namespace, paths: list[Path], data: TrainingData, device
     return describe(args, paths, detector, checkpoint["model"], checkpoint["model_args"], data)
 
 
+def show_views(args: argparse.Namespace, paths: list[Path], data: TrainingData, device) -> dict:
+    """Put test-time augmentation around a detector."""
+    from models import create_model
+    from utils.checkpoint import load_detector
+
+    trained, checkpoint = load_detector(paths[0], device)
+    member = {key: checkpoint[key] for key in ("model", "model_args", "geometry")}
+    detector = cast("Views", create_model("views", member=member, views=args.views))
+    detector.member.load_state_dict(trained.state_dict())
+    return describe(args, paths, detector, "views", {"member": member, "views": list(args.views)}, data)
+
+
 def describe(
     args: argparse.Namespace, paths: list[Path], detector, model: str, model_args: dict, data: TrainingData
 ) -> dict:
@@ -176,7 +199,7 @@ def describe(
         "train_args": {
             "augmentation": strongest_augmentation(paths),
             "command": args.command,
-            "method": args.method,
+            "method": "views" if args.views else args.method,
             "checkpoint": [str(path) for path in args.checkpoint],
         },
         "data": data.describe(),

@@ -21,6 +21,7 @@ MEMBER = {"model": "cnn", "model_args": {"width": 4}, "geometry": {"mode": "crop
 SMALL_ARGS = {
     "cnn_baseline": {"input_size": 32},
     "ensemble": {"members": [MEMBER, {**MEMBER, "calibration": {"method": "temperature", "temperature": 2.0}}]},
+    "views": {"member": MEMBER, "views": ["flip", "crops", "blur"]},
     "random_forest": {"features": "color", "trees": 20},
     "gradient_boosting": {"features": "color", "rounds": 10},
     "xgboost": {"features": "color", "rounds": 10},
