@@ -238,3 +238,16 @@ def test_the_ablation_table_has_a_row_per_run():
     (row,) = table.ablation_rows(found, paired)
     assert row["forgery"] == "blend" and row["utkface"] == 0.7 and abs(row["mean"] - 0.7) < 1e-9
     assert {key for key, _ in table.COLUMNS} <= set(row) | {"faces140k"}
+
+
+def test_the_candidates_are_compared_by_their_mean_on_validation():
+    table = importlib.import_module("results.candidates_table")
+    sets = {"faces140k": 0.9, "openforensics": 1.0, "dfdc": 0.8}
+    figures = [
+        {"dataset": name, "generator": kind, "auc": auc - (kind == "blend"), "auc_ci": [0.0, 1.0]}
+        for name, auc in sets.items()
+        for kind in ("all", "blend")
+    ]
+    row = table.candidate_row("plain", "what it is", {"valid": figures, "test": figures})
+    assert abs(row["valid_mean"] - 0.9) < 1e-9 and row["test_dfdc"] == 0.8 and row["test_dfdc_ci"] == [0.0, 1.0]
+    assert {key for key, _ in table.COLUMNS} <= set(row)
