@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         args.paths, args.checkpoint = args.checkpoint[1:] + args.paths, args.checkpoint[:1]
     if args.faithfulness != bool(args.data) or args.faithfulness == bool(args.paths):
         parser.error("expected either PATH..., or --faithfulness with --data SPEC...")
+    if args.limit and not args.faithfulness:
+        parser.error("expected --limit with --faithfulness only, got it with PATH...; name fewer images")
     args.methods = check_methods(args.methods)
     args.command = shlex.join(["python", "explain.py", *(sys.argv[1:] if argv is None else argv)])
     checkpoints = [checkpoint_or_release(path) for path in args.checkpoint or [None]]

@@ -75,6 +75,9 @@ def test_mistakes_are_named(tiny_checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("--checkpoint", tiny_checkpoint)
     assert "PATH" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(*start, "--limit", 2)
+    assert "expected --limit with --faithfulness only" in capsys.readouterr().err
 
 
 def test_a_classical_detector_shows_its_features_and_refuses_gradients(tmp_path):
