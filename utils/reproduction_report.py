@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.files import read_json
 from utils.tables import write_table
 
-FILES = ("metrics.json", "attacks.json")
+FILES = ("metrics.json", "one_class.json", "attacks.json")
 IDENTITY = ("checkpoint", "dataset", "split", "tier", "generator", "attack", "norm", "size", "direction")
 COUNTS = ("n_real", "n_fake", "n")
 FIGURES = ("auc", "acc", "clean_acc", "robust_acc")
