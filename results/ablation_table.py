@@ -7,17 +7,20 @@ Reads what evaluate.py left for the runs forge-none, forge-blend, ... (the step 
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils.args import check_output_dir, make_parser, run_script
 from utils.files import read_json
 from utils.tables import write_table
 
-FOLDER = ROOT / "results" / "forgery_ablation"
+FOLDER = str(ROOT / "results" / "forgery_ablation")
 PREFIX = "forge-"
 CAPTION = (
     "Each forgery by itself: a MobileNetV2 that EfficientNet-B0 taught on openforensics, one more epoch on three sets "
@@ -52,13 +55,25 @@ def ablation_rows(metrics: list[dict[str, Any]], one_class: list[dict[str, Any]]
     return list(rows.values())
 
 
-def main() -> None:
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags of ablation_table.py."""
+    parser = make_parser(__doc__, "results/ablation_table.py")
+    parser.add_argument("--results", default=FOLDER, metavar="DIR", help="default: results/forgery_ablation")
+    parser.add_argument("--output-dir", default=FOLDER, metavar="DIR", help="default: results/forgery_ablation")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
     """Write the table."""
-    files = (FOLDER / "metrics.json", FOLDER / "one_class.json")
+    args = get_args_parser().parse_args(argv)
+    files = (Path(args.results) / name for name in ("metrics.json", "one_class.json"))
     metrics, one_class = (read_json(file, "what evaluate.py leaves") for file in files)
-    write_table(ablation_rows(metrics, one_class), COLUMNS, FOLDER / "ablation", CAPTION)
-    print(FOLDER / "ablation.md")
+    rows = ablation_rows(metrics, one_class)
+    target = check_output_dir(args.output_dir) / "ablation"
+    write_table(rows, COLUMNS, target, CAPTION)
+    print(f"{target}.md")
+    return {"rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -2,31 +2,34 @@
 
   python results/candidates_table.py
 
-Reads the validation and test figures that train.py and ensemble.py put into the checkpoints of the runs listed here
-(their commands are in results/steps.txt).
+Reads the validation and test figures that train.py and ensemble.py put into the checkpoints of the runs (their
+commands are in results/steps.txt).
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.checkpoint import load_checkpoint
+from utils.args import check_checkpoint_file, check_output_dir, make_parser, run_script
 from utils.tables import write_table
 
+TRUNK = "tf_efficientnet_b0"
 RUNS = {
-    "general": "from -both: forensic, forgeries, crop of 224 px, 6 epochs",
-    "delivery": "from -general: delivery, forgeries, whole image, 4 epochs",
-    "onward": "released; from -delivery: delivery, no forgeries, whole image, 4 epochs",
-    "plain": "from -both: delivery, no forgeries, whole image, 5 epochs",
-    "onward-delivery": "soup of -onward and -delivery",
-    "onward-plain": "soup of -onward and -plain",
-    "onward-both": "soup of -onward and -both",
-    "onward-flip": "-onward on the image and its mirror image",
+    f"{TRUNK}-general": "from -both: forensic, forgeries, crop of 224 px, 6 epochs",
+    f"{TRUNK}-delivery": "from -general: delivery, forgeries, whole image, 4 epochs",
+    "deepfake-v1": "released; from -delivery: delivery, no forgeries, whole image, 4 epochs",
+    f"{TRUNK}-plain": "from -both: delivery, no forgeries, whole image, 5 epochs",
+    f"{TRUNK}-soup-delivery": "soup of deepfake-v1 and -delivery",
+    f"{TRUNK}-soup-plain": "soup of deepfake-v1 and -plain",
+    f"{TRUNK}-soup-both": "soup of deepfake-v1 and -both",
+    f"{TRUNK}-flip": "deepfake-v1 on the image and its mirror image",
 }
 SETS = ("faces140k", "openforensics", "dfdc")
 CAPTION = (
@@ -41,7 +44,7 @@ COLUMNS = [
 
 def candidate_row(run: str, what: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """The figures of a checkpoint as a row; ``valid_mean`` is over the three data sets."""
-    row: dict[str, Any] = {"run": f"-{run}", "what": what}
+    row: dict[str, Any] = {"run": run.removeprefix(TRUNK), "what": what}
     for split in ("valid", "test"):
         for found in metrics[split]:
             if found.get("generator", "all") == "all":
@@ -51,16 +54,30 @@ def candidate_row(run: str, what: str, metrics: dict[str, Any]) -> dict[str, Any
     return row
 
 
-def main() -> None:
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags of candidates_table.py."""
+    parser = make_parser(__doc__, "results/candidates_table.py")
+    published = [str(ROOT / "checkpoints" / run) for run in RUNS]
+    parser.add_argument("--checkpoint", nargs="+", default=published, metavar="DIR", help="run folders of candidates")
+    folder = str(ROOT / "results" / "generalisation")
+    parser.add_argument("--output-dir", default=folder, metavar="DIR", help="default: results/generalisation")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
     """Write the table."""
-    rows = [
-        candidate_row(run, what, load_checkpoint(ROOT / f"checkpoints/tf_efficientnet_b0-{run}/best.pt")["metrics"])
-        for run, what in RUNS.items()
-    ]
-    target = ROOT / "results" / "generalisation" / "candidates"
+    args = get_args_parser().parse_args(argv)
+    files = [check_checkpoint_file(path) for path in args.checkpoint]
+
+    from utils.checkpoint import load_checkpoint
+
+    runs = [(file.parent.name, load_checkpoint(file)["metrics"]) for file in files]
+    rows = [candidate_row(run, RUNS.get(run, ""), metrics) for run, metrics in runs]
+    target = check_output_dir(args.output_dir) / "candidates"
     write_table(rows, COLUMNS, target, CAPTION)
     print(f"{target}.md")
+    return {"rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,20 +1,24 @@
 """Collect the published rows: results/*/metrics.json and the JSON files of their scores -> results/summary.*
 
   python results/summarize.py
+  python results/summarize.py --results runs/reproduce/results/demo --output-dir runs/summary
 
 Writes summary.csv, .md and .tex, the figure summary.pdf and .png, and commands.txt: how each checkpoint was trained
-and evaluated, as recorded by train.py and evaluate.py themselves. The benchmarks' JSON files become
-benchmarks/benchmarks.md.
+and evaluated, as recorded by train.py and evaluate.py themselves. The JSON files of benchmarks/ in the output folder,
+if it has that, become benchmarks/benchmarks.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils.args import check_output_dir, make_parser, run_script
 from utils.figures import interval_bar_figure, save_figure
 from utils.files import atomic_write_text, read_json
 from utils.tables import write_table
@@ -23,7 +27,7 @@ COLUMNS = [
     ("dataset", "Test data"), ("model", "Model"), ("trained_on", "Trained on"), ("checkpoint", "Run"), ("n", "Images"),
     ("auc", "AUC"), ("acc", "Acc"), ("real_acc", "Real acc"), ("fake_acc", "Fake acc"),
 ]  # fmt: skip
-TABLES_OF_THEIR_OWN = ("models", "unseen", "leave_one_out", "generalisation", "deepfake-v1", "forgery_ablation")
+FOLDERS = ("demo", "faces140k", "both", "cross", "openforensics")  # the others have tables of their own
 BENCHMARK_COLUMNS = [("what", "Benchmark"), ("value", "Median"), ("range", "Range"), ("unit", "Unit")]
 
 
@@ -55,21 +59,28 @@ def benchmark_rows(folder: Path) -> list[dict]:
     return rows
 
 
-def main() -> None:
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags of summarize.py."""
+    parser = make_parser(__doc__, "results/summarize.py")
+    published = [str(ROOT / "results" / name) for name in FOLDERS]
+    parser.add_argument("--results", nargs="+", default=published, metavar="DIR", help="folders that evaluate.py made")
+    parser.add_argument("--output-dir", default=str(ROOT / "results"), metavar="DIR", help="default: results")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
     """Collect, and write table, figure and commands."""
+    args = get_args_parser().parse_args(argv)
     rows, commands = [], {}
-    for file in sorted((ROOT / "results").glob("*/metrics.json")):
-        if file.parent.name in TABLES_OF_THEIR_OWN:
-            continue
-        for row in read_json(file):
+    for source in sorted(Path(path) for path in args.results):
+        for row in read_json(source / "metrics.json", "what evaluate.py leaves"):
             if row["generator"] != "all" or row["auc"] is None or row["tier"] != "clean":
                 continue
-            scores = file.parent / "scores" / f"{row['checkpoint']}__{row['dataset']}__{row['split']}.json"
-            facts = read_json(scores)
+            facts = read_json(source / "scores" / f"{row['checkpoint']}__{row['dataset']}__{row['split']}.json")
             rows.append({**row, "n": row["n_real"] + row["n_fake"], "trained_on": ", ".join(facts["trained_on"])})
             commands.setdefault(row["checkpoint"], [facts["train_command"], facts["command"]])
     rows.sort(key=lambda row: (row["dataset"], -row["auc"]))
-    folder = ROOT / "results"
+    folder = check_output_dir(args.output_dir)
     write_table(rows, COLUMNS, folder / "summary", "Test AUC and accuracy; 95 % bootstrap intervals.")
     names = [f"{row['dataset']}: {row['checkpoint']}" for row in rows]
     figure = interval_bar_figure(
@@ -78,11 +89,12 @@ def main() -> None:
     save_figure(figure, folder / "summary")
     lines = dict.fromkeys(line for pair in commands.values() for line in pair if line)
     atomic_write_text(folder / "commands.txt", "\n".join(lines) + "\n")
-    write_table(
-        benchmark_rows(folder / "benchmarks"), BENCHMARK_COLUMNS, folder / "benchmarks" / "benchmarks", fmt=".2f"
-    )
+    if (folder / "benchmarks").is_dir():
+        table = benchmark_rows(folder / "benchmarks")
+        write_table(table, BENCHMARK_COLUMNS, folder / "benchmarks" / "benchmarks", fmt=".2f")
     print((folder / "summary.md").read_text(), end="")
+    return {"rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

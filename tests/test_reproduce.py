@@ -1,5 +1,6 @@
 """Reproduction: steps run in order and once, go on where they were, and numbers are held to the committed ones."""
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -209,3 +210,22 @@ def test_every_published_table_of_metrics_has_a_step():
     outputs = {step.output for step in read_steps(reproduce.STEPS_FILE)}
     published = {f"results/{file.relative_to(reproduce.COMMITTED)}" for file in ROOT.glob("results/*/metrics.json")}
     assert published - outputs == set()
+
+
+@pytest.mark.parametrize(
+    ("script", "table"), [("summarize", "summary"), ("ablation_table", "forgery_ablation/ablation")]
+)
+def test_the_tables_made_of_tables_are_those_of_their_results(script, table, tmp_path, monkeypatch):
+    module = importlib.import_module(f"results.{script}")
+    monkeypatch.setattr(module, "save_figure", lambda figure, stem: None, raising=False)
+    module.main(["--output-dir", str(tmp_path)])
+    published = reproduce.COMMITTED / f"{table}.md"
+    assert (tmp_path / published.name).read_text() == published.read_text()
+
+
+def test_steps_that_make_tables_of_tables_have_flags_that_exist():
+    steps = [step for step in read_steps(reproduce.STEPS_FILE) if step.script.startswith("results/")]
+    for step in steps:
+        module = importlib.import_module(step.script.removesuffix(".py").replace("/", "."))
+        module.get_args_parser().parse_args(step.command.split()[1:])
+    assert len(steps) == 3

@@ -23,7 +23,8 @@ OUTPUTS = {  # what a script leaves in its --output-dir once it has finished
     "train.py": "best.pt", "ensemble.py": "best.pt", "calibrate.py": "best.pt", "evaluate.py": "metrics.json",
     "leave_one_out.py": "metrics.json", "model_table.py": "metrics.json", "few_shot.py": "adaptation.json",
     "attack.py": "attacks.json", "explain.py": "faithfulness.md", "benchmark.py": "benchmark.md",
-    "audit.py": "audit.json", "tune.py": "confirmation.md",
+    "audit.py": "audit.json", "tune.py": "confirmation.md", "summarize.py": "summary.md",
+    "ablation_table.py": "ablation.md", "candidates_table.py": "candidates.md",
 }  # fmt: skip
 GOES_ON = ("evaluate.py", "leave_one_out.py", "model_table.py", "few_shot.py", "attack.py", "explain.py",
            "benchmark.py", "tune.py")  # fmt: skip  # where they were interrupted, if they are called again
