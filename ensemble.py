@@ -177,9 +177,10 @@ def show_views(args: argparse.Namespace, paths: list[Path], data: TrainingData, 
 
     trained, checkpoint = load_detector(paths[0], device)
     member = {key: checkpoint[key] for key in ("model", "model_args", "geometry")}
-    detector = cast("Views", create_model("views", member=member, views=args.views))
+    model_args = {"member": member, "views": list(dict.fromkeys(args.views))}  # named twice, a view still counts once
+    detector = cast("Views", create_model("views", **model_args))
     detector.member.load_state_dict(trained.state_dict())
-    return describe(args, paths, detector, "views", {"member": member, "views": list(args.views)}, data)
+    return describe(args, paths, detector, "views", model_args, data)
 
 
 def describe(

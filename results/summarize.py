@@ -48,9 +48,6 @@ def benchmark_rows(folder: Path) -> list[dict]:
         slowest = max((row for row in startup if is_kind(row["exit_code"])), key=lambda row: row["seconds_median"])
         what = f"{name}, the slowest script ({slowest['command'].split()[1]})"
         rows.append({"what": what, "value": slowest["seconds_median"], "range": slowest["seconds_range"], "unit": "s"})
-    demo = read_json(folder / "demo.json")
-    rows.append({"what": "make demo, after installation (one run)", "value": demo["seconds"],
-                 "range": [demo["seconds"], demo["seconds"]], "unit": "s"})  # fmt: skip
     for file in sorted(folder.glob("*.json")):
         found = read_json(file)
         rows += found.get("summary", []) if isinstance(found, dict) else []

@@ -75,12 +75,13 @@ def test_explanations_read_the_image_as_it_is(images):
 
 def test_a_checkpoint_of_views_needs_the_single_one_no_more(single, image_folder, tmp_path):
     flags = ["--data", str(image_folder), "--device", "cpu", "--threads", "1", "--output-dir", str(tmp_path / "views")]
-    ensemble.main(["--checkpoint", str(single), "--views", "flip", "blur", *flags])
+    ensemble.main(["--checkpoint", str(single), "--views", "flip", "blur", "flip", *flags])
     plain, _ = load_detector(single)
     single.unlink()
     detector, checkpoint = load_detector(tmp_path / "views" / "best.pt")
     assert checkpoint["thresholds"] and checkpoint["train_args"]["augmentation"] == "forensic"
     assert load_checkpoint(tmp_path / "views" / "best.pt")["train_args"]["method"] == "views"
+    assert checkpoint["model_args"]["views"] == ["flip", "blur"]  # each once
     assert detector.geometry == plain.geometry == Geometry("crop", 32)
     records = open_records(f"{image_folder}@split=test").records
     found = score_records(detector, records).logits

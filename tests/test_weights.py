@@ -196,6 +196,11 @@ def test_a_proxy_or_a_mirror_is_asked_instead_of_the_hub(monkeypatch):
     assert not weights._hub_reachable() and asked == [("mirror.example", 8080)]
     monkeypatch.setattr(weights, "getproxies", lambda: {"http": "http://proxy.example:3128"})
     assert weights._hub_reachable() and len(asked) == 1
+    monkeypatch.setattr(weights, "getproxies", lambda: {"all": "socks5://proxy.example:1080"})
+    assert weights._hub_reachable() and len(asked) == 1
+    monkeypatch.setattr(weights, "getproxies", dict)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://mirror.example:eighty")
+    assert not weights._hub_reachable() and len(asked) == 1
 
 
 # ----------------------------------------------------------------------------------------- files of the shared

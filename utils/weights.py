@@ -141,11 +141,12 @@ def _hub_reachable(timeout: float = 3.0) -> bool:
     from huggingface_hub.constants import ENDPOINT
 
     url = urlsplit(ENDPOINT)
-    if url.scheme in getproxies():  # the proxy knows the way; what it answers is reported by the client
+    if {url.scheme, "all"} & getproxies().keys():  # the proxy knows the way; what it answers is reported by the client
         return True
-    address = (url.hostname or "", url.port or {"http": 80}.get(url.scheme, 443))
-    with contextlib.suppress(OSError), socket.create_connection(address, timeout=timeout):
-        return True
+    with contextlib.suppress(OSError, ValueError):  # the second for a port that is no number
+        address = (url.hostname or "", url.port or {"http": 80}.get(url.scheme, 443))
+        with socket.create_connection(address, timeout=timeout):
+            return True
     return False
 
 
