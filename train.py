@@ -67,7 +67,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     shape.add_argument("--image-size", type=int_in(16, 4096), help="side of the input in px (default: the model's)")
     shape.add_argument("--resize-to", type=int_in(16, 8192), help="scale the shorter side to this first, px (crop)")
     shape.add_argument("--train-size", type=int_in(16, 4096), help="side of training crops, px (default: --image-size)")
-    shape.add_argument("--augmentation", choices=("none", "light", "forensic", "delivery"), default="light")
+    shape.add_argument("--augmentation", choices=("none", "light", "forensic", "delivery", "wild"), default="light")
     shape.add_argument("--forgeries", metavar="A,B",
                        help="make fakes of real images: blend, splice, upsample, smooth, decoder")  # fmt: skip
     shape.add_argument("--forgery-decoder", metavar="FILE", help="the decoder.pt of another run (default: train one)")

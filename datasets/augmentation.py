@@ -76,6 +76,31 @@ def zoom(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return cv2.resize(window, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
+def tight(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A window of 0.5..1 of the sides around a point near the middle, enlarged: a face without its surroundings."""
+    height, width = image.shape[:2]
+    share = generator.uniform(0.5, 1.0)
+    rows, columns = max(1, round(height * share)), max(1, round(width * share))
+    top, left = (round(room * generator.uniform(0.25, 0.75)) for room in (height - rows, width - columns))
+    window = np.ascontiguousarray(image[top : top + rows, left : left + columns])
+    return cv2.resize(window, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def tone(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Another camera or editor: gamma 0.7..1.4, contrast, white balance and saturation; one in six becomes grey.
+
+    No trace of a generator is in the tones, but one set's studio light must not pass for one.
+    """
+    gamma, contrast = generator.uniform(0.7, 1.4), generator.uniform(0.75, 1.2)
+    balance = generator.uniform(0.92, 1.08, 3)
+    levels = np.linspace(0, 1, 256)[:, None] ** gamma
+    table = np.clip(255 * ((levels - 0.5) * contrast + 0.5) * balance, 0, 255).round().astype(np.uint8)
+    image = cv2.LUT(image, table[None])
+    saturation = 0.0 if generator.random() < 1 / 6 else generator.uniform(0.5, 1.3)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, saturation, grey, 1 - saturation, 0.0)
+
+
 def share_online(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """What a site does to an upload and the detector to the download: scale 0.4..1, JPEG or WebP of 50..90, enlarge."""
     height, width = image.shape[:2]
@@ -105,6 +130,7 @@ STEPS: dict[str, tuple[tuple[Degradation, float], ...]] = {
     "light": (),
     "forensic": ((downscale, 0.2), (blur, 0.2), (noise, 0.2), (jpeg, 0.4)),
     "delivery": ((zoom, 0.25), (share_online, 0.4), (blur, 0.1), (noise, 0.1), (jpeg, 0.2)),
+    "wild": ((tight, 0.5), (tone, 0.4), (share_online, 0.4), (blur, 0.1), (noise, 0.05), (jpeg, 0.1)),
 }
 
 

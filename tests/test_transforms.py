@@ -172,7 +172,9 @@ def test_every_preset_keeps_size_and_range_and_follows_the_seed(geometry, augmen
     assert np.array_equal(image, before)
 
 
-@pytest.mark.parametrize(("augmentation", "least"), [("none", 1), ("light", 8), ("forensic", 16), ("delivery", 16)])
+@pytest.mark.parametrize(
+    ("augmentation", "least"), [("none", 1), ("light", 8), ("forensic", 16), ("delivery", 16), ("wild", 16)]
+)
 def test_different_seeds_give_different_images(augmentation, least):
     transform = TrainTransform(Geometry("crop", 32), augmentation)
     image = noise(64, 64)
@@ -274,7 +276,7 @@ def test_bytes_become_the_same_floats_as_a_batch():
 
 
 def test_unknown_presets_are_refused():
-    with pytest.raises(UserError, match="expected --augmentation none, light, forensic, delivery, got 'heavy'"):
+    with pytest.raises(UserError, match="expected --augmentation none, light, forensic, delivery, wild, got 'heavy'"):
         TrainTransform(Geometry("crop", 32), "heavy")
 
 
