@@ -135,8 +135,9 @@ class TrainTransform:
     0.5..0.95 and back, Gaussian blur of sigma 0.3..2 px, Gaussian noise of up to 4 % of the range, JPEG quality 40..95,
     each with a probability. ``delivery`` puts what sites and messengers do first: a window of the face enlarged,
     scaling by 0.4..1 with JPEG or WebP and enlarging again, and less of the others. ``wild`` is for photographs of any
-    origin: faces without surroundings, other tones, uploads, and fewer of the steps that wipe out traces. Wang et al., "CNN-generated images
-    are surprisingly easy to spot... for now", CVPR 2020 (arXiv 1912.11035), blur and compress to the same end.
+    origin: faces without surroundings, other tones, uploads, and fewer of the steps that wipe out traces. Wang et al.,
+    "CNN-generated images are surprisingly easy to spot... for now", CVPR 2020 (arXiv 1912.11035), blur and compress to
+    the same end.
 
     With ``as_bytes`` images stay ``(H, W, 3)`` uint8: on the way from a loader worker and to a GPU they are a quarter
     of what they are as floats, and whole batches are converted faster, see :func:`as_floats`.
