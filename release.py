@@ -4,8 +4,8 @@
   python release.py --checkpoint best.pt --output checkpoints/deepfake-v1.pt --notes facts.json
 
 The output is a checkpoint like any other: predict.py, explain.py and serve.py use checkpoints/deepfake-v1.pt when they
-are given no --checkpoint. It keeps the weights (kernels and matrices in half precision unless told otherwise, float32
-again once loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the fingerprints of
+are given no --checkpoint. It keeps the weights (large kernels and matrices in half precision or int8, float32 again
+once loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the fingerprints of
 the training data; paths that lead out of the project are shortened to their last part. It is refused above 10 MB, or
 if its logits on twelve generated images differ from those of its source by more than 0.05. Beside it comes a JSON
 file of the same name with its sha256, its size, that difference, and the logits of three of these images, which the
@@ -38,7 +38,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "release.py")
     parser.add_argument("--checkpoint", required=True, metavar="PT", help="the trained run, or its best.pt; it stays")
     parser.add_argument("--output", required=True, metavar="FILE.pt", help="the file to write, or to replace")
-    parser.add_argument("--precision", choices=("fp16", "fp32"), default="fp16", help="of the weights (default: fp16)")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp16",
+                        help="of large kernels and matrices; int8 has a scale per channel (default: fp16)")  # fmt: skip
     parser.add_argument("--notes", metavar="FILE.json", help="a JSON object of further facts to keep in both files")
     return parser
 

@@ -65,6 +65,29 @@ def test_kernels_are_stored_in_half_precision_and_loaded_in_single(released, tin
     assert 0 < result["parity"]["max_logit_difference"] < 0.01
 
 
+def test_int8_weights_are_within_half_a_step_and_loaded_in_single(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(slimming, "MAX_DIFFERENCE", 1.0)  # a network of few channels has none to spare
+    sizes = {}
+    for precision in ("fp16", "int8"):
+        file = tmp_path / f"{precision}.pt"
+        flags = ["--checkpoint", str(tiny_checkpoint), "--output", str(file), "--precision", precision]
+        sizes[precision] = release.main(flags)["bytes"]
+    assert sizes["int8"] < sizes["fp16"]
+    source, loaded = load_checkpoint(tiny_checkpoint)["state_dict"], load_checkpoint(file)["state_dict"]
+    assert loaded.keys() == source.keys()
+    for key, weights in source.items():
+        assert loaded[key].dtype == weights.dtype and loaded[key].shape == weights.shape
+        if weights.ndim > 1:
+            largest = weights.abs().flatten(1).amax(1).view(-1, *[1] * (weights.ndim - 1))
+            assert ((loaded[key] - weights).abs() <= largest / 127 * 0.501).all()
+    assert load_detector(file)[0].training is False
+
+
+def test_channels_of_zeros_stay_zero():
+    packed = slimming.as_int8(torch.zeros(3, 2))
+    assert (packed["int8"].float() * packed["scale"] == 0).all()
+
+
 def test_fp32_is_exact(tiny_checkpoint, tmp_path):
     result = release.main(
         ["--checkpoint", str(tiny_checkpoint), "--output", str(tmp_path / "a.pt"), "--precision", "fp32"]
@@ -137,7 +160,7 @@ def test_what_cannot_be_released_is_refused_and_leaves_nothing(tiny_checkpoint, 
     notes = ["--notes", str(tmp_path / "notes.json")]
     assert "JSON object" in refused("--checkpoint", source, "--output", str(output), *notes)
     monkeypatch.setattr(slimming, "MAX_DIFFERENCE", 0.0)
-    assert "--precision fp32" in refused("--checkpoint", source, "--output", str(output))
+    assert "finer --precision" in refused("--checkpoint", source, "--output", str(output))
     monkeypatch.setattr(slimming, "MAX_BYTES", 1000)
     assert "distilled" in refused("--checkpoint", source, "--output", str(output))
     assert list(output.parent.iterdir()) == []

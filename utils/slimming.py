@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def write_release(
         if size > MAX_BYTES:
             raise UserError(
                 f"expected at most {MAX_BYTES / 1e6:g} MB, got {size / 1e6:.1f} MB in {precision} from {source}; "
-                "use --precision fp16, a smaller model, or one distilled by train.py --teacher"
+                "use --precision int8, a smaller model, or one distilled by train.py --teacher"
             )
         images = sample_images(PARITY_COUNT)
         before, after = (logits_of(file, images) for file in (source, draft))
@@ -64,7 +64,7 @@ def write_release(
         if not difference <= MAX_DIFFERENCE:
             raise UserError(
                 f"expected logits within {MAX_DIFFERENCE:g} of those of {source}, got a difference of "
-                f"{difference:.3g}; use --precision fp32"
+                f"{difference:.3g}; use a finer --precision"
             )
         os.replace(draft, output)
     description = {
@@ -81,22 +81,32 @@ def write_release(
 def slim(checkpoint: Mapping[str, Any], precision: str, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The parts of a checkpoint that a user needs, without the paths of the machine that trained it.
 
-    With ``fp16`` every float32 tensor of two or more dimensions and more than SMALL numbers is rounded to half
-    precision. Vectors stay, because the variances among them can exceed its range, and so do the small kernels of the
-    first layers: they weigh little, and rounding them alone moved a logit of EfficientNet-B0 by 0.1.
-    ``load_checkpoint`` gives float32 back.
+    Every float32 tensor of two or more dimensions and more than SMALL numbers is rounded, with ``fp16`` to half
+    precision, with ``int8`` to whole numbers times a scale for each output channel. Vectors stay, because the variances
+    among them can exceed the range of halves, and so do the small kernels of the first layers: they weigh little, and
+    rounding them alone moved a logit of EfficientNet-B0 by 0.1. ``load_checkpoint`` gives float32 back.
     """
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
     kept |= {key: without_paths(kept[key]) for key in CLEANED if key in kept}
-    if precision == "fp16":
-        kept["state_dict"] = {key: _halved(value) for key, value in checkpoint["state_dict"].items()}
+    if rounding := ROUNDINGS[precision]:
+        kept["state_dict"] = {
+            key: rounding(value) if _is_large(value) else value for key, value in checkpoint["state_dict"].items()
+        }
     return {**kept, "notes": dict(notes or {})}
 
 
-def _halved(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim > 1 and value.numel() > SMALL:
-        return value.half()
-    return value
+def _is_large(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim > 1 and value.numel() > SMALL
+
+
+def as_int8(weights: Tensor) -> dict[str, Tensor]:
+    """Round ``(C, ...)`` float32 to int8 with a scale ``(C, 1, ...)`` per channel; the product is near the input."""
+    largest = weights.abs().flatten(1).amax(1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = (largest / 127).view(-1, *[1] * (weights.ndim - 1))
+    return {"int8": (weights / scale).round().to(torch.int8), "scale": scale}
+
+
+ROUNDINGS: dict[str, Callable[[Tensor], Any] | None] = {"fp32": None, "fp16": Tensor.half, "int8": as_int8}
 
 
 def without_paths(value: Any) -> Any:
