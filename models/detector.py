@@ -24,7 +24,8 @@ class Detector(nn.Module):
     Attributes:
         input_size: side in pixels of the square input that the model was designed for.
         geometry: how an image file becomes an input; a checkpoint stores it and overrides the default.
-        cam_layer: dotted name of the submodule whose output Grad-CAM reads; None where there is none.
+        cam_layer: dotted name of the submodule whose output Grad-CAM reads, or several with spaces between; None where
+            there is none.
         cam_reshape: turns that output into ``(N, C, h, w)``; None where it already has this shape.
         has_input_gradient: False for detectors that cannot be differentiated (trees).
         any_size: False for detectors that only take inputs of ``input_size``.

@@ -24,6 +24,9 @@ class Ensemble(Detector):
     been given alone if its size differs from the largest crop by a multiple of 16 px, else pixels at most 8 px aside,
     still on the JPEG grid. A member that resizes sees the frame and not what lies around it.
 
+    Class activation maps read all members that see the whole frame, each member's channels weighed by what they add to
+    the common logit.
+
     The weights are equal, or follow validation, or come from a logistic regression on validation logits (stacking:
     Wolpert, Neural Networks 1992); ``ensemble.py`` fits them.
     """
@@ -32,7 +35,15 @@ class Ensemble(Detector):
     bias: Tensor
 
     def __init__(self, members: Sequence[Detector], geometry: Geometry) -> None:
-        super().__init__(geometry.size, mean=(0.0,) * 3, std=(1.0,) * 3, geometry=geometry)
+        layers = [
+            f"members.{number}.{layer}"
+            for number, member in enumerate(members)
+            if member.geometry == geometry and member.cam_reshape is None
+            for layer in (member.cam_layer or "").split()
+        ]
+        super().__init__(
+            geometry.size, mean=(0.0,) * 3, std=(1.0,) * 3, cam_layer=" ".join(layers) or None, geometry=geometry
+        )
         self.members = nn.ModuleList(members)
         self.has_input_gradient = all(member.has_input_gradient for member in members)
         self.register_buffer("weights", torch.full((len(members),), 1 / len(members), dtype=torch.float64))

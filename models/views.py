@@ -45,10 +45,10 @@ class Views(Detector):
     """
 
     def __init__(self, member: Detector, views: Sequence[str]) -> None:
-        layer = f"member.{member.cam_layer}" if member.cam_layer else None
+        layers = " ".join(f"member.{layer}" for layer in (member.cam_layer or "").split())
         super().__init__(
-            member.input_size, mean=(0.0,) * 3, std=(1.0,) * 3, cam_layer=layer, geometry=member.geometry
-        )  # fmt: skip
+            member.input_size, mean=(0.0,) * 3, std=(1.0,) * 3, cam_layer=layers or None, geometry=member.geometry
+        )
         self.cam_reshape = member.cam_reshape
         self.has_input_gradient = member.has_input_gradient
         self.any_size = member.any_size

@@ -15,6 +15,7 @@ from models import create_model
 from models.ensemble import common_frame, member_view
 from utils.args import run_script
 from utils.calibration import apply_calibration, sigmoid
+from utils.cam import capture, gradcam
 from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.inference import score_records
@@ -102,6 +103,29 @@ def test_member_logits_are_calibrated_as_everywhere_else(calibration):
     with torch.no_grad():
         logits, found = joined.members[0](images), joined.member_logits(images)[:, 0]
     assert np.allclose(sigmoid(found.numpy()), apply_calibration(logits.numpy(), calibration), atol=1e-9)
+
+
+def test_maps_of_an_ensemble_are_the_weighted_sum_of_those_of_its_members():
+    geometry = Geometry("crop", 64).to_dict()
+    cnn = {"model": "cnn", "model_args": {"width": 4}, "geometry": geometry, "calibration": SHARP}
+    timm = {"model": "mobilenetv2_050", "model_args": {}, "geometry": geometry, "calibration": None}
+    torch.manual_seed(0)
+    joined = create_model("ensemble", members=[cnn, timm, cnn | {"geometry": Geometry("crop", 32).to_dict()}]).eval()
+    joined.weights.copy_(torch.tensor([0.5, 0.3, 0.2]))
+    assert joined.cam_layer == "members.0.trunk members.1.backbone.blocks.6"  # the third sees less of the image
+    images, sign = torch.rand(2, 3, 64, 64), torch.ones(2)
+    found = capture(joined, images, sign)
+    wanted, effects = torch.zeros(()), []
+    for number, factor in ((0, 0.5 / SHARP["temperature"]), (1, 0.3)):
+        alone = capture(joined.members[number], images, sign)
+        signed = (alone.activations * alone.gradients.mean((2, 3), keepdim=True)).sum(1, keepdim=True)
+        sides = found.activations.shape[2:]
+        share = signed[0].numel() / sides.numel()  # a place that is drawn on many counts as often in each of them
+        wanted = wanted + factor * share * torch.nn.functional.interpolate(signed, sides)
+        effects.append(factor * (alone.activations * alone.gradients).sum((1, 2, 3)))
+    assert torch.allclose(gradcam(found), wanted[:, 0].relu(), atol=1e-6)
+    assert wanted.max() > 1e-4
+    assert torch.allclose((found.activations * found.gradients).sum((1, 2, 3)), sum(effects), rtol=1e-4)
 
 
 def test_weights_follow_the_validation_auc(member, join, image_folder, monkeypatch):

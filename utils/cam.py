@@ -61,14 +61,14 @@ def frozen(detector: nn.Module) -> Iterator[None]:
 
 
 def find_layer(detector: Detector, layer: str | None) -> str:
-    """Return the name of the layer to read: the one asked for, or the detector's own.
+    """Return the name of the layer to read, or the names of several with spaces between: those asked for, or its own.
 
     Raises:
         UserError: there is no such layer (the message lists those that exist, the closest first), or no default.
     """
     names = [name for name, _ in detector.named_modules() if name]
     wanted = layer or detector.cam_layer
-    if wanted is not None and wanted in names:
+    if wanted and set(wanted.split()) <= set(names):
         return wanted
     close = difflib.get_close_matches(wanted or "", names, 5, cutoff=0.4)
     listed = list(dict.fromkeys([*close, *sorted(names, key=lambda name: name.count("."))]))[:LISTED_LAYERS]
@@ -82,38 +82,63 @@ def capture(detector: Detector, images: Tensor, sign: Tensor, layer: str | None 
 
     Args:
         sign: ``(N,)``, 1 to explain "fake" (the logit), -1 to explain "real" (its negative).
-        layer: dotted name of a submodule; the detector's ``cam_layer`` by default.
+        layer: dotted name of a submodule, or several with spaces between, whose channels are then put together; the
+            detector's ``cam_layer`` by default.
 
     Raises:
         UserError: the layer does not exist, makes no map, or has no part in the logit.
     """
-    name = find_layer(detector, layer)
-    outputs: list[Tensor] = []
+    names = find_layer(detector, layer)
+    outputs: dict[str, Tensor] = {}
 
-    def cut(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor | None:
-        if not isinstance(output, Tensor) or outputs:
-            return None
-        outputs.append(output.detach().requires_grad_())
-        return outputs[0].clone()  # what follows may work in place, which a leaf forbids
+    def cut_at(name: str) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+        def cut(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor | None:
+            if not isinstance(output, Tensor) or name in outputs:
+                return None
+            outputs[name] = output.detach().requires_grad_()
+            return outputs[name].clone()  # what follows may work in place, which a leaf forbids
 
-    handle = detector.get_submodule(name).register_forward_hook(cut)
+        return cut
+
+    handles = [detector.get_submodule(name).register_forward_hook(cut_at(name)) for name in names.split()]
     try:
         with frozen(detector), torch.enable_grad():
             logits = detector(images)
             target = (logits * sign.to(logits)).sum()
             used = bool(outputs) and target.requires_grad
-            gradient = torch.autograd.grad(target, outputs[0], allow_unused=True)[0] if used else None
+            found = torch.autograd.grad(target, list(outputs.values()), allow_unused=True) if used else ()
     finally:
-        handle.remove()
-    reshape = detector.cam_reshape if name == detector.cam_layer else None
-    maps = [reshape(tensor) if reshape else tensor for tensor in (*outputs, gradient) if tensor is not None]
-    if len(maps) < 2 or maps[0].ndim != 4:
-        shape = f"shape {tuple(maps[0].shape)}" if maps else "nothing"
-        raise UserError(
-            f"expected --layer to be a map (N, C, h, w) that leads to the logit, but {name!r} gives {shape}; "
-            f"the layer made for it is {detector.cam_layer}"
-        )
-    return Capture(logits.detach(), maps[0].detach().float(), maps[1].float())
+        for handle in handles:
+            handle.remove()
+    reshape = detector.cam_reshape if names == detector.cam_layer else None
+    gradients = dict(zip(outputs, found, strict=False))
+    maps = []
+    for name in names.split():
+        pair = [outputs.get(name), gradients.get(name)]
+        shaped = [reshape(tensor) if reshape else tensor for tensor in pair if tensor is not None]
+        if len(shaped) < 2 or shaped[0].ndim != 4:
+            shape = f"shape {tuple(shaped[0].shape)}" if shaped else "nothing"
+            raise UserError(
+                f"expected --layer to be a map (N, C, h, w) that leads to the logit, but {name!r} gives {shape}; "
+                f"the layer made for it is {detector.cam_layer}"
+            )
+        maps.append(shaped)
+    return Capture(logits.detach(), *join_channels([(pair[0].detach().float(), pair[1].float()) for pair in maps]))
+
+
+def join_channels(maps: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Put activations and gradients ``(N, C_i, h_i, w_i)`` together as ``(N, sum of C_i, h, w)`` each.
+
+    Smaller maps are enlarged, and their gradients shared out over the places that one has become, so that the sum of
+    activation times gradient stays what it was.
+    """
+    sides = max((one.shape[-2:] for one, _ in maps), key=lambda shape: shape[0] * shape[1])
+    joined = []
+    for part, pick in enumerate(zip(*maps, strict=True)):
+        shares = [(one.shape[-2] * one.shape[-1] / (sides[0] * sides[1])) ** part for one in pick]
+        same = [one if one.shape[-2:] == sides else F.interpolate(one, tuple(sides)) for one in pick]
+        joined.append(torch.cat([one * share for one, share in zip(same, shares, strict=True)], dim=1))
+    return joined[0], joined[1]
 
 
 def gradcam(found: Capture) -> Tensor:
