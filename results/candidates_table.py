@@ -1,9 +1,9 @@
-"""What the release was chosen from: checkpoints/*/best.pt -> results/generalisation/candidates.csv, .md and .tex
+"""What the release was chosen from: checkpoints/*/best.pt -> results/generalisation/candidates.json, .csv, .md and .tex
 
-  python results/candidates_table.py
+  python results/candidates_table.py --checkpoint checkpoints/deepfake-v2 checkpoints/tf_efficientnet_b0-wild
 
 Reads the validation and test figures that train.py and ensemble.py put into the checkpoints of the runs (their
-commands are in results/steps.txt).
+commands are in results/steps.txt). Runs that are in the table already and not named stay as they are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from utils.args import check_checkpoint_file, check_output_dir, make_parser, run_script
+from utils.files import read_json, write_json
 from utils.tables import write_table
 
 TRUNK = "tf_efficientnet_b0"
@@ -54,11 +55,17 @@ def candidate_row(run: str, what: str, metrics: dict[str, Any]) -> dict[str, Any
     return row
 
 
+def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of both, those of ``new`` in place of older ones, in the order of RUNS."""
+    rows = {row["run"]: row for row in [*known, *new]}
+    order = [run.removeprefix(TRUNK) for run in RUNS]
+    return sorted(rows.values(), key=lambda row: order.index(row["run"]) if row["run"] in order else len(order))
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of candidates_table.py."""
     parser = make_parser(__doc__, "results/candidates_table.py")
-    published = [str(ROOT / "checkpoints" / run) for run in RUNS]
-    parser.add_argument("--checkpoint", nargs="+", default=published, metavar="DIR", help="run folders of candidates")
+    parser.add_argument("--checkpoint", nargs="+", required=True, metavar="DIR", help="run folders of candidates")
     folder = str(ROOT / "results" / "generalisation")
     parser.add_argument("--output-dir", default=folder, metavar="DIR", help="default: results/generalisation")
     return parser
@@ -71,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     from utils.checkpoint import load_checkpoint
 
-    runs = [(file.parent.name, load_checkpoint(file)["metrics"]) for file in files]
-    rows = [candidate_row(run, RUNS.get(run, ""), metrics) for run, metrics in runs]
     target = check_output_dir(args.output_dir) / "candidates"
+    known = read_json(target.with_suffix(".json"), "the table") if target.with_suffix(".json").exists() else []
+    runs = [(file.parent.name, load_checkpoint(file)["metrics"]) for file in files]
+    rows = merged(known, [candidate_row(run, RUNS.get(run, ""), metrics) for run, metrics in runs])
+    write_json(target.with_suffix(".json"), rows)
     write_table(rows, COLUMNS, target, CAPTION)
     print(f"{target}.md")
     return {"rows": rows}

@@ -4,27 +4,38 @@
 
 Reads what evaluate.py left for the release (`python evaluate.py --checkpoint checkpoints/deepfake-v1.pt --data ...
 --tiers clean web hard --output-dir results/deepfake-v1`) and checkpoints/deepfake-v1.json of release.py; writes the
-tables card and identity as .csv, .md and .tex beside the metrics and copies both into checkpoints/MODEL_CARD.md.
+tables card, verdicts and identity as .csv, .md and .tex beside the metrics and copies them into
+checkpoints/MODEL_CARD.md.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils.attack_report import wilson
 from utils.errors import UserError
 from utils.files import atomic_write_text, read_json, read_text
 from utils.release_file import RELEASE_FILE, description_file
+from utils.scores import ScoreTable, read_scores
 from utils.tables import write_table
+from utils.thresholds import verdicts
 
 COLUMNS = [
     ("dataset", "Test data"), ("seen", "Source"), ("tier", "Tier"), ("n_real", "Real"), ("n_fake", "Fake"),
     ("auc", "AUC"), ("acc", "Acc"), ("real_acc", "Real acc"), ("fake_acc", "Fake acc"), ("ece", "ECE"),
 ]  # fmt: skip
+VERDICT_COLUMNS = [
+    ("dataset", "Test data"), ("tier", "Tier"), ("label", "Images"), ("n", "Count"), ("fake", "Called fake"),
+    ("unsure", "Unsure"), ("real", "Called real"),
+]  # fmt: skip
+VERDICT_TIERS = ("clean", "web")
 IDENTITY_COLUMNS = [("fact", "Fact"), ("value", "Value")]
 
 
@@ -35,14 +46,34 @@ def main() -> None:
         row for row in read_json(folder / "metrics.json", "the metrics of the release") if row["generator"] == "all"
     ]
     write_table(rows, COLUMNS, folder / "card", "The released detector; 95 % bootstrap intervals.")
-    facts = identity(read_json(description_file(RELEASE_FILE), "the description of the release"))
+    description = read_json(description_file(RELEASE_FILE), "the description of the release")
+    scores = [read_scores(file) for file in sorted((folder / "scores").glob(f"{RELEASE_FILE.stem}__*.csv"))]
+    said = [row for table in scores for row in verdict_rows(table, description["thresholds"])]
+    write_table(said, VERDICT_COLUMNS, folder / "verdicts", "What predict.py says; 95 % Wilson intervals.")
+    facts = identity(description)
     write_table(facts, IDENTITY_COLUMNS, folder / "identity", "The released file.")
     card = RELEASE_FILE.parent / "MODEL_CARD.md"
     text = read_text(card, "the model card")
-    for region, table in (("identity", "identity"), ("figures", "card")):
+    for region, table in (("identity", "identity"), ("verdicts", "verdicts"), ("figures", "card")):
         text = fill(text, region, f"results/{folder.name}/{table}.md", (folder / f"{table}.md").read_text("utf-8"))
     atomic_write_text(card, text)
     print(card)
+
+
+def verdict_rows(table: ScoreTable, thresholds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The shares of each verdict of predict.py among the images of a data set, one row per tier and label."""
+    rows = []
+    for (dataset, tier), part in table.groups("dataset", "tier"):
+        found = verdicts(part.p_fake, thresholds["balanced"], (thresholds["unsure_low"], thresholds["unsure_high"]))
+        for label, name in enumerate(("real", "fake")):
+            counts = Counter(said for said, true in zip(found, part.label, strict=True) if true == label)
+            n = counts.total()
+            row: dict[str, Any] = {"dataset": dataset, "tier": tier, "label": name, "n": n}
+            for said in ("fake", "unsure", "real"):
+                row |= {said: counts[said] / max(1, n), f"{said}_ci": wilson(counts[said], n)}
+            if n and tier in VERDICT_TIERS:
+                rows.append(row)
+    return rows
 
 
 def identity(description: dict[str, Any]) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.release_file import RELEASE_FILE, checkpoint_or_release, description_file
 from utils.score_cache import file_digest
+from utils.scores import ScoreTable
 from utils.slimming import golden_problems, sample_images, slim, without_paths
 
 RUN_PATH = "/" + "home/somebody/runs/a-run/best.pt"
@@ -230,8 +231,19 @@ def test_the_model_card_is_filled_from_files():
     with pytest.raises(UserError, match="identity"):
         model_card.fill(text, "identity", "x", "y")
     card = (RELEASE_FILE.parent / "MODEL_CARD.md").read_text(encoding="utf-8")
-    for region in ("identity", "figures"):
+    for region in ("identity", "verdicts", "figures"):
         assert "<!-- table: a -->" in model_card.fill(card, region, "a", "")
+
+
+def test_verdicts_are_counted_by_label_and_tier():
+    model_card = importlib.import_module("results.model_card")
+    p_fake, labels = [0.1, 0.5, 0.9, 0.95, 0.3], [0, 0, 0, 1, 1]
+    tiers = ["clean"] * 4 + ["hard"]
+    table = ScoreTable(list("abcde"), labels, ["set"] * 5, ["all"] * 5, tiers, p_fake, p_fake)
+    real, fake = model_card.verdict_rows(table, {"balanced": 0.5, "unsure_low": 0.2, "unsure_high": 0.9})
+    assert (real["label"], real["n"], fake["label"], fake["n"]) == ("real", 3, "fake", 1)
+    assert [real[said] for said in ("fake", "unsure", "real")] == pytest.approx([1 / 3] * 3)
+    assert fake["fake"] == 1 and real["fake_ci"][0] < 1 / 3 < real["fake_ci"][1]
 
 
 @pytest.mark.skipif(not RELEASE_FILE.exists(), reason="no released detector in checkpoints/; release.py makes one")
@@ -274,3 +286,7 @@ def test_the_candidates_are_compared_by_their_mean_on_validation():
     row = table.candidate_row("plain", "what it is", {"valid": figures, "test": figures})
     assert abs(row["valid_mean"] - 0.9) < 1e-9 and row["test_dfdc"] == 0.8 and row["test_dfdc_ci"] == [0.0, 1.0]
     assert {key for key, _ in table.COLUMNS} <= set(row)
+    general, plain = ({"run": f"-{name}", "valid_mean": 0.5} for name in ("general", "plain"))
+    better = {**plain, "valid_mean": 0.6}
+    assert table.merged([general, plain], [better]) == [general, better]
+    assert table.merged([plain, {"run": "else"}], [general]) == [general, plain, {"run": "else"}]
