@@ -198,7 +198,7 @@ def root(tmp_path) -> Path:
         ("```json\npython nothing.py\n```", None),
         ("```\npython train.py --epoch 3\n```", "unrecognized arguments"),
         ("```\npython train.py \\\n  --epochs none\n```", "expected an integer"),
-        ("`python train.py\n--augmentation wild`", "invalid choice"),
+        ("`python train.py\n--augmentation heavy`", "invalid choice"),
         (
             "```\necho\n```\ncode\n```\ncd x\npython evaluate.py --help; python evaluate.py --nonsense\n```",
             "unrecognized",
