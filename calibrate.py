@@ -1,10 +1,13 @@
 """Fit the calibration and the thresholds of a checkpoint anew, on the validation images of the source it will meet.
 
   python calibrate.py --checkpoint checkpoints/cnn-140k --data data/wild --output-dir checkpoints/cnn-140k-wild
+  python calibrate.py --checkpoint checkpoints/cnn-140k --data data/140k --tiers clean web --output-dir checkpoints/web
 
 The weights stay: only what turns a logit into p_fake and p_fake into a verdict is fitted, on the validation split of
 --data (or on a tenth of its training images where it has none) and never on a test split. It cures a threshold that
-fits another source: high AUC with low accuracy. The output is a new checkpoint; the last lines on stdout are
+fits another source: high AUC with low accuracy. With --tiers the images count as each tier delivers them
+(utils/perturbations.py), for a detector that will meet pictures which were shared. The output is a new checkpoint; the
+last lines on stdout are
 
   test wild n_real=300 n_fake=300 auc=0.998 [0.997,1.000] acc=0.980 [0.967,0.990] ... threshold=0.573
   checkpoint checkpoints/cnn-140k-wild/best.pt
@@ -29,6 +32,7 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
+from utils.perturbations import pick_tiers
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -37,6 +41,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, metavar="PT", help="its file or run folder; it stays as it is")
     parser.add_argument("--data", nargs="+", required=True, metavar="SPEC", help="fitted on their validation images")
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="run folder of the new checkpoint")
+    parser.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard (default: clean)")
     parser.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
     parser.add_argument("--batch-size", type=int_in(1), default=32)
     add_device_group(parser)
@@ -47,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Calibrate; returns ``{"checkpoint": path, "rows": test rows, "exit_code": 0, or 1 with unreadable images}``."""
     args = get_args_parser().parse_args(argv)
     path = check_checkpoint_file(args.checkpoint, needs_weights=True)
+    tiers = pick_tiers(args.tiers)
     data = open_training_data(args.data)
     target = check_output_dir(args.output_dir) / "best.pt"
     if target.exists():
@@ -64,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     checkpoint["train_args"] = {**checkpoint["train_args"], "calibrated_by": command}
     checkpoint.pop("format_version")  # save_checkpoint writes its own
     save_checkpoint(target, checkpoint)
-    rows, unreadable = finalize(target, data, args.batch_size, pick_device(args.device), args.calibration)
+    rows, unreadable = finalize(target, data, args.batch_size, pick_device(args.device), args.calibration, tiers)
     return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE}
 
 

@@ -5,8 +5,10 @@ import torch
 
 import calibrate
 from datasets.spec import open_records
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, load_detector
 from utils.errors import UserError
+from utils.inference import score_jobs, score_table
+from utils.operating_point import fit_operating_point
 
 
 def test_weights_stay_and_the_operating_point_is_new(tiny_checkpoint, image_folder, tmp_path, capsys):
@@ -35,3 +37,23 @@ def test_the_test_images_do_not_matter(tiny_checkpoint, image_folder, tmp_path):
     assert second["thresholds"] == first["thresholds"]
     assert second["calibration"] == first["calibration"]
     assert second["metrics"]["test"][0]["n_real"] == 1
+
+
+def test_images_count_as_the_tiers_deliver_them(tiny_checkpoint, image_folder, tmp_path):
+    flags = ["--checkpoint", str(tiny_checkpoint), "--data", str(image_folder), "--threads", "1"]
+    detector, _ = load_detector(tiny_checkpoint)
+    records = open_records(str(image_folder), "valid").records
+    scores = score_jobs([(detector, "clean"), (detector, "web")], records)
+    as_is, delivered = (score_table(records, one, None, "images", "any") for one in scores)
+    wanted = {"clean": [as_is], "web": [delivered], "clean web": [as_is, delivered]}
+    aucs = set()
+    for tiers, tables in wanted.items():
+        folder = str(tmp_path / tiers.replace(" ", "-"))
+        result = calibrate.main([*flags, "--tiers", *tiers.split(), "--output-dir", folder])
+        found = load_checkpoint(result["checkpoint"])
+        assert {key: found[key] for key in ("calibration", "thresholds")} == fit_operating_point(tables)
+        aucs.add((found["metrics"]["valid"][0]["auc"], found["metrics"]["valid"][0]["tier"]))
+    assert len(aucs) == 1 and aucs.pop()[1] == "clean"  # the metrics are of the images as they are
+    assert fit_operating_point([as_is]) != fit_operating_point([delivered])
+    with pytest.raises(UserError, match="expected --tiers of clean, web"):
+        calibrate.main([*flags, "--tiers", "wbe", "--output-dir", str(tmp_path / "no")])

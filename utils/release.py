@@ -13,16 +13,25 @@ from datasets.splits import TrainingData
 from utils.calibration import apply_calibration
 from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
 from utils.files import plain_values
+from utils.inference import score_jobs, score_table
 from utils.operating_point import fit_operating_point
+from utils.perturbations import CLEAN
 from utils.reports import Evaluation, evaluate_listing, measure, summary_line
 
 
 def finalize(
-    path: Path, data: TrainingData, batch_size: int, device: torch.device, calibration: str = "temperature"
+    path: Path,
+    data: TrainingData,
+    batch_size: int,
+    device: torch.device,
+    calibration: str = "temperature",
+    tiers: Sequence[str] = (CLEAN,),
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Fit calibration and thresholds on validation, store them and all metrics in the checkpoint, print the test rows.
 
     Every image is scored once: the ``calibration`` (temperature, isotonic or none) is applied to the logits afterwards.
+    It and the thresholds are fitted on the validation images as each of the ``tiers`` delivers them; the metrics are of
+    the images as they are.
 
     Returns:
         The metrics rows of the test splits, and ``{path: reason}`` of the unreadable images.
@@ -33,7 +42,14 @@ def finalize(
         return [evaluate_listing(detector, checkpoint, part, batch_size=batch_size, n_boot=0) for part in listings]
 
     valid, test = score(data.valid), score(data.test)
-    checkpoint.update(fit_operating_point([result.table for result in valid], calibration))
+    fitted_on = [result.table for result in valid] if CLEAN in tiers else []
+    if delivered := [tier for tier in tiers if tier != CLEAN]:
+        for listing in data.valid:
+            jobs = [(detector, tier) for tier in delivered]
+            found = score_jobs(jobs, listing.records, batch_size=batch_size, description=f"{listing.name} delivered")
+            for tier, scores in zip(delivered, found, strict=True):
+                fitted_on.append(score_table(listing.records, scores, None, listing.name, tier))
+    checkpoint.update(fit_operating_point(fitted_on, calibration))
     rows: dict[str, list[dict[str, Any]]] = {}
     for split, results in (("valid", valid), ("test", test)):
         for result in results:
