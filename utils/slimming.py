@@ -21,7 +21,7 @@ from utils.score_cache import file_digest
 
 MAX_BYTES = 10_000_000
 MAX_DIFFERENCE = 0.05  # in logits, between the released file and its source
-SMALL = 16_384  # numbers; smaller tensors keep their precision
+SMALL = 8_192  # numbers; smaller tensors keep their precision
 KEPT = (
     "model", "model_args", "state_dict", "geometry", "thresholds", "calibration", "metrics", "train_args", "data",
     "seed", "epoch", "git_commit", "versions",
