@@ -71,7 +71,9 @@ def get_args_parser() -> argparse.ArgumentParser:
                       "(default: gradcam where it works; all of them with --faithfulness)")  # fmt: skip
     what.add_argument("--target", choices=TARGETS, help="evidence for what (default: predicted; fake with "
                       "--faithfulness)")  # fmt: skip
-    what.add_argument("--layer", metavar="NAME", help="layer of the CAM methods (default: the detector's own)")
+    what.add_argument(
+        "--layer", metavar="NAME", help="layer of the CAM methods, or 'A B' for several (default: the detector's own)"
+    )
     table = parser.add_argument_group("faithfulness")
     table.add_argument("--faithfulness", action="store_true", help="measure the methods on --data instead")
     table.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets; their test split unless told")

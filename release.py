@@ -1,9 +1,9 @@
 """Make the file that is released of a trained detector: small, free of local paths, and checked.
 
-  python release.py --checkpoint checkpoints/tf_efficientnet_b0-all --output checkpoints/deepfake-v1.pt
-  python release.py --checkpoint best.pt --output checkpoints/deepfake-v1.pt --notes facts.json
+  python release.py --checkpoint checkpoints/tf_efficientnet_b0-all --output checkpoints/deepfake-v2.pt
+  python release.py --checkpoint best.pt --output checkpoints/deepfake-v2.pt --notes facts.json
 
-The output is a checkpoint like any other: predict.py, explain.py and serve.py use checkpoints/deepfake-v1.pt when they
+The output is a checkpoint like any other: predict.py, explain.py and serve.py use checkpoints/deepfake-v2.pt when they
 are given no --checkpoint. It keeps the weights (large kernels and matrices in half precision or int8, float32 again
 once loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the fingerprints of
 the training data; paths that lead out of the project are shortened to their last part. It is refused above 10 MB, or
@@ -11,8 +11,8 @@ if its logits on twelve generated images differ from those of its source by more
 file of the same name with its sha256, its size, that difference, and the logits of three of these images, which the
 tests compare. Printed are
 
-  checkpoint checkpoints/deepfake-v1.pt
-  description checkpoints/deepfake-v1.json
+  checkpoint checkpoints/deepfake-v2.pt
+  description checkpoints/deepfake-v2.json
   sha256 60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752
   bytes 8404079
   max_logit_difference 0.0042

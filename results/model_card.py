@@ -1,9 +1,9 @@
-"""Write the figures of the released detector into its model card: results/deepfake-v1/metrics.json -> MODEL_CARD.md
+"""Write the figures of the released detector into its model card: results/deepfake-v2/metrics.json -> MODEL_CARD.md
 
   python results/model_card.py
 
-Reads what evaluate.py left for the release (`python evaluate.py --checkpoint checkpoints/deepfake-v1.pt --data ...
---tiers clean web hard --output-dir results/deepfake-v1`) and checkpoints/deepfake-v1.json of release.py; writes the
+Reads what evaluate.py left for the release (`python evaluate.py --checkpoint checkpoints/deepfake-v2.pt --data ...
+--tiers clean web hard --output-dir results/deepfake-v2`) and checkpoints/deepfake-v2.json of release.py; writes the
 tables card, verdicts and identity as .csv, .md and .tex beside the metrics and copies them into
 checkpoints/MODEL_CARD.md.
 """

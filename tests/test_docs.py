@@ -53,6 +53,7 @@ def test_citation_names_the_version_of_the_changelog():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     version, day = re.search(r"^## (\S+) \((\S+)\)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).groups()
     assert f"\nversion: {version}\n" in citation and f'\ndate-released: "{day}"\n' in citation
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
     assert "\nlicense: MIT\n" in citation and (ROOT / "LICENSE").read_text().startswith("MIT License")
 
 

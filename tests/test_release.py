@@ -214,7 +214,7 @@ def test_without_a_release_one_line_says_what_to_do(script, flags, tmp_path, mon
     monkeypatch.setattr(release_file, "RELEASE_FILE", tmp_path / "absent.pt")
     with pytest.raises(UserError, match=r"expected --checkpoint PT, or the released .*absent\.pt.*train\.py"):
         importlib.import_module(script).main(flags)
-    assert "checkpoints/deepfake-v1.pt" in importlib.import_module(script).get_args_parser().format_help()
+    assert "checkpoints/deepfake-v2.pt" in importlib.import_module(script).get_args_parser().format_help()
 
 
 # -------------------------------------------------------------------------------------------- the file itself

@@ -183,7 +183,7 @@ def test_verdict_of_a_figure(change, verdict, tmp_path):
 def test_what_is_published_agrees_with_itself():
     found = compare_folders(reproduce.COMMITTED, reproduce.COMMITTED)
     assert {row["verdict"] for row in found} == {"agrees"}
-    assert {"demo", "attacks-demo", "generalisation", "deepfake-v1"} <= {row["results"] for row in found}
+    assert {"demo", "attacks-demo", "generalisation", "deepfake-v2"} <= {row["results"] for row in found}
     assert any(row["dataset"] == "sfhq / faces140k + utkface" for row in found)  # from one_class.json
 
 

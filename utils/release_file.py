@@ -8,7 +8,7 @@ from utils.args import check_checkpoint_file
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-RELEASE_FILE = ROOT / "checkpoints" / "deepfake-v1.pt"  # what scripts use when --checkpoint is not given
+RELEASE_FILE = ROOT / "checkpoints" / "deepfake-v2.pt"  # what scripts use when --checkpoint is not given
 DEFAULT_HELP = f"(default: the released {RELEASE_FILE.relative_to(ROOT)})"
 
 
