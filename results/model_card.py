@@ -33,7 +33,7 @@ COLUMNS = [
 ]  # fmt: skip
 VERDICT_COLUMNS = [
     ("dataset", "Test data"), ("tier", "Tier"), ("label", "Images"), ("n", "Count"), ("fake", "Called fake"),
-    ("unsure", "Unsure"), ("real", "Called real"),
+    ("unsure", "Unsure"), ("real", "Called real"), ("fpr1", "Fake with --threshold fpr1"),
 ]  # fmt: skip
 VERDICT_TIERS = ("clean", "web")
 IDENTITY_COLUMNS = [("fact", "Fact"), ("value", "Value")]
@@ -67,9 +67,10 @@ def verdict_rows(table: ScoreTable, thresholds: Mapping[str, float]) -> list[dic
         found = verdicts(part.p_fake, thresholds["balanced"], (thresholds["unsure_low"], thresholds["unsure_high"]))
         for label, name in enumerate(("real", "fake")):
             counts = Counter(said for said, true in zip(found, part.label, strict=True) if true == label)
-            n = counts.total()
+            n = sum(counts.values())
             row: dict[str, Any] = {"dataset": dataset, "tier": tier, "label": name, "n": n}
-            for said in ("fake", "unsure", "real"):
+            counts["fpr1"] = int((part.p_fake[part.label == label] >= thresholds["fpr1"]).sum())
+            for said in ("fake", "unsure", "real", "fpr1"):
                 row |= {said: counts[said] / max(1, n), f"{said}_ci": wilson(counts[said], n)}
             if n and tier in VERDICT_TIERS:
                 rows.append(row)

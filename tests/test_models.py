@@ -147,16 +147,19 @@ def test_the_loss_reaches_every_parameter(detector, images):
 def test_the_cam_layer_exists_and_its_output_is_a_map(detector, images):
     if detector.cam_layer is None:
         pytest.skip("declares no layer for Grad-CAM")
-    outputs = []
-    layer = dict(detector.named_modules())[detector.cam_layer]
-    hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    layers, outputs = detector.cam_layer.split(), []
+    modules = dict(detector.named_modules())
+    hooks = [modules[layer].register_forward_hook(lambda *event: outputs.append(event[2])) for layer in layers]
     detector(images)
-    hook.remove()
-    features = detector.cam_reshape(outputs[0]) if detector.cam_reshape else outputs[0]
-    assert features.ndim == 4
-    count, channels, height, width = features.shape
-    assert count == len(images)
-    assert height == width <= channels  # channels first: every last stage here is wider than its map
+    for hook in hooks:
+        hook.remove()
+    assert len(outputs) >= len(layers)
+    for output in outputs:
+        features = detector.cam_reshape(output) if detector.cam_reshape else output
+        assert features.ndim == 4
+        count, channels, height, width = features.shape
+        assert count == len(images)
+        assert height == width <= channels  # channels first: every last stage here is wider than its map
 
 
 @torch.no_grad()

@@ -240,9 +240,10 @@ def test_verdicts_are_counted_by_label_and_tier():
     p_fake, labels = [0.1, 0.5, 0.9, 0.95, 0.3], [0, 0, 0, 1, 1]
     tiers = ["clean"] * 4 + ["hard"]
     table = ScoreTable(list("abcde"), labels, ["set"] * 5, ["all"] * 5, tiers, p_fake, p_fake)
-    real, fake = model_card.verdict_rows(table, {"balanced": 0.5, "unsure_low": 0.2, "unsure_high": 0.9})
+    real, fake = model_card.verdict_rows(table, {"balanced": 0.5, "fpr1": 0.92, "unsure_low": 0.2, "unsure_high": 0.9})
     assert (real["label"], real["n"], fake["label"], fake["n"]) == ("real", 3, "fake", 1)
     assert [real[said] for said in ("fake", "unsure", "real")] == pytest.approx([1 / 3] * 3)
+    assert fake["fpr1"] == 1 and real["fpr1"] == 0
     assert fake["fake"] == 1 and real["fake_ci"][0] < 1 / 3 < real["fake_ci"][1]
 
 
@@ -285,7 +286,12 @@ def test_the_candidates_are_compared_by_their_mean_on_validation():
     ]
     row = table.candidate_row("plain", "what it is", {"valid": figures, "test": figures})
     assert abs(row["valid_mean"] - 0.9) < 1e-9 and row["test_dfdc"] == 0.8 and row["test_dfdc_ci"] == [0.0, 1.0]
-    assert {key for key, _ in table.COLUMNS} <= set(row)
+    assert {key for key, _ in table.COLUMNS} <= set(row) | {"tier_mean"}
+    of_tiers = [
+        {"checkpoint": "tf_efficientnet_b0-plain", "generator": kind, "auc": auc}
+        for kind, auc in (("all", 0.9), ("all", 0.7), ("all", None), ("blend", 0.1))
+    ]
+    assert table.tier_means(of_tiers) == {"-plain": pytest.approx(0.8)}
     general, plain = ({"run": f"-{name}", "valid_mean": 0.5} for name in ("general", "plain"))
     better = {**plain, "valid_mean": 0.6}
     assert table.merged([general, plain], [better]) == [general, better]

@@ -346,7 +346,7 @@ def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys)
         ("--data faces --lr 11", "in [0, 10]"),
         ("--data faces --lr fast", "expected a number"),
         ("--data faces --label-smoothing 0.6", "in [0, 0.5]"),
-        ("--data faces --augmentation wild", "invalid choice"),
+        ("--data faces --augmentation heavy", "invalid choice"),
         ("--data faces --forgery-share 0.3", "expected --forgeries with --forgery-share 0.3, got none"),
         ("--data faces --device gpu", "--device"),
         ("--data faces --epoch 3", "unrecognized"),  # no abbreviations
