@@ -68,22 +68,28 @@ def zoom(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
     Without it a detector learns from sets in which every face is framed alike that soft means fake.
     """
-    height, width = image.shape[:2]
-    share = generator.uniform(0.55, 1.0)
-    rows, columns = max(1, round(height * share)), max(1, round(width * share))
-    top, left = int(generator.integers(height - rows + 1)), int(generator.integers(width - columns + 1))
-    window = np.ascontiguousarray(image[top : top + rows, left : left + columns])
-    return cv2.resize(window, (width, height), interpolation=cv2.INTER_CUBIC)
+    rows, columns = window_sides(image, generator.uniform(0.55, 1.0))
+    top = int(generator.integers(image.shape[0] - rows + 1))
+    left = int(generator.integers(image.shape[1] - columns + 1))
+    return enlarge(image, image[top : top + rows, left : left + columns])
 
 
 def tight(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A window of 0.5..1 of the sides around a point near the middle, enlarged: a face without its surroundings."""
-    height, width = image.shape[:2]
-    share = generator.uniform(0.5, 1.0)
-    rows, columns = max(1, round(height * share)), max(1, round(width * share))
-    top, left = (round(room * generator.uniform(0.25, 0.75)) for room in (height - rows, width - columns))
-    window = np.ascontiguousarray(image[top : top + rows, left : left + columns])
-    return cv2.resize(window, (width, height), interpolation=cv2.INTER_CUBIC)
+    rows, columns = window_sides(image, generator.uniform(0.5, 1.0))
+    top = round((image.shape[0] - rows) * generator.uniform(0.25, 0.75))
+    left = round((image.shape[1] - columns) * generator.uniform(0.25, 0.75))
+    return enlarge(image, image[top : top + rows, left : left + columns])
+
+
+def window_sides(image: np.ndarray, share: float) -> tuple[int, int]:
+    """Height and width in px of this share of an image, one at least."""
+    return max(1, round(image.shape[0] * share)), max(1, round(image.shape[1] * share))
+
+
+def enlarge(image: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Resample a window to the size of its image, bicubic."""
+    return cv2.resize(np.ascontiguousarray(window), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def tone(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets import augmentation
-from datasets.augmentation import blur, downscale, jpeg
+from datasets.augmentation import blur, downscale, jpeg, tight, tone
 from datasets.transforms import (
     AUGMENTATIONS,
     JPEG_GRID,
@@ -181,6 +181,25 @@ def test_different_seeds_give_different_images(augmentation, least):
     different = {transform(image, seed).numpy().tobytes() for seed in range(24)}
     assert len(different) >= least
     assert len(different) == 1 or augmentation != "none"
+
+
+def test_tones_change_colours_and_nothing_else():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 4:] = (90, 140, 200)
+    found = [tone(image, np.random.default_rng(seed)) for seed in range(40)]
+    assert all((one[:, :4] == one[0, 0]).all() and (one[:, 4:] == one[0, 4]).all() for one in found)
+    assert len({one.tobytes() for one in found}) == 40
+    grey = [one for one in found if len(set(one[0, 4].tolist())) == 1]
+    assert 1 <= len(grey) <= 16
+
+
+def test_tight_windows_hold_the_middle():
+    image = np.zeros((64, 48, 3), np.uint8)
+    image[28:36, 20:28] = 255  # the middle, which no window of half of the sides or more may miss
+    for seed in range(40):
+        window = tight(image, np.random.default_rng(seed))
+        assert window.shape == image.shape
+        assert (window > 128).mean() >= 0.9 * (image > 128).mean()
 
 
 def test_no_augmentation_is_what_evaluation_sees():
