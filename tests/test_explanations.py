@@ -120,6 +120,9 @@ def test_the_model_runs_once_for_all_maps_of_a_layer():
 def test_an_unknown_layer_lists_the_closest_first():
     with pytest.raises(UserError, match=r"got 'trunk\.9'; it has trunk\.\d.*and \d+ more"):
         capture(build("cnn", width=4), images(1), torch.ones(1), "trunk.9")
+    for odd in (" ", "trunk none"):
+        with pytest.raises(UserError, match="expected --layer to be a layer of the detector"):
+            capture(build("cnn", width=4), images(1), torch.ones(1), odd)
     with pytest.raises(UserError, match=r"made for it is trunk"):
         capture(build("cnn", width=4), images(1), torch.ones(1), "head")
 

@@ -84,6 +84,16 @@ def test_int8_weights_are_within_half_a_step_and_loaded_in_single(tiny_checkpoin
     assert load_detector(file)[0].training is False
 
 
+def test_odd_packed_weights_are_one_line(tiny_checkpoint, tmp_path):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    key = next(iter(checkpoint["state_dict"]))
+    checkpoint["state_dict"][key] = {"int8": "no", "scale": 1.0}
+    checkpoint.pop("format_version")
+    save_checkpoint(tmp_path / "odd.pt", checkpoint)
+    with pytest.raises(UserError, match="expected the weights of cnn"):
+        load_detector(tmp_path / "odd.pt")
+
+
 def test_channels_of_zeros_stay_zero():
     packed = slimming.as_int8(torch.zeros(3, 2))
     assert (packed["int8"].float() * packed["scale"] == 0).all()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from datasets import augmentation
 from datasets.augmentation import blur, downscale, jpeg, tight, tone
 from datasets.transforms import (
@@ -292,6 +293,11 @@ def test_bytes_become_the_same_floats_as_a_batch():
     rows = torch.stack([TrainTransform(Geometry("crop", 32), "light", as_bytes=True)(image, 1) for image in images])
     assert rows.dtype == torch.uint8 and torch.equal(as_floats(rows), plain) and torch.equal(as_floats(plain), plain)
     assert as_floats(rows).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_command_line_offers_every_preset():
+    (action,) = [action for action in train.get_args_parser()._actions if action.dest == "augmentation"]
+    assert tuple(action.choices) == AUGMENTATIONS
 
 
 def test_unknown_presets_are_refused():

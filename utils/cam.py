@@ -68,7 +68,7 @@ def find_layer(detector: Detector, layer: str | None) -> str:
     """
     names = [name for name, _ in detector.named_modules() if name]
     wanted = layer or detector.cam_layer
-    if wanted and set(wanted.split()) <= set(names):
+    if wanted and wanted.strip() and set(wanted.split()) <= set(names):
         return wanted
     close = difflib.get_close_matches(wanted or "", names, 5, cutoff=0.4)
     listed = list(dict.fromkeys([*close, *sorted(names, key=lambda name: name.count("."))]))[:LISTED_LAYERS]

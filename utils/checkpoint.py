@@ -84,7 +84,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _single(value: Any) -> Any:
     """Weights are used and averaged in float32; a released file holds them as halves or scaled int8 to be small."""
-    if isinstance(value, dict) and value.keys() == {"int8", "scale"}:  # utils/slimming.py: as_int8
+    if isinstance(value, dict) and value.keys() == {"int8", "scale"} and all(map(torch.is_tensor, value.values())):
+        # utils/slimming.py: as_int8
         return value["int8"].float() * value["scale"]
     return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.float16 else value
 

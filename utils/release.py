@@ -29,9 +29,9 @@ def finalize(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Fit calibration and thresholds on validation, store them and all metrics in the checkpoint, print the test rows.
 
-    Every image is scored once: the ``calibration`` (temperature, isotonic or none) is applied to the logits afterwards.
-    It and the thresholds are fitted on the validation images as each of the ``tiers`` delivers them; the metrics are of
-    the images as they are.
+    Every image is scored once per tier: the ``calibration`` (temperature, isotonic or none) is applied to the logits
+    afterwards. It and the thresholds are fitted on the validation images as each of the ``tiers`` delivers them; the
+    metrics are of the images as they are.
 
     Returns:
         The metrics rows of the test splits, and ``{path: reason}`` of the unreadable images.
