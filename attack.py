@@ -43,7 +43,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
-from utils.attack_names import (
+from utils.attacks.names import (
     DEFAULT_EPS,
     DIRECTIONS,
     WHITE_BOX,
@@ -55,8 +55,8 @@ from utils.attack_names import (
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.attack_runs import Target
-    from utils.attack_suite import Plan
+    from utils.attacks.runs import Target
+    from utils.attacks.suite import Plan
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -69,8 +69,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("threat model")
     how.add_argument("--attacks", nargs="+", default=["fgsm", "pgd"], metavar="NAME", help="default: fgsm pgd")
     how.add_argument("--norm", choices=("linf", "l2"), default="linf", help="of the change (default: linf)")
-    how.add_argument("--eps", nargs="+", type=parse_size, metavar="SIZE",
-                     help="pixel units (default: 0.5, 1, 2, 4 and 8 /255; 0.25 to 2 for l2)")  # fmt: skip
+    how.add_argument(
+        "--eps",
+        nargs="+",
+        type=parse_size,
+        metavar="SIZE",
+        help="pixel units (default: 0.5, 1, 2, 4 and 8 /255; 0.25 to 2 for l2)",
+    )
     how.add_argument("--direction", choices=tuple(DIRECTIONS), default="both", help="which images are attacked")
     how.add_argument("--steps", type=int_in(1), default=20, help="of each iterative attack (default: 20)")
     how.add_argument("--alpha", type=parse_size, metavar="SIZE", help="size of a step (default: 2.5 eps / steps)")
@@ -78,8 +83,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     how.add_argument("--queries", type=int_in(1), default=500, help="of square, for each image (default: 500)")
     more = parser.add_argument_group("what else to do")
     more.add_argument("--transfer", action="store_true", help="score each detector on the images of each other one")
-    more.add_argument("--smoothing", type=float_in(0.001, 10), metavar="SIGMA",
-                      help="certificates by randomised smoothing, for --limit images (default: 50)")  # fmt: skip
+    more.add_argument(
+        "--smoothing",
+        type=float_in(0.001, 10),
+        metavar="SIGMA",
+        help="certificates by randomised smoothing, for --limit images (default: 50)",
+    )
     more.add_argument("--export", metavar="DIR", help="adversarial images as PNG, a data set for evaluate.py per cell")
     more.add_argument("--output-dir", metavar="DIR", default="results/attacks", help="default: results/attacks")
     more.add_argument("--batch-size", type=int_in(1), default=32)
@@ -106,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.checkpoint:
         attack_all(args, paths, listings, folder)
 
-    from utils.attack_report import write_attack_report
+    from utils.attacks.report import write_attack_report
 
     rows = write_attack_report(folder)
     if not rows:
@@ -142,12 +151,12 @@ def open_for_attack(text: str, direction: str, limit: int | None) -> Listing:
 
 def attack_all(args: argparse.Namespace, paths: list[Path], listings: list[Listing], folder: Path) -> None:
     """Compute every cell that is not finished yet, data set by data set."""
-    from utils.attack_runs import check_source, make_target
-    from utils.attack_suite import Plan
-    from utils.checkpoint import load_detector
-    from utils.reports import Candidate, checkpoint_names
+    from utils.attacks.runs import check_source, make_target
+    from utils.attacks.suite import Plan
+    from utils.checkpoints.file import load_detector
+    from utils.evaluation.evaluate import Candidate, checkpoint_names
     from utils.runtime import pick_device, pick_precision, set_threads
-    from utils.score_cache import file_digest
+    from utils.scoring.cache import file_digest
 
     device = pick_device(args.device)
     dtype = pick_precision(args.precision, device, training=False)
@@ -172,7 +181,7 @@ def attack_all(args: argparse.Namespace, paths: list[Path], listings: list[Listi
                     plan = Plan(attack, args.norm, eps, args.alpha, args.steps, args.restarts, args.queries, args.seed)
                     attack_cells(args, source, goals, listing, plan, device, folder)
         if args.smoothing:
-            from utils.smoothing_report import write_certificates
+            from utils.attacks.smoothing_report import write_certificates
 
             write_certificates(targets, listing, args.smoothing, args.limit or 50, args.seed, device, folder)
 
@@ -205,9 +214,9 @@ def attack_cells(
     folder: Path,
 ) -> None:
     """Run one attack against all goals at once, unless every one of their cells is finished."""
-    from utils.attack_cells import cell_key, is_finished, write_cell
-    from utils.attack_export import Exporter
-    from utils.attack_runs import cell_name, cell_settings, run_cells
+    from utils.attacks.cells import cell_key, is_finished, write_cell
+    from utils.attacks.export import Exporter
+    from utils.attacks.runs import cell_name, cell_settings, run_cells
     from utils.runtime import git_commit, hardware, versions
 
     how = (args.direction, args.batch_size)
@@ -218,8 +227,11 @@ def attack_cells(
         return
     cells = run_cells(source, goals, listing, plan, *how, device, exporter)
     facts: dict[str, Any] = {
-        "command": args.command, "hardware": hardware(), "git_commit": git_commit(), "versions": versions(),
-    }  # fmt: skip
+        "command": args.command,
+        "hardware": hardware(),
+        "git_commit": git_commit(),
+        "versions": versions(),
+    }
     for goal, cell in zip(goals, cells, strict=True):
         cell.info |= {"key": keys[goal.name], **facts}
         write_cell(stems[goal.name], cell)

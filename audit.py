@@ -48,14 +48,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", metavar="DIR", default="runs/audit", help="default: runs/audit")
     parser.add_argument("--write-clean-list", metavar="CSV", help="list what is left without broken files and copies")
     parser.add_argument("--workers", type=int_in(1, 256), help="processes that read images (default: one per core)")
-    parser.add_argument("--sample", type=int_in(2), metavar="N", help="look at N images of each spec only (a quick "
-                        "look: most copies are missed)")  # fmt: skip
+    parser.add_argument(
+        "--sample",
+        type=int_in(2),
+        metavar="N",
+        help="look at N images of each spec only (a quick look: most copies are missed)",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Audit; returns the findings, as audit.json has them, and ``exit_code``."""
-    from utils.audit_records import check_clean_list, clean_indices, open_entries, write_clean_list
+    from utils.audit.records import check_clean_list, clean_indices, open_entries, write_clean_list
 
     args = get_args_parser().parse_args(argv)
     entries = open_entries(args.data, args.sample)
@@ -84,7 +88,7 @@ def read_all(entries: Sequence[Any], workers: int | None) -> list[Any]:
     """Read the facts of all files."""
     from tqdm import tqdm
 
-    from utils.image_facts import ImageFacts, read_facts
+    from utils.audit.image_facts import ImageFacts, read_facts
 
     facts = [ImageFacts()] * len(entries)
     found = read_facts([entry.path for entry in entries], workers)
@@ -95,24 +99,36 @@ def read_all(entries: Sequence[Any], workers: int | None) -> list[Any]:
 
 def search(entries: Sequence[Any], facts: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Find duplicates and sort them into leaks, repeats and counterparts (an original and its forgery)."""
-    from utils.audit_records import is_counterpart, is_leak
-    from utils.duplicates import find_duplicates
+    from utils.audit.duplicates import find_duplicates
+    from utils.audit.records import is_counterpart, is_leak
 
     found = find_duplicates(facts)
     lists: dict[str, list[dict]] = {"leaks": [], "repeats": [], "counterparts": []}
     for pair in found.pairs:
         first, second = entries[pair.first], entries[pair.second]
         kind = "leaks" if is_leak(first, second) else "counterparts" if is_counterpart(pair, entries) else "repeats"
-        lists[kind].append({
-            "first": first.name, "second": second.name, "kind": pair.kind + (", mirrored" if pair.mirrored else ""),
-            "labels": f"{first.label_name}, {second.label_name}", "splits": [first.split, second.split],
-            "across_sets": first.dataset != second.dataset, "correlation": pair.correlation,
-            "worst_part": pair.worst_part, "crop": pair.crop,
-        })  # fmt: skip
+        lists[kind].append(
+            {
+                "first": first.name,
+                "second": second.name,
+                "kind": pair.kind + (", mirrored" if pair.mirrored else ""),
+                "labels": f"{first.label_name}, {second.label_name}",
+                "splits": [first.split, second.split],
+                "across_sets": first.dataset != second.dataset,
+                "correlation": pair.correlation,
+                "worst_part": pair.worst_part,
+                "crop": pair.crop,
+            }
+        )
     result: dict[str, Any] = {f"n_{key}": len(rows) for key, rows in lists.items()}
     result |= {key: sorted(rows, key=lambda row: -row["correlation"])[:LISTED] for key, rows in lists.items()}
-    result["search"] = {"comparisons": found.n_comparisons, "candidates": found.n_candidates, "radius": found.radius,
-                        "skipped_lookups": found.n_skipped, "flat_images": found.n_flat}  # fmt: skip
+    result["search"] = {
+        "comparisons": found.n_comparisons,
+        "candidates": found.n_candidates,
+        "radius": found.radius,
+        "skipped_lookups": found.n_skipped,
+        "flat_images": found.n_flat,
+    }
     return found.pairs, result
 
 
@@ -120,8 +136,8 @@ def describe(entries: Sequence[Any], facts: Sequence[Any]) -> dict[str, Any]:
     """Counts, files per class, metadata classifiers and shifts."""
     import numpy as np
 
-    from utils.audit_report import file_row
-    from utils.shortcuts import metadata_classifier, shifts
+    from utils.audit.report import file_row
+    from utils.audit.shortcuts import metadata_classifier, shifts
 
     datasets = list(dict.fromkeys(entry.dataset for entry in entries))
     keys = [(entry.dataset, entry.split, entry.label_name, entry.generator) for entry in entries]
@@ -130,8 +146,11 @@ def describe(entries: Sequence[Any], facts: Sequence[Any]) -> dict[str, Any]:
     counts = [dict(zip(names, key, strict=True), images=totals[key], broken=bad[key]) for key in sorted(totals)]
 
     def chosen(**wanted: Any) -> list[Any]:
-        return [fact for entry, fact in zip(entries, facts, strict=True)
-                if not fact.error and all(getattr(entry, key) == value for key, value in wanted.items())]  # fmt: skip
+        return [
+            fact
+            for entry, fact in zip(entries, facts, strict=True)
+            if not fact.error and all(getattr(entry, key) == value for key, value in wanted.items())
+        ]
 
     files, metadata, groups = [], [], []
     for dataset in [*datasets, *(["all sets"] if len(datasets) > 1 else [])]:
@@ -142,18 +161,27 @@ def describe(entries: Sequence[Any], facts: Sequence[Any]) -> dict[str, Any]:
         if found:
             metadata.append({"dataset": dataset, **found})
         if where:
-            files += [{"dataset": dataset, "label": name, **file_row(rows)}
-                      for name, rows in zip(("real", "fake"), classes.values(), strict=True) if rows]  # fmt: skip
+            files += [
+                {"dataset": dataset, "label": name, **file_row(rows)}
+                for name, rows in zip(("real", "fake"), classes.values(), strict=True)
+                if rows
+            ]
             groups.append((dataset, "real, fake", classes[0], classes[1]))
             train = chosen(**where, split="train")
             groups += [(dataset, f"train, {split}", train, chosen(**where, split=split)) for split in ("valid", "test")]
-    return {"datasets": datasets, "n_images": len(entries), "counts": counts, "files": files, "metadata": metadata,
-            "shifts": shifts(groups)}  # fmt: skip
+    return {
+        "datasets": datasets,
+        "n_images": len(entries),
+        "counts": counts,
+        "files": files,
+        "metadata": metadata,
+        "shifts": shifts(groups),
+    }
 
 
 def summarize(entries: Sequence[Any], findings: dict[str, Any]) -> list[str]:
     """The lines that report.md begins with and stdout shows."""
-    from utils.shortcuts import WARN_AUC
+    from utils.audit.shortcuts import WARN_AUC
 
     lines = []
     for dataset in findings["datasets"]:
@@ -167,8 +195,10 @@ def summarize(entries: Sequence[Any], findings: dict[str, Any]) -> list[str]:
         if row["auc"] > WARN_AUC and low > 0.5:
             telling = ", ".join(found["column"] for found in row["columns"][:3])
             lines.append(f"warning: {row['dataset']}: the label can be read off the file, most of all by {telling}")
-    lines.append(f"duplicates: {findings['n_leaks']} pairs across splits (leaks), {findings['n_repeats']} within a "
-                 f"split, {findings['n_counterparts']} originals with their forgery")  # fmt: skip
+    lines.append(
+        f"duplicates: {findings['n_leaks']} pairs across splits (leaks), {findings['n_repeats']} within a "
+        f"split, {findings['n_counterparts']} originals with their forgery"
+    )
     return lines
 
 
@@ -184,8 +214,8 @@ def verdict_lines(findings: dict[str, Any]) -> list[str]:
 
 def write_outputs(folder: Path, entries: Sequence[Any], facts: Sequence[Any], findings: dict[str, Any]) -> None:
     """Write audit.json, report.md and the figures."""
-    from utils.audit_figures import distributions_figure, metadata_figure
-    from utils.audit_report import markdown_report
+    from utils.audit.figures import distributions_figure, metadata_figure
+    from utils.audit.report import markdown_report
     from utils.figures import save_figure
 
     write_json(folder / "audit.json", findings | {"broken": findings["broken"][:LISTED]})

@@ -35,21 +35,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.args import (
-    EXIT_DONE,
-    EXIT_PARTIAL,
-    check_checkpoint_file,
-    check_output_dir,
-    int_in,
-    make_parser,
-    run_script,
-)
-from utils.engines import BASELINE, ENGINES, missing
+from utils.args import EXIT_DONE, EXIT_PARTIAL, check_checkpoint_file, check_output_dir, int_in, make_parser, run_script
+from utils.engines.registry import BASELINE, ENGINES, missing
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.benchmark_cells import Settings, Subject
-    from utils.benchmark_worker import Worker
+    from utils.benchmarking.cells import Settings, Subject
+    from utils.benchmarking.worker import Worker
 
 CACHE = "data/benchmark"
 EXPORTS = {"onnx": "onnx", "int8": "onnx-int8", "openvino": "openvino-bf16"}  # to the engine that auto will choose
@@ -64,8 +56,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibration-data", metavar="SPEC", help="training images for int8 (default: --data)")
     parser.add_argument("--calibration-images", type=int_in(1), default=128, metavar="N", help="default: 128")
     measure = parser.add_argument_group("what to measure")
-    measure.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), metavar="NAME",
-                         help="see above (default: all that can run here)")  # fmt: skip
+    measure.add_argument(
+        "--engines",
+        nargs="+",
+        default=list(ENGINES),
+        choices=list(ENGINES),
+        metavar="NAME",
+        help="see above (default: all that can run here)",
+    )
     measure.add_argument("--batch-sizes", nargs="+", type=int_in(1), default=[1, 8, 16], metavar="N", help="1 8 16")
     measure.add_argument("--limit", type=int_in(2), metavar="N", help="score N test images, balanced (default: all)")
     measure.add_argument("--adversarial-images", type=int_in(0), default=32, metavar="N", help="default: 32")
@@ -95,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     engines = usable_engines(args.engines, args.device)
     folder = check_output_dir(args.output_dir)
 
-    from utils.benchmark_report import write_benchmark
-    from utils.reports import checkpoint_names
+    from utils.benchmarking.report import write_benchmark
+    from utils.evaluation.evaluate import checkpoint_names
 
     cells, unreadable = [], 0
     for name, file in zip(checkpoint_names(files), files, strict=True):
@@ -121,8 +119,8 @@ def measure_checkpoint(
     args: argparse.Namespace, name: str, file: Path, engines: Sequence[str], folder: Path
 ) -> tuple[list[dict[str, Any]], int]:
     """Measure what is missing of a checkpoint's cells; returns all of them and the number of unreadable images."""
-    from utils.benchmark_cells import Settings, start
-    from utils.benchmark_subject import Sources, open_subject
+    from utils.benchmarking.cells import Settings, start
+    from utils.benchmarking.subject import Sources, open_subject
     from utils.files import read_json, write_json
     from utils.runtime import git_commit, hardware, versions
 
@@ -143,9 +141,16 @@ def measure_checkpoint(
                 baseline = start(subject, BASELINE, settings)
             reference = None if engine == BASELINE else cells[BASELINE]["logits"]
             cell = measured_or_reason(subject, engine, baseline, settings, reference)
-            cells[engine] = {"checkpoint": name, "engine": engine, **cell, "settings": key,
-                             "command": args.command, "hardware": hardware(), "versions": versions(),
-                             "git_commit": git_commit()}  # fmt: skip
+            cells[engine] = {
+                "checkpoint": name,
+                "engine": engine,
+                **cell,
+                "settings": key,
+                "command": args.command,
+                "hardware": hardware(),
+                "versions": versions(),
+                "git_commit": git_commit(),
+            }
             if "note" not in cell:
                 write_json(cell_file, cells[engine])
     finally:
@@ -160,7 +165,7 @@ def measured_or_reason(
     """Measure a cell; an engine other than the baseline that fails on this detector becomes a row with the reason."""
     import numpy as np
 
-    from utils.benchmark_cells import measure_cell
+    from utils.benchmarking.cells import measure_cell
 
     try:
         return measure_cell(subject, engine, baseline, settings, None if reference is None else np.array(reference))
@@ -182,10 +187,10 @@ def export_one(parser: argparse.ArgumentParser, args: argparse.Namespace, files:
 
     import tempfile
 
-    from utils.benchmark_subject import write_int8
+    from utils.benchmarking.subject import write_int8
+    from utils.engines.export import export_onnx
+    from utils.engines.parity import parity_report
     from utils.files import write_json
-    from utils.onnx_export import export_onnx
-    from utils.onnx_parity import parity_report
 
     output = Path(args.output)
     check_output_dir(output.parent)
@@ -197,8 +202,10 @@ def export_one(parser: argparse.ArgumentParser, args: argparse.Namespace, files:
         export_onnx(files[0], output, EXPORTS[args.export])
     report = {"command": args.command, **parity_report(files[0], output, args.data)}
     write_json(output.with_suffix(".json"), report)
-    print(f"{report['images']}: largest difference of a logit {report['max_logit_difference']:.2g}, "
-          f"same verdict {report['agreement']:.1%}, {report['size_ratio']:.0%} of the checkpoint's size")  # fmt: skip
+    print(
+        f"{report['images']}: largest difference of a logit {report['max_logit_difference']:.2g}, "
+        f"same verdict {report['agreement']:.1%}, {report['size_ratio']:.0%} of the checkpoint's size"
+    )
     print(f"checkpoint {output}")
     return {"parity": report, "exit_code": EXIT_DONE}
 

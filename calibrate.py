@@ -6,8 +6,8 @@
 The weights stay: only what turns a logit into p_fake and p_fake into a verdict is fitted, on the validation split of
 --data (or on a tenth of its training images where it has none) and never on a test split. It cures a threshold that
 fits another source: high AUC with low accuracy. With --tiers the images count as each tier delivers them
-(utils/perturbations.py), for a detector that will meet pictures which were shared. The output is a new checkpoint; the
-last lines on stdout are
+(datasets/perturbations.py), for a detector that will meet pictures which were shared. The output is a new checkpoint;
+the last lines on stdout are
 
   test wild n_real=300 n_fake=300 auc=0.998 [0.997,1.000] acc=0.980 [0.967,0.990] ... threshold=0.573
   checkpoint checkpoints/cnn-140k-wild/best.pt
@@ -20,6 +20,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from datasets.perturbations import pick_tiers
 from datasets.splits import open_training_data
 from utils.args import (
     EXIT_DONE,
@@ -32,7 +33,6 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
-from utils.perturbations import pick_tiers
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if target.exists():
         raise UserError(f"expected no checkpoint in {args.output_dir}, found {target}; choose another --output-dir")
 
-    from utils.checkpoint import load_checkpoint, save_checkpoint
-    from utils.release import finalize
+    from utils.checkpoints.file import load_checkpoint, save_checkpoint
+    from utils.evaluation.finalize import finalize
     from utils.runtime import pick_device, set_threads
 
     set_threads(args.threads)

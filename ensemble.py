@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
             f"expected --output-dir to be no member's folder, got {folder}; its checkpoint would be replaced"
         )
 
-    from utils.checkpoint import save_checkpoint
-    from utils.release import finalize
+    from utils.checkpoints.file import save_checkpoint
+    from utils.evaluation.finalize import finalize
     from utils.runtime import pick_device, set_threads
 
     device = pick_device(args.device)
@@ -95,8 +95,8 @@ def fit_ensemble(args: argparse.Namespace, paths: list[Path], data: TrainingData
     """Build the ensemble and fit its weights on the validation images."""
     import torch
 
-    from models import create_model
-    from utils.checkpoint import load_detector
+    from models.registry import create_model
+    from utils.checkpoints.file import load_detector
 
     loaded = [load_detector(path, device) for path in paths]
     members = [
@@ -136,8 +136,8 @@ def fit_weights(logits, labels, method: str) -> tuple[list[float], float]:
     """Weights (M,) and bias of the members' logits (N, M): by validation AUC, or by logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
-    from utils.calibration import sigmoid
-    from utils.metrics import auc
+    from models.calibration import sigmoid
+    from utils.metrics.binary import auc
 
     if method == "stacked":
         fitted = LogisticRegression(C=1.0, max_iter=1000).fit(logits, labels)
@@ -151,7 +151,7 @@ def soup(args: argparse.Namespace, paths: list[Path], data: TrainingData, device
     """Average the weights of checkpoints of one architecture."""
     import torch
 
-    from utils.checkpoint import load_detector
+    from utils.checkpoints.file import load_detector
 
     loaded = [load_detector(path, device) for path in paths]
     kinds = {(checkpoint["model"], str(checkpoint["model_args"])) for _, checkpoint in loaded}
@@ -172,8 +172,8 @@ def soup(args: argparse.Namespace, paths: list[Path], data: TrainingData, device
 
 def show_views(args: argparse.Namespace, paths: list[Path], data: TrainingData, device) -> dict:
     """Put test-time augmentation around a detector."""
-    from models import create_model
-    from utils.checkpoint import load_detector
+    from models.registry import create_model
+    from utils.checkpoints.file import load_detector
 
     trained, checkpoint = load_detector(paths[0], device)
     member = {key: checkpoint[key] for key in ("model", "model_args", "geometry")}
@@ -214,7 +214,7 @@ def describe(
 def strongest_augmentation(paths: list[Path]) -> str | None:
     """The augmentation that degrades images most among the members' own: a tier is marked if any member knows it."""
     from datasets.transforms import AUGMENTATIONS
-    from utils.checkpoint import load_checkpoint
+    from utils.checkpoints.file import load_checkpoint
 
     own = [(load_checkpoint(path).get("train_args") or {}).get("augmentation") for path in paths]
     return next((name for name in reversed(AUGMENTATIONS) if name in own), None)

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datasets.perturbations import pick_tiers
 from datasets.spec import Listing, open_records, parse_spec
 from utils.args import (
     EXIT_DONE,
@@ -47,12 +48,11 @@ from utils.args import (
 )
 from utils.distributed import is_first, join_team, team
 from utils.errors import UserError
-from utils.perturbations import pick_tiers
 
 if TYPE_CHECKING:
-    from utils.reports import Candidate
-    from utils.score_report import ScoredSet
-    from utils.scores import ScoreTable
+    from utils.evaluation.evaluate import Candidate
+    from utils.evaluation.report import ScoredSet
+    from utils.scoring.table import ScoreTable
 
 SCORE_CACHE = "data/scores"
 
@@ -65,13 +65,23 @@ def get_args_parser() -> argparse.ArgumentParser:
     what.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets; their test split unless told")
     what.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="scores files instead of both")
     what.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard common")
-    what.add_argument("--severity", nargs="+", default=[], metavar="KIND",
-                      help="jpeg resize blur noise crop, or all: curves over rising degradation")  # fmt: skip
+    what.add_argument(
+        "--severity",
+        nargs="+",
+        default=[],
+        metavar="KIND",
+        help="jpeg resize blur noise crop, or all: curves over rising degradation",
+    )
     what.add_argument("--cache", metavar="DIR", help="keep decoded images there, as train.py does")
     more = parser.add_argument_group("what else to make of the scores")
     more.add_argument("--compare", action="store_true", help="two checkpoints: DeLong, McNemar, paired bootstrap")
-    more.add_argument("--pair", nargs="+", default=[], metavar="NAME",
-                      help="data sets whose reals stand against sets of fakes; best with --tiers common")  # fmt: skip
+    more.add_argument(
+        "--pair",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="data sets whose reals stand against sets of fakes; best with --tiers common",
+    )
     more.add_argument("--gallery", action="store_true", help="gallery.html of the worst errors, and failures.csv")
     more.add_argument("--subgroup", metavar="CSV:COLUMN", help="metrics for each value of a column of a CSV list")
     how = parser.add_argument_group("how")
@@ -79,8 +89,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     how.add_argument("--batch-size", type=int_in(1), default=32)
     how.add_argument("--n-boot", type=int_in(0, 1_000_000), default=1000, help="bootstrap resamples (default: 1000)")
     cache = how.add_mutually_exclusive_group()
-    cache.add_argument("--score-cache", metavar="DIR", default=SCORE_CACHE,
-                       help=f"where scores are kept between runs (default: {SCORE_CACHE})")  # fmt: skip
+    cache.add_argument(
+        "--score-cache",
+        metavar="DIR",
+        default=SCORE_CACHE,
+        help=f"where scores are kept between runs (default: {SCORE_CACHE})",
+    )
     cache.add_argument("--no-score-cache", action="store_true", help="score every image, keep nothing")
     add_face_group(parser)
     add_device_group(parser)
@@ -109,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         if not is_first():  # of several processes one makes the report
             return {"rows": [], "scores": [], "exit_code": EXIT_DONE}
 
-    from utils.score_report import read_evaluations, write_report
+    from utils.evaluation.report import read_evaluations, write_report
 
     sets = read_evaluations(files)
     rows, unreadable = write_report(sets, folder, args.n_boot)
@@ -123,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def write_extras(args: argparse.Namespace, sets: Sequence[ScoredSet], folder: Path) -> None:
     """Make what was asked for beyond tables and figures; the comparison is printed."""
-    from utils.score_extras import write_failures, write_one_class, write_pair, write_subgroup_table
+    from utils.evaluation.extras import write_failures, write_one_class, write_pair, write_subgroup_table
 
     if args.pair:
         print("\n" + write_one_class(sets, args.pair, folder, args.n_boot), end="")
@@ -159,7 +173,7 @@ def check_pair(names: Sequence[str], data: Sequence[tuple[str, Listing]]) -> Non
 
 def distinct_names(specs: Sequence[str], listings: Sequence[Listing]) -> list[str]:
     """Number data sets that share name and split, as a/faces and b/faces do, so that each keeps its own scores."""
-    from utils.score_report import unique_names
+    from utils.evaluation.report import unique_names
 
     names = [listing.name for listing in listings]
     if len({(listing.name, listing.split) for listing in listings}) == len(listings):
@@ -178,10 +192,10 @@ def score_all(
     All checkpoints go over a data set together, so that its images are read once.
     """
     from datasets.image_cache import cache_listing
-    from utils.face_scores import highest_faces, with_faces
-    from utils.reports import evaluate_tiers
+    from utils.evaluation.evaluate import evaluate_tiers
+    from utils.evaluation.face_scores import highest_faces, with_faces
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
-    from utils.score_cache import ScoreCache
+    from utils.scoring.cache import ScoreCache
 
     device = pick_device(args.device)
     join_team(device)
@@ -197,9 +211,15 @@ def score_all(
         warn_of_training_images(candidates, dataset, listing)
         listing = cache_listing(listing, Path(args.cache) if args.cache else None)
         results = evaluate_tiers(
-            candidates, with_faces(listing, finder_name(args)), tiers, cache, dataset=dataset,
-            batch_size=args.batch_size, workers=pick_workers(args.workers, device), dtype=dtype,
-        )  # fmt: skip
+            candidates,
+            with_faces(listing, finder_name(args)),
+            tiers,
+            cache,
+            dataset=dataset,
+            batch_size=args.batch_size,
+            workers=pick_workers(args.workers, device),
+            dtype=dtype,
+        )
         if finder_name(args):
             results = [(highest_faces(table), unreadable) for table, unreadable in results]
         for item in results[0][1]:  # the same for every checkpoint
@@ -216,9 +236,9 @@ def score_all(
 
 def load_candidates(paths: list[Path], device) -> list[Candidate]:
     """Load all checkpoints, each under a name of its own."""
-    from utils.checkpoint import load_detector
-    from utils.reports import Candidate, checkpoint_names
-    from utils.score_cache import file_digest
+    from utils.checkpoints.file import load_detector
+    from utils.evaluation.evaluate import Candidate, checkpoint_names
+    from utils.scoring.cache import file_digest
 
     names = checkpoint_names(paths)
     return [
@@ -238,17 +258,25 @@ def warn_of_training_images(candidates: Sequence[Candidate], dataset: str, listi
 def write_scored(file: Path, candidate: Candidate, listing: Listing, table: ScoreTable, facts: dict) -> None:
     """Write a scores file and, beside it, what belongs to the run and not to an image."""
     from utils.runtime import hardware
-    from utils.scores import write_scores, write_sidecar
+    from utils.scoring.table import write_scores, write_sidecar
 
     checkpoint = candidate.checkpoint
     thresholds = checkpoint["thresholds"]
     write_scores(file, table)
     write_sidecar(
-        file, checkpoint=candidate.name, model=checkpoint["model"], thresholds=thresholds,
-        threshold=(thresholds or {}).get("balanced", 0.5), source=listing.name, split=listing.split,
-        n_images=len(listing.records), data_fingerprint=listing.fingerprint, hardware=hardware(),
-        **facts, **training_facts(checkpoint),
-    )  # fmt: skip
+        file,
+        checkpoint=candidate.name,
+        model=checkpoint["model"],
+        thresholds=thresholds,
+        threshold=(thresholds or {}).get("balanced", 0.5),
+        source=listing.name,
+        split=listing.split,
+        n_images=len(listing.records),
+        data_fingerprint=listing.fingerprint,
+        hardware=hardware(),
+        **facts,
+        **training_facts(checkpoint),
+    )
 
 
 def training_facts(checkpoint: dict) -> dict:

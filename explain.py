@@ -46,14 +46,14 @@ from utils.args import (
     make_parser,
     run_script,
 )
+from utils.checkpoints.released import DEFAULT_HELP, checkpoint_or_release
 from utils.errors import UserError
-from utils.explanation_names import FEATURES, METHODS, TARGETS, check_methods
-from utils.release_file import DEFAULT_HELP, checkpoint_or_release
+from utils.explanations.names import FEATURES, METHODS, TARGETS, check_methods
 
 if TYPE_CHECKING:
     import torch
 
-    from utils.explained_images import Operation
+    from utils.explanations.images import Operation
 
 COLUMNS = ("path", "p_fake", "verdict", "target", "method", "all_zero", "figure")
 FIGURE_SIDE = 768  # px, the longer side of a picture in a figure
@@ -65,12 +65,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "explain.py")
     what = parser.add_argument_group("what to explain")
     what.add_argument("paths", nargs="*", metavar="PATH", help="image, folder, 'pattern' or list.csv")
-    what.add_argument("--checkpoint", nargs="+", default=[], metavar="PT", help="a checkpoint or its run folder "
-                      f"{DEFAULT_HELP}")  # fmt: skip
-    what.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help=f"{', '.join(METHODS)}, {FEATURES} "
-                      "(default: gradcam where it works; all of them with --faithfulness)")  # fmt: skip
-    what.add_argument("--target", choices=TARGETS, help="evidence for what (default: predicted; fake with "
-                      "--faithfulness)")  # fmt: skip
+    what.add_argument(
+        "--checkpoint", nargs="+", default=[], metavar="PT", help=f"a checkpoint or its run folder {DEFAULT_HELP}"
+    )
+    what.add_argument(
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help=f"{', '.join(METHODS)}, {FEATURES} (default: gradcam where it works; all of them with --faithfulness)",
+    )
+    what.add_argument(
+        "--target", choices=TARGETS, help="evidence for what (default: predicted; fake with --faithfulness)"
+    )
     what.add_argument(
         "--layer", metavar="NAME", help="layer of the CAM methods, or 'A B' for several (default: the detector's own)"
     )
@@ -112,8 +119,10 @@ def empty_output_dir(path: str, overwrite: bool) -> Path:
     folder = check_output_dir(path)
     found = sorted(file.name for file in folder.iterdir())
     if found and not overwrite:
-        raise UserError(f"expected an empty --output-dir, found {len(found)} files in {path} ({found[0]}...); "
-                        "choose another folder or pass --overwrite")  # fmt: skip
+        raise UserError(
+            f"expected an empty --output-dir, found {len(found)} files in {path} ({found[0]}...); "
+            "choose another folder or pass --overwrite"
+        )
     return folder
 
 
@@ -125,24 +134,33 @@ def measure(args: argparse.Namespace, checkpoints: Sequence[Path]) -> dict:
     listings = [open_limited(text, args.limit) for text in args.data]
     folder = check_output_dir(args.output_dir)
 
-    from utils.checkpoint import load_detector
-    from utils.explanation_cells import Settings
-    from utils.explanation_report import cell_methods, ensure_cell, write_report
+    from utils.checkpoints.file import load_detector
+    from utils.evaluation.evaluate import Candidate, checkpoint_names
+    from utils.evaluation.report import unique_names
+    from utils.explanations.cells import Settings
+    from utils.explanations.report import cell_methods, ensure_cell, write_report
     from utils.files import read_json
-    from utils.reports import Candidate, checkpoint_names
-    from utils.score_cache import file_digest
-    from utils.score_report import unique_names
+    from utils.scoring.cache import file_digest
 
     device, dtype = prepare(args)
     names = unique_names([listing.name for listing in listings])
     files = []
     for checkpoint, name in zip(checkpoints, checkpoint_names(checkpoints), strict=True):
         candidate = Candidate(name, *load_detector(checkpoint, device), file_digest(checkpoint))
-        settings = Settings(cell_methods(candidate, args.methods, args.layer), args.target or "fake", args.layer,
-                            args.batch_size, args.seed, dtype)  # fmt: skip
+        settings = Settings(
+            cell_methods(candidate, args.methods, args.layer),
+            args.target or "fake",
+            args.layer,
+            args.batch_size,
+            args.seed,
+            dtype,
+        )
         for dataset, listing in zip(names, listings, strict=True):
-            files.append(ensure_cell(folder, candidate, dataset, listing, settings, command=args.command,
-                                     overwrite=args.overwrite))  # fmt: skip
+            files.append(
+                ensure_cell(
+                    folder, candidate, dataset, listing, settings, command=args.command, overwrite=args.overwrite
+                )
+            )
     rows = write_report(files, folder, args.seed)
     print((folder / "faithfulness.md").read_text(encoding="utf-8"), end="")
     unreadable = sum(len(read_json(file.with_suffix(".json"))["unreadable"]) for file in files)
@@ -173,9 +191,9 @@ def prepare(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
 
 def explain_images(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str], folder: Path) -> dict:
     """Explain images one after the other, then make the sheets; prints a row per image and method."""
-    from utils.checkpoint import load_detector
-    from utils.explained_images import operation_of
-    from utils.explanations import check_usable, usable_methods
+    from utils.checkpoints.file import load_detector
+    from utils.explanations.images import operation_of
+    from utils.explanations.methods import check_usable, usable_methods
 
     device, dtype = prepare(args)
     detector, checkpoint = load_detector(checkpoint_file, device)
@@ -201,21 +219,34 @@ def explain_images(args: argparse.Namespace, checkpoint_file: Path, paths: Seque
 
 
 def explain_maps(
-    args: argparse.Namespace, detector: Any, operation: Operation, paths: Sequence[str], methods: list[str],
-    folder: Path, dtype: torch.dtype,
-) -> list[dict[str, Any]]:  # fmt: skip
+    args: argparse.Namespace,
+    detector: Any,
+    operation: Operation,
+    paths: Sequence[str],
+    methods: list[str],
+    folder: Path,
+    dtype: torch.dtype,
+) -> list[dict[str, Any]]:
     """Write the figures of all methods that make maps; returns a row per image and method."""
     from tqdm import tqdm
 
-    from utils.explained_images import explain_files, shrink
-    from utils.explanation_figures import image_figure
-    from utils.explanation_outputs import distinct_stems, write_overlay, write_sheets
+    from utils.explanations.figures import image_figure
+    from utils.explanations.images import explain_files, shrink
+    from utils.explanations.outputs import distinct_stems, write_overlay, write_sheets
     from utils.figures import save_figure
 
     rows, kept = [], []
     stems = distinct_stems(paths)
-    results = explain_files(detector, operation, paths, methods, target=args.target or "predicted", layer=args.layer,
-                            batch_size=args.batch_size, dtype=dtype)  # fmt: skip
+    results = explain_files(
+        detector,
+        operation,
+        paths,
+        methods,
+        target=args.target or "predicted",
+        layer=args.layer,
+        batch_size=args.batch_size,
+        dtype=dtype,
+    )
     for number, (path, item) in enumerate(tqdm(results, total=len(paths), unit="img", disable=None, leave=False)):
         if isinstance(item, str):
             rows.append({"path": path, "error": item})
@@ -224,9 +255,17 @@ def explain_maps(
         save_figure(image_figure(shrink(item, FIGURE_SIDE)), stem)
         for method, heat in item.heats.items():
             write_overlay(Path(f"{stem}__{method}.png"), item.image, heat, item.seen)
-            rows.append({"path": path, "p_fake": item.p_fake, "verdict": item.verdict, "target": item.target,
-                         "method": method, "all_zero": "no" if heat.max() > 0 else "yes",
-                         "figure": f"{stem}.png"})  # fmt: skip
+            rows.append(
+                {
+                    "path": path,
+                    "p_fake": item.p_fake,
+                    "verdict": item.verdict,
+                    "target": item.target,
+                    "method": method,
+                    "all_zero": "no" if heat.max() > 0 else "yes",
+                    "figure": f"{stem}.png",
+                }
+            )
         if args.contact_sheet or len(methods) > 1:
             kept.append(shrink(item, SHEET_SIDE))
     if kept:
@@ -236,8 +275,8 @@ def explain_maps(
 
 def explain_features(detector: Any, operation: Operation, paths: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Write what each feature of a classical detector adds, with the spectrum; returns a row per image."""
-    from utils.classical_explanations import explain_feature_files
-    from utils.explanation_outputs import distinct_stems
+    from utils.explanations.classical import explain_feature_files
+    from utils.explanations.outputs import distinct_stems
 
     return explain_feature_files(detector, operation, paths, [folder / stem for stem in distinct_stems(paths)])
 

@@ -52,11 +52,11 @@ from utils.args import (
     make_parser,
     run_script,
 )
-from utils.engines import ENGINES
+from utils.checkpoints.released import DEFAULT_HELP, checkpoint_or_release
+from utils.engines.exported import is_onnx
+from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.files import open_output
-from utils.onnx_detector import is_onnx
-from utils.release_file import DEFAULT_HELP, checkpoint_or_release
 
 COLUMNS = ("path", "p_fake", "verdict", "logit")
 VERDICTS = ("real", "fake", "unsure")
@@ -70,18 +70,31 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of predict.py."""
     parser = make_parser(__doc__, "predict.py")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder, 'pattern', list.csv or - (stdin)")
-    parser.add_argument("--checkpoint", metavar="PT", help="a checkpoint of train.py or its run folder, or an export "
-                        f"of benchmark.py {DEFAULT_HELP}")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PT",
+        help=f"a checkpoint of train.py or its run folder, or an export of benchmark.py {DEFAULT_HELP}",
+    )
     parser.add_argument("--null", action="store_true", help="paths on stdin end with a null byte, as of find -print0")
     parser.add_argument("--format", choices=sorted(WRITERS), default="csv", help="default: csv")
     parser.add_argument("--output", metavar="FILE", help="write there, all or nothing (default: stdout)")
-    parser.add_argument("--threshold", type=threshold_value, default="balanced", metavar="T",
-                        help="balanced, fpr1 or fpr01 (1 %% or 0.1 %% false alarms on validation), or a p_fake in "
-                        "[0, 1] (default: balanced)")  # fmt: skip
+    parser.add_argument(
+        "--threshold",
+        type=threshold_value,
+        default="balanced",
+        metavar="T",
+        help="balanced, fpr1 or fpr01 (1 %% or 0.1 %% false alarms on validation), or a p_fake in "
+        "[0, 1] (default: balanced)",
+    )
     parser.add_argument("--batch-size", type=int_in(1), default=32)
-    parser.add_argument("--engine", choices=("auto", *ENGINES), default="auto", metavar="NAME",
-                        help="what runs the detector, see benchmark.py --help; auto is torch for a checkpoint, and for "
-                        "an export the engine that it was made for (default: auto)")  # fmt: skip
+    parser.add_argument(
+        "--engine",
+        choices=("auto", *ENGINES),
+        default="auto",
+        metavar="NAME",
+        help="what runs the detector, see benchmark.py --help; auto is torch for a checkpoint, and for "
+        "an export the engine that it was made for (default: auto)",
+    )
     add_face_group(parser)
     add_device_group(parser)
     return parser
@@ -127,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str]) -> Iterator[list[Row]]:
     """Load the detector, then return an iterator that scores batch after batch, in the order of the paths."""
-    from utils.prediction import open_checkpoint, open_engine, open_exported
+    from utils.scoring.prediction import open_checkpoint, open_engine, open_exported
 
     common = {"batch_size": args.batch_size, "workers": args.workers, "threads": args.threads}
     if is_onnx(checkpoint_file):
@@ -164,8 +177,8 @@ def rows_of_batches(
     scores: Iterator, paths: Sequence[str], calibration: dict | None, threshold: float, band: Band
 ) -> Iterator[list[Row]]:
     """Turn what ``stream_scores`` yields into one list of rows per batch."""
-    from utils.calibration import apply_calibration
-    from utils.thresholds import verdicts
+    from models.calibration import apply_calibration
+    from utils.metrics.thresholds import verdicts
 
     for indices, logits, unreadable in scores:
         rows: dict[int, Row] = {index: {"path": paths[index], "error": reason} for index, reason in unreadable}
@@ -188,8 +201,10 @@ def decide(fitted: dict[str, float], wanted: str | float) -> tuple[float, Band]:
         print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
         return 0.5, None
     if wanted not in fitted:
-        raise UserError(f"expected a checkpoint with the threshold {wanted}, found {', '.join(fitted) or 'none'}; "
-                        "finish its training with train.py --resume, or pass a number")  # fmt: skip
+        raise UserError(
+            f"expected a checkpoint with the threshold {wanted}, found {', '.join(fitted) or 'none'}; "
+            "finish its training with train.py --resume, or pass a number"
+        )
     has_band = wanted == "balanced" and {"unsure_low", "unsure_high"} <= set(fitted)
     return fitted[wanted], (fitted["unsure_low"], fitted["unsure_high"]) if has_band else None
 

@@ -30,18 +30,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.args import (
-    EXIT_DONE,
-    add_face_group,
-    finder_name,
-    float_in,
-    int_in,
-    make_parser,
-    run_script,
-)
+from utils.args import EXIT_DONE, add_face_group, finder_name, float_in, int_in, make_parser, run_script
+from utils.checkpoints.released import DEFAULT_HELP, checkpoint_or_release
 from utils.errors import UserError
 from utils.files import read_text
-from utils.release_file import DEFAULT_HELP, checkpoint_or_release
 from utils.serving.settings import Limits
 
 if TYPE_CHECKING:
@@ -55,8 +47,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of serve.py."""
     usual = Limits()
     parser = make_parser(__doc__, "serve.py")
-    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="PT", help="run folders, files, exports "
-                        f"{DEFAULT_HELP}")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", nargs="+", default=[], metavar="PT", help=f"run folders, files, exports {DEFAULT_HELP}"
+    )
     add_face_group(parser)
     net = parser.add_argument_group("network")
     net.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
@@ -65,18 +58,36 @@ def get_args_parser() -> argparse.ArgumentParser:
     net.add_argument("--trusted-proxy", metavar="ADDRESS", help="proxy whose X-Forwarded headers are believed")
     net.add_argument("--token-file", metavar="FILE", help="file with the token that clients must send")
     bounds = parser.add_argument_group("limits")
-    bounds.add_argument("--max-mb", type=float_in(0.1, 1000, "MB"), default=usual.max_mb, help="of one request "
-                        f"(default: {usual.max_mb:g})")  # fmt: skip
-    bounds.add_argument("--max-pixels", type=int_in(1000, 1_000_000_000), default=usual.max_pixels,
-                        help=f"of one image (default: {usual.max_pixels:,})")  # fmt: skip
-    bounds.add_argument("--max-files", type=int_in(1, 1000), default=usual.max_files, help="of one request "
-                        f"(default: {usual.max_files})")  # fmt: skip
-    bounds.add_argument("--max-seconds", type=float_in(1, 3600, "s"), default=usual.max_seconds,
-                        help=f"for an upload, and to wait for its scores (default: {usual.max_seconds:g})")  # fmt: skip
-    bounds.add_argument("--queue", type=int_in(1, 100_000), default=usual.queue, help="images that may wait "
-                        f"(default: {usual.queue})")  # fmt: skip
-    bounds.add_argument("--per-minute", type=int_in(0), default=usual.per_minute, help="uploads of one address "
-                        "(default: 0, any number)")  # fmt: skip
+    bounds.add_argument(
+        "--max-mb",
+        type=float_in(0.1, 1000, "MB"),
+        default=usual.max_mb,
+        help=f"of one request (default: {usual.max_mb:g})",
+    )
+    bounds.add_argument(
+        "--max-pixels",
+        type=int_in(1000, 1_000_000_000),
+        default=usual.max_pixels,
+        help=f"of one image (default: {usual.max_pixels:,})",
+    )
+    bounds.add_argument(
+        "--max-files",
+        type=int_in(1, 1000),
+        default=usual.max_files,
+        help=f"of one request (default: {usual.max_files})",
+    )
+    bounds.add_argument(
+        "--max-seconds",
+        type=float_in(1, 3600, "s"),
+        default=usual.max_seconds,
+        help=f"for an upload, and to wait for its scores (default: {usual.max_seconds:g})",
+    )
+    bounds.add_argument(
+        "--queue", type=int_in(1, 100_000), default=usual.queue, help=f"images that may wait (default: {usual.queue})"
+    )
+    bounds.add_argument(
+        "--per-minute", type=int_in(0), default=usual.per_minute, help="uploads of one address (default: 0, any number)"
+    )
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="default: fp32")
@@ -89,16 +100,27 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = get_args_parser().parse_args(argv)
     files = [checkpoint_or_release(path) for path in args.checkpoint or [None]]
     token = read_token(args.token_file)
-    limits = Limits(max_mb=args.max_mb, max_pixels=args.max_pixels, max_files=args.max_files,
-                    max_seconds=args.max_seconds, queue=args.queue, per_minute=args.per_minute)  # fmt: skip
+    limits = Limits(
+        max_mb=args.max_mb,
+        max_pixels=args.max_pixels,
+        max_files=args.max_files,
+        max_seconds=args.max_seconds,
+        queue=args.queue,
+        per_minute=args.per_minute,
+    )
     from utils.serving.wsgi import make_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     app = create_app(
-        files, limits, token=token, face_detector=finder_name(args),
-        host_names=host_names(args.host, args.public_name), device=args.device, precision=args.precision,
+        files,
+        limits,
+        token=token,
+        face_detector=finder_name(args),
+        host_names=host_names(args.host, args.public_name),
+        device=args.device,
+        precision=args.precision,
         threads=args.threads,
-    )  # fmt: skip
+    )
     server, port = make_server(app, args.host, args.port, limits, args.trusted_proxy)
     names = ", ".join(offer.name for offer in app.extensions["service"].offers)
     shown = f"[{args.host}]" if ":" in args.host else args.host
@@ -146,11 +168,13 @@ def create_app(
     offers = open_offers(checkpoints, device, precision, threads)
     finder = open_finder(face_detector) if face_detector else None
     service = Service(offers, limits, MicroBatcher(limits.queue, limits.max_batch), Telemetry(), finder)
-    app = Flask("serve", static_folder=str(WEB / "plain"), static_url_path="/plain-files",
-                template_folder=str(WEB / "plain"))  # fmt: skip
+    app = Flask(
+        "serve", static_folder=str(WEB / "plain"), static_url_path="/plain-files", template_folder=str(WEB / "plain")
+    )
     app.request_class = MemoryRequest
-    app.config.update(MAX_CONTENT_LENGTH=limits.max_bytes, MAX_FORM_PARTS=limits.max_files + 16,
-                      TRUSTED_HOSTS=host_names)  # fmt: skip
+    app.config.update(
+        MAX_CONTENT_LENGTH=limits.max_bytes, MAX_FORM_PARTS=limits.max_files + 16, TRUSTED_HOSTS=host_names
+    )
     app.extensions["service"] = service
     app.register_blueprint(make_api(service, token is not None))
     app.register_blueprint(make_page(service, page, token))
@@ -178,8 +202,10 @@ def read_token(file: str | None) -> str | None:
         return None
     token = read_text(file, "a token").strip()
     if len(token) < LEAST_TOKEN:
-        raise UserError(f"expected a token of at least {LEAST_TOKEN} characters in {file}, got {len(token)}; "
-                        "make one with: openssl rand -hex 32")  # fmt: skip
+        raise UserError(
+            f"expected a token of at least {LEAST_TOKEN} characters in {file}, got {len(token)}; "
+            "make one with: openssl rand -hex 32"
+        )
     return token
 
 

@@ -8,7 +8,7 @@
 
 The best epoch is chosen by AUC on the validation split (its mean over the data sets), and the thresholds and
 the calibration are fitted there too. With --adversarial it is chosen by validation accuracy under PGD, and a run
-whose robustness collapses says so, and goes back to its best epoch or stops (utils/adversarial_training.py). The
+whose robustness collapses says so, and goes back to its best epoch or stops (utils/training/adversarial.py). The
 last lines on stdout are one row per test split and the checkpoint:
 
   test demo n_real=240 n_fake=240 auc=0.981 [0.970,0.990] acc=0.931 [0.908,0.952] threshold=0.47
@@ -39,10 +39,10 @@ from utils.args import (
     make_parser,
     run_script,
 )
-from utils.attack_names import add_adversarial_group, check_linf_eps
+from utils.attacks.names import add_adversarial_group, check_linf_eps
 from utils.errors import UserError
 from utils.model_names import check_model_name, own_names
-from utils.training_args import add_compression_group, add_optimisation_group, add_shape_group, add_transfer_group
+from utils.training.flags import add_compression_group, add_optimisation_group, add_shape_group, add_transfer_group
 
 DIVERGED = 100.0  # mean cross-entropy of an epoch; NaN counts as diverged too
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images that are kept, so that small sets are decoded once
@@ -68,8 +68,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", metavar="DIR", help="run folder (default: checkpoints/<model>-<data>)")
     run.add_argument("--cache", metavar="DIR", help="keep decoded images there: faster epochs for disk space")
-    run.add_argument("--images-in", choices=("auto", "host", "device"), default="auto",
-                     help="where training images are kept; auto: on a GPU if it can hold and augment them")  # fmt: skip
+    run.add_argument(
+        "--images-in",
+        choices=("auto", "host", "device"),
+        default="auto",
+        help="where training images are kept; auto: on a GPU if it can hold and augment them",
+    )
     run.add_argument("--feature-cache", default="data/features", metavar="DIR", help="of classical models")
     run.add_argument("--resume", action="store_true", help="go on from last.pt of --output-dir with its settings")
     run.add_argument("--overwrite", action="store_true", help="replace an existing run in --output-dir")
@@ -97,7 +101,7 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
         if args.adversarial:
             raise UserError("expected either --teacher or --adversarial, got both; distil first, then harden")
     if args.resume:
-        from utils.training_state import settings_of_run
+        from utils.training.state import settings_of_run
 
         args = settings_of_run(folder, parser, argv)
     elif not args.overwrite and any((folder / name).exists() for name in ("best.pt", "last.pt")):
@@ -106,7 +110,7 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     if not args.forgeries and args.forgery_share != parser.get_default("forgery_share"):
         raise UserError(f"expected --forgeries with --forgery-share {args.forgery_share:g}, got none; name some")
     if args.forgeries or args.forgery_decoder:
-        from datasets.forgeries import make_forger
+        from datasets.forgeries.forger import make_forger
 
         forger = make_forger(args.forgeries or "", args.forgery_share, None if args.resume else args.forgery_decoder)
     check_output_dir(folder)
@@ -134,7 +138,7 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
         return finish(args, data, folder, device, fit_once(args, data, detector, folder))
     groups = label_groups(data.train) if args.balance else None
     if forger:
-        from datasets.decoder_forgery import with_decoder
+        from datasets.forgeries.decoder import with_decoder
 
         forger = with_decoder(forger, records, folder, args.seed, args.resume)
     state, loader, dtype = prepare(args, detector, records, device, forger, groups)
@@ -157,11 +161,11 @@ def build_detector(args: argparse.Namespace, records, device):
     import torch
 
     from datasets.transforms import Geometry
-    from models import create_model
     from models.detector import count_parameters
-    from utils.classical_training import resolve_embedding
-    from utils.pruning import prune_channels
-    from utils.weights import load_weights
+    from models.pruning import prune_channels
+    from models.registry import create_model
+    from utils.checkpoints.weights import load_weights
+    from utils.training.classical import resolve_embedding
 
     torch.manual_seed(args.seed)
     model_args, embedding_weights = resolve_embedding(args.model_args, device)
@@ -187,11 +191,11 @@ def prepare(args: argparse.Namespace, detector, records, device, forger=None, gr
     from datasets.device_images import make_training_loader
     from datasets.loading import EpochSampler, ImageDataset
     from datasets.transforms import TrainTransform
-    from utils.distillation import Teacher
     from utils.distributed import team
-    from utils.finetune import frozen_stages, parameter_groups, set_frozen
     from utils.runtime import depthwise_in_fp32, pick_precision, pick_workers
-    from utils.training_state import TrainingState
+    from utils.training.distillation import Teacher
+    from utils.training.finetune import frozen_stages, parameter_groups, set_frozen
+    from utils.training.state import TrainingState
 
     dtype = pick_precision(args.precision, device, training=True)
     detector.to(memory_format=torch.channels_last)
@@ -226,9 +230,9 @@ def prepare(args: argparse.Namespace, detector, records, device, forger=None, gr
 
 def fit_once(args, data: TrainingData, detector, folder: Path) -> dict[str, str]:
     """Fit a classical detector and write best.pt. Returns the unreadable images."""
-    from utils.checkpoint import save_checkpoint
-    from utils.classical_training import fit_classical
-    from utils.training_state import describe_run
+    from utils.checkpoints.file import save_checkpoint
+    from utils.training.classical import fit_classical
+    from utils.training.state import describe_run
 
     unreadable = fit_classical(detector, data, folder, args.seed, Path(args.feature_cache), args.batch_size)
     description = describe_run(args, detector, data.describe(), epoch=1)
@@ -246,13 +250,13 @@ def input_size(detector, records) -> int:
 
 def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path, on_epoch=None) -> dict[str, str]:
     """Run the remaining epochs; keep best.pt, last.pt and log.csv current. Returns the unreadable images."""
-    from utils.adversarial_training import has_collapsed, reason_to_stop, selection_score
-    from utils.checkpoint import save_checkpoint
+    from utils.checkpoints.file import save_checkpoint
     from utils.distributed import wait_for_all
-    from utils.release import report_unreadable
-    from utils.throughput import throughput_line
-    from utils.training_log import write_log
-    from utils.training_state import describe_run
+    from utils.evaluation.finalize import report_unreadable
+    from utils.training.adversarial import has_collapsed, reason_to_stop, selection_score
+    from utils.training.log import write_log
+    from utils.training.state import describe_run
+    from utils.training.throughput import throughput_line
 
     unreadable: dict[str, str] = {}
     while state.epoch < args.epochs:
@@ -269,9 +273,17 @@ def fit(args, data: TrainingData, state, loader, device, dtype, folder: Path, on
         if args.adversarial:
             ramp_is_over = state.epoch > args.adv_ramp * args.epochs
             valid["collapsed"] = float(has_collapsed(state.history, valid, ramp_is_over))
-        state.history.append({"epoch": state.epoch, "lr": state.optimizer.param_groups[0]["lr"],
-                              "train_loss": train_loss, **valid, "train_seconds": seconds,
-                              "images_per_second": images / seconds, "data_share": state.waited / seconds})  # fmt: skip
+        state.history.append(
+            {
+                "epoch": state.epoch,
+                "lr": state.optimizer.param_groups[0]["lr"],
+                "train_loss": train_loss,
+                **valid,
+                "train_seconds": seconds,
+                "images_per_second": images / seconds,
+                "data_share": state.waited / seconds,
+            }
+        )
         log("  ".join(f"{key} {value:.4g}" for key, value in state.history[-1].items()))
         log(throughput_line(images, seconds, state.waited, device.type, loader.num_workers))
         description = describe_run(args, state.detector, data.describe(), state.epoch)
@@ -296,12 +308,12 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     from tqdm import tqdm
 
     from datasets.transforms import as_floats
-    from utils.adversarial_training import make_adversary
-    from utils.distillation import training_loss
     from utils.distributed import gather, parallel, stand_in
-    from utils.finetune import mix_images, set_frozen, train_mode, warmup_cosine
     from utils.runtime import autocast
-    from utils.throughput import Stopwatch
+    from utils.training.adversarial import make_adversary
+    from utils.training.distillation import training_loss
+    from utils.training.finetune import mix_images, set_frozen, train_mode, warmup_cosine
+    from utils.training.throughput import Stopwatch
 
     adversary = make_adversary(vars(args), state.history)
     total_steps = args.epochs * math.ceil(len(loader) / args.accumulate)
@@ -333,8 +345,11 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
         if not has_gradient or (number % args.accumulate and number < len(loader)):
             continue
         for group in state.optimizer.param_groups:
-            group["lr"] = args.lr * group.get("lr_scale", 1.0) * warmup_cosine(
-                state.step, total_steps, max(1, round(args.warmup * total_steps)))  # fmt: skip
+            group["lr"] = (
+                args.lr
+                * group.get("lr_scale", 1.0)
+                * warmup_cosine(state.step, total_steps, max(1, round(args.warmup * total_steps)))
+            )
         if args.clip_grad:
             state.scaler.unscale_(state.optimizer)
             torch.nn.utils.clip_grad_norm_(state.detector.parameters(), args.clip_grad)
@@ -360,7 +375,7 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
 
 def validate(args, data: TrainingData, detector, dtype) -> dict[str, float]:
     """Score the validation images, and in adversarial training attack some of them."""
-    from utils.validation import clean_figures, robust_figures
+    from utils.training.validation import clean_figures, robust_figures
 
     figures = clean_figures(detector, data.valid, args.batch_size, dtype)
     if args.adversarial:
@@ -371,7 +386,7 @@ def validate(args, data: TrainingData, detector, dtype) -> dict[str, float]:
 def finish(args, data: TrainingData, folder: Path, device, unreadable: dict[str, str]) -> dict:
     """Fit the operating point of best.pt on validation and report the test splits."""
     from utils.distributed import wait_for_all
-    from utils.release import finalize
+    from utils.evaluation.finalize import finalize
 
     wait_for_all()
     rows, failed = finalize(folder / "best.pt", data, args.batch_size, device, args.calibration)

@@ -51,8 +51,8 @@ from utils.args import (
 )
 from utils.errors import UserError
 from utils.model_names import check_model_name
-from utils.search_space import BANKS, Space, build_space, default_values, draw, narrow_space, to_flags
-from utils.search_study import DEFAULT_TRIAL, import_optuna, open_study, queue_once, run_trials
+from utils.search.space import BANKS, Space, build_space, default_values, draw, narrow_space, to_flags
+from utils.search.study import DEFAULT_TRIAL, import_optuna, open_study, queue_once, run_trials
 
 RESERVED = ("--model", "--model-args", "--data", "--output-dir", "--seed", "--resume", "--overwrite", "--list-models")
 MAX_ERRORS = 3  # trials in a row that end with a complaint: then it is not the settings that are at fault
@@ -109,9 +109,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def find_space(args: argparse.Namespace, settings: argparse.Namespace, data: TrainingData) -> Space:
     """Read off the model what can be searched, and leave out what the command line decides."""
-    from models import create_model
-    from models.registry import model_arguments
-    from utils.finetune import stages
+    from models.registry import create_model, model_arguments
+    from utils.training.finetune import stages
 
     detector = create_model(args.model, **dict(args.model_args))
     records = [record for listing in data.train for record in listing.records]
@@ -152,7 +151,7 @@ class Trainer:
 
     def run(self, values: Mapping[str, Any], seed: int, run: Path, on_epoch: Callable | None = None) -> dict[str, Any]:
         """Train, from where this run was interrupted if it was; returns its checkpoint."""
-        from utils.checkpoint import load_checkpoint
+        from utils.checkpoints.file import load_checkpoint
 
         start = [*self.flags(values), "--seed", str(seed), "--overwrite"]
         flags = ["--resume"] if (run / "last.pt").exists() else start
@@ -197,8 +196,9 @@ class Trainer:
 
 def note(trial: Any, state: str, value: float | None) -> None:
     """Tell how a trial went, on stderr."""
-    values = " ".join(f"{key}={item:.3g}" if isinstance(item, float) else f"{key}={item}"
-                      for key, item in trial.params.items())  # fmt: skip
+    values = " ".join(
+        f"{key}={item:.3g}" if isinstance(item, float) else f"{key}={item}" for key, item in trial.params.items()
+    )
     text = "" if value is None else f" valid_auc={value:.4f}"
     train.log(f"trial {trial.number} {state}{text} {values}")
 
@@ -218,15 +218,23 @@ def report(args: argparse.Namespace, study: Any, best: Any, trainer: Trainer, ur
     """Write tables and figures of the trials, retrain over the seeds, and write and print the comparison."""
     from utils.files import write_json
     from utils.runtime import git_commit, hardware, versions
-    from utils.search_report import confirmation_rows, finished_trials, write_confirmation, write_trials
+    from utils.search.report import confirmation_rows, finished_trials, write_confirmation, write_trials
 
     write_trials(study, [dimension.name for dimension in trainer.space], folder)
     command = shlex.join(["python", "train.py", *trainer.flags(best.params)])
     facts = {
-        "command": args.command, "n_trials": len(finished_trials(study)), "seed": args.seed, "best_trial": best.number,
-        "best": best.params, "best_valid_auc": best.value, "best_command": command, "hardware": hardware(),
-        "git_commit": git_commit(), "versions": versions(), "confirmation": [],
-    }  # fmt: skip
+        "command": args.command,
+        "n_trials": len(finished_trials(study)),
+        "seed": args.seed,
+        "best_trial": best.number,
+        "best": best.params,
+        "best_valid_auc": best.value,
+        "best_command": command,
+        "hardware": hardware(),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "confirmation": [],
+    }
     if args.seeds:
         results = retrain(args, study, best, trainer, url, folder)
         if results is None:

@@ -1,7 +1,7 @@
 """Random degradations of training images, as delivery channels cause them, on OpenCV and a few draws.
 
 albumentations' steps of the same names take twice as long here, most of it for noise, which is drawn anew for
-every image there, and for bookkeeping; benchmarks/input_pipeline.py compares the two.
+every image there, and for bookkeeping; studies/speed/input_pipeline.py compares the two.
 """
 
 from __future__ import annotations
@@ -111,8 +111,9 @@ def share_online(image: np.ndarray, generator: np.random.Generator) -> np.ndarra
     """What a site does to an upload and the detector to the download: scale 0.4..1, JPEG or WebP of 50..90, enlarge."""
     height, width = image.shape[:2]
     scale = generator.uniform(0.4, 1.0)
-    small = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))),
-                       interpolation=cv2.INTER_AREA)  # fmt: skip
+    small = cv2.resize(
+        image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
+    )
     quality = int(generator.integers(50, 91))
     if generator.random() < 0.5:
         small = recode(small, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, quality))

@@ -63,8 +63,10 @@ class DeviceLoader:
                 self.reasons[index] = str(error)
                 return
             if image.shape != first.shape:
-                raise ValueError(f"the images have several sizes, {first.shape[1]} x {first.shape[0]} px and "
-                                 f"{image.shape[1]} x {image.shape[0]} px among them")  # fmt: skip
+                raise ValueError(
+                    f"the images have several sizes, {first.shape[1]} x {first.shape[0]} px and "
+                    f"{image.shape[1]} x {image.shape[0]} px among them"
+                )
             images[index] = torch.from_numpy(np.array(image))
 
         with ThreadPoolExecutor() as pool:
@@ -128,6 +130,7 @@ def make_training_loader(
             return loader, f"{len(dataset)} images are in the memory of {device}"
         except ValueError as error:
             why = f"images stay on the host: {error}"
-    host = make_loader(dataset, batch_size, sampler=sampler, workers=workers, drop_last=drop_last,
-                       pin_memory=device.type == "cuda")  # fmt: skip
+    host = make_loader(
+        dataset, batch_size, sampler=sampler, workers=workers, drop_last=drop_last, pin_memory=device.type == "cuda"
+    )
     return host, why

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.archives import unzip
 from datasets.folder import read_folder
 from datasets.spec import LABEL_NAMES, SPLITS
-from utils.archives import unzip
+from datasets.transfer import basic_auth, download
 from utils.args import EXIT_DONE, make_parser, run_script
 from utils.errors import UserError
-from utils.transfer import basic_auth, download
 
 SERVER = "https://www.kaggle.com/api/v1"
 
@@ -37,9 +37,7 @@ class Download:
     images: Mapping[str, int]
 
 
-DOWNLOADS = {
-    "140k": Download("xhlulu/140k-real-and-fake-faces", {"train": 50_000, "valid": 10_000, "test": 10_000}),
-}
+DOWNLOADS = {"140k": Download("xhlulu/140k-real-and-fake-faces", {"train": 50_000, "valid": 10_000, "test": 10_000})}
 
 
 def get_args_parser():

@@ -168,8 +168,10 @@ def _cascade() -> Callable[[np.ndarray], list[Box]]:
         from skimage.data import lbp_frontal_face_cascade_filename
         from skimage.feature import Cascade
     except ImportError:
-        raise UserError("expected the package scikit-image for --faces, which is not installed; "
-                        "pip install scikit-image, or name a YuNet file with --face-detector") from None  # fmt: skip
+        raise UserError(
+            "expected the package scikit-image for --faces, which is not installed; "
+            "pip install scikit-image, or name a YuNet file with --face-detector"
+        ) from None
     cascade: Any = Cascade(lbp_frontal_face_cascade_filename())
 
     def search(image: np.ndarray) -> list[Box]:

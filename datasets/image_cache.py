@@ -119,8 +119,10 @@ def open_cache(listing: Listing, folder: Path, threads: int) -> ImageCache | Non
             build_cache(target, paths, facts, threads)
         return load_cache(target, paths, facts)
     except OSError as error:
-        print(f"note: images of {listing.name} are not cached in {folder} ({error.strerror or error}); going on "
-              "without", file=sys.stderr)  # fmt: skip
+        print(
+            f"note: images of {listing.name} are not cached in {folder} ({error.strerror or error}); going on without",
+            file=sys.stderr,
+        )
         return None
 
 

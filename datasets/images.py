@@ -120,10 +120,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int, bytes | None, int] | None:
             return (*frame, exif, at) if frame else None
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in _FRAME_MARKERS and at + 10 <= len(data):
-            height, width = (
-                int.from_bytes(data[at + 5 : at + 7], "big"),
-                int.from_bytes(data[at + 7 : at + 9], "big"),
-            )
+            height, width = (int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big"))
             if data[at + 4] != 8 or not height or not width:
                 return None
             frame = (width, height, data[at + 9])

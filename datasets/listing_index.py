@@ -59,10 +59,13 @@ def read_indexed_folder(location: str) -> Source:
     content = _load(file)
     if content is not None:
         by_split = {
-            split: [Record(f"{folder}/{name}", label, generator) for folder, label, generator, names in groups
-                    for name in names]
+            split: [
+                Record(f"{folder}/{name}", label, generator)
+                for folder, label, generator, names in groups
+                for name in names
+            ]
             for split, groups in content["by_split"].items()
-        }  # fmt: skip
+        }
         return Source(content["name"], content["root"], by_split, ListingIndex(file, content))
     folders = _folder_times(path) if os.path.isdir(path) else {}
     source = read_folder(location)
@@ -71,9 +74,12 @@ def read_indexed_folder(location: str) -> Source:
     if not is_simple or time.time_ns() - max(folders.values()) < SETTLED:
         return source
     content = {
-        "folders": folders, "name": source.name, "root": source.root, "fingerprints": {},
+        "folders": folders,
+        "name": source.name,
+        "root": source.root,
+        "fingerprints": {},
         "by_split": {split: _grouped(part) for split, part in source.by_split.items()},
-    }  # fmt: skip
+    }
     return replace(source, index=ListingIndex(file, content))
 
 

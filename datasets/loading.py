@@ -16,7 +16,7 @@ from datasets.images import UnreadableImage, read_image
 from datasets.spec import Listing, Record
 
 if TYPE_CHECKING:
-    from datasets.forgeries import Forger
+    from datasets.forgeries.forger import Forger
 
 
 @dataclass

@@ -103,7 +103,7 @@ def _read_csv(spec: DatasetSpec) -> Source:
 
 
 def _read_demo(spec: DatasetSpec) -> Source:
-    from datasets.demo import make_demo
+    from datasets.demo_set.generate import make_demo
     from datasets.folder import read_folder
 
     settings: dict = {key: int_option(spec, key) for key in KINDS["demo"].options if key in spec.options}

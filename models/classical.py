@@ -111,8 +111,9 @@ def build(estimator: Estimator, features: str, input_size: int, embedding: dict[
     if not features.startswith("embedding"):
         return ClassicalDetector(estimator, features, None, input_size)
     if embedding is None:
-        raise UserError("expected --model-args features=embedding:CHECKPOINT or features=embedding:TIMM-NAME, "
-                        f"got {features!r}")  # fmt: skip
+        raise UserError(
+            f"expected --model-args features=embedding:CHECKPOINT or features=embedding:TIMM-NAME, got {features!r}"
+        )
     network = create_model(embedding["model"], **embedding["model_args"])
     if not hasattr(network, "head"):
         raise UserError(f"expected a single network for features=embedding:, got {embedding['model']}")
@@ -161,43 +162,75 @@ def random_forest(
 
 @register_model
 def gradient_boosting(
-    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 400, learning_rate: float = 0.05,
+    features: str = HANDCRAFTED,
+    input_size: int = 256,
+    rounds: int = 400,
+    learning_rate: float = 0.05,
     embedding: dict | None = None,
-) -> ClassicalDetector:  # fmt: skip
+) -> ClassicalDetector:
     """Gradient boosting of scikit-learn (histogram variant), with a tenth of the training set to stop early."""
 
     def learner(seed: int):
         return _sklearn("HistGradientBoostingClassifier")(
-            learning_rate=learning_rate, max_iter=rounds, max_leaf_nodes=7, l2_regularization=5.0, max_bins=63,
-            early_stopping=True, n_iter_no_change=40, max_features=0.05, random_state=seed,
-        )  # fmt: skip
+            learning_rate=learning_rate,
+            max_iter=rounds,
+            max_leaf_nodes=7,
+            l2_regularization=5.0,
+            max_bins=63,
+            early_stopping=True,
+            n_iter_no_change=40,
+            max_features=0.05,
+            random_state=seed,
+        )
 
     return build(SklearnEstimator(learner), features, input_size, embedding)
 
 
 @register_model
 def xgboost(
-    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 800, depth: int = 2,
-    learning_rate: float = 0.05, embedding: dict | None = None,
-) -> ClassicalDetector:  # fmt: skip
+    features: str = HANDCRAFTED,
+    input_size: int = 256,
+    rounds: int = 800,
+    depth: int = 2,
+    learning_rate: float = 0.05,
+    embedding: dict | None = None,
+) -> ClassicalDetector:
     """XGBoost (Chen & Guestrin, KDD 2016, arXiv 1603.02754), stopped early on validation."""
     estimator = XGBoostEstimator(
-        rounds, patience=100, max_depth=depth, eta=learning_rate, subsample=0.6, colsample_bytree=0.05, reg_lambda=5,
+        rounds,
+        patience=100,
+        max_depth=depth,
+        eta=learning_rate,
+        subsample=0.6,
+        colsample_bytree=0.05,
+        reg_lambda=5,
         max_bin=64,
-    )  # fmt: skip
+    )
     return build(estimator, features, input_size, embedding)
 
 
 @register_model
 def lightgbm(
-    features: str = HANDCRAFTED, input_size: int = 256, rounds: int = 800, leaves: int = 7,
-    learning_rate: float = 0.05, embedding: dict | None = None,
-) -> ClassicalDetector:  # fmt: skip
+    features: str = HANDCRAFTED,
+    input_size: int = 256,
+    rounds: int = 800,
+    leaves: int = 7,
+    learning_rate: float = 0.05,
+    embedding: dict | None = None,
+) -> ClassicalDetector:
     """LightGBM (Ke et al., NeurIPS 2017), stopped early on validation."""
     estimator = LightGBMEstimator(
-        rounds, patience=100, num_leaves=leaves, learning_rate=learning_rate, bagging_fraction=0.6, bagging_freq=1,
-        feature_fraction=0.05, lambda_l2=5.0, min_data_in_leaf=10, max_bin=63,
-    )  # fmt: skip
+        rounds,
+        patience=100,
+        num_leaves=leaves,
+        learning_rate=learning_rate,
+        bagging_fraction=0.6,
+        bagging_freq=1,
+        feature_fraction=0.05,
+        lambda_l2=5.0,
+        min_data_in_leaf=10,
+        max_bin=63,
+    )
     return build(estimator, features, input_size, embedding)
 
 

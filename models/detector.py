@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.transforms import Geometry
-from utils.calibration import apply_calibration
+from models.calibration import apply_calibration
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,7 +29,7 @@ class Detector(nn.Module):
         cam_reshape: turns that output into ``(N, C, h, w)``; None where it already has this shape.
         has_input_gradient: False for detectors that cannot be differentiated (trees).
         any_size: False for detectors that only take inputs of ``input_size``.
-        calibration: maps logits to p_fake (see ``utils.calibration``); None is the plain sigmoid.
+        calibration: maps logits to p_fake (see ``models.calibration``); None is the plain sigmoid.
     """
 
     mean: Tensor

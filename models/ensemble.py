@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.transforms import JPEG_GRID, Geometry
+from models.calibration import MIN_P_FAKE, SIGMOID_SHARE
 from models.detector import Detector
 from models.registry import create_model, register_model
-from utils.calibration import MIN_P_FAKE, SIGMOID_SHARE
 from utils.errors import UserError
 
 
@@ -63,7 +63,7 @@ class Ensemble(Detector):
 
 
 def calibrated_logits(logits: Tensor, calibration: dict[str, Any] | None) -> Tensor:
-    """The logit of ``utils.calibration.apply_calibration``, ``(N,)`` to ``(N,)`` float64, with its gradient."""
+    """The logit of ``models.calibration.apply_calibration``, ``(N,)`` to ``(N,)`` float64, with its gradient."""
     if calibration is None or calibration["method"] != "isotonic":
         calibration = calibration or {}
         return logits / calibration.get("temperature", 1.0) + (calibration.get("bias") or 0.0)

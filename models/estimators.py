@@ -104,9 +104,13 @@ class XGBoostEstimator:
         params = {"objective": "binary:logistic", "eval_metric": "auc", "seed": seed, "verbosity": 0, **self.params}
         stop = xgboost.callback.EarlyStopping(rounds=self.patience, save_best=True, maximize=True)
         self.booster = xgboost.train(
-            params, xgboost.DMatrix(x, y), num_boost_round=self.rounds, verbose_eval=False, callbacks=[stop],
+            params,
+            xgboost.DMatrix(x, y),
+            num_boost_round=self.rounds,
+            verbose_eval=False,
+            callbacks=[stop],
             evals=[(xgboost.DMatrix(x_valid, y_valid), "valid")],
-        )  # fmt: skip
+        )
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         import xgboost
@@ -140,14 +144,24 @@ class LightGBMEstimator:
     def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
         import lightgbm
 
-        params = {"objective": "binary", "metric": "auc", "seed": seed, "deterministic": True, "verbosity": -1,
-                  "num_threads": 0, **self.params}  # fmt: skip
+        params = {
+            "objective": "binary",
+            "metric": "auc",
+            "seed": seed,
+            "deterministic": True,
+            "verbosity": -1,
+            "num_threads": 0,
+            **self.params,
+        }
         train = lightgbm.Dataset(x, y)
         try:
             self.booster = lightgbm.train(
-                params, train, self.rounds, valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=train)],
+                params,
+                train,
+                self.rounds,
+                valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=train)],
                 callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
-            )  # fmt: skip
+            )
         except lightgbm.basic.LightGBMError as error:  # as the other libraries call a setting out of range
             raise ValueError(str(error)) from error
 

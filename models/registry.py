@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 
 from models.detector import Detector
 from utils.errors import UserError
@@ -27,13 +30,22 @@ def register_model(factory: Factory) -> Factory:
     return factory
 
 
+@functools.cache
+def _register_all() -> None:
+    """Import every file of this folder once: its decorators register the models."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"models.{module.name}")
+
+
 def list_models() -> list[str]:
     """Names of all detectors that this project defines, sorted; timm's backbones come on top of them."""
+    _register_all()
     return sorted(_FACTORIES)
 
 
 def model_arguments(name: str) -> dict[str, object]:
     """Names and defaults of the arguments that the model of this name has by name. Raises UserError."""
+    _register_all()
     if name not in _FACTORIES:
         check_model_name(name)
         from models.timm_backbone import timm_backbone
@@ -47,13 +59,14 @@ def model_arguments(name: str) -> dict[str, object]:
 def create_model(name: str, **model_args) -> Detector:
     """Build a detector by its registered name, or around the timm backbone of that name.
 
-    ``channels`` among the arguments has the widths of the layers of a pruned detector (see ``utils.pruning``).
+    ``channels`` among the arguments has the widths of the layers of a pruned detector (see ``models.pruning``).
 
     Raises:
         UserError: the name is unknown (close matches are listed), or an argument does not exist or does not fit.
     """
+    _register_all()
     if channels := model_args.pop("channels", None):
-        from utils.pruning import narrow_layers
+        from models.pruning import narrow_layers
 
         detector = create_model(name, **model_args)
         narrow_layers(detector, channels)

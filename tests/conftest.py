@@ -53,8 +53,8 @@ def _tiny_checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from datasets.transforms import Geometry
-    from models import create_model
-    from utils.checkpoint import save_checkpoint
+    from models.registry import create_model
+    from utils.checkpoints.file import save_checkpoint
 
     torch.manual_seed(0)
     model_args = {"width": 4}

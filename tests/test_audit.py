@@ -15,8 +15,8 @@ from datasets.images import read_image
 from datasets.spec import open_records
 from tests.conftest import write_image
 from utils.errors import UserError
+from utils.files import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 

@@ -7,24 +7,58 @@ import numpy as np
 import pytest
 
 import benchmark
-from utils.benchmark_cells import score
-from utils.benchmark_data import open_part, read_images
-from utils.benchmark_report import pareto_front, summary_row, write_benchmark
-from utils.benchmark_worker import Served, as_floats
-from utils.checkpoint import load_detector
-from utils.engines import BASELINE, ENGINES, missing
+from utils.benchmarking.cells import score
+from utils.benchmarking.data import open_part, read_images
+from utils.benchmarking.report import pareto_front, summary_row, write_benchmark
+from utils.benchmarking.worker import Served, as_floats
+from utils.checkpoints.file import load_detector
+from utils.engines.registry import BASELINE, ENGINES, missing
 from utils.errors import UserError
 
-FLAGS = ["--engines", "eager", "dynamic-int8", "--batch-sizes", "1", "2", "--repeats", "1", "--threads", "1",
-         "--n-boot", "20", "--adversarial-images", "2"]  # fmt: skip
+FLAGS = [
+    "--engines",
+    "eager",
+    "dynamic-int8",
+    "--batch-sizes",
+    "1",
+    "2",
+    "--repeats",
+    "1",
+    "--threads",
+    "1",
+    "--n-boot",
+    "20",
+    "--adversarial-images",
+    "2",
+]
 
 
 def cell(engine, rate, auc, ratio, checkpoint="a"):
-    batch = {"batch_size": 1, "latency_p50_ms": 1000 / rate, "latency_p95_ms": 1100 / rate, "images_per_s": rate,
-             "images_per_s_ci": [rate, rate], "ratio": ratio, "ratio_ci": [ratio, ratio]}  # fmt: skip
-    return {"checkpoint": checkpoint, "engine": engine, "batches": [batch], "auc": auc, "auc_ci": [auc, auc],
-            "acc": auc, "acc_ci": None, "ece": 0.1, "ece_ci": None, "agreement": 1.0, "load_s": 1.0,
-            "first_answer_s": 2.0, "file_bytes": 2_000_000, "peak_memory_bytes": 3_000_000}  # fmt: skip
+    batch = {
+        "batch_size": 1,
+        "latency_p50_ms": 1000 / rate,
+        "latency_p95_ms": 1100 / rate,
+        "images_per_s": rate,
+        "images_per_s_ci": [rate, rate],
+        "ratio": ratio,
+        "ratio_ci": [ratio, ratio],
+    }
+    return {
+        "checkpoint": checkpoint,
+        "engine": engine,
+        "batches": [batch],
+        "auc": auc,
+        "auc_ci": [auc, auc],
+        "acc": auc,
+        "acc_ci": None,
+        "ece": 0.1,
+        "ece_ci": None,
+        "agreement": 1.0,
+        "load_s": 1.0,
+        "first_answer_s": 2.0,
+        "file_bytes": 2_000_000,
+        "peak_memory_bytes": 3_000_000,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +70,17 @@ def benchmarked(tmp_path_factory, _tiny_checkpoint_file):
     for label in ("real", "fake"):
         for index in range(3):
             write_image(root / "faces" / "test" / label / f"{index}.png", index, label == "fake")
-    flags = ["--checkpoint", str(_tiny_checkpoint_file), "--data", str(root / "faces"), *FLAGS, "--output-dir",
-             str(root / "out"), "--cache-dir", str(root / "cache")]  # fmt: skip
+    flags = [
+        "--checkpoint",
+        str(_tiny_checkpoint_file),
+        "--data",
+        str(root / "faces"),
+        *FLAGS,
+        "--output-dir",
+        str(root / "out"),
+        "--cache-dir",
+        str(root / "cache"),
+    ]
     return {"result": benchmark.main(flags), "flags": flags, "root": root}
 
 
@@ -68,8 +111,8 @@ def test_a_second_run_measures_nothing(benchmarked, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("utils.benchmark_cells.start", refuse)
-    monkeypatch.setattr("utils.benchmark_cells.measure_cell", refuse)
+    monkeypatch.setattr("utils.benchmarking.cells.start", refuse)
+    monkeypatch.setattr("utils.benchmarking.cells.measure_cell", refuse)
     assert benchmark.main(benchmarked["flags"])["rows"] == benchmarked["result"]["rows"]
 
 
@@ -90,8 +133,10 @@ def test_slower_engines_are_marked_and_missing_ones_shown():
 
 
 def test_pareto_front_keeps_what_nothing_beats():
-    rows = [summary_row(cell(name, rate, auc, 1.0), {}) for name, rate, auc in
-            (("a", 1, 0.9), ("b", 5, 0.95), ("c", 9, 0.8), ("d", 8, 0.7))]  # fmt: skip
+    rows = [
+        summary_row(cell(name, rate, auc, 1.0), {})
+        for name, rate, auc in (("a", 1, 0.9), ("b", 5, 0.95), ("c", 9, 0.8), ("d", 8, 0.7))
+    ]
     assert [row["engine"] for row in pareto_front(rows)] == ["b", "c"]
 
 

@@ -5,10 +5,10 @@ import torch
 
 import calibrate
 from datasets.spec import open_records
-from utils.checkpoint import load_checkpoint, load_detector
+from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.errors import UserError
-from utils.inference import score_jobs, score_table
-from utils.operating_point import fit_operating_point
+from utils.evaluation.operating_point import fit_operating_point
+from utils.scoring.scorer import score_jobs, score_table
 
 
 def test_weights_stay_and_the_operating_point_is_new(tiny_checkpoint, image_folder, tmp_path, capsys):

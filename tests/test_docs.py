@@ -1,15 +1,14 @@
 """The pages beside the README keep the same word: their code runs, their commands parse, their numbers are results."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from test_readme import command_problems, link_problems, number_problems, table_problems
 
+from tests.test_readme import command_problems, link_problems, number_problems, table_problems
 from utils.errors import UserError
+from utils.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md", *sorted((ROOT / "checkpoints").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXAMPLES = dict(BLOCK.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8")))
@@ -65,7 +64,9 @@ def run_example():
     """Return a function that runs the example for a file; what it registers is taken back after the test."""
     from datasets.spec import KINDS
     from models import registry
-    from utils import attack_suite, cam, explanation_names
+    from utils.attacks import suite as attack_suite
+    from utils.explanations import cam
+    from utils.explanations import names as explanation_names
 
     tables = [KINDS, registry._FACTORIES, attack_suite.ATTACK_FUNCTIONS, cam.FORMULAS, explanation_names.METHODS]
     before = [set(table) for table in tables]
@@ -86,7 +87,7 @@ def test_there_is_one_example_for_each_kind_of_part():
 
 
 def test_example_architecture_scores_and_learns(run_example):
-    from models import create_model
+    from models.registry import create_model
 
     run_example("models/ring_net.py")
     detector = create_model("ring_net", rings=8)
@@ -114,7 +115,7 @@ def test_example_data_set_is_listed(run_example, make_folder, tmp_path):
 
 
 def test_example_attack_stays_in_the_ball_and_does_harm(run_example):
-    from utils.attack_suite import Plan, margin_of
+    from utils.attacks.suite import Plan, margin_of
 
     run_example("utils/random_corners.py")
     weights = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -129,8 +130,8 @@ def test_example_attack_stays_in_the_ball_and_does_harm(run_example):
 
 
 def test_example_explanation_makes_maps(run_example):
-    from models import create_model
-    from utils.explanations import explain
+    from models.registry import create_model
+    from utils.explanations.methods import explain
 
     run_example("utils/sensitivity_cam.py")
     torch.manual_seed(0)

@@ -11,14 +11,14 @@ import ensemble
 from datasets.spec import open_records
 from datasets.splits import open_training_data
 from datasets.transforms import EvalTransform, Geometry
-from models import create_model
+from models.calibration import apply_calibration, sigmoid
 from models.ensemble import common_frame, member_view
+from models.registry import create_model
 from utils.args import run_script
-from utils.calibration import apply_calibration, sigmoid
-from utils.cam import capture, gradcam
-from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
+from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
-from utils.inference import score_records
+from utils.explanations.cam import capture, gradcam
+from utils.scoring.scorer import score_records
 
 SHARP = {"method": "temperature", "temperature": 0.5}
 SHIFTED = {"method": "temperature", "temperature": 4.0, "bias": -0.7}
@@ -31,11 +31,17 @@ def member(tmp_path):
     def write(name: str, seed: int = 0, geometry: Geometry | None = None, calibration: dict | None = None, width=4):
         torch.manual_seed(seed)
         file = tmp_path / name / "best.pt"
-        save_checkpoint(file, {
-            "model": "cnn", "model_args": {"width": width},
-            "state_dict": create_model("cnn", width=width).state_dict(),
-            "geometry": (geometry or Geometry("crop", 32)).to_dict(), "thresholds": None, "calibration": calibration,
-        })  # fmt: skip
+        save_checkpoint(
+            file,
+            {
+                "model": "cnn",
+                "model_args": {"width": width},
+                "state_dict": create_model("cnn", width=width).state_dict(),
+                "geometry": (geometry or Geometry("crop", 32)).to_dict(),
+                "thresholds": None,
+                "calibration": calibration,
+            },
+        )
         return file
 
     return write
@@ -47,10 +53,17 @@ def classical_member(tmp_path) -> Path:
     x = detector.features(torch.rand(20, 3, 32, 32) * torch.linspace(0.1, 1, 20).view(-1, 1, 1, 1))
     y = np.arange(20) // 10
     detector.fit((x, y), (x, y), 0)
-    save_checkpoint(tmp_path / "classical" / "best.pt", {
-        "model": "logistic_regression", "model_args": {"features": "color"}, "state_dict": detector.state_dict(),
-        "geometry": Geometry("crop", 32).to_dict(), "thresholds": None, "calibration": None,
-    })  # fmt: skip
+    save_checkpoint(
+        tmp_path / "classical" / "best.pt",
+        {
+            "model": "logistic_regression",
+            "model_args": {"features": "color"},
+            "state_dict": detector.state_dict(),
+            "geometry": Geometry("crop", 32).to_dict(),
+            "thresholds": None,
+            "calibration": None,
+        },
+    )
     return tmp_path / "classical" / "best.pt"
 
 
@@ -131,7 +144,7 @@ def test_maps_of_an_ensemble_are_the_weighted_sum_of_those_of_its_members():
 def test_weights_follow_the_validation_auc(member, join, image_folder, monkeypatch):
     files = [member("a", 1, calibration=SHARP), member("b", 2), member("c", 3)]
     values = iter([0.9, 0.7, 0.2])
-    monkeypatch.setattr("utils.metrics.auc", lambda labels, p_fake: next(values, 0.5))
+    monkeypatch.setattr("utils.metrics.binary.auc", lambda labels, p_fake: next(values, 0.5))
     detector, _ = load_detector(join("weighted", *files))
     assert detector.weights.tolist() == pytest.approx([0.4 / 0.61, 0.2 / 0.61, 0.01 / 0.61])
     assert detector.bias == 0

@@ -15,14 +15,14 @@ from PIL import Image
 import evaluate
 from datasets.spec import Listing, Record
 from datasets.transforms import Geometry
-from models import create_model
+from models.registry import create_model
 from utils.args import run_script
-from utils.checkpoint import save_checkpoint
+from utils.checkpoints.file import save_checkpoint
 from utils.errors import UserError
-from utils.score_report import unique_names
-from utils.scores import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
+from utils.evaluation.report import unique_names
+from utils.files import ROOT
+from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
 
-ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = """checkpoint model dataset split tier n_real n_fake auc auc_ci ap acc acc_ci real_acc fake_acc f1 eer
     tpr_at_fpr1 ece brier threshold unreadable""".split()
 EXTRAS = (
@@ -50,10 +50,14 @@ def make_checkpoint(path: Path, seed: int = 0, **extra) -> Path:
         detector.head.weight *= 200
     path.parent.mkdir(parents=True, exist_ok=True)
     description = {
-        "model": "cnn_baseline", "model_args": {"input_size": 32}, "geometry": Geometry("crop", 32).to_dict(),
-        "thresholds": {"balanced": THRESHOLD, "fpr1": 0.9, "fpr01": 0.99}, "data": [],
-        "calibration": {"method": "temperature", "temperature": 2.0}, "state_dict": detector.state_dict(),
-    }  # fmt: skip
+        "model": "cnn_baseline",
+        "model_args": {"input_size": 32},
+        "geometry": Geometry("crop", 32).to_dict(),
+        "thresholds": {"balanced": THRESHOLD, "fpr1": 0.9, "fpr01": 0.99},
+        "data": [],
+        "calibration": {"method": "temperature", "temperature": 2.0},
+        "state_dict": detector.state_dict(),
+    }
     save_checkpoint(path, {**description, **extra})
     return path
 
@@ -71,7 +75,7 @@ def run_as_script(argv: list, monkeypatch, capsys) -> tuple[int, str]:
 def figures(monkeypatch) -> list[str]:
     """The figures that are asked for; drawing them is tested once, in a process of its own."""
     stems: list[str] = []
-    monkeypatch.setattr("utils.score_report.save_figure", lambda figure, stem: stems.append(Path(stem).name))
+    monkeypatch.setattr("utils.evaluation.report.save_figure", lambda figure, stem: stems.append(Path(stem).name))
     return stems
 
 
@@ -85,8 +89,10 @@ def own_cache(monkeypatch, tmp_path_factory) -> None:
 def place(tmp_path_factory) -> Path:
     """A folder with the sets `faces` (two generators) and `wild`, and the checkpoint `net/best.pt`."""
     root = tmp_path_factory.mktemp("place")
-    make_images(root / "faces", {"test/real": 9, "test/fake/gan": 6, "test/fake/diffusion": 5, "valid/real": 4,
-                                 "valid/fake/gan": 4})  # fmt: skip
+    make_images(
+        root / "faces",
+        {"test/real": 9, "test/fake/gan": 6, "test/fake/diffusion": 5, "valid/real": 4, "valid/fake/gan": 4},
+    )
     make_images(root / "wild", {"real": 5, "fake": 7})
     make_checkpoint(root / "net" / "best.pt")
     return root
@@ -143,8 +149,11 @@ def test_report_is_made_again_from_scores_without_model_images_or_torch(place, t
     script = "import sys; sys.modules['torch'] = None; import evaluate; evaluate.main(sys.argv[1:])"
     subprocess.run(
         [sys.executable, "-c", script, "--from-scores", *result["scores"], *FEW, "--output-dir", str(again)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=280,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=280,
+    )
     for name in ("metrics.json", *(f"{t}.{e}" for t in ("metrics", "generators") for e in ("csv", "md", "tex"))):
         assert (again / name).read_bytes() == (first / name).read_bytes(), name
     drawn = {str(file.relative_to(again)) for file in again.rglob("*") if file.suffix in (".pdf", ".png")}

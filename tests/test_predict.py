@@ -20,14 +20,13 @@ import datasets.loading
 import predict
 from datasets.inputs import list_inputs
 from datasets.spec import Record
-from models import create_model
-from utils.calibration import apply_calibration
-from utils.checkpoint import load_detector, save_checkpoint
+from models.calibration import apply_calibration
+from models.registry import create_model
+from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.errors import UserError
-from utils.files import open_output
-from utils.inference import JobViews, score_records
+from utils.files import ROOT, open_output
+from utils.scoring.scorer import JobViews, score_records
 
-ROOT = Path(__file__).resolve().parent.parent
 FITTED = {"balanced": 0.5, "fpr1": 0.7, "fpr01": 0.9, "unsure_low": 0.4, "unsure_high": 0.6}
 
 
@@ -285,11 +284,14 @@ def test_arguments_are_expanded_in_the_order_given(tmp_path):
     Path("lists/labelled.csv").write_text("filename,label\nx.png,7\n")
     assert list_inputs(["z.png", "photos", "csv:lists/list.lst", "lists/labelled.csv", "z.png"]) == [
         "z.png",
-        "photos/a.webp", "photos/b.png", "photos/sub/a.JPG",
-        "lists/y.png", "lists/x.png",
+        "photos/a.webp",
+        "photos/b.png",
+        "photos/sub/a.JPG",
+        "lists/y.png",
+        "lists/x.png",
         "lists/x.png",
         "z.png",
-    ]  # fmt: skip
+    ]
 
 
 def test_patterns(tmp_path):
@@ -333,9 +335,16 @@ def test_stdin_with_a_missing_file_scores_the_others(checkpoint, capsys, monkeyp
 
 
 AWKWARD_NAMES = [
-    "with, comma.png", 'with "quotes".png', "line\nbreak.png", "carriage\rreturn.png", "d\xe9j\xe0 vu \u4eba.png",
-    " space .png", "=formula.png", "-dash.png", "not-utf8-\udcff.png",
-]  # fmt: skip
+    "with, comma.png",
+    'with "quotes".png',
+    "line\nbreak.png",
+    "carriage\rreturn.png",
+    "d\xe9j\xe0 vu \u4eba.png",
+    " space .png",
+    "=formula.png",
+    "-dash.png",
+    "not-utf8-\udcff.png",
+]
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
@@ -480,8 +489,11 @@ def test_memory_does_not_grow_with_the_number_of_images(checkpoint, monkeypatch,
 
 def test_usage_errors_come_without_torch(checkpoint):
     write_images("a.png")
-    calls = [["gone.png", "--checkpoint", checkpoint], ["a.png", "--checkpoint", "gone.pt"],
-             ["a.png", "--checkpoint", checkpoint, "--output", "a.png/b"]]  # fmt: skip
+    calls = [
+        ["gone.png", "--checkpoint", checkpoint],
+        ["a.png", "--checkpoint", "gone.pt"],
+        ["a.png", "--checkpoint", checkpoint, "--output", "a.png/b"],
+    ]
     code = f"""
 import sys, predict
 from utils.errors import UserError
@@ -503,6 +515,7 @@ def as_process(*arguments, pipe="", **options):
     Path("stand_in.py").write_text("""
 import predict
 from utils.args import run_script
+from utils.files import ROOT
 
 def score(args, checkpoint_file, paths):
     for path in paths:
@@ -515,8 +528,12 @@ run_script(predict.main)
     command = shlex.join([sys.executable, "stand_in.py", *arguments])
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} {pipe}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, **options,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
 
 
 def test_exit_codes_as_a_process(checkpoint):

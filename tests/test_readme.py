@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from utils.files import ROOT
+
 SHELL = ("", "bash", "sh", "shell", "console")
 FENCE = re.compile(r"^ *(`{3,}|~{3,})([\w-]*)[^\n]*\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
@@ -64,7 +65,7 @@ def command_problems(text: str, root: Path) -> list[str]:
         if words[0] == "make":
             asked = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
             problems += [f"make {word}: no such target" for word in asked if word not in targets]
-        elif re.fullmatch(r"[\w./]*python3?", words[0]) and words[1].endswith(".py"):
+        elif re.fullmatch(r"[\w./]*python3?", words[0]) and (words[1].endswith(".py") or words[1] == "-m"):
             problems += script_problems(words[1:], root)
     return problems
 
@@ -72,15 +73,17 @@ def command_problems(text: str, root: Path) -> list[str]:
 def script_problems(words: list[str], root: Path) -> list[str]:
     """What the parser of a script has against these flags; nothing is run."""
     line = shlex.join(words)
-    if not (root / words[0]).is_file():
+    module, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
+    if not (root / module.replace(".", "/")).with_suffix(".py").is_file():
         return [f"{line}: no such script"]
-    if "/" in words[0]:
-        return []
-    parser = importlib.import_module(words[0].removesuffix(".py")).get_args_parser()
+    script = importlib.import_module(module)
+    if not hasattr(script, "get_args_parser"):  # it takes no flags
+        return [] if not flags else [f"{line}: takes no flags"]
+    parser = script.get_args_parser()
     stderr = io.StringIO()
     with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
-            parser.parse_args(words[1:])
+            parser.parse_args(flags)
         except SystemExit as exit_:
             if exit_.code:
                 return [f"{line}: {stderr.getvalue().strip()}"]
@@ -256,7 +259,7 @@ def test_number_check(root):
 
 
 def test_the_timed_recipes_are_those_of_the_readme():
-    from benchmarks.recipes import RECIPES
+    from studies.speed.recipes import RECIPES
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [name for name, recipe in RECIPES.items() if recipe not in text] == []

@@ -9,16 +9,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import evaluate
 import predict
 import train
-from utils.checkpoint import load_checkpoint
+from utils.checkpoints.file import load_checkpoint
+from utils.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(file.stem for file in ROOT.glob("*.py"))
 DEMO = "demo@n=60,size=64"
 
@@ -30,16 +29,19 @@ def chain(tmp_path_factory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("DEMO_DIR", raising=False)
-        patch.setattr("utils.training_log.save_figure", lambda figure, stem: None)
-        patch.setattr("utils.score_report.save_figure", lambda figure, stem: None)
+        patch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
+        patch.setattr("utils.evaluation.report.save_figure", lambda figure, stem: None)
         steps = {
-            "train": (train, "--model cnn_baseline --model-args input_size=48 --image-size 48 --batch-size 8 --epochs 2"
-                             f" --threads 1 --data {DEMO} --output-dir run"),
+            "train": (
+                train,
+                "--model cnn_baseline --model-args input_size=48 --image-size 48 --batch-size 8 --epochs 2"
+                f" --threads 1 --data {DEMO} --output-dir run",
+            ),
             "evaluate": (evaluate, f"--checkpoint run --data {DEMO} --n-boot 50 --threads 1 --output-dir first"),
             "again": (evaluate, "--from-scores first/scores/run__demo__test.csv --n-boot 50 --output-dir again"),
             "predict": (predict, "--checkpoint run data/demo-v1-n60-s64-seed0/test --threads 1"),
             "json": (predict, "--checkpoint run data/demo-v1-n60-s64-seed0/test/real --format json --output p.json"),
-        }  # fmt: skip
+        }
         done: dict = {"root": root}
         for name, (script, flags) in steps.items():
             stdout = io.StringIO()
@@ -111,9 +113,13 @@ def test_processes_find_their_folder_and_hand_on_exit_codes(tmp_path):
     def script(line: str) -> subprocess.CompletedProcess:
         name, *flags = line.split()
         return subprocess.run(
-            [sys.executable, str(ROOT / name), *flags], cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=280,
-        )  # fmt: skip
+            [sys.executable, str(ROOT / name), *flags],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=280,
+        )
 
     trained = script(
         f"train.py --model cnn_baseline --model-args input_size=48 --image-size 48 --epochs 1 --data {DEMO}"

@@ -92,8 +92,19 @@ def jpeg(side: int = 64) -> bytes:
 
 def test_scores_are_those_of_predict(client, photos, tiny_checkpoint, tmp_path):
     output = tmp_path / "out.json"
-    predict.main(["--checkpoint", str(tiny_checkpoint), "--format", "json", "--output", str(output), "--threads", "1",
-                  *map(str, photos)])  # fmt: skip
+    predict.main(
+        [
+            "--checkpoint",
+            str(tiny_checkpoint),
+            "--format",
+            "json",
+            "--output",
+            str(output),
+            "--threads",
+            "1",
+            *map(str, photos),
+        ]
+    )
     expected = json.loads(output.read_text())
     answer = upload(client, "/api/predict", [(path.read_bytes(), path.name) for path in photos]).get_json()
     assert [image["name"] for image in answer["images"]] == [path.name for path in photos]
@@ -197,9 +208,15 @@ def test_polyglots_are_judged_by_their_pixels_and_never_given_back(client, tail)
 
 @pytest.mark.parametrize(
     "name, shown",
-    [("../../etc/passwd", "passwd"), ("C:\\evil\\a.png", "a.png"), ("a\r\nb\0.png", "ab.png"), ("/", "image"),
-     ("x" * 500, "x" * 100), (None, "image")],
-)  # fmt: skip
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\evil\\a.png", "a.png"),
+        ("a\r\nb\0.png", "ab.png"),
+        ("/", "image"),
+        ("x" * 500, "x" * 100),
+        (None, "image"),
+    ],
+)
 def test_file_names_are_only_shown(name, shown):
     assert shown_name(name) == shown
 

@@ -19,15 +19,15 @@ from PIL import Image
 import train
 from datasets.loading import Batch
 from datasets.spec import open_records
-from models import create_model, list_models
+from models.registry import create_model, list_models
 from utils.args import run_script
-from utils.checkpoint import load_checkpoint, load_detector, save_checkpoint
+from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
-from utils.finetune import parameter_groups, warmup_cosine
-from utils.inference import score_records
-from utils.training_state import TrainingState
+from utils.files import ROOT
+from utils.scoring.scorer import score_records
+from utils.training.finetune import parameter_groups, warmup_cosine
+from utils.training.state import TrainingState
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"train": 24, "valid": 12, "test": 12}  # images per class
 TINY = shlex.split(
     "--model cnn_baseline --model-args input_size=32 --image-size 32 --batch-size 8 --epochs 3 --threads 1"
@@ -57,8 +57,8 @@ def make_faces(root: Path, size: int = 40) -> Path:
 def no_curves():
     """Drawing takes longer than training here; the runs in processes of their own do draw."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.training_log.save_figure", lambda figure, stem: None)
-        patch.setattr("utils.training_log.training_curve_figure", lambda history: None)
+        patch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
+        patch.setattr("utils.training.log.training_curve_figure", lambda history: None)
         yield
 
 
@@ -159,7 +159,7 @@ def kill_in_finish(patch) -> None:
     def dying(tables, method):
         raise Killed
 
-    patch.setattr("utils.release.fit_operating_point", dying)
+    patch.setattr("utils.evaluation.finalize.fit_operating_point", dying)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,11 @@ def start(argv: list, folder: Path) -> subprocess.Popen:
     with open(folder.parent / "stderr.txt", "w") as stderr:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), *map(str, argv)],
-            stdout=subprocess.DEVNULL, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
 
 
 def stop_when(event, process: subprocess.Popen, signal_: int) -> int:
@@ -285,7 +287,7 @@ def test_overwritten_run_cannot_be_resumed_in_place_of_the_new_one(faces, whole_
     folder = tmp_path / "run"
     shutil.copytree(whole_run["folder"], folder)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("utils.finetune.warmup_cosine", lambda *args: (_ for _ in ()).throw(Killed))
+        patch.setattr("utils.training.finetune.warmup_cosine", lambda *args: (_ for _ in ()).throw(Killed))
         train.main([*TINY, "--seed", "5", "--overwrite", "--data", str(faces), "--output-dir", str(folder)])
     assert (folder / "best.pt").exists() and not (folder / "last.pt").exists()
 
@@ -390,6 +392,7 @@ def test_mistakes_are_answered_without_torch(tmp_path):
 import sys
 import evaluate, predict, train
 from utils.errors import UserError
+from utils.files import ROOT, ROOT
 for main, line in ((train.main, "--epochs nought"), (train.main, "--model resnet19"), (train.main, "--data nowhere"),
                    (train.main, "--weights none.pth"), (train.main, "--help"), (train.main, "--list-models"),
                    (evaluate.main, ""), (evaluate.main, "--checkpoint none.pt --data x"),
@@ -403,9 +406,13 @@ for main, line in ((train.main, "--epochs nought"), (train.main, "--model resnet
     assert not slow, (line, slow)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -15,12 +15,12 @@ import train
 import tune
 from utils.args import run_script
 from utils.errors import UserError
-from utils.search_report import confirmation_rows
-from utils.search_space import BANKS, Dimension, build_space, default_values, draw, narrow_space, to_flags
-from utils.search_study import import_optuna, is_surplus, open_study, queue_once, run_trials
+from utils.files import ROOT
+from utils.search.report import confirmation_rows
+from utils.search.space import BANKS, Dimension, build_space, default_values, draw, narrow_space, to_flags
+from utils.search.study import import_optuna, is_surplus, open_study, queue_once, run_trials
 
 optuna = import_optuna()
-ROOT = Path(__file__).resolve().parents[1]
 TINY = shlex.split("--image-size 32 --batch-size 8 --epochs 2 --threads 1")
 SETTING = {"search space": ["x in [0, 1]"]}
 
@@ -32,8 +32,8 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """Drawing the curves of every run takes longer than training here."""
-    monkeypatch.setattr("utils.training_log.save_figure", lambda figure, stem: None)
-    monkeypatch.setattr("utils.training_log.training_curve_figure", lambda history: None)
+    monkeypatch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
+    monkeypatch.setattr("utils.training.log.training_curve_figure", lambda history: None)
 
 
 def all_trials(url: str, name: str) -> list:
@@ -78,11 +78,14 @@ def search(folder: Path, faces: Path, *flags: str) -> dict:
 
 @functools.cache
 def spaces() -> dict:
-    from models import create_model
-    from models.registry import model_arguments
+    from models.registry import create_model, model_arguments
 
-    cases = {"cnn": (224, False, 0), "resnet10t": (224, True, 6), "lightgbm": (256, False, 0),
-             "random_forest": (256, False, 0)}  # fmt: skip
+    cases = {
+        "cnn": (224, False, 0),
+        "resnet10t": (224, True, 6),
+        "lightgbm": (256, False, 0),
+        "random_forest": (256, False, 0),
+    }
     return {name: build_space(create_model(name), model_arguments(name), *facts) for name, facts in cases.items()}
 
 
@@ -113,8 +116,9 @@ def test_a_frozen_backbone_has_no_rates_of_its_own():
     assert "layer-decay" not in values and "head-lr" not in values and values["freeze"] == "backbone"
 
 
-@pytest.mark.parametrize(("left_out", "features"), [((), BANKS), (("dct", "lbp"), ("spectrum", "srm", "color")),
-                                                    (BANKS, BANKS)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("left_out", "features"), [((), BANKS), (("dct", "lbp"), ("spectrum", "srm", "color")), (BANKS, BANKS)]
+)
 def test_banks_become_one_argument(left_out, features):
     space = spaces()["lightgbm"]
     values = {**default_values(space), **dict.fromkeys(left_out, False)}
@@ -221,7 +225,8 @@ def test_settings_that_diverge_are_pruned_and_three_in_a_row_end_the_search(tmp_
 WORKER = """
 import sys
 sys.path.insert(0, {root!r})
-from utils.search_study import open_study, queue_once, run_trials
+from utils.search.study import open_study, queue_once, run_trials
+from utils.files import ROOT, ROOT
 study = open_study({url!r}, "shared", {setting!r}, seed=0)
 queue_once(study, {{"x": 0.5}}, -1)
 def objective(trial):
@@ -285,8 +290,9 @@ def test_another_search_space_is_refused(tmp_path, image_folder, fake_training, 
     assert "\n" not in str(refused.value) and "choose another --output-dir or --name" in str(refused.value)
 
 
-@pytest.mark.parametrize("storage", ["sqlite:////no/such/folder/study.db", "postgresql://nobody@127.0.0.1:1/none",
-                                     "carrier-pigeon"])  # fmt: skip
+@pytest.mark.parametrize(
+    "storage", ["sqlite:////no/such/folder/study.db", "postgresql://nobody@127.0.0.1:1/none", "carrier-pigeon"]
+)
 def test_an_unreachable_storage_is_one_line(storage, tmp_path, image_folder, monkeypatch, capsys):
     flags = ["tune.py", "--model", "cnn_baseline", "--data", str(image_folder), "--output-dir", str(tmp_path / "s")]
     monkeypatch.setattr(sys, "argv", [*flags, "--storage", storage])

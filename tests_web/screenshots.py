@@ -27,8 +27,11 @@ def demo_files() -> list[str]:
     chosen: dict[str, list[str]] = {}
     for record in open_records("demo@split=test").records:
         chosen.setdefault(record.generator, []).append(record.path)
-    return [path for paths in zip(*(sorted(found)[7 : 7 + PER_KIND] for found in chosen.values()), strict=True)
-            for path in paths]  # fmt: skip
+    return [
+        path
+        for paths in zip(*(sorted(found)[7 : 7 + PER_KIND] for found in chosen.values()), strict=True)
+        for path in paths
+    ]
 
 
 def fill(page: Any, url: str, files: list[str]) -> None:

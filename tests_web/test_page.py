@@ -13,9 +13,9 @@ import predict
 import serve
 from tests.conftest import write_image
 from tests_web.browser import chromium, running
+from utils.files import ROOT
 from utils.serving.settings import Limits, Refused
 
-ROOT = Path(__file__).resolve().parent.parent
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 MAX_BUNDLE = 120_000  # bytes, gzip
 PHONE = {"width": 390, "height": 844}
@@ -52,8 +52,14 @@ def page(browser, url):
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith((url, "blob:", "data:")) else
-            complaints.append(f"third party: {request.url}"))  # fmt: skip
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((url, "blob:", "data:"))
+            else complaints.append(f"third party: {request.url}")
+        ),
+    )
     page.complaints = complaints
     page.goto(url)
     page.get_by_role("button", name="Choose pictures").wait_for()

@@ -26,10 +26,7 @@ class _OneLineParser(argparse.ArgumentParser):
 def make_parser(doc: str, prog: str) -> argparse.ArgumentParser:
     """Build the parser of a script; ``doc`` is the script's docstring and becomes the help text."""
     return _OneLineParser(
-        prog=prog,
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
 
 
@@ -125,8 +122,12 @@ def add_device_group(parser: argparse.ArgumentParser) -> None:
 def add_face_group(parser: argparse.ArgumentParser) -> None:
     """Add --faces and --face-detector; ``finder_name`` says what they ask for."""
     group = parser.add_argument_group("faces")
-    group.add_argument("--faces", action="store_true", help="score each face, found by a bundled cascade, instead of "
-                       "the whole picture; the score of a picture is the highest of its faces")  # fmt: skip
+    group.add_argument(
+        "--faces",
+        action="store_true",
+        help="score each face, found by a bundled cascade, instead of "
+        "the whole picture; the score of a picture is the highest of its faces",
+    )
     group.add_argument("--face-detector", metavar="FILE", help="the same with YuNet, from its ONNX file")
 
 

@@ -106,7 +106,7 @@ def share_batches(
         count: number of images.
         batch_size: images per batch; ``score`` must cut what it is given into batches of the same size.
         score: from the indices of the own images ``(N,)`` to their batches, ``(indices, logits, unreadable)`` as
-            ``utils.inference.stream_scores`` yields them, with indices that count the own images.
+            ``utils.scoring.scorer.stream_scores`` yields them, with indices that count the own images.
     """
     order = np.arange(count)
     blocks = [order[start : start + batch_size] for start in range(0, count, batch_size)]

@@ -16,6 +16,8 @@ import numpy as np
 from utils.distributed import is_first
 from utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent  # the folder of the project
+
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file so that a crash, a full disk or Ctrl-C leaves the previous content intact.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-MODELS_DIR = Path(__file__).resolve().parent.parent / "models"
+MODELS_DIR = Path(__file__).resolve().parents[1] / "models"
 _REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)", re.MULTILINE)
 _RENAMED = re.compile(r"^    '([\w.]+)': *'[\w.]*'", re.MULTILINE)
 

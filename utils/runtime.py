@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
+from utils.files import ROOT
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -109,11 +110,10 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Short hash of the project's commit, marked ``+`` when files differ from it; None outside a repository."""
-    root = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
 
     try:

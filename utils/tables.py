@@ -161,11 +161,7 @@ def write_table(
     """
     markdown = (f"{caption}\n\n" if caption else "") + markdown_table(rows, columns, fmt)
     label = f"tab:{Path(stem).name.replace('_', '-')}"
-    texts = {
-        ".csv": csv_table(rows, columns),
-        ".md": markdown,
-        ".tex": latex_table(rows, columns, caption, label, fmt),
-    }
+    texts = {".csv": csv_table(rows, columns), ".md": markdown, ".tex": latex_table(rows, columns, caption, label, fmt)}
     paths = []
     for ending, text in texts.items():
         # Not with_suffix: a stem such as "eps_0.5" has a dot of its own.

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from datasets.transforms import Geometry
+from models.calibration import apply_calibration
 from utils.args import check_checkpoint_file
-from utils.calibration import apply_calibration
+from utils.engines.exported import OnnxDetector, is_onnx
 from utils.errors import UserError
-from utils.explained_images import Operation, operation_of
-from utils.onnx_detector import OnnxDetector, is_onnx
+from utils.explanations.images import Operation, operation_of
+from utils.metrics.thresholds import verdicts
 from utils.serving.batching import Score
-from utils.thresholds import verdicts
 
 OCCLUSION_GRID = 7  # windows along a side, for detectors without a gradient
 TEST_FIGURES = ("dataset", "n_real", "n_fake", "auc", "auc_ci", "acc", "acc_ci", "real_acc", "fake_acc")
@@ -52,7 +52,7 @@ def open_offers(
     Raises:
         UserError: as ``load_detector`` and ``load_onnx_detector``.
     """
-    from utils.reports import checkpoint_names
+    from utils.evaluation.evaluate import checkpoint_names
     from utils.runtime import set_threads
 
     if not files:
@@ -69,11 +69,11 @@ def _open_checkpoint(name: str, path: Path, device_name: str, precision: str) ->
     import torch
 
     from datasets.loading import Batch
-    from utils.checkpoint import load_detector
-    from utils.explanations import explain, usable_methods
-    from utils.inference import JobViews, score_batch
-    from utils.perturbations import CLEAN
+    from datasets.perturbations import CLEAN
+    from utils.checkpoints.file import load_detector
+    from utils.explanations.methods import explain, usable_methods
     from utils.runtime import pick_device, pick_precision
+    from utils.scoring.scorer import JobViews, score_batch
 
     device = pick_device(device_name)
     dtype = pick_precision(precision, device, training=False)
@@ -98,7 +98,7 @@ def _open_checkpoint(name: str, path: Path, device_name: str, precision: str) ->
 
 
 def _open_export(name: str, path: Path, threads: int | None) -> Offer:
-    from utils.onnx_detector import load_onnx_detector
+    from utils.engines.exported import load_onnx_detector
 
     detector = load_onnx_detector(path, threads=threads)
 
@@ -117,7 +117,7 @@ def _occlude(detector: OnnxDetector, view: np.ndarray, target: str) -> np.ndarra
     import torch
 
     from datasets.transforms import to_tensor
-    from utils.perturbation_explanations import occlusion
+    from utils.explanations.perturbation import occlusion
 
     def run(images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(detector(images.numpy()))

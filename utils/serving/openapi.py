@@ -15,9 +15,13 @@ _TEXT: Schema = {"type": "string"}
 _P_FAKE: Schema = {"type": "number", "minimum": 0, "maximum": 1, "description": "calibrated probability of a fake"}
 _VERDICT: Schema = {"type": "string", "enum": ["real", "fake", "unsure"]}
 _BAND: Schema = {
-    "type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2, "nullable": True,
+    "type": "array",
+    "items": _NUMBER,
+    "minItems": 2,
+    "maxItems": 2,
+    "nullable": True,
     "description": "p_fake from .. to in which the verdict is unsure",
-}  # fmt: skip
+}
 _SCORES: Schema = {"p_fake": _P_FAKE, "verdict": _VERDICT, "logit": _NUMBER}
 _DECISION: Schema = {"model": _TEXT, "threshold": _NUMBER, "unsure": _BAND}
 REFUSALS = {
@@ -49,8 +53,14 @@ def _schemas() -> Schema:
     face = {"left": _WHOLE, "top": _WHOLE, "side": _WHOLE, "confidence": {"type": "number", "nullable": True}}
     picture = {"media_type": _TEXT, "width": _WHOLE, "height": _WHOLE, "base64": _TEXT}
     error = _object({"code": _TEXT, "message": _TEXT})
-    image = {"name": _TEXT, "width": _WHOLE, "height": _WHOLE, **_SCORES,
-             "faces": {"type": "array", "items": _object({**face, **_SCORES})}, "error": error}  # fmt: skip
+    image = {
+        "name": _TEXT,
+        "width": _WHOLE,
+        "height": _WHOLE,
+        **_SCORES,
+        "faces": {"type": "array", "items": _object({**face, **_SCORES})},
+        "error": error,
+    }
     step = _object({"kind": _TEXT, "level": {"type": "number", "nullable": True}, "label": _TEXT, **_SCORES})
     return {
         "Error": _object({"error": error}),
@@ -58,19 +68,31 @@ def _schemas() -> Schema:
             {**_DECISION, "images": {"type": "array", "items": _object(image, [key for key in image if key != "name"])}}
         ),
         "Explanation": _object(
-            {**_DECISION, "name": _TEXT, **_SCORES, "face": _object(face, nullable=True),
-             "target": {"type": "string", "enum": ["real", "fake"]}, "method": _TEXT, "all_zero": {"type": "boolean"},
-             "overlay": _object(picture), "map": _object({**picture, "max": _NUMBER})}
+            {
+                **_DECISION,
+                "name": _TEXT,
+                **_SCORES,
+                "face": _object(face, nullable=True),
+                "target": {"type": "string", "enum": ["real", "fake"]},
+                "method": _TEXT,
+                "all_zero": {"type": "boolean"},
+                "overlay": _object(picture),
+                "map": _object({**picture, "max": _NUMBER}),
+            }
         ),
         "Stress": _object(
             {**_DECISION, "name": _TEXT, "original": step, "steps": {"type": "array", "items": step}, "held": _WHOLE}
         ),
         "Models": _object(
-            {"models": {"type": "array", "items": {"type": "object"}}, "faces": {"type": "boolean"},
-             "token_needed": {"type": "boolean"}, "limits": {"type": "object"}}
+            {
+                "models": {"type": "array", "items": {"type": "object"}},
+                "faces": {"type": "boolean"},
+                "token_needed": {"type": "boolean"},
+                "limits": {"type": "object"},
+            }
         ),
         "Health": _object({"status": {"type": "string", "enum": ["ok"]}, "waiting": _WHOLE}),
-    }  # fmt: skip
+    }
 
 
 def _upload(path: str, field: str, many: int, models: Sequence[str], summary: str, schema: str) -> Schema:
@@ -85,18 +107,25 @@ def _upload(path: str, field: str, many: int, models: Sequence[str], summary: st
     refusals = {status: _answer(text, _reference("Error")) for status, text in REFUSALS.items()}
     return {
         "post": {
-            "operationId": path.rpartition("/")[2], "summary": summary,
+            "operationId": path.rpartition("/")[2],
+            "summary": summary,
             "requestBody": {"required": True, "content": content},
             "responses": {"200": _answer("done", _reference(schema)), **refusals},
         }
-    }  # fmt: skip
+    }
 
 
 def _reading(operation: str, summary: str, answer: Schema, guarded: bool) -> Schema:
     refused = ("401", "429") if guarded else ()
     responses = {"200": answer, **{status: _answer(REFUSALS[status], _reference("Error")) for status in refused}}
-    return {"get": {"operationId": operation, "summary": summary, "responses": responses,
-                    **({} if guarded else {"security": []})}}  # fmt: skip
+    return {
+        "get": {
+            "operationId": operation,
+            "summary": summary,
+            "responses": responses,
+            **({} if guarded else {"security": []}),
+        }
+    }
 
 
 def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> Schema:
@@ -104,27 +133,51 @@ def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> 
     document: Schema = {
         "openapi": "3.0.3",
         "info": {
-            "title": "Deepfake Image Engine", "version": "1",
+            "title": "Deepfake Image Engine",
+            "version": "1",
             "description": "Scores of a detector for AI-made or manipulated faces. A verdict is a hint, never proof.",
         },
         "paths": {
-            "/api/predict": _upload("/api/predict", "images", limits.max_files, models,
-                                    "Score images: p_fake, verdict and logit for each", "Prediction"),
-            "/api/explain": _upload("/api/explain", "image", 0, models,
-                                    "Where the evidence lies: an overlay and the raw map", "Explanation"),
-            "/api/stress": _upload("/api/stress", "image", 0, models,
-                                   "How the score moves under JPEG, resizing, screenshots and sharing", "Stress"),
-            "/api/models": _reading("models", "The detectors, their cards and the limits of the server",
-                                    _answer("done", _reference("Models")), guarded=True),
-            "/api/health": _reading("health", "Whether the server works",
-                                    _answer("it does", _reference("Health")), guarded=False),
-            "/api/openapi.json": _reading("openapi", "This document",
-                                          _answer("done", {"type": "object"}), guarded=False),
-            "/metrics": _reading("metrics", "Counts for Prometheus",
-                                 {"description": "done", "content": {"text/plain": {"schema": _TEXT}}}, guarded=True),
+            "/api/predict": _upload(
+                "/api/predict",
+                "images",
+                limits.max_files,
+                models,
+                "Score images: p_fake, verdict and logit for each",
+                "Prediction",
+            ),
+            "/api/explain": _upload(
+                "/api/explain", "image", 0, models, "Where the evidence lies: an overlay and the raw map", "Explanation"
+            ),
+            "/api/stress": _upload(
+                "/api/stress",
+                "image",
+                0,
+                models,
+                "How the score moves under JPEG, resizing, screenshots and sharing",
+                "Stress",
+            ),
+            "/api/models": _reading(
+                "models",
+                "The detectors, their cards and the limits of the server",
+                _answer("done", _reference("Models")),
+                guarded=True,
+            ),
+            "/api/health": _reading(
+                "health", "Whether the server works", _answer("it does", _reference("Health")), guarded=False
+            ),
+            "/api/openapi.json": _reading(
+                "openapi", "This document", _answer("done", {"type": "object"}), guarded=False
+            ),
+            "/metrics": _reading(
+                "metrics",
+                "Counts for Prometheus",
+                {"description": "done", "content": {"text/plain": {"schema": _TEXT}}},
+                guarded=True,
+            ),
         },
         "components": {"schemas": _schemas()},
-    }  # fmt: skip
+    }
     if token_needed:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]

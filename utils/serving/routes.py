@@ -70,11 +70,13 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     @api.get("/metrics")
     def metrics() -> Response:
         batcher = service.batcher
-        text = service.telemetry.text({
-            "queue_images": ("gauge", "Images that wait for the detector.", lambda: batcher.waiting),
-            "batches_total": ("counter", "Batches that detectors scored.", lambda: batcher.batches),
-            "scored_total": ("counter", "Regions that detectors scored.", lambda: batcher.scored),
-        })  # fmt: skip
+        text = service.telemetry.text(
+            {
+                "queue_images": ("gauge", "Images that wait for the detector.", lambda: batcher.waiting),
+                "batches_total": ("counter", "Batches that detectors scored.", lambda: batcher.batches),
+                "scored_total": ("counter", "Regions that detectors scored.", lambda: batcher.scored),
+            }
+        )
         return Response(text, content_type=telemetry.MEDIA_TYPE)
 
     return api
@@ -113,8 +115,15 @@ def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
 
     def form(**content: Any) -> str:
         names = [offer.name for offer in service.offers]
-        return render_template("plain.html", models=names, accepted=ACCEPTED, limits=service.limits,
-                               token_needed=bool(token), chosen=request.form.get("model"), **content)  # fmt: skip
+        return render_template(
+            "plain.html",
+            models=names,
+            accepted=ACCEPTED,
+            limits=service.limits,
+            token_needed=bool(token),
+            chosen=request.form.get("model"),
+            **content,
+        )
 
     return page
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from datasets.faces import Face, Finder
-from utils.overlay import normalise, overlay, view_box
-from utils.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
+from datasets.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
+from utils.explanations.overlay import normalise, overlay, view_box
 from utils.serving.batching import MicroBatcher
 from utils.serving.offers import Offer
 from utils.serving.settings import Limits, Refused
@@ -28,7 +28,7 @@ Step = tuple[str, float | None, str, Callable[[np.ndarray], np.ndarray]]  # kind
 
 
 def stress_steps() -> list[Step]:
-    """What a picture meets on its way: ladders of ``utils.perturbations``, screenshots and whole journeys."""
+    """What a picture meets on its way: ladders of ``datasets.perturbations``, screenshots and whole journeys."""
 
     def tier(name: str) -> Callable[[np.ndarray], np.ndarray]:
         return lambda image: apply_tier(image, name)
@@ -228,5 +228,9 @@ def _encoded(image: np.ndarray, suffix: str) -> dict[str, Any]:
     colours = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     data = cv2.imencode(suffix, colours)[1].tobytes()
     media_type = "image/png" if suffix == ".png" else "image/jpeg"
-    return {"media_type": media_type, "width": image.shape[1], "height": image.shape[0],
-            "base64": base64.b64encode(data).decode()}  # fmt: skip
+    return {
+        "media_type": media_type,
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "base64": base64.b64encode(data).decode(),
+    }

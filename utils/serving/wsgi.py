@@ -25,8 +25,11 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
     """
     proxy: dict[str, Any] = {}
     if trusted_proxy:
-        proxy = {"trusted_proxy": trusted_proxy, "trusted_proxy_headers": "x-forwarded-for x-forwarded-proto",
-                 "trusted_proxy_count": 1}  # fmt: skip
+        proxy = {
+            "trusted_proxy": trusted_proxy,
+            "trusted_proxy_headers": "x-forwarded-for x-forwarded-proto",
+            "trusted_proxy_count": 1,
+        }
     try:
         server = create_server(
             app,

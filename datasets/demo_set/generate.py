@@ -1,0 +1,150 @@
+"""Make the demo set: procedural portraits, half of them forged, without any download.
+
+Reals are rendered and photographed by a simulated camera (``demo_camera``); fakes are other people, photographed the
+same way and then forged by one of three generators (``demo_fakes``, which names the papers). Every image depends on
+(seed, index) only, so the files are the same bytes for any number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from datasets.demo_set.camera import encode_jpeg
+from datasets.demo_set.fakes import GENERATORS, forge, photograph
+from utils.errors import UserError
+
+DEMO_VERSION = 1
+SPLITS = {"train": 0.7, "valid": 0.1, "test": 0.2}
+QUALITIES = (70, 95)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make; ``generator`` is None for a real one."""
+
+    folder: str
+    seed: int
+    index: int
+    split: str
+    generator: str | None
+    size: int
+
+
+def demo_folder_name(n: int = 2400, size: int = 128, seed: int = 0) -> str:
+    """Return the name of the folder that holds the demo set with these settings."""
+    return f"demo-v{DEMO_VERSION}-n{n}-s{size}-seed{seed}"
+
+
+def make_demo(
+    root: Path, n: int = 2400, size: int = 128, seed: int = 0, workers: int | None = None, progress: bool = True
+) -> Path:
+    """Make the demo set under ``root``, or find it there, and return its folder ``root/demo_folder_name(...)``.
+
+    The folder holds ``{train,valid,test}/{real,fake/<generator>}/*.jpg`` (size x size, RGB), the soft masks of the
+    blended fakes, ``masks/<split>/<stem>.png`` (8-bit grey, 255 where the face was replaced), and ``demo.json``.
+    It appears whole or not at all.
+
+    Raises:
+        UserError: n, size or seed are out of range, or the folder exists and is not this demo set.
+    """
+    if n < 60 or size < 64 or size % 2 or seed < 0:
+        raise UserError(f"expected n >= 60, an even size >= 64 and a seed >= 0, got n={n}, size={size}, seed={seed}")
+    card = {"version": DEMO_VERSION, "seed": seed, "n": n, "size": size}
+    root = Path(root)
+    folder = root / demo_folder_name(n, size, seed)
+    if folder.exists():
+        return _reused(folder, card)
+    root.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+    try:
+        _make_images(plan(draft, n, size, seed), workers or os.cpu_count() or 1, progress)
+        (draft / "demo.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        draft.chmod(0o755)
+        try:
+            draft.rename(folder)
+        except OSError:
+            # Another process may have finished the same set in the meantime; its files are the same.
+            return _reused(folder, card)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _reused(folder: Path, card: dict[str, int]) -> Path:
+    try:
+        found = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != card:
+        raise UserError(f"expected {folder}/demo.json to say {card}, got {found}; move or remove that folder")
+    return folder
+
+
+def plan(folder: Path, n: int, size: int, seed: int) -> list[Job]:
+    """List every image: half real, the fakes shared equally by the generators, each group split 70/10/20.
+
+    Indices are dealt at random, so that neither a file's name nor its place in a listing tells its label.
+    """
+    names: list[str | None] = [None] * (n - n // 2) + [list(GENERATORS)[i % len(GENERATORS)] for i in range(n // 2)]
+    indices = np.random.default_rng([seed, n, DEMO_VERSION]).permutation(n)
+    jobs = []
+    for name in (None, *GENERATORS):
+        members = [int(index) for index, owner in zip(indices, names, strict=True) if owner == name]
+        first, second = round(len(members) * 0.7), round(len(members) * 0.8)
+        for place, index in enumerate(members):
+            split = "train" if place < first else "valid" if place < second else "test"
+            jobs.append(Job(str(folder), seed, index, split, name, size))
+    return sorted(jobs, key=lambda job: job.index)
+
+
+def make_image(job: Job) -> None:
+    """Make one image and write it; nothing but (seed, index), the generator and the size decides its bytes."""
+    rng = np.random.default_rng([job.seed, job.index, DEMO_VERSION])
+    quality = int(rng.integers(QUALITIES[0], QUALITIES[1] + 1))
+    place = Path(job.folder) / job.split / (f"fake/{job.generator}" if job.generator else "real")
+    if job.generator is None:
+        data, mask = encode_jpeg(photograph(rng, job.size).image, quality), None
+    else:
+        data, mask, _ = forge(job.generator, rng, job.size, quality)
+    (place / f"{job.index:06d}.jpg").write_bytes(data)
+    if mask is not None:
+        drawn = cv2.imencode(".png", mask)[1].tobytes()
+        (Path(job.folder) / "masks" / job.split / f"{job.index:06d}.png").write_bytes(drawn)
+
+
+def _single_thread() -> None:
+    cv2.setNumThreads(0)
+
+
+def _make_images(jobs: list[Job], workers: int, progress: bool) -> None:
+    folder = Path(jobs[0].folder)
+    for split in SPLITS:
+        for part in (f"{split}/real", f"masks/{split}", *(f"{split}/fake/{name}" for name in GENERATORS)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    bar = {"total": len(jobs), "desc": "making the demo set", "unit": "image", "disable": None if progress else True}
+    threads = cv2.getNumThreads()
+    # OpenCV's thread pool does not survive a fork: stop it before the workers start.
+    cv2.setNumThreads(0)
+    try:
+        if workers == 1:
+            for job in tqdm(jobs, **bar):
+                make_image(job)
+            return
+        # Forked workers start at once; spawned ones would import the calling script, and with it torch, again.
+        method = "fork" if sys.platform == "linux" else "spawn"
+        with multiprocessing.get_context(method).Pool(workers, _single_thread) as pool:
+            for _ in tqdm(pool.imap_unordered(make_image, jobs, chunksize=8), **bar):
+                pass
+    finally:
+        cv2.setNumThreads(threads)

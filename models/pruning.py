@@ -1,0 +1,111 @@
+"""Structured pruning: whole channels are removed, so that the model is smaller and faster in every engine.
+
+What is left of each layer is written down in the ``channels`` of model_args, from which `create_model` rebuilds the
+narrow layers: a pruned detector is an ordinary checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from models.detector import Detector
+from utils.errors import UserError
+
+Channels = dict[str, list[int]]  # layer to [outputs, inputs, groups]; [width] for a batch norm
+MAX_SHARE = 0.95
+ROUND_TO = 8  # channels; vector and matrix units work on blocks of them
+
+
+def prune_channels(detector: Detector, share: float) -> Channels:
+    """Remove ``share`` of the channels of every layer but the input and the logit; returns the widths that are left.
+
+    Channels that depend on each other (through additions, depthwise convolutions, normalisation) go together; those
+    whose weights have the smallest L2 norm go first: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023
+    (arXiv 2301.12900), through the package torch-pruning. The detector wants fine-tuning afterwards.
+
+    Raises:
+        UserError: torch-pruning is not installed, or it cannot follow the detector's layers.
+    """
+    if hasattr(detector, "fit"):
+        raise UserError(f"expected a network for --prune, got {type(detector).__name__}, which has no channels")
+    try:
+        import torch_pruning
+    except ImportError:
+        raise UserError("expected the package torch-pruning for --prune; pip install torch-pruning") from None
+    logging.getLogger("torch_pruning").setLevel(logging.ERROR)
+    before = layer_widths(detector)
+    linear = [layer for layer in detector.modules() if isinstance(layer, nn.Linear)]  # the last one gives the logit
+    device = next(detector.parameters()).device
+    image = torch.zeros(1, 3, detector.geometry.size, detector.geometry.size, device=device)
+    try:
+        pruner = torch_pruning.pruner.BasePruner(
+            detector.eval(),
+            image,
+            torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=share,
+            ignored_layers=linear[-1:],
+            round_to=ROUND_TO,
+        )
+        pruner.step()
+        with torch.no_grad():
+            detector(image)
+    except (RuntimeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"expected a network whose channels can be removed for --prune, but in {type(detector).__name__}: {reason}"
+        ) from None
+    return {name: width for name, width in layer_widths(detector).items() if width != before[name]}
+
+
+def layer_widths(detector: nn.Module) -> Channels:
+    """The widths of all layers that have any."""
+    widths: Channels = {}
+    for name, layer in detector.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            widths[name] = [layer.out_channels, layer.in_channels, layer.groups]
+        elif isinstance(layer, nn.Linear):
+            widths[name] = [layer.out_features, layer.in_features, 1]
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            widths[name] = [layer.num_features]
+    return widths
+
+
+def narrow_layers(detector: nn.Module, channels: Mapping[str, Sequence[int]]) -> None:
+    """Give layers the widths of a pruned detector; their new weights are empty and wait for a state dict.
+
+    Raises:
+        UserError: the model has no such layer.
+    """
+    for name, width in channels.items():
+        try:
+            layer = detector.get_submodule(name)
+        except AttributeError:
+            raise UserError(f"expected the layers of this model in channels, got {name!r}, which it has not") from None
+        if isinstance(layer, nn.Conv2d):
+            layer.out_channels, layer.in_channels, layer.groups = width
+            resize(layer, "weight", (width[0], width[1] // width[2], *layer.weight.shape[2:]))
+            resize(layer, "bias", (width[0],))
+        elif isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = width[:2]
+            resize(layer, "weight", (width[0], width[1]))
+            resize(layer, "bias", (width[0],))
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.num_features = width[0]
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                resize(layer, key, (width[0],))
+
+
+def resize(layer: nn.Module, key: str, shape: tuple[int, ...]) -> None:
+    """Replace a parameter or buffer by one of another shape, if the layer has it."""
+    old = getattr(layer, key)
+    if old is None:
+        return
+    new = old.new_ones(shape)
+    if isinstance(old, nn.Parameter):
+        setattr(layer, key, nn.Parameter(new, requires_grad=old.requires_grad))
+    else:
+        setattr(layer, key, new)

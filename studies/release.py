@@ -1,0 +1,89 @@
+"""Make the file that is released of a trained detector: small, free of local paths, and checked.
+
+  python -m studies.release --checkpoint checkpoints/tf_efficientnet_b0-all --output checkpoints/deepfake-v2.pt
+  python -m studies.release --checkpoint best.pt --output checkpoints/deepfake-v2.pt --notes facts.json
+
+The output is a checkpoint like any other: predict.py, explain.py and serve.py use checkpoints/deepfake-v2.pt when they
+are given no --checkpoint. It keeps the weights (large kernels and matrices in half precision or int8, float32 again
+once loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the fingerprints of
+the training data; paths that lead out of the project are shortened to their last part. It is refused above 10 MB, or
+if its logits on twelve generated images differ from those of its source by more than 0.05. Beside it comes a JSON
+file of the same name with its sha256, its size, that difference, and the logits of three of these images, which the
+tests compare. Printed are
+
+  checkpoint checkpoints/deepfake-v2.pt
+  description checkpoints/deepfake-v2.json
+  sha256 60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752
+  bytes 8404079
+  max_logit_difference 0.0042
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.args import EXIT_DONE, check_checkpoint_file, make_parser, run_script
+from utils.checkpoints.released import description_file
+from utils.errors import UserError
+from utils.files import read_json
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags of release.py."""
+    parser = make_parser(__doc__, "python -m studies.release")
+    parser.add_argument("--checkpoint", required=True, metavar="PT", help="the trained run, or its best.pt; it stays")
+    parser.add_argument("--output", required=True, metavar="FILE.pt", help="the file to write, or to replace")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp16",
+        help="of large kernels and matrices; int8 has a scale per channel (default: fp16)",
+    )
+    parser.add_argument("--notes", metavar="FILE.json", help="a JSON object of further facts to keep in both files")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Release; returns the description that the JSON file holds, with ``exit_code``."""
+    args = get_args_parser().parse_args(argv)
+    source = check_checkpoint_file(args.checkpoint, needs_weights=True)
+    output = check_output(args.output, source)
+    notes = read_notes(args.notes) if args.notes else {}
+    command = shlex.join(["python", "release.py", *(sys.argv[1:] if argv is None else argv)])
+
+    from utils.checkpoints.slimming import write_release
+
+    description = write_release(source, output, args.precision, command, notes)
+    print(f"checkpoint {output}")
+    print(f"description {description_file(output)}")
+    print(f"sha256 {description['sha256']}")
+    print(f"bytes {description['bytes']}")
+    print(f"max_logit_difference {description['parity']['max_logit_difference']:.4f}")
+    return {**description, "exit_code": EXIT_DONE}
+
+
+def check_output(text: str, source: Path) -> Path:
+    """Return the path to write. Raises UserError: not a .pt file, a folder, or the source itself."""
+    output = Path(text)
+    if output.suffix != ".pt" or output.is_dir():
+        raise UserError(f"expected --output to be a file FILE.pt, got {text!r}")
+    if output.exists() and output.samefile(source):
+        raise UserError(f"expected --output to be another file than the source, got {text!r}; choose another name")
+    return output
+
+
+def read_notes(path: str) -> dict[str, Any]:
+    """Read --notes. Raises UserError: unreadable, or no JSON object."""
+    notes = read_json(path, "a JSON object of notes")
+    if not isinstance(notes, dict):
+        raise UserError(f'expected a JSON object {{"key": value}} in {path}, got {type(notes).__name__}')
+    return notes
+
+
+if __name__ == "__main__":
+    run_script(main)

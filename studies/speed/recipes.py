@@ -1,0 +1,73 @@
+"""Training speed of the recipes for the full 140k set, and the hours that they would take on this machine.
+
+  python -m studies.speed.recipes --data data/140k@limit=128
+
+Each recipe of the README trains for one epoch on the given images, from random weights: the arithmetic is the same.
+The figure is the images/s that train.py logs; hours are 100,000 training images times the recipe's epochs by that.
+"""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import train
+from utils.args import int_in, make_parser, run_script
+from utils.files import write_json
+from utils.runtime import git_commit, hardware
+
+N_TRAIN = 100_000  # training images of the 140k set
+RECIPES = {
+    "InceptionResNetV2": "--model inception_resnet_v2 --model-args head=dense512 --freeze 24 --geometry resize "
+    "--image-size 224 --augmentation none --lr 1e-4 --epochs 7",
+    "plain CNN": "--model cnn_baseline --model-args input_size=256 --image-size 256 --lr 1e-3 --epochs 12",
+    "ours": "--model tf_efficientnet_b0 --model-args dropout=0.2 stem_stride=1 --image-size 256 --train-size 160 "
+    "--lr 8e-4 --epochs 10",
+}
+
+
+def main(argv=None) -> dict:
+    """Time every recipe and write the results file."""
+    parser = make_parser(__doc__, "python -m studies.speed.recipes")
+    parser.add_argument("--data", default="demo@n=240,size=256", metavar="SPEC")
+    parser.add_argument("--batch-size", type=int_in(2), default=16)
+    parser.add_argument("--output", default="results/benchmarks/recipes.json")
+    args = parser.parse_args(argv)
+    summary = []
+    for name, recipe in RECIPES.items():
+        flags = recipe.split()
+        epochs = int(flags[flags.index("--epochs") + 1])
+        with tempfile.TemporaryDirectory() as folder:
+            once = ["--epochs", "1", "--batch-size", str(args.batch_size), "--data", args.data, "--output-dir", folder]
+            train.main([*flags, *once])
+            with (Path(folder) / "log.csv").open() as file:
+                rate = float(next(csv.DictReader(file))["images_per_second"])
+        hours = N_TRAIN * epochs / rate / 3600
+        summary += [
+            {"what": f"train.py, recipe {name}", "value": rate, "range": [rate, rate], "unit": "images/s"},
+            {
+                "what": f"recipe {name}, {epochs} epochs of the 140k set",
+                "value": hours,
+                "range": [hours, hours],
+                "unit": "hours, estimated",
+            },
+        ]
+    command = shlex.join(["python", "-m", "studies.speed.recipes", *(sys.argv[1:] if argv is None else argv)])
+    write_json(
+        args.output,
+        {
+            "command": command,
+            "batch_size": args.batch_size,
+            "hardware": hardware(),
+            "git_commit": git_commit(),
+            "summary": summary,
+        },
+    )
+    return {"summary": summary}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,73 @@
+"""How long the scripts take to answer --help and to refuse a wrong command.
+
+  python -m studies.speed.startup
+
+Starts each command several times as a new process and writes median and range in seconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+
+from utils.args import int_in, make_parser, run_script
+from utils.files import ROOT, write_json
+from utils.runtime import git_commit, hardware
+
+COMMANDS = [
+    ["train.py", "--help"],
+    ["evaluate.py", "--help"],
+    ["predict.py", "--help"],
+    ["ensemble.py", "--help"],
+    ["audit.py", "--help"],
+    ["model_table.py", "--help"],
+    ["train.py", "--epochs", "many"],
+    ["train.py", "--model", "efficientnet_bO"],
+    ["train.py", "--data", "nowhere"],
+    ["evaluate.py", "--checkpoint", "absent.pt", "--data", "demo"],
+    ["predict.py", "--checkpoint", "absent.pt", "x.jpg"],
+    ["ensemble.py", "--checkpoint", "absent.pt", "--output-dir", "x"],
+    ["audit.py", "--data", "nowhere"],
+    ["model_table.py", "--models", "resnet999"],
+]
+
+
+def main(argv=None) -> dict:
+    """Time every command and write the results file."""
+    parser = make_parser(__doc__, "python -m studies.speed.startup")
+    parser.add_argument("--repeats", type=int_in(1), default=5)
+    parser.add_argument("--output", default="results/benchmarks/startup.json")
+    args = parser.parse_args(argv)
+    rows = []
+    for command in COMMANDS:
+        times = []
+        for _ in range(args.repeats):
+            started = time.perf_counter()
+            code = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True).returncode
+            times.append(time.perf_counter() - started)
+        rows.append(
+            {
+                "command": " ".join(["python", *command]),
+                "exit_code": code,
+                "seconds_median": statistics.median(times),
+                "seconds_range": [min(times), max(times)],
+            }
+        )
+        print(f"{rows[-1]['seconds_median']:.2f} s  {rows[-1]['command']}")
+    write_json(
+        args.output,
+        {
+            "command": "python -m studies.speed.startup",
+            "repeats": args.repeats,
+            "hardware": hardware(),
+            "git_commit": git_commit(),
+            "rows": rows,
+        },
+    )
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,121 @@
+"""Training speed of train.py against a bare PyTorch loop over images that are already in memory.
+
+  python -m studies.speed.training_speed --data data/140k@limit=256
+
+Both run in one process, with the same model, batch size, precision, crop and optimiser, in turns; the first turn of
+each is thrown away. The bare loop crops and flips with numpy slices and does nothing else; train.py reads files
+(decoded once, then kept), augments with albumentations, averages weights and clips gradients. The figure is the
+ratio of their images/s, turn by turn: its median and its range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+import train
+from datasets.images import read_image
+from datasets.splits import open_training_data
+from models.registry import create_model
+from utils.args import make_parser, run_script
+from utils.files import write_json
+from utils.runtime import autocast, git_commit, hardware, versions
+
+
+def bare_epoch(model, optimizer, images: np.ndarray, labels: np.ndarray, batch_size: int, crop: int, dtype) -> float:
+    """One epoch of the plainest loop; returns images/s."""
+    device = torch.device("cpu")
+    started = time.perf_counter()
+    model.train()
+    order = np.random.permutation(len(images))
+    steps = len(images) // batch_size
+    for step in range(steps):
+        chosen = order[step * batch_size : (step + 1) * batch_size]
+        top, left = np.random.randint(0, images.shape[1] - crop + 1, 2)
+        batch = images[chosen, top : top + crop, left : left + crop]
+        if np.random.rand() < 0.5:
+            batch = batch[:, :, ::-1]
+        x = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2).float().div_(255)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with autocast(device, dtype):
+            logits = model(x)
+        loss = binary_cross_entropy_with_logits(logits.float(), torch.from_numpy(labels[chosen]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return steps * batch_size / (time.perf_counter() - started)
+
+
+def measure(model_name: str, spec: str, crop: int, batch_size: int, repeats: int) -> dict:
+    """Run both loops in turns for one model; returns their images/s and the ratios."""
+    flags = ["--model", model_name, "--data", spec, "--image-size", str(crop), "--batch-size", str(batch_size)]
+    args = train.get_args_parser().parse_args([*flags, "--epochs", str(repeats + 1), "--device", "cpu"])
+    data = open_training_data(args.data)
+    records, device = data.train[0].records, torch.device("cpu")
+    detector = train.build_detector(args, records, device)
+    state, loader, dtype = train.prepare(args, detector, records, device)
+    images = np.stack([read_image(record.path) for record in records])
+    labels = np.array([record.label for record in records], dtype=np.float32)
+    bare = create_model(model_name).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    ours, theirs = [], []
+    for turn in range(repeats + 1):
+        theirs.append(bare_epoch(bare, optimizer, images, labels, batch_size, crop, dtype))
+        loader.sampler.epoch = turn
+        started = time.perf_counter()
+        _, count = train.train_epoch(args, state, loader, device, dtype, {})
+        ours.append(count / (time.perf_counter() - started))
+    ratios = [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)]
+    return {
+        "model": model_name,
+        "crop": crop,
+        "batch_size": batch_size,
+        "precision": str(dtype).removeprefix("torch."),
+        "n_images": len(records),
+        "turns": repeats,
+        "train_py_images_per_s": statistics.median(ours[1:]),
+        "bare_loop_images_per_s": statistics.median(theirs[1:]),
+        "ratio_median": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+    }
+
+
+def main(argv=None) -> dict:
+    """Measure each model and write the results file."""
+    parser = make_parser(__doc__, "python -m studies.speed.training_speed")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", default="demo", metavar="SPEC", help="images of one size, at least crop px")
+    parser.add_argument("--models", nargs="+", default=["cnn", "tf_efficientnet_b0"])
+    parser.add_argument("--crop", type=int, default=224, help="px")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5, help="counted turns of each loop")
+    parser.add_argument("--output", default="results/benchmarks/training_speed.json")
+    args = parser.parse_args(argv)
+    rows = [measure(model, args.data, args.crop, args.batch_size, args.repeats) for model in args.models]
+    command = f"python -m studies.speed.training_speed --data {args.data} --crop {args.crop} --repeats {args.repeats}"
+    write_json(
+        args.output,
+        {
+            "command": command,
+            "hardware": hardware(),
+            "threads": torch.get_num_threads(),
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "rows": rows,
+        },
+    )
+    for row in rows:
+        print(
+            f"{row['model']}: {row['train_py_images_per_s']:.1f} images/s, bare loop "
+            f"{row['bare_loop_images_per_s']:.1f}, ratio {row['ratio_median']:.2f} {row['ratio_range']}"
+        )
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,218 @@
+"""What is fitted on validation: thresholds, the unsure band, the calibration."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.isotonic import IsotonicRegression
+
+from models.calibration import SIGMOID_SHARE, apply_calibration, fit_isotonic, fit_temperature, sigmoid
+from models.ensemble import calibrated_logits
+from utils.errors import UserError
+from utils.evaluation.operating_point import fit_operating_point
+from utils.metrics import binary as metrics
+from utils.metrics.thresholds import fit_thresholds, unsure_band, verdicts
+from utils.scoring.table import ScoreTable
+
+
+def make_scores(n=400, decimals=None, seed=0, fraction_fake=0.4):
+    """Overlapping scores of two classes; ``decimals`` makes ties."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < fraction_fake).astype(np.int64)
+    p_fake = sigmoid(rng.normal(size=n) + 1.6 * labels - 0.8)
+    return labels, p_fake if decimals is None else np.round(p_fake, decimals)
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_thresholds_are_the_best_that_any_cut_can_do(decimals):
+    labels, p_fake = make_scores(300, decimals=decimals, seed=8)
+    fitted = fit_thresholds(labels, p_fake)
+
+    def balanced(threshold):
+        return (metrics.real_acc(labels, p_fake, threshold) + metrics.fake_acc(labels, p_fake, threshold)) / 2
+
+    cuts = [*np.unique(p_fake), 1.1]
+    assert balanced(fitted["balanced"]) == pytest.approx(max(balanced(cut) for cut in cuts))
+    for name, target in (("fpr1", 0.01), ("fpr01", 0.001)):
+        legal = [cut for cut in cuts if 1 - metrics.real_acc(labels, p_fake, cut) <= target + 1e-12]
+        assert 1 - metrics.real_acc(labels, p_fake, fitted[name]) <= target + 1e-12
+        assert metrics.fake_acc(labels, p_fake, fitted[name]) == max(
+            metrics.fake_acc(labels, p_fake, cut) for cut in legal
+        )
+    assert fitted == fit_thresholds(labels[::-1], p_fake[::-1])
+    assert all(type(value) is float for value in fitted.values())
+
+
+def test_thresholds_at_the_edges():
+    assert fit_thresholds([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9])["balanced"] == pytest.approx(0.4)
+    # Cutting below or above the tied pair is equally good: the middle one of three equal cuts.
+    assert fit_thresholds([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.3, 0.5, 0.5, 0.9])["balanced"] == pytest.approx(0.4)
+    certain = fit_thresholds([0, 1], [1.0, 1.0])["fpr1"]
+    assert certain > 1.0 and np.isfinite(certain), "a real at 1.0 can only be spared by a threshold above 1"
+    neighbours = [0.5, np.nextafter(0.5, 1)]
+    assert fit_thresholds([0, 1], neighbours)["balanced"] == neighbours[1]
+    with pytest.raises(UserError, match="2 real and 0 fake"):
+        fit_thresholds([0, 0], [0.1, 0.2])
+
+
+def test_unsure_band_buys_accuracy_and_keeps_coverage():
+    labels, p_fake = make_scores(2000, seed=2, fraction_fake=0.5)
+    low, high = unsure_band(labels, p_fake, 0.4, target_acc=0.88)
+    assert low < 0.4 < high
+    kept = (p_fake < low) | (p_fake >= high)
+    assert metrics.acc(labels[kept], p_fake[kept], 0.4) >= 0.88
+    assert metrics.acc(labels, p_fake, 0.4) < 0.88 and kept.mean() >= 0.5
+    logit = np.log([low / (1 - low), 0.4 / 0.6, high / (1 - high)])
+    assert logit[1] - logit[0] == pytest.approx(logit[2] - logit[1])
+    wide = unsure_band(labels, p_fake, 0.4, target_acc=0.9999)
+    kept_wide = (p_fake < wide[0]) | (p_fake >= wide[1])
+    assert kept_wide.mean() >= 0.5 and wide[0] < low, "an unreachable target stops at the coverage"
+
+
+def test_unsure_band_is_empty_where_it_is_not_needed():
+    assert unsure_band([0, 1], [0.0, 1.0], 0.5) == (0.5, 0.5)
+    assert verdicts([0.2, 0.5, 0.7], 0.5) == ["real", "fake", "fake"]
+    assert verdicts([0.2, 0.4, 0.6, 0.7], 0.5, (0.4, 0.7)) == ["real", "unsure", "unsure", "fake"]
+
+
+def nll(labels, logits, temperature):
+    signed = np.where(labels == 1, logits, -logits) / temperature
+    return np.mean(np.logaddexp(0, -signed))
+
+
+@pytest.mark.parametrize("true_temperature", [0.4, 1.0, 3.0])
+def test_temperature_is_recovered_and_minimises_the_likelihood_loss(true_temperature):
+    rng = np.random.default_rng(0)
+    honest = 2 * rng.normal(size=20_000)
+    labels = (rng.random(20_000) < sigmoid(honest)).astype(int)
+    fitted = fit_temperature(labels, true_temperature * honest)
+    assert fitted == pytest.approx(true_temperature, rel=0.05)
+    best = nll(labels, true_temperature * honest, fitted)
+    assert all(nll(labels, true_temperature * honest, fitted * factor) > best for factor in (0.99, 1.01))
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits"),
+    [([], []), ([1, 1], [-1.0, 2.0]), ([0, 1], [-3.0, 3.0]), ([0, 1, 0, 1], [1.0, -1.0, 2.0, -3.0])],
+)
+def test_temperature_is_one_where_there_is_nothing_to_fit(labels, logits):
+    assert fit_temperature(labels, logits) == 1.0
+
+
+def test_calibration_maps_logits_to_p_fake():
+    logits = np.array([-1000.0, -2.0, 0.0, 2.0, 1000.0], dtype=np.float32)
+    plain = apply_calibration(logits, None)
+    assert plain.dtype == np.float64 and plain[[0, 2, 4]].tolist() == [0.0, 0.5, 1.0]
+    calibrated = apply_calibration(logits, {"method": "temperature", "temperature": 2.0, "bias": 1.0})
+    np.testing.assert_allclose(calibrated, sigmoid(logits / 2 + 1))
+    for calibration in ({"method": "platt"}, {"method": "temperature", "temperature": 0.0}):
+        with pytest.raises(UserError, match="calibration"):
+            apply_calibration(logits, calibration)
+    with pytest.raises(UserError, match="2 of 3"):
+        apply_calibration([np.nan, 0.0, -np.inf], None)
+    with pytest.raises(UserError, match="1 of 2"):
+        fit_temperature([0, 1], [np.inf, 0.0])
+
+
+def make_logits(n=500, seed=0, decimals=None, slope=3.0):
+    """Logits whose odds are not what they say, and their labels."""
+    rng = np.random.default_rng(seed)
+    honest = 1.5 * rng.normal(size=n)
+    logits = slope * honest**3 / 4 + 1
+    return (rng.random(n) < sigmoid(honest)).astype(int), logits if decimals is None else np.round(logits, decimals)
+
+
+@pytest.mark.parametrize("decimals", [None, 0])
+def test_the_isotonic_curve_is_that_of_scikit_learn(decimals):
+    labels, logits = make_logits(decimals=decimals)
+    curve = fit_isotonic(labels, logits)
+    assert curve["method"] == "isotonic" and set(curve) == {"method", "x", "y"}
+    assert all(type(value) is float for value in curve["x"] + curve["y"])
+    assert np.all(np.diff(curve["x"]) > 0) and np.all(np.diff(curve["y"]) >= 0)
+    margin = 1 / (len(labels) + 2)
+    reference = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip").fit(logits, labels)
+    grid = np.linspace(logits.min() - 5, logits.max() + 5, 2001)
+    np.testing.assert_allclose(np.interp(grid, curve["x"], curve["y"]), reference.predict(grid), atol=1e-12)
+    assert np.abs(apply_calibration(grid, curve) - reference.predict(grid)).max() <= SIGMOID_SHARE
+
+
+def test_the_isotonic_curve_calibrates_and_keeps_the_ranking():
+    curve = fit_isotonic(*make_logits(4000, seed=1))
+    labels, logits = make_logits(4000, seed=2)
+    p_fake = apply_calibration(logits, curve)
+    assert metrics.ece(labels, p_fake) < 0.03 < 0.1 < metrics.ece(labels, sigmoid(logits))
+    assert metrics.auc(labels, p_fake) == metrics.auc(labels, sigmoid(logits))
+    near = np.sort(logits[np.abs(logits) < 25])
+    assert np.all(np.diff(apply_calibration(near, curve)) > 0), "no two images are tied by a level stretch"
+    far = apply_calibration(np.array([-1e6, 1e6]), curve)
+    assert 0 < far[0] < 0.01 and 0.99 < far[1] < 1, "never certain"
+    bare = np.interp(logits, curve["x"], curve["y"])
+    assert metrics.auc(labels, bare) != metrics.auc(labels, p_fake)  # what the share of the sigmoid is for
+
+
+def test_the_isotonic_curve_at_the_edges():
+    separated = fit_isotonic([0, 0, 1, 1], [-2.0, -1.0, 1.0, 3.0])
+    assert separated == {"method": "isotonic", "x": [-2.0, -1.0, 1.0, 3.0], "y": [1 / 6, 1 / 6, 5 / 6, 5 / 6]}
+    backwards = fit_isotonic([1, 0], [-1.0, 1.0])
+    assert backwards["y"] == [0.5, 0.5] and np.diff(apply_calibration([-1.0, 1.0], backwards)) > 0
+    tied = fit_isotonic([0, 1, 1], [2.0, 2.0, 2.0])
+    assert tied == {"method": "isotonic", "x": [2.0], "y": [pytest.approx(2 / 3)]}
+    assert apply_calibration([-3.0, 9.0], tied) == pytest.approx(2 / 3, abs=2 * SIGMOID_SHARE)
+    for labels in ([1, 1], [0, 0]):
+        with pytest.raises(UserError, match="real and fake images to fit an isotonic"):
+            fit_isotonic(labels, [0.0, 1.0])
+    with pytest.raises(UserError, match="1 of 2"):
+        fit_isotonic([0, 1], [np.nan, 0.0])
+    with pytest.raises(UserError, match="3 labels and 2 logits"):
+        fit_isotonic([0, 1, 1], [1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        {},
+        {"x": [], "y": []},
+        {"x": [0.0, 1.0], "y": [0.5]},
+        {"x": [1.0, 0.0], "y": [0.2, 0.5]},
+        {"x": [0.0, 1.0], "y": [0.6, 0.5]},
+        {"x": [0.0, 1.0], "y": [0.6, 1.5]},
+        {"x": [0.0, float("nan")], "y": [0.1, 0.5]},
+    ],
+)
+def test_a_damaged_isotonic_curve_is_refused(points):
+    with pytest.raises(UserError, match="rising curve"):
+        apply_calibration([0.0], {"method": "isotonic", **points})
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic", "none"])
+def test_the_operating_point_is_fitted_with_the_chosen_calibration(method):
+    labels, logits = make_logits(300)
+    n = len(labels)
+    table = ScoreTable(["a"] * n, labels, ["d"] * n, ["g"] * n, ["clean"] * n, logits, sigmoid(logits))
+    point = fit_operating_point([table], method)
+    assert (point["calibration"] or {"method": "none"})["method"] == method
+    p_fake = apply_calibration(logits, point["calibration"])
+    fitted = fit_thresholds(labels, p_fake)
+    assert {key: point["thresholds"][key] for key in fitted} == fitted
+    assert fit_operating_point([table]) == fit_operating_point([table], "temperature")
+    with pytest.raises(UserError, match="temperature, isotonic, none, got 'platt'"):
+        fit_operating_point([table], "platt")
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        None,
+        {"method": "temperature", "temperature": 1.7},
+        {"method": "temperature", "temperature": 0.4, "bias": -0.3},
+        {"method": "isotonic", "x": [0.5], "y": [0.3]},
+        fit_isotonic(*make_logits(300)),
+    ],
+)
+def test_an_ensemble_calibrates_its_members_as_everything_else_does(calibration):
+    logits = torch.linspace(-12, 12, 301, dtype=torch.float64, requires_grad=True)
+    found = calibrated_logits(logits, calibration)
+    np.testing.assert_allclose(
+        sigmoid(found.detach().numpy()), apply_calibration(logits.detach().numpy(), calibration), atol=1e-12
+    )
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.all(gradient > 0), "an attack finds a way up everywhere"

@@ -1,0 +1,505 @@
+"""Classical detectors end to end: training, checkpoints, scores, embeddings, the feature cache, what they refuse."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import predict
+import train
+import utils.figures
+from datasets.spec import open_records
+from datasets.splits import open_training_data
+from datasets.transforms import Geometry
+from models.registry import create_model
+from tests.conftest import write_image
+from utils.args import run_script
+from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
+from utils.errors import UserError
+from utils.scoring.scorer import score_records
+from utils.training.classical import fit_classical, write_importance
+
+SMALL = {
+    "random_forest": ["trees=5"],
+    "gradient_boosting": ["rounds=5"],
+    "xgboost": ["rounds=5"],
+    "lightgbm": ["rounds=5"],
+    "logistic_regression": [],
+}
+WITHOUT_IMPORTANCE = {"gradient_boosting"}
+SIZES = {"train": 30, "valid": 8, "test": 6}  # images per class
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "faces"
+    for offset, (split, count) in enumerate(SIZES.items()):
+        for number in range(2 * count):
+            is_fake = number % 2 == 1
+            file = folder / split / ("fake" if is_fake else "real") / f"{number:03}.png"
+            write_image(file, 1000 * offset + number, is_fake)
+    return folder
+
+
+def flags_of(model: str, faces: Path, folder: Path, *model_args: str) -> list[str]:
+    arguments = ["features=color", *SMALL[model], *model_args]
+    return [
+        "--model",
+        model,
+        "--model-args",
+        *arguments,
+        "--data",
+        str(faces),
+        "--image-size",
+        "32",
+        "--device",
+        "cpu",
+        "--output-dir",
+        str(folder),
+        "--feature-cache",
+        str(folder.parent / "cache"),
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures():
+    """Drawing takes longer than all else here; one test draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("utils.training.classical", "utils.evaluation.report"):
+            patch.setattr(f"{module}.save_figure", lambda figure, stem: None)
+        patch.setattr("utils.training.classical.interval_bar_figure", lambda *arguments, **options: None)
+        for name in ("roc_figure", "pr_figure", "confusion_figure", "score_histogram_figure"):
+            patch.setattr(f"utils.evaluation.report.{name}", lambda *arguments, **options: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(faces, tmp_path_factory) -> dict[str, dict]:
+    """What train.main returned for each of the five models."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {model: train.main(flags_of(model, faces, folder / model)) for model in SMALL}
+
+
+@pytest.fixture(scope="module")
+def evaluated(faces, runs, tmp_path_factory) -> dict[str, list[dict]]:
+    """Rows of the scores file of each model, by one call of evaluate.main."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    checkpoints = [run["checkpoint"] for run in runs.values()]
+    argv = ["--checkpoint", *checkpoints, "--data", str(faces), "--output-dir", str(folder), "--n-boot", "0"]
+    result = evaluate.main([*argv, "--device", "cpu"])
+    return dict(zip(runs, [list(csv.DictReader(open(file))) for file in result["scores"]], strict=True))
+
+
+@pytest.fixture
+def computed(monkeypatch) -> Iterator[list[int]]:
+    """How many images each call of extract_features was for."""
+    import models.classical
+
+    calls: list[int] = []
+    original = models.classical.extract_features
+
+    def counted(images, banks):
+        calls.append(len(images))
+        return original(images, banks)
+
+    monkeypatch.setattr(models.classical, "extract_features", counted)
+    yield calls
+
+
+def fails(argv: list[str], monkeypatch, capsys) -> str:
+    """The one line that train.py leaves on stderr when it exits with 2."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run_script(train.main)
+    assert exit_.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# From training to scores
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_training_ends_with_a_test_row_and_a_checkpoint(runs, model):
+    run = runs[model]
+    checkpoint = load_checkpoint(run["checkpoint"])
+    assert run["exit_code"] == 0
+    assert (run["rows"][0]["n_real"], run["rows"][0]["n_fake"]) == (6, 6)
+    assert run["rows"][0]["auc"] > 0.6  # a checkerboard is easily told from smooth colours
+    assert checkpoint["model"] == model
+    assert checkpoint["geometry"] == Geometry("crop", 32).to_dict()
+    assert checkpoint["calibration"]["method"] == "temperature"
+    assert 0 <= checkpoint["thresholds"]["balanced"] <= 1
+    assert [entry["n_fake"] for entry in checkpoint["data"]] == [30, 8]
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_a_checkpoint_gives_the_same_logits_to_the_bit(runs, faces, model, tmp_path):
+    """Loaded twice, and saved again in between."""
+    records = open_records(str(faces)).records
+    detector, checkpoint = load_detector(runs[model]["checkpoint"])
+    assert not detector.has_input_gradient
+    first = score_records(detector, records)
+    save_checkpoint(tmp_path / "again.pt", {**checkpoint, "state_dict": detector.state_dict()})
+    again = score_records(load_detector(tmp_path / "again.pt")[0], records)
+    assert first.logits.dtype == np.float64
+    assert np.array_equal(first.logits, again.logits)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_evaluate_and_predict_agree(runs, evaluated, faces, model, tmp_path):
+    argv = ["--checkpoint", runs[model]["checkpoint"], str(faces / "test"), "--format", "json", "--device", "cpu"]
+    predict.main([*argv, "--output", str(tmp_path / "out.json")])
+    predicted = {row["path"]: row for row in json.loads((tmp_path / "out.json").read_text())}
+    assert len(evaluated[model]) == len(predicted) == 12
+    for row in evaluated[model]:
+        assert float(row["p_fake"]) == predicted[row["path"]]["p_fake"]
+        assert float(row["logit"]) == predicted[row["path"]]["logit"]
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_probabilities_are_not_saturated(evaluated, model):
+    p_fake = np.array([float(row["p_fake"]) for row in evaluated[model]])
+    logits = np.array([float(row["logit"]) for row in evaluated[model]])
+    assert np.all((p_fake > 0) & (p_fake < 1))
+    assert len(set(p_fake)) > 1
+    assert np.abs(logits).max() < 20
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_importance_is_a_share_of_every_feature(runs, model):
+    folder = Path(runs[model]["checkpoint"]).parent
+    assert (folder / "importance.csv").exists() == (model not in WITHOUT_IMPORTANCE)
+    if model in WITHOUT_IMPORTANCE:
+        return
+    rows = list(csv.DictReader((folder / "importance.csv").open()))
+    shares = [float(row["share"]) for row in rows]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True)
+    assert sorted(row["feature"] for row in rows) == sorted(create_model(model, features="color").feature_names())
+
+
+def test_importance_is_drawn(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.classical.save_figure", utils.figures.save_figure)
+    monkeypatch.setattr("utils.training.classical.interval_bar_figure", utils.figures.interval_bar_figure)
+    write_importance(load_detector(runs["random_forest"]["checkpoint"])[0], tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"importance.csv", "importance.pdf", "importance.png"}
+
+
+def test_training_twice_gives_the_same_logits(runs, faces, tmp_path):
+    records = open_records(str(faces)).records
+    for model in ("random_forest", "lightgbm"):
+        again = train.main(flags_of(model, faces, tmp_path / model))
+        one, other = (load_detector(run["checkpoint"])[0] for run in (runs[model], again))
+        assert np.array_equal(score_records(one, records).logits, score_records(other, records).logits)
+
+
+# What is refused
+
+
+def test_an_unknown_feature_bank_is_reported_before_any_feature(faces, tmp_path, computed, monkeypatch, capsys):
+    argv = flags_of("xgboost", faces, tmp_path / "run", "features=color,spektrum")
+    line = fails(argv, monkeypatch, capsys)
+    assert "expected a feature bank, got 'spektrum'; did you mean spectrum?" in line
+    assert not computed
+
+
+@pytest.mark.parametrize(
+    ("model", "package"),
+    [("xgboost", "xgboost"), ("lightgbm", "lightgbm"), ("random_forest", "skops"), ("logistic_regression", "skops")],
+)
+def test_a_missing_package_is_named_before_any_feature(model, package, faces, tmp_path, computed, monkeypatch, capsys):
+    argv = flags_of(model, faces, tmp_path / "run")
+    monkeypatch.setitem(sys.modules, package, None)
+    line = fails(argv, monkeypatch, capsys)
+    assert f"expected the package '{package}' for --model" in line
+    assert model in line
+    assert f"pip install {package}" in line
+    assert not computed
+
+
+def test_one_class_is_not_enough(make_folder, tmp_path, computed, monkeypatch, capsys):
+    folder = make_folder("reals", {"train/real": 4, "valid/real": 2, "valid/fake": 2})
+    line = fails(flags_of("logistic_regression", folder, tmp_path / "run"), monkeypatch, capsys)
+    assert "expected real and fake images in the train split, got 4 real and 0 fake" in line
+    assert not computed
+
+
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_one_readable_class_is_not_enough(part):
+    """The lists hold both classes, but the files of one may all be unreadable."""
+    both = np.random.default_rng(0).random((6, 4)).astype(np.float32), np.array([0, 1] * 3, np.float32)
+    one = both[0], np.zeros(6, np.float32)
+    detector = create_model("logistic_regression", features="color")
+    with pytest.raises(UserError, match=f"real and fake images in the {part} split, got one class"):
+        detector.fit(one if part == "train" else both, one if part == "valid" else both, 0)
+    assert not detector.is_fitted
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_refused(value, faces, tmp_path, monkeypatch, capsys):
+    import models.classical
+
+    original = models.classical.extract_features
+
+    def spoilt(images, banks):
+        features = original(images, banks)
+        features[0, 3] = value
+        return features
+
+    monkeypatch.setattr(models.classical, "extract_features", spoilt)
+    argv = [*flags_of("xgboost", faces, tmp_path / "run"), "--batch-size", "30"]
+    assert "expected finite features, got NaN or infinity for 2 train images" in fails(argv, monkeypatch, capsys)
+    assert not (tmp_path / "run" / "best.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "argument", "message"),
+    [
+        ("random_forest", "trees=0", "n_estimators"),
+        ("xgboost", "depth=-3", "max_depth"),
+        ("logistic_regression", "c=-1", "'C' parameter"),
+        ("lightgbm", "leaves=1", "num_leaves"),
+    ],
+)
+def test_settings_that_a_learner_refuses_are_the_users_mistake(
+    model, argument, message, faces, tmp_path, monkeypatch, capsys
+):
+    line = fails(flags_of(model, faces, tmp_path / "run", argument), monkeypatch, capsys)
+    assert "expected --model-args" in line
+    assert message in line
+
+
+def test_too_few_images_to_hold_any_out(make_folder, tmp_path, monkeypatch, capsys):
+    """Gradient boosting stops early by a tenth of the training images: of eight that is less than one a class."""
+    folder = make_folder("few", {f"{split}/{name}": 4 for split in ("train", "valid") for name in ("real", "fake")})
+    line = fails(flags_of("gradient_boosting", folder, tmp_path / "run"), monkeypatch, capsys)
+    assert "expected --model-args that 8 images can be fitted with" in line
+
+
+def with_payload(checkpoint_file: str, data: bytes, target: Path) -> Path:
+    checkpoint = load_checkpoint(checkpoint_file)
+    checkpoint["state_dict"]["_extra_state"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    save_checkpoint(target, checkpoint)
+    return target
+
+
+def test_a_payload_of_another_type_is_not_rebuilt(runs, tmp_path, monkeypatch):
+    import skops.io
+
+    data = skops.io.dumps({"model": ForeignType()})
+    built = []
+    monkeypatch.setattr(ForeignType, "__setstate__", lambda self, state: built.append(state), raising=False)
+    file = with_payload(runs["random_forest"]["checkpoint"], data, tmp_path / "foreign.pt")
+    with pytest.raises(UserError, match=r"expected a forest or a linear model .*, found .*ForeignType"):
+        load_detector(file)
+    assert not built
+
+
+class ForeignType:
+    """A class that is none of scikit-learn's."""
+
+    def __init__(self) -> None:
+        self.value = 1
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_a_damaged_payload_is_named(runs, model, tmp_path):
+    data = load_checkpoint(runs[model]["checkpoint"])["state_dict"]["_extra_state"].numpy().tobytes()
+    for number, broken in enumerate((b"nonsense", data[: len(data) // 2])):
+        file = with_payload(runs[model]["checkpoint"], broken, tmp_path / f"{number}.pt")
+        with pytest.raises(UserError, match="expected a fitted learner in the checkpoint"):
+            load_detector(file)
+
+
+# The cache of features
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch):
+    """Fit a small model on a folder through the cache, without the figure that takes longer than all else."""
+    monkeypatch.setattr("utils.training.classical.write_importance", lambda detector, folder: None)
+
+    def fit_(folder: Path, geometry: Geometry | None = None, features: str = "color"):
+        detector = create_model("logistic_regression", features=features)
+        detector.geometry = geometry or Geometry("crop", 32)
+        fit_classical(detector, open_training_data([str(folder)]), tmp_path / "run", 0, tmp_path / "cache", 8)
+        return detector
+
+    return fit_
+
+
+def test_features_are_computed_once(image_folder, fit, computed):
+    first = fit(image_folder)
+    assert sum(computed) == 24  # training and validation images
+    computed.clear()
+    second = fit(image_folder)
+    assert not computed
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first(images), second(images))
+
+
+@pytest.mark.parametrize(
+    "change", ["pixels", "pixels, same size", "one file less", "label", "geometry", "mode", "banks"]
+)
+def test_changed_images_or_features_are_computed_again(change, image_folder, fit, computed):
+    fit(image_folder)
+    computed.clear()
+    settings: dict = {}
+    file = image_folder / "train" / "real" / "000.png"
+    if change == "pixels":
+        write_image(file, 999, fake=True, height=50)
+    elif change == "pixels, same size":
+        file.write_bytes(file.read_bytes())  # a file's time is all that would tell
+    elif change == "one file less":
+        file.unlink()
+    elif change == "label":
+        file.rename(image_folder / "train" / "fake" / "100.png")
+    elif change == "geometry":
+        settings = {"geometry": Geometry("crop", 40)}
+    elif change == "mode":
+        settings = {"geometry": Geometry("resize", 32)}
+    else:
+        settings = {"features": "color,lbp"}
+    fit(image_folder, **settings)
+    changes_all = bool(settings)
+    assert sum(computed) == (24 if changes_all else 15 if change == "one file less" else 16)
+
+
+def test_banks_in_another_order_are_other_features(image_folder, fit, computed):
+    fit(image_folder, features="color,lbp")
+    computed.clear()
+    fit(image_folder, features="lbp,color")
+    assert sum(computed) == 24
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "noise", "other arrays", "flipped"])
+def test_a_damaged_cache_is_made_again(damage, image_folder, fit, computed, tmp_path):
+    fit(image_folder)
+    computed.clear()
+    for file in (tmp_path / "cache").iterdir():
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        kinds = {
+            "empty": b"",
+            "truncated": bytes(content[: len(content) // 2]),
+            "noise": b"nonsense" * 9,
+            "flipped": bytes(content),
+        }
+        if damage == "other arrays":
+            np.savez(file, z=np.zeros(3))
+        else:
+            file.write_bytes(kinds[damage])
+    fit(image_folder)
+    assert sum(computed) == 24
+    computed.clear()
+    fit(image_folder)
+    assert not computed
+
+
+def test_unreadable_images_are_told_and_not_cached(image_folder, tmp_path, computed):
+    broken = image_folder / "train" / "fake" / "000.png"
+    good = broken.read_bytes()
+    broken.write_bytes(good[:40])
+    argv = flags_of("logistic_regression", image_folder, tmp_path / "run")
+    assert train.main(argv)["exit_code"] == 1
+    broken.write_bytes(good)
+    computed.clear()
+    assert train.main([*argv, "--overwrite"])["exit_code"] == 0
+    assert sum(computed) == 16 + 8 + 8  # training images again, and the two that are scored at the end
+
+
+# Embeddings
+
+
+def embed(source, folder: Path, output: Path, *flags: str) -> str:
+    argv = ["--model", "logistic_regression", "--model-args", f"features=embedding:{source}", "--data", str(folder)]
+    argv += ["--image-size", "32", "--device", "cpu", "--output-dir", str(output)]
+    return train.main([*argv, "--feature-cache", str(output.parent / "cache"), *flags])["checkpoint"]
+
+
+def test_an_embedding_of_a_checkpoint_needs_that_checkpoint_no_more(image_folder, tiny_checkpoint, tmp_path):
+    network, _ = load_detector(tiny_checkpoint)
+    checkpoint = embed(tiny_checkpoint, image_folder, tmp_path / "run")
+    tiny_checkpoint.unlink()
+    detector, description = load_detector(checkpoint)
+    assert not detector.has_input_gradient
+    assert str(tmp_path) not in str(description["model_args"])
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features = detector.features(images)
+    heads = network.head(torch.from_numpy(features)).squeeze(1)  # its head reads what the learner reads
+    with torch.no_grad():
+        assert torch.allclose(heads, network(images), atol=1e-5)
+    assert torch.equal(detector(images), load_detector(checkpoint)[0](images))
+    rows = list(csv.DictReader((tmp_path / "run" / "importance.csv").open()))
+    assert len(rows) == features.shape[1]
+    assert sum(float(row["share"]) for row in rows) == pytest.approx(1)
+
+
+def test_an_embedding_of_a_timm_network_keeps_its_weights(image_folder, tmp_path):
+    checkpoint = embed("test_resnet", image_folder, tmp_path / "run")
+    detector, description = load_detector(checkpoint)
+    assert description["model_args"]["embedding"] == {"model": "test_resnet", "model_args": {}}
+    images = torch.rand(4, 3, 32, 32)
+    torch.manual_seed(123)
+    assert torch.equal(detector(images), load_detector(checkpoint)[0](images))
+    torch.manual_seed(0)  # the seed of the run
+    fresh = create_model("logistic_regression", **description["model_args"])
+    assert np.array_equal(detector.features(images), fresh.features(images))
+
+
+def test_features_of_other_weights_are_not_taken_from_the_cache(image_folder, tmp_path, monkeypatch):
+    import models.classical
+
+    monkeypatch.setattr("utils.training.classical.write_importance", lambda detector, folder: None)
+
+    calls = []
+    original = models.classical.Embedder.forward
+
+    def counted(self, images):
+        calls.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(models.classical.Embedder, "forward", counted)
+    embed("test_resnet", image_folder, tmp_path / "one")
+    first = sum(calls)
+    calls.clear()
+    embed("test_resnet", image_folder, tmp_path / "again")
+    assert sum(calls) == first - 24
+    calls.clear()
+    embed("test_resnet", image_folder, tmp_path / "other", "--seed", "1")
+    assert sum(calls) == first
+
+
+def test_an_embedding_of_fixed_size_keeps_that_size(image_folder, tmp_path):
+    """The images are smaller than the network's input: they are enlarged, because it takes nothing else."""
+    network = create_model("cnn_baseline", input_size=64)
+    description = {
+        "model": "cnn_baseline",
+        "model_args": {"input_size": 64},
+        "geometry": Geometry("crop", 64).to_dict(),
+    }
+    file = tmp_path / "best.pt"
+    save_checkpoint(file, {**description, "state_dict": network.state_dict(), "thresholds": None, "calibration": None})
+    argv = ["--model", "logistic_regression", "--model-args", f"features=embedding:{file}", "--data", str(image_folder)]
+    argv += ["--output-dir", str(tmp_path / "run"), "--feature-cache", str(tmp_path / "cache"), "--device", "cpu"]
+    assert load_checkpoint(train.main(argv)["checkpoint"])["geometry"]["size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("", "expected"), ("resnet_18", "did you mean .*resnet18"), ("{classical}", "single network.*, got xgboost")],
+)
+def test_what_has_no_embedding_is_refused(source, message, image_folder, runs, tmp_path):
+    with pytest.raises(UserError, match=message):
+        embed(source.format(classical=runs["xgboost"]["checkpoint"]), image_folder, tmp_path / "run")
+    with pytest.raises(UserError, match="features=embedding:CHECKPOINT or features=embedding:TIMM-NAME"):
+        create_model("xgboost", features="embedding")

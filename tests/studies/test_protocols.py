@@ -1,0 +1,122 @@
+"""Leave-one-generator-out and few-shot adaptation: the drivers, what they resume, and what they refuse."""
+
+import json
+
+import pytest
+
+import train
+from datasets.spec import open_records
+from studies import few_shot, leave_one_out
+from utils.errors import UserError
+from utils.files import read_json
+
+TRAIN = "--train --model cnn --model-args width=4 --image-size 32 --batch-size 8 --epochs 1 --threads 1"
+
+
+@pytest.fixture
+def quiet_figures(monkeypatch):
+    monkeypatch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
+    monkeypatch.setattr("utils.evaluation.report.save_figure", lambda figure, stem: None)
+
+
+@pytest.fixture
+def two_generators(make_folder):
+    counts = {f"{split}/fake/{name}": 6 for split in ("train", "valid", "test") for name in ("gan", "blend")}
+    return make_folder("faces", counts | {f"{split}/real": 8 for split in ("train", "valid", "test")})
+
+
+def test_the_matrix_has_every_run_and_resumes(two_generators, tmp_path, monkeypatch, quiet_figures, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = f"--data {two_generators} --runs-dir runs --output-dir out --n-boot 20 {TRAIN}".split()
+    result = leave_one_out.main(flags)
+    assert result["exit_code"] == 0
+    cells = {(row["excluded"], row["tested"]): row["seen"] for row in result["rows"]}
+    assert cells == {
+        ("none", "blend"): "yes",
+        ("none", "gan"): "yes",
+        ("blend", "blend"): "no",
+        ("blend", "gan"): "yes",
+        ("gan", "blend"): "yes",
+        ("gan", "gan"): "no",
+    }
+    assert all(row["n_fake"] == 6 and row["n_real"] == 8 for row in result["rows"])
+    assert (tmp_path / "out/matrix.pdf").exists()
+    assert "mean AUC over 2 generators: seen 0." in capsys.readouterr().out.splitlines()[-1] + " "
+
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("a finished run was repeated"))
+    assert leave_one_out.main(flags)["rows"] == result["rows"]
+    with pytest.raises(UserError, match="the flags of the runs in runs, got others"):
+        leave_one_out.main([*flags, "--seed", "5"])
+
+
+def test_an_interrupted_run_of_the_matrix_goes_on(two_generators, tmp_path, monkeypatch, quiet_figures):
+    monkeypatch.chdir(tmp_path)
+    flags = f"--data {two_generators} --runs-dir runs --output-dir out --n-boot 0 {TRAIN}".split()
+    original, calls = train.main, []
+
+    def interrupted_once(argv):
+        calls.append(argv)
+        result = original(argv)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(train, "main", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        leave_one_out.main(flags)
+    leave_one_out.main(flags)
+    assert calls[1] == ["--resume", "--output-dir", "runs/none"]
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [("--train --output-dir x", "other than --output-dir"), ("", "two or more generators")]
+)
+def test_leave_one_out_refuses(image_folder, flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        leave_one_out.main(["--data", str(image_folder), *flags.split()])
+
+
+def test_the_curve_starts_at_the_checkpoint_and_resumes(
+    tiny_checkpoint, image_folder, tmp_path, monkeypatch, quiet_figures, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    flags = f"--checkpoint {tiny_checkpoint} --data {image_folder} --shots 6 --seeds 2 --epochs 1 --runs-dir runs"
+    result = few_shot.main(f"{flags} --output-dir out --train --threads 1".split())
+    assert [(row["shots"], row["seeds"], row["n_fake"]) for row in result["rows"]] == [(0, 1, 4), (6, 2, 4)]
+    assert capsys.readouterr().out.count("shots ") == 2
+    zero = read_json(tmp_path / "runs/shots0/metrics.json")[0]
+    assert result["rows"][0]["auc"] == zero["auc"]
+    drawn = [open_records(f"csv:{tmp_path}/runs/shots6-seed{seed}/images.csv", "all").records for seed in (0, 1)]
+    test_images = {record.path for record in open_records(str(image_folder), "test").records}
+    assert all(len(records) == 6 and not test_images & {r.path for r in records} for records in drawn)
+    assert sum(record.label for record in drawn[0]) == 3
+    assert {r.path for r in drawn[0]} != {r.path for r in drawn[1]}
+
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("a finished run was repeated"))
+    assert few_shot.main(f"{flags} --output-dir out --train --threads 1".split())["rows"] == json.loads(
+        json.dumps(result["rows"])
+    )
+    with pytest.raises(UserError, match="choose another --runs-dir"):
+        few_shot.main(f"{flags} --output-dir out --train --threads 1 --lr 1e-3".split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--shots 600", "expected --shots up to the 16 training images, got 600"),
+        ("--train --model cnn", "other than --model"),
+    ],
+)
+def test_few_shot_refuses(tiny_checkpoint, image_folder, flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        few_shot.main(["--checkpoint", str(tiny_checkpoint), "--data", str(image_folder), *flags.split()])
+
+
+def test_few_shot_refuses_a_source_without_a_test_split(tiny_checkpoint, make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_folder("x", {"train/real": 4, "train/fake": 4})
+    with pytest.raises(UserError, match="train and test splits, found train"):
+        few_shot.main(["--checkpoint", str(tiny_checkpoint), "--data", str(folder)])

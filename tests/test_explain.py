@@ -1,0 +1,147 @@
+"""explain.py through its command line: what it writes, what it refuses, what it survives."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import explain
+from tests.conftest import write_image
+from utils.errors import UserError
+from utils.explanations.methods import Budget
+
+TINY = Budget(score_channels=2, gradient_steps=1, occlusion_grid=2, samples=4, segments=6)
+
+
+def save_nothing(figure, stem):
+    """Stand in for save_figure, whose drawing takes most of the time here; one test has the real one."""
+    for kind in ("pdf", "png"):
+        Path(f"{stem}.{kind}").write_bytes(b"drawn")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, request):
+    if "many" not in request.node.name:
+        for module in ("figures", "explanations.outputs", "explanations.report", "explanations.classical"):
+            monkeypatch.setattr(f"utils.{module}.save_figure", save_nothing)
+    monkeypatch.setattr("utils.explanations.cells.COMPARED", 2)
+    monkeypatch.setattr("utils.explanations.cells.Settings.budget", TINY)
+
+
+def run(*words):
+    return explain.main([*map(str, words), "--threads", "1"])
+
+
+def test_an_unreadable_image_among_many_is_listed_and_the_others_are_explained(tiny_checkpoint, tmp_path, capsys):
+    write_image(tmp_path / "in" / "fake" / "wide.png", 1, True, height=40, width=70)
+    write_image(tmp_path / "in" / "fake" / "tiny.png", 2, True, height=7, width=5)
+    (tmp_path / "in" / "fake" / "broken.png").write_bytes(b"no image")
+    result = run("--checkpoint", tiny_checkpoint, tmp_path / "in", "--contact-sheet", "--output-dir", tmp_path / "out")
+    assert result["exit_code"] == 1 and result["n_unreadable"] == 1
+    out, err = capsys.readouterr()
+    assert "broken.png: not an image" in err
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [row["path"].rsplit("/", 1)[1] for row in rows] == ["tiny.png", "wide.png"]
+    assert {row["method"] for row in rows} == {"gradcam"}
+    found = {file.name for file in (tmp_path / "out").iterdir()}
+    stems = ("wide", "tiny", "contact_sheet", "average_maps")
+    assert found == {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")} | {
+        "wide__gradcam.png",
+        "tiny__gradcam.png",
+    }
+    import cv2
+
+    assert cv2.imread(str(tmp_path / "out" / "wide__gradcam.png")).shape == (40, 70, 3)
+
+
+def test_existing_files_are_never_replaced_silently(tiny_checkpoint, tmp_path):
+    write_image(tmp_path / "a.png", 1, True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"mine")
+    flags = ("--checkpoint", tiny_checkpoint, tmp_path / "a.png", "--output-dir", tmp_path / "out")
+    with pytest.raises(UserError, match="--overwrite"):
+        run(*flags)
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"mine"
+    assert run(*flags, "--overwrite", "--methods", "gradcam", "occlusion")["exit_code"] == 0
+    assert (tmp_path / "out" / "comparison.png").exists()
+
+
+def test_mistakes_are_named(tiny_checkpoint, tmp_path, capsys):
+    write_image(tmp_path / "a.png", 1, True)
+    start = ("--checkpoint", tiny_checkpoint, tmp_path / "a.png", "--output-dir", tmp_path / "out")
+    with pytest.raises(UserError, match="did you mean hirescam"):
+        run(*start, "--methods", "hirescan")
+    with pytest.raises(UserError, match=r"got 'trunk\.7'; it has trunk"):
+        run(*start, "--layer", "trunk.7")
+    with pytest.raises(SystemExit):
+        run("--checkpoint", tiny_checkpoint)
+    assert "PATH" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(*start, "--limit", 2)
+    assert "expected --limit with --faithfulness only" in capsys.readouterr().err
+
+
+def test_a_classical_detector_shows_its_features_and_refuses_gradients(tmp_path):
+    import numpy as np
+
+    from models.registry import create_model
+    from utils.checkpoints.file import save_checkpoint
+
+    model_args = {"features": "dct", "input_size": 32}
+    detector = create_model("logistic_regression", **model_args)
+    x = np.random.default_rng(0).normal(size=(20, len(detector.feature_names()))).astype(np.float32)
+    detector.fit((x, np.arange(20) % 2), (x, np.arange(20) % 2), seed=0)
+    save_checkpoint(
+        tmp_path / "best.pt",
+        {
+            "model": "logistic_regression",
+            "model_args": model_args,
+            "state_dict": detector.state_dict(),
+            "geometry": {"mode": "crop", "size": 32, "resize_to": None},
+            "thresholds": None,
+            "calibration": None,
+        },
+    )
+    write_image(tmp_path / "a.png", 1, True)
+    flags = ("--checkpoint", tmp_path / "best.pt", tmp_path / "a.png", "--output-dir", tmp_path / "out")
+    result = run(*flags)
+    assert result["rows"][0]["method"] == "features" and (tmp_path / "out" / "a__features.pdf").exists()
+    with pytest.raises(UserError, match="use --methods occlusion superpixels features"):
+        run(*flags, "--overwrite", "--methods", "gradcam")
+
+
+def test_faithfulness_keeps_its_cells_and_makes_the_tables_of_them(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = "demo@n=60,size=64,generator=blended,split=train"
+    flags = (
+        "--checkpoint",
+        tiny_checkpoint,
+        "--data",
+        data,
+        "--limit",
+        8,
+        "--faithfulness",
+        "--methods",
+        "gradcam",
+        "occlusion",
+        "--batch-size",
+        4,
+        "--output-dir",
+        "out",
+    )
+    first = run(*flags)
+    rows = {row["method"]: row for row in first["rows"]}
+    assert first["exit_code"] == 0 and list(rows) == ["gradcam", "occlusion", "random", "centre", "edges"]
+    assert rows["gradcam"]["n"] == 8 and rows["gradcam"]["n_mask"] == 4 == rows["gradcam"]["n_grid"]
+    assert rows["edges"]["random_weights"] == pytest.approx(1)
+    for name in ("faithfulness", "localisation"):
+        assert all((tmp_path / "out" / f"{name}.{kind}").exists() for kind in ("csv", "md", "tex"))
+    facts = json.loads(next((tmp_path / "out" / "raw").glob("*.json")).read_text())
+    assert facts["command"].startswith("python explain.py") and facts["n_images"] == 8 and facts["hardware"]
+    table = (tmp_path / "out" / "faithfulness.csv").read_bytes()
+    monkeypatch.setattr("utils.explanations.report.measure_cell", None)  # nothing is measured again
+    run(*flags)
+    assert (tmp_path / "out" / "faithfulness.csv").read_bytes() == table
+    with pytest.raises(UserError, match="other settings"):
+        run(*flags, "--seed", 5)

@@ -1,0 +1,297 @@
+"""Attacks: agreement with torchattacks, ball and box, what is restored, the checks, certificates."""
+
+import argparse
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchattacks
+from torch import nn
+
+from models.calibration import apply_calibration, fit_isotonic
+from models.detector import Detector
+from utils.attacks.checks import accuracy_without_bound, check_change, check_detector, compare_rows
+from utils.attacks.gradient import DecisionLogit, attackable, check_images, fgsm, input_gradient, mifgsm, pgd
+from utils.attacks.names import check_linf_eps, parse_size, size_name
+from utils.attacks.report import wilson
+from utils.attacks.runs import logit_of_threshold
+from utils.attacks.smoothing import certificate, certify
+from utils.attacks.suite import ATTACK_FUNCTIONS, Plan, margin_of
+from utils.attacks.survival import recompressed, rounded
+from utils.attacks.torchattacks_bridge import TwoClass
+from utils.errors import UserError
+
+EPS = 4 / 255
+
+
+class Linear(Detector):
+    """A detector whose robust accuracy is known: the logit is w . (x - 0.5) + bias."""
+
+    def __init__(self, scale: float = 1.0, bias: float = 0.0) -> None:
+        super().__init__(input_size=16, mean=(0.5,) * 3, std=(1.0,) * 3)
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(scale * torch.randn(3, 8, 8, generator=generator))
+        self.bias = bias
+
+    def forward(self, images):
+        return (self.normalize(images) * self.weight).sum((1, 2, 3)) + self.bias
+
+
+class Smooth(Detector):
+    """A small network with batch norm and dropout, so that its mode matters."""
+
+    def __init__(self) -> None:
+        super().__init__(input_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.SiLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, images):
+        return self.head(self.body(self.normalize(images)).mean((2, 3))).squeeze(1)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels():
+    return torch.arange(8).float() % 2
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Smooth().eval()
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_agrees_with_torchattacks(loss, norm, network, images, labels):
+    eps, alpha = (EPS, 1 / 255) if norm == "linf" else (0.5, 0.1)
+    reference = (torchattacks.PGD if norm == "linf" else torchattacks.PGDL2)(
+        TwoClass(network, images.device), eps=eps, alpha=alpha, steps=7
+    )
+    torch.manual_seed(3)
+    theirs = reference(images, labels.long())
+    torch.manual_seed(3)
+    ours = pgd(network, images, labels, eps, norm=norm, alpha=alpha, steps=7, loss=loss)
+    assert (ours - theirs).abs().max() < 1e-5
+    assert (ours - images).abs().max() > 0.9 * alpha / 10
+
+
+def test_fgsm_and_mifgsm_agree_with_torchattacks(network, images, labels):
+    model = TwoClass(network, images.device)
+    theirs = torchattacks.FGSM(model, eps=EPS)(images, labels.long())
+    assert (fgsm(network, images, labels, EPS) - theirs).abs().max() < 1e-5
+    theirs = torchattacks.MIFGSM(model, eps=EPS, alpha=1 / 255, steps=5)(images, labels.long())
+    assert (mifgsm(network, images, labels, EPS, alpha=1 / 255, steps=5) - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", sorted(ATTACK_FUNCTIONS))
+def test_every_attack_stays_in_ball_and_box_and_helps(attack, norm, network, images, labels, capsys):
+    if (attack, norm) == ("mifgsm", "l2"):
+        pytest.skip("an L-infinity attack")
+    plan = Plan(attack, norm, 0.05 if norm == "linf" else 0.8, steps=6, queries=20)
+    before = images.clone()
+    found = plan.run(network, images, labels)
+    assert check_change(images, found, plan.eps, norm) == [] and torch.equal(images, before)
+    assert (margin_of(network, found, labels) >= margin_of(network, images, labels) - 1e-6).all()
+    assert torch.equal(found, plan.run(network, images, labels)), "the same seed gives the same images"
+    assert capsys.readouterr().out == ""
+
+
+def test_fgsm_and_pgd_reach_the_known_optimum_of_a_linear_detector():
+    detector, x = Linear(), torch.full((2, 3, 8, 8), 0.5)
+    y = torch.tensor([0.0, 1.0])
+    best = EPS * detector.weight.abs().sum().item()
+    for found in (fgsm(detector, x, y, EPS), pgd(detector, x, y, EPS, steps=10)):
+        assert margin_of(detector, found, y).tolist() == pytest.approx([best, best], rel=1e-4)
+    found = pgd(detector, x, y, 0.3, norm="l2", steps=30)
+    assert margin_of(detector, found, y).tolist() == pytest.approx([0.3 * detector.weight.norm().item()] * 2, rel=0.03)
+
+
+def test_margin_has_a_gradient_where_the_cross_entropy_is_rounded_to_zero():
+    detector, x, y = Linear(bias=60.0), torch.full((1, 3, 8, 8), 0.5), torch.ones(1)
+    assert input_gradient(detector, x, y, "ce").abs().max() == 0
+    assert input_gradient(detector, x, y, "margin").abs().min() > 0
+
+
+@pytest.mark.parametrize("attack", ["cw", "deepfool"])
+def test_minimal_attacks_turn_both_classes_and_respect_eps(attack):
+    detector = Linear(scale=0.05)
+    x = torch.full((2, 3, 8, 8), 0.5)
+    y = torch.tensor([0.0, 1.0])
+    x = (x + 0.02 * (2 * y - 1)[:, None, None, None] * detector.weight.detach().sign()).clamp(0, 1)
+    assert (margin_of(detector, x, y) < 0).all()
+    found = Plan(attack, "linf", 0.5, steps=50).run(detector, x, y)
+    assert (margin_of(detector, found, y) >= -1e-5).all() and not torch.equal(found, x)
+    assert torch.equal(Plan(attack, "linf", 0.001, steps=50).run(detector, x, y), x)
+
+
+def test_restarts_keep_the_best_and_strong_is_at_least_as_strong(network, images, labels):
+    torch.manual_seed(0)
+    one = margin_of(network, pgd(network, images, labels, 0.02, steps=3), labels)
+    torch.manual_seed(0)
+    three = margin_of(network, pgd(network, images, labels, 0.02, steps=3, restarts=3), labels)
+    assert (three >= one).all() and (three > one).any()
+    plan = Plan("strong", "linf", 0.02, steps=3, queries=5)
+    right = {
+        name: (margin_of(network, Plan(name, "linf", 0.02, steps=3).run(network, images, labels), labels) < 0)
+        for name in ("pgd", "fgsm")
+    }
+    alive = margin_of(network, plan.run(network, images, labels), labels) < 0
+    assert alive.sum() <= min(part.sum() for part in right.values())
+
+
+def test_attackable_restores_modes_gradients_and_running_averages(network, images, labels):
+    network.train()
+    network.body[1].eval()  # as a frozen batch norm
+    network.head.weight.requires_grad_(False)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with attackable(network):
+        assert not any(module.training for module in network.modules())
+        pgd(network, images, labels, EPS, steps=2)
+    assert network.training and network.body[3].training and not network.body[1].training
+    assert [p.requires_grad for p in network.parameters()] == [True] * 4 + [False, True]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.5, math.nan])
+def test_images_outside_the_box_are_refused(bad, network, images, labels):
+    images[3, 1, 2, 2] = bad
+    for attack in ATTACK_FUNCTIONS:
+        with pytest.raises(UserError, match=r"expected images in \[0, 1\]"):
+            Plan(attack, "linf", EPS, steps=1, queries=1).run(network, images, labels)
+    with pytest.raises(UserError):
+        check_images(images)
+
+
+def test_sizes_are_read_and_written_as_people_write_them():
+    assert parse_size("8/255") == 8 / 255 and parse_size("0.5/255") == 0.5 / 255 and parse_size("0.03") == 0.03
+    assert [size_name(size) for size in (8 / 255, 0.5 / 255, 0.0123, 2.0)] == ["8/255", "0.5/255", "0.0123", "2"]
+    for text in ("", "8/0", "a/255", "-1/255", "0", "nan", "inf"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            parse_size(text)
+    with pytest.raises(UserError, match=r"got 8; did you mean 8/255\?"):
+        check_linf_eps(8.0)
+
+
+def test_threshold_becomes_the_boundary_of_the_attack(images):
+    logits = np.linspace(-3, 3, 200)
+    isotonic = fit_isotonic((logits + np.sin(9 * logits) > 0).astype(int), logits)
+    for calibration in (None, {"method": "temperature", "temperature": 2.5}, isotonic):
+        boundary = logit_of_threshold(0.7, calibration)
+        below, above = apply_calibration(np.array([boundary - 1e-6, boundary + 1e-6]), calibration)
+        assert below < 0.7 <= above
+    detector = Linear()
+    x = images[..., :8, :8]
+    assert torch.allclose(DecisionLogit(detector, 1.5)(x), detector(x) - 1.5)
+
+
+# Checks
+
+
+class Masked(Linear):
+    """Rounds its logit, which hides the gradient and defends nothing."""
+
+    def forward(self, images):
+        return super().forward(images).mul(16).round().div(16)
+
+
+class Restless(Linear):
+    def forward(self, images):
+        return super().forward(images) + 1e-3 * torch.randn(len(images))
+
+
+def failed_checks(detector, **changes) -> list[str]:
+    x = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = (detector(x) > 0).float().detach()
+    plan = Plan("pgd", "linf", 8 / 255, steps=5, **changes)
+    return [check["check"] for check in check_detector(detector, x, y, plan, True) if not check["passed"]]
+
+
+def test_checks_pass_an_honest_detector_and_name_what_is_wrong_with_others():
+    assert failed_checks(Linear(scale=0.3)) == []
+    masked = failed_checks(Masked(scale=0.3))
+    assert (
+        "gradients are not zero" in masked
+        and "eps = 1 leaves nothing" in masked
+        and "Square does not beat PGD" in masked
+    )
+    assert "logits are deterministic" in failed_checks(Restless(scale=0.3))
+
+
+def test_without_bound_a_detector_with_a_narrow_gap_falls():
+    x, y = torch.full((2, 3, 8, 8), 0.5), torch.ones(2)
+    detector = Linear()
+
+    def gap(images):  # wrong only close to the image: large steps jump over it
+        distance = (images - 0.5).abs().mean((1, 2, 3))
+        return torch.where((distance > 0.004) & (distance < 0.05), -1.0, 1.0) - 0.01 * detector(images)
+
+    assert accuracy_without_bound(gap, x, y, 20) == 0.0
+
+
+def test_change_outside_ball_or_box_is_named(images):
+    assert check_change(images, (images + 0.1).clamp(0, 1), 0.05, "linf") == ["left the ball"]
+    assert "left the box" in check_change(images, images - 0.9, 1.0, "linf")
+    assert check_change(images, images / 0, 1.0, "l2") == ["values are not finite"]
+
+
+def test_rows_that_contradict_each_other_are_marked():
+    def row(attack, eps, robust_acc):
+        same = dict.fromkeys(["checkpoint", "source", "dataset", "split", "data_fingerprint", "norm", "direction"], 1)
+        return {**same, "attack": attack, "eps": eps, "robust_acc": robust_acc, "failed": []}
+
+    rows = [
+        row("fgsm", 1, 0.5),
+        row("pgd", 1, 0.6),
+        row("pgd", 2, 0.3),
+        row("pgd", 4, 0.4),
+        row("strong", 2, 0.3),
+        row("square", 2, 0.1),
+    ]
+    compare_rows(rows)
+    assert [r["failed"] for r in rows] == [
+        [],
+        ["weaker than fgsm"],
+        ["weaker than square"],
+        ["larger eps helps the defender"],
+        ["weaker than square"],
+        [],
+    ]
+
+
+# Survival, intervals, certificates
+
+
+def test_rounding_and_jpeg_stay_images(images):
+    assert (rounded(images) - images).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(rounded(rounded(images)), rounded(images))
+    smooth = torch.linspace(0, 1, 16).expand(2, 3, 16, 16)
+    assert 0 < (recompressed(smooth) - smooth).abs().max() < 0.1
+
+
+def test_wilson_interval():
+    assert wilson(0, 10) == pytest.approx([0.0, 0.2775], abs=1e-3)
+    assert wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=1e-3)  # Newcombe 1998, table I
+    assert wilson(0, 0) is None
+
+
+def test_certificate_is_the_radius_of_cohen_et_al():
+    assert certificate(1, 256, 256, 0.5).radius == pytest.approx(0.5 * 1.9304, abs=2e-3)  # ppf(0.001 ** (1 / 256))
+    assert certificate(0, 140, 256, 0.5).label is None
+
+
+def test_certified_radius_of_a_linear_detector_is_within_its_true_distance():
+    detector = Linear()
+    distance = 0.4
+    direction = (detector.weight / detector.weight.norm()).detach()
+    image = 0.5 + distance * direction
+    found = certify(detector, image, 0.25, torch.Generator().manual_seed(0))
+    assert found.label == 1 and 0.2 < found.radius <= distance
+    assert certify(detector, 0.5 - distance * direction, 0.25, torch.Generator().manual_seed(0)).label == 0

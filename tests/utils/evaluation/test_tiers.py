@@ -1,0 +1,359 @@
+"""Evaluation with tiers and severities: each image is decoded once, and what the tables say of degraded images."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+from datasets.images import read_image
+from datasets.perturbations import SEVERITIES, apply_tier
+from datasets.spec import Record, open_records
+from datasets.transforms import EvalTransform, Geometry
+from utils.args import run_script
+from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
+from utils.evaluation.curves import coverage
+from utils.metrics.thresholds import unsure_band
+from utils.scoring.scorer import score_jobs, score_records, stream_jobs
+from utils.scoring.table import read_scores, read_sidecar
+
+QUICK = ["--n-boot", "0", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch) -> dict:
+    """The figures that are asked for, by the stem of their file; none is written."""
+    drawn: dict = {}
+    monkeypatch.setattr(
+        "utils.evaluation.report.save_figure", lambda figure, stem: drawn.update({Path(stem).name: figure})
+    )
+    return drawn
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """The images that are decoded while a test runs."""
+    paths: list[str] = []
+
+    def spy(path, *rest):
+        paths.append(str(path))
+        return read_image(path, *rest)
+
+    monkeypatch.setattr("datasets.loading.read_image", spy)
+    return paths
+
+
+@pytest.fixture
+def variant(tiny_checkpoint, tmp_path):
+    """Return a function that writes the tiny checkpoint again with other contents, as ``<name>/best.pt``."""
+
+    def write(name: str, **changes) -> str:
+        checkpoint = {**load_checkpoint(tiny_checkpoint), **changes}
+        save_checkpoint(tmp_path / name / "best.pt", checkpoint)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path, tiny_checkpoint, monkeypatch):
+    """Return a function that runs evaluate.py on the tiny checkpoint, with a score cache of the test's own."""
+    monkeypatch.setattr(evaluate, "SCORE_CACHE", str(tmp_path / "cache"))
+
+    def call(*flags, data, checkpoints=None, out: str = "out") -> dict:
+        data = [data] if isinstance(data, str | Path) else data
+        what = ["--checkpoint", *(checkpoints or [str(tiny_checkpoint)]), "--data", *map(str, data)]
+        return evaluate.main([*what, *QUICK, *map(str, flags), "--output-dir", str(tmp_path / out)])
+
+    return call
+
+
+def by_tier(result: dict, number: int = 0) -> dict[str, dict[str, float]]:
+    """tier -> path -> logit of a scores file."""
+    table = read_scores(result["scores"][number])
+    logits: dict[str, dict[str, float]] = {}
+    for path, tier, logit in zip(table.path, table.tier, table.logit.tolist(), strict=True):
+        logits.setdefault(tier, {})[path] = logit
+    return logits
+
+
+# ------------------------------------------------------------------------------------------------ the loop
+
+
+def test_each_image_is_decoded_once_for_all_checkpoints_and_tiers(run, variant, image_folder, reads, tiny_checkpoint):
+    other = variant("other", geometry=Geometry("resize", 24).to_dict())
+    result = run("--tiers", "clean", "web", "hard", data=image_folder, checkpoints=[str(tiny_checkpoint), other])
+    assert len(reads) == len(set(reads)) == 8
+    assert len(result["rows"]) == 6 and len(result["scores"]) == 2
+    for number, path in enumerate((tiny_checkpoint, other)):
+        detector, _ = load_detector(path if number == 0 else Path(other) / "best.pt")
+        records = open_records(str(image_folder)).records
+        logits = by_tier(result, number)
+        alone = score_records(detector, records).logits
+        assert [logits["clean"][record.path] for record in records] == alone.tolist()
+        transform = EvalTransform(detector.geometry)
+        for tier in ("web", "hard"):
+            for record in records[::3]:
+                image = transform(apply_tier(read_image(record.path), tier))[None]
+                assert logits[tier][record.path] == pytest.approx(detector(image).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_many_jobs_give_what_each_gives_alone(tiny_checkpoint, variant, image_folder, workers):
+    detector = load_detector(tiny_checkpoint)[0]
+    wide = load_detector(Path(variant("wide", geometry=Geometry("crop", 48).to_dict())) / "best.pt")[0]
+    records = open_records(str(image_folder), "train").records
+    Path(records[5].path).write_bytes(b"no image")
+    jobs = [(wide, "hard"), (detector, "clean"), (wide, "clean"), (detector, "jpeg-30"), (detector, "hard")]
+    together = score_jobs(jobs, records, batch_size=4, workers=workers)
+    for job, scores in zip(jobs, together, strict=True):
+        (alone,) = score_jobs([job], records, batch_size=4)
+        assert np.array_equal(scores.logits, alone.logits)
+        assert scores.indices.tolist() == [index for index in range(16) if index != 5]
+        assert [index for index, _ in scores.unreadable] == [5]
+    assert np.array_equal(together[1].logits, score_records(detector, records, batch_size=4).logits)
+    assert len({tuple(scores.logits) for scores in together}) == 5
+
+
+def test_the_place_of_an_image_in_the_list_and_its_name_do_not_matter(tiny_checkpoint, image_folder, tmp_path):
+    detector = load_detector(tiny_checkpoint)[0]
+    records = open_records(str(image_folder), "test").records
+    copies = [Record(str(tmp_path / f"copy-{n}.png"), r.label, r.generator) for n, r in enumerate(records)]
+    for record, copy in zip(records, copies, strict=True):
+        shutil.copy(record.path, copy.path)
+    for tier in ("web", "hard", "crop-0.5", "noise-0.1"):
+        (first,) = score_jobs([(detector, tier)], records)
+        (again,) = score_jobs([(detector, tier)], copies[::-1])
+        assert np.allclose(first.logits, again.logits[::-1], atol=1e-5), tier
+
+
+def test_a_tier_smaller_than_the_crop_is_enlarged(tiny_checkpoint, make_folder):
+    records = open_records(str(make_folder("set", {"real": 2, "fake": 2}))).records  # 40 px; the crop is 32 px
+    detector = load_detector(tiny_checkpoint)[0]
+    assert all(apply_tier(read_image(record.path), "hard").shape[0] < 32 for record in records)
+    for scores in score_jobs([(detector, "hard"), (detector, "resize-0.25"), (detector, "crop-0.5")], records):
+        assert len(scores.logits) == 4 and np.all(np.isfinite(scores.logits)) and np.ptp(scores.logits) > 0
+
+
+def test_a_batch_without_a_readable_image(tiny_checkpoint, image_folder):
+    records = open_records(str(image_folder), "test").records
+    for record in records[:4]:
+        Path(record.path).write_bytes(b"")
+    jobs = [(load_detector(tiny_checkpoint)[0], tier) for tier in ("clean", "web")]
+    batches = list(stream_jobs(jobs, records, batch_size=4))
+    assert [logits.shape for _, logits, _ in batches] == [(2, 0), (2, 4)]
+    assert [len(unreadable) for _, _, unreadable in batches] == [4, 0]
+
+
+# --------------------------------------------------------------------------------------------- score cache
+
+
+def test_a_second_run_reads_no_image(run, image_folder, reads, capsys):
+    first = run("--tiers", "clean", "web", data=image_folder)
+    count = len(reads)
+    again = run("--tiers", "web", "clean", data=image_folder, out="again")
+    assert count == 8 and len(reads) == 8
+    assert by_tier(first) == by_tier(again)
+    assert "all score sets taken from" in capsys.readouterr().err
+    more = run("--tiers", "clean", "web", "hard", data=image_folder, out="more")  # only hard is missing
+    assert len(reads) == 16 and by_tier(more)["clean"] == by_tier(first)["clean"]
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(run, make_folder, reads, monkeypatch):
+    sets = [make_folder(name, {"real": 2, "fake": 2}) for name in ("one", "two")]
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.evaluation.evaluate.score_jobs", fail_on_second(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run("--tiers", "clean", "hard", data=sets)
+    done = list(reads)
+    result = run("--tiers", "clean", "hard", data=sets)
+    assert len(done) == 4 and {Path(path).parts[-3] for path in reads[4:]} == {"two"} and len(reads) == 8
+    assert len(result["rows"]) == 4
+
+
+def fail_on_second(error: type[BaseException]):
+    calls = []
+
+    def scored(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 1:
+            raise error
+        return score_jobs(*args, **kwargs)
+
+    return scored
+
+
+def test_changed_images_and_changed_checkpoints_are_noticed(run, variant, image_folder, reads, tiny_checkpoint):
+    before = by_tier(run(data=image_folder))["clean"]
+    file = sorted((image_folder / "test" / "real").iterdir())[0]
+    shutil.copy(sorted((image_folder / "test" / "fake").iterdir())[0], file)
+    after = by_tier(run(data=image_folder))["clean"]
+    assert len(reads) == 16
+    assert {path for path in before if before[path] != after[path]} == {str(file)}
+    run(data=image_folder, checkpoints=[variant("calibrated", calibration=None)])
+    assert len(reads) == 24
+
+
+def test_cache_can_be_left_out_or_lie_elsewhere(run, image_folder, reads, tmp_path):
+    run("--no-score-cache", data=image_folder)
+    assert not (tmp_path / "cache").exists()
+    run("--score-cache", tmp_path / "mine", data=image_folder)
+    run("--score-cache", tmp_path / "mine", data=image_folder)
+    assert len(reads) == 16 and len(list((tmp_path / "mine").iterdir())) == 1 and not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_entry_is_made_again(run, image_folder, reads, tmp_path, capsys):
+    before = by_tier(run(data=image_folder))
+    (entry,) = (tmp_path / "cache").iterdir()
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[:-40])
+    assert by_tier(run(data=image_folder)) == before
+    assert "scored again" in capsys.readouterr().err and len(reads) == 16
+    run(data=image_folder)
+    assert len(reads) == 16
+
+
+def test_unreadable_images_are_counted_once_and_remembered(run, image_folder, reads, tiny_checkpoint, variant, capsys):
+    broken = sorted((image_folder / "test" / "fake").iterdir())[1]
+    broken.write_bytes(b"no image")
+    flags = ["--tiers", "clean", "web", "--severity", "noise"]
+    for _ in range(2):
+        result = run(*flags, data=image_folder, checkpoints=[str(tiny_checkpoint), variant("other")])
+        error = capsys.readouterr().err
+        assert error.count(f"unreadable: {broken}") == 1 and "1 unreadable images" in error
+        assert result["exit_code"] == 1
+        assert {(row["n_fake"], row["unreadable"]) for row in result["rows"]} == {(3, 1)}
+    assert len(reads) == 8
+    assert [item["path"] for item in read_sidecar(result["scores"][1])["unreadable"]] == [str(broken)]
+
+
+# ------------------------------------------------------------------------------------- tables and figures
+
+
+def test_severities_give_curves_and_a_table(run, image_folder, tmp_path, figures):
+    result = run("--severity", "all", "--tiers", "clean", "web", "--n-boot", "20", data=image_folder)
+    assert {f"severity__{kind}" for kind in SEVERITIES} <= set(figures)
+    assert "confusion__tiny-run__faces__web" in figures and "confusion__tiny-run__faces__jpeg-75" not in figures
+    rows = [row for row in result["rows"] if "severity" in row]
+    expected = [(kind, level) for kind, levels in SEVERITIES.items() for level in levels]
+    assert [(row["perturbation"], row["severity"]) for row in rows] == expected
+    assert [row["tier"] for row in rows[:2]] == ["jpeg-95", "jpeg-85"]
+    assert [row["tier"] for row in result["rows"][:2]] == ["clean", "web"]
+    lines = list(csv.DictReader((tmp_path / "out" / "severity.csv").open()))
+    assert len(lines) == len(expected) and float(lines[0]["auc_low"]) <= float(lines[0]["auc"])
+    assert "| jpeg" in (tmp_path / "out" / "severity.md").read_text()
+    assert "jpeg-95" not in (tmp_path / "out" / "metrics.md").read_text()
+
+    auc, acc = figures["severity__resize"].axes
+    assert [tick.get_text() for tick in auc.get_xticklabels()] == ["0.25", "0.5", "0.75", "clean", "1.5", "2"]
+    own = {row["severity"]: row for row in rows if row["perturbation"] == "resize"}
+    wanted = [own[0.25], own[0.5], own[0.75], result["rows"][0], own[1.5], own[2]]
+    assert auc.lines[0].get_ydata().tolist() == [row["auc"] for row in wanted]
+    assert acc.lines[0].get_ydata().tolist() == [row["acc"] for row in wanted]
+    assert len(auc.collections) == 1  # the band of the intervals
+    again = evaluate.main(["--from-scores", *result["scores"], "--n-boot", "20", "--output-dir", str(tmp_path / "b")])
+    assert again["rows"] == result["rows"]
+    for name in ("metrics.json", "metrics.md", "severity.tex", "severity.csv"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_severity_of_one_class_and_without_clean(run, image_folder, tmp_path, figures):
+    result = run("--severity", "jpeg", "--tiers", "web", data=f"{image_folder}@classes=fake")
+    assert all(row["auc"] is None and row["acc"] is not None for row in result["rows"])
+    auc, acc = figures["severity__jpeg"].axes
+    assert len(auc.lines[0].get_ydata()) == 0 and len(acc.lines[0].get_ydata()) == 6
+    assert [tick.get_text() for tick in auc.get_xticklabels()] == ["95", "85", "75", "60", "45", "30"]
+    line = next(line for line in (tmp_path / "out" / "metrics.md").read_text().splitlines() if "| web" in line)
+    assert "\N{EN DASH}" in line
+    only = tmp_path / "only.csv"
+    lines = Path(result["scores"][0]).read_text().splitlines(keepends=True)
+    only.write_text("".join(line for line in lines if ",web," not in line))
+    rows = evaluate.main(["--from-scores", str(only), *QUICK, "--output-dir", str(tmp_path / "only")])["rows"]
+    assert len(rows) == 6
+
+
+def test_unseen_sources_come_first(run, make_folder, variant, tmp_path):
+    sets = [make_folder(name, {"real": 3, "fake": 3}) for name in ("home", "away", "far")]
+    trained = [{"dataset": "home", "split": split, "fingerprint": "x"} for split in ("train", "valid")]
+    one = variant("one", data=trained)
+    two = variant("two", data=[{**trained[0], "dataset": "away"}], seed=5)
+    result = run(data=sets, checkpoints=[one, two])
+    assert [(row["checkpoint"], row["dataset"], row["seen"]) for row in result["rows"]] == [
+        ("one", "away", "unseen"),
+        ("one", "far", "unseen"),
+        ("two", "home", "unseen"),
+        ("two", "far", "unseen"),
+        ("one", "home", "in-domain"),
+        ("two", "away", "in-domain"),
+    ]
+    text = (tmp_path / "out" / "metrics.md").read_text()
+    assert "| Seen " in text and text.index("unseen") < text.index("in-domain")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())[:6] == result["rows"]
+
+
+def test_a_source_is_known_by_its_own_name_when_it_was_numbered(run, make_folder, variant):
+    sets = [make_folder("a/home", {"real": 2, "fake": 2}), make_folder("b/home", {"real": 3, "fake": 2})]
+    trained = variant("net", data=[{"dataset": "home", "split": "train", "fingerprint": "x"}])
+    rows = run(data=sets, checkpoints=[trained])["rows"]
+    assert [(row["dataset"], row["seen"]) for row in rows] == [("home-1", "in-domain"), ("home-2", "in-domain")]
+
+
+def test_training_that_overlaps_a_tier_is_marked(run, image_folder, variant, tmp_path):
+    checkpoints = [variant(name, train_args={"augmentation": name}) for name in ("forensic", "light")]
+    flags = ["--tiers", "clean", "web", "--severity", "crop", "jpeg"]
+    rows = run(*flags, data=image_folder, checkpoints=checkpoints)["rows"]
+    marked = {(row["checkpoint"], row["tier"]) for row in rows if row["trained_on_tier"]}
+    assert marked == {("forensic", "web"), *(("forensic", f"jpeg-{quality}") for quality in SEVERITIES["jpeg"])}
+    for table, cell in (("metrics", "web\N{DAGGER}"), ("severity", "jpeg\N{DAGGER}")):
+        text = (tmp_path / "out" / f"{table}.md").read_text()
+        assert f"{cell} " in text and "\N{DAGGER} degraded in ways" in text.splitlines()[0]
+        lines = list(csv.DictReader((tmp_path / "out" / f"{table}.csv").open()))
+        assert {line["trained_on_tier"] for line in lines} == {"True", "False"}
+        assert "\N{DAGGER}" not in (tmp_path / "out" / f"{table}.csv").read_text()
+    run(*flags, data=image_folder, checkpoints=checkpoints[1:])
+    assert "\N{DAGGER}" not in (tmp_path / "out" / "metrics.md").read_text()
+
+
+def test_reliability_and_coverage_figures(run, image_folder, figures):
+    result = run("--tiers", "clean", "web", data=image_folder)
+    for suffix, name in (("", "tiny-run on faces"), ("__web", "tiny-run on faces (web)")):
+        assert [line.get_label() for line in figures[f"coverage{suffix}"].axes[0].lines] == [name]
+        curves = figures[f"reliability{suffix}"].axes[0].lines
+        assert [line.get_label() for line in curves] == ["perfect calibration", name]
+    share, accuracy = figures["coverage"].axes[0].lines[0].get_data()
+    assert share[-1] == 1 and accuracy[-1] == result["rows"][0]["acc"]
+
+
+def test_coverage_agrees_with_the_unsure_band():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 300)
+    p_fake = np.round(1 / (1 + np.exp(-(4 * labels - 2 + rng.normal(0, 3, 300)))), 2)  # with ties
+    low, high = unsure_band(labels, p_fake, 0.4, target_acc=0.85, min_coverage=0.1)
+    answered = (p_fake < low) | (p_fake >= high)
+    assert 0 < answered.mean() < 1
+    share, accuracy = coverage(labels, p_fake, 0.4)
+    at = np.flatnonzero(np.isclose(share, answered.mean()))
+    assert len(at) == 1 and accuracy[at[0]] == pytest.approx(np.mean((p_fake >= 0.4)[answered] == labels[answered]))
+    assert np.all(np.diff(share) > 0) and share[-1] == 1 and np.mean((p_fake >= 0.4) == labels) == accuracy[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--tiers wbe", "got 'wbe'; did you mean web?"),
+        ("--tiers", "expected at least one argument"),
+        ("--severity nose", "got 'nose'; did you mean noise?"),
+        ("--score-cache x --no-score-cache", "not allowed with"),
+    ],
+)
+def test_bad_flags_are_answered_in_one_line(flags, says, monkeypatch, capsys, tmp_path, image_folder, tiny_checkpoint):
+    argv = ["evaluate.py", "--checkpoint", str(tiny_checkpoint), "--data", str(image_folder)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--output-dir", str(tmp_path / "out"), *flags.split()])
+    with pytest.raises(SystemExit) as exit_:
+        run_script(evaluate.main)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and error.count("\n") == 1 and says in error

@@ -1,0 +1,161 @@
+"""The measures: each must tell a map that knows the answer from one that does not."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.registry import create_model
+from utils.explanations.cells import METRICS
+from utils.explanations.controls import control_maps, randomised, rank_correlation
+from utils.explanations.faithfulness import attacked_segments, impute, insertion_deletion, removal_order, road_combined
+from utils.explanations.localisation import find_face, mask_iou, mosaics, pointing_game, share_inside
+from utils.explanations.superpixels import segment
+from utils.explanations.table import (
+    FAITHFUL,
+    UNFAITHFUL,
+    better_than_random,
+    cell_rows,
+    holm,
+    mean_interval,
+    read_raw,
+    verdict,
+    write_raw,
+)
+
+SIDE = 32
+
+
+def noise_images(count=4):
+    return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def roughness_of_corner(batch):
+    """A detector of fine noise in the top left quarter."""
+    return 40 * (batch[..., :16, 1:16] - batch[..., :16, :15]).abs().mean((1, 2, 3)) - 4
+
+
+def maps(kind):
+    heat = np.zeros((SIDE, SIDE), np.float32)
+    heat[(slice(0, 16),) * 2 if kind == "right" else (slice(16, 32),) * 2] = 1
+    return torch.from_numpy(np.stack([removal_order(heat, seed) for seed in range(4)]))
+
+
+def test_road_rewards_the_map_that_knows_where_the_evidence_is():
+    images = noise_images()
+    right, wrong = (road_combined(roughness_of_corner, images, maps(kind)) for kind in ("right", "wrong"))
+    assert (right > 1).all() and (wrong < -1).all()
+
+
+def test_insertion_and_deletion_order_the_maps_too():
+    images = noise_images()
+    (insertion, deletion), (other_insertion, other_deletion) = (
+        insertion_deletion(roughness_of_corner, images, maps(kind)) for kind in ("right", "wrong")
+    )
+    assert (insertion > other_insertion).all() and (deletion < other_deletion).all()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_imputation_is_close_to_the_exact_solution_of_the_package(share):
+    from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+
+    rows, columns = torch.meshgrid(torch.linspace(0, 3, 48), torch.linspace(0, 2, 48), indexing="ij")
+    image = torch.stack([(rows + columns).sin(), (rows * columns).cos(), rows.cos()]) / 2 + 0.5
+    heat = control_maps(image[None], 0)["random"][0].numpy()
+    missing = torch.from_numpy(removal_order(heat) < share * heat.size)
+    exact = NoisyLinearImputer(noise=0)(image, (~missing).float())
+    ours = impute(image[None], missing[None], noise=0)[0]
+    assert torch.equal(ours[:, ~missing], image[:, ~missing])
+    assert (ours - exact).abs()[:, missing].mean() < 0.02
+
+
+def test_removal_orders_ties_at_random_and_the_rest_by_the_map():
+    heat = np.zeros((8, 8))
+    heat[5, 5] = 1
+    ranks = removal_order(heat, 1)
+    assert ranks[5, 5] == 0 and sorted(ranks.ravel()) == list(range(64))
+    assert not np.array_equal(ranks, removal_order(heat, 2))
+
+
+def test_pointing_iou_and_share():
+    mask = np.zeros((10, 10), bool)
+    mask[2:4, 2:4] = True
+    hit, miss = np.zeros((10, 10)), np.ones((10, 10))
+    hit[3, 3] = 1
+    assert pointing_game(hit, mask) == 1 and pointing_game(miss, mask) == pytest.approx(0.04)
+    assert pointing_game(np.zeros((10, 10)), mask) == 0
+    assert mask_iou(removal_order(mask.astype(float)), mask) == 1
+    assert share_inside(hit, (0, 0, 5, 5)) == 1 and np.isnan(share_inside(hit * 0, (0, 0, 5, 5)))
+    assert find_face(np.full((64, 64, 3), 90, np.uint8)) is None and find_face(np.zeros((9, 7, 3), np.uint8)) is None
+
+
+def test_a_mosaic_moves_the_mask_away_from_the_middle():
+    fakes, reals = torch.ones(6, 3, 8, 8), torch.zeros(3, 3, 8, 8)
+    mask = np.zeros((6, 8, 8), bool)
+    mask[:, 2:6, 2:6] = True
+    images, wide = mosaics(fakes, mask, reals, seed=0)
+    assert images.shape == (6, 3, 16, 16)
+    assert (images.mean((1, 2, 3)) == 0.25).all()
+    assert wide.sum() == mask.sum() and (images[:, 0].numpy()[wide] == 1).all()
+    centre = control_maps(images, 0)["centre"].numpy()
+    assert sum(pointing_game(heat, part) for heat, part in zip(centre, wide, strict=True)) == 0
+
+
+def test_only_the_top_segments_are_attacked():
+    images = noise_images(1)
+    segments = [segment((images[0].permute(1, 2, 0) * 255).byte().numpy(), 16)]
+    heat = (segments[0] == 2)[None].astype(np.float32)
+    changed = attacked_segments(images, torch.ones_like(images), heat, segments, torch.tensor([True]))
+    assert np.array_equal((changed != images)[0].any(0).numpy() | (heat[0] == 0), np.ones((SIDE, SIDE), bool))
+    assert (changed <= images).all() and torch.equal(changed[0][:, heat[0] == 0], images[0][:, heat[0] == 0])
+
+
+def test_shuffled_weights_change_the_logits_and_not_the_original():
+    detector = create_model("cnn", width=4).eval()
+    before = detector(noise_images()).detach()
+    stranger = randomised(detector, 0)
+    assert torch.equal(detector(noise_images()), before)
+    assert not torch.allclose(stranger(noise_images()), before)
+    for own, other in zip(detector.parameters(), stranger.parameters(), strict=True):
+        assert torch.equal(own.flatten().sort().values, other.flatten().sort().values)
+    ramp = np.arange(12.0)
+    assert rank_correlation(ramp, ramp**3) == pytest.approx(1) and np.isnan(rank_correlation(ramp, ramp * 0))
+
+
+def raw_cell(gain, similarity, n=30):
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(n):
+        chance = generator.normal()
+        swing = 0.01 * (1 + index // 2) * (-1) ** index  # symmetric about 0, so that no gain is no gain exactly
+        for method, road in (("gradcam", chance + gain + swing), ("random", chance)):
+            values = dict.fromkeys(METRICS, float("nan")) | {"road": road, "zero": 0.0, "random_weights": similarity}
+            rows.append({"path": f"{index}.png", "method": method, **values})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("gain", "similarity", "expected"),
+    [(0.5, 0.1, FAITHFUL), (0.0, 0.1, UNFAITHFUL), (-0.5, 0.1, UNFAITHFUL), (0.5, 0.9, UNFAITHFUL)],
+)
+def test_a_method_must_beat_random_and_depend_on_the_weights(gain, similarity, expected):
+    rows = {row["method"]: row for row in cell_rows(raw_cell(gain, similarity), "a", "b", METRICS, 100, 0)}
+    assert rows["gradcam"]["verdict"] == expected
+    assert rows["random"]["verdict"] == "control" and rows["random"]["p_value"] is None
+    assert rows["gradcam"]["road_ci"][0] <= rows["gradcam"]["road"] <= rows["gradcam"]["road_ci"][1]
+
+
+def test_raw_numbers_give_the_same_table_from_the_file(tmp_path):
+    rows = raw_cell(0.5, 0.1)
+    columns = ("path", "method", *METRICS)
+    write_raw(tmp_path / "cell.csv", rows, columns)
+    read = read_raw(tmp_path / "cell.csv", METRICS)
+    assert [row["road"] for row in read] == pytest.approx([row["road"] for row in rows], rel=1e-5)
+    assert all(np.isnan(row["pointing"]) for row in read)
+
+
+def test_statistics():
+    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
+    assert better_than_random(np.array([])) is None and better_than_random(np.zeros(5)) == 1
+    assert better_than_random(np.arange(1, 12.0)) < 0.01 < 0.9 < better_than_random(-np.arange(1, 12.0))
+    assert mean_interval(np.array([np.nan]), 10, 0) == (None, None)
+    assert verdict("gradcam", None, 1.0, 0.0) == UNFAITHFUL

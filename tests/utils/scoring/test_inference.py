@@ -1,0 +1,200 @@
+"""Scoring: each readable image once, in order, whatever the batches; and what is made of the scores."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.images import read_image
+from datasets.spec import Record, open_records
+from datasets.transforms import EvalTransform
+from models.calibration import sigmoid
+from utils.checkpoints.file import load_detector
+from utils.evaluation.evaluate import checkpoint_names, evaluate_listing, summary_line
+from utils.evaluation.operating_point import fit_operating_point
+from utils.scoring.scorer import score_records, score_table, stream_scores
+
+
+@pytest.fixture
+def detector(tiny_checkpoint):
+    return load_detector(tiny_checkpoint)[0]
+
+
+@pytest.fixture
+def listing(image_folder):
+    return open_records(str(image_folder), "train")  # 8 real, 8 fake
+
+
+def break_images(records: list[Record], *indices: int) -> None:
+    for index in indices:
+        Path(records[index].path).write_bytes(b"no image")
+
+
+def test_a_score_is_the_models_logit_of_the_transformed_image(detector, listing):
+    scores = score_records(detector, listing.records)
+    transform = EvalTransform(detector.geometry)
+    for index in (0, 9):
+        with torch.no_grad():
+            logit = detector(transform(read_image(listing.records[index].path))[None]).item()
+        assert scores.logits[index] == pytest.approx(logit, abs=1e-4)
+    assert scores.indices.tolist() == list(range(16))
+    assert scores.logits.dtype == np.float64
+    assert scores.unreadable == []
+    assert len(set(scores.logits.tolist())) > 8
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 0), (16, 0), (100, 0), (5, 2)])
+def test_batches_and_workers_change_nothing(detector, listing, batch_size, workers):
+    break_images(listing.records, 0, 7, 15)
+    expected = score_records(detector, listing.records, batch_size=4)
+    scores = score_records(detector, listing.records, batch_size=batch_size, workers=workers)
+    assert scores.indices.tolist() == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14]
+    assert [index for index, _ in scores.unreadable] == [0, 7, 15]
+    assert scores.unreadable == expected.unreadable
+    assert np.allclose(scores.logits, expected.logits, atol=1e-4)
+
+
+def test_scoring_turns_training_off_and_repeats_exactly(detector, listing):
+    expected = score_records(detector, listing.records).logits
+    state = {key: value.clone() for key, value in detector.state_dict().items()}
+    detector.train()
+    assert np.array_equal(score_records(detector, listing.records).logits, expected)
+    assert not detector.training
+    assert all(torch.equal(value, state[key]) for key, value in detector.state_dict().items())
+
+
+def test_scoring_keeps_no_graph(detector, listing):
+    for parameter in detector.parameters():
+        parameter.requires_grad_(True)
+    score_records(detector, listing.records)
+    assert all(parameter.grad is None for parameter in detector.parameters())
+
+
+def test_images_are_scored_as_the_stream_is_read(detector, listing):
+    stream = stream_scores(detector, listing.records, batch_size=6)
+    indices, logits, unreadable = next(stream)
+    assert indices.tolist() == [0, 1, 2, 3, 4, 5]
+    assert logits.shape == (6,)
+    assert unreadable == []
+    break_images(listing.records, *range(6, 16))  # what is broken now was not read ahead
+    assert [len(failures) for _, _, failures in stream] == [6, 4]
+
+
+def test_nothing_readable_and_nothing_at_all(detector, listing):
+    break_images(listing.records, *range(16))
+    scores = score_records(detector, listing.records, batch_size=5)
+    assert len(scores.indices) == len(scores.logits) == 0
+    assert [index for index, _ in scores.unreadable] == list(range(16))
+    assert all(reason for _, reason in scores.unreadable)
+    empty = score_records(detector, [])
+    assert (len(empty.indices), len(empty.logits), empty.unreadable) == (0, 0, [])
+
+
+def test_reduced_precision_stays_close(detector, listing):
+    full = score_records(detector, listing.records).logits
+    half = score_records(detector, listing.records, dtype=torch.bfloat16).logits
+    assert np.abs(full - half).max() < 0.2 * max(1.0, np.abs(full).max())
+
+
+def test_the_table_names_each_scored_image(detector, listing):
+    break_images(listing.records, 3)
+    scores = score_records(detector, listing.records)
+    table = score_table(listing.records, scores, {"method": "temperature", "temperature": 2.0}, "faces", "web")
+    assert table.path == [record.path for index, record in enumerate(listing.records) if index != 3]
+    assert table.label.tolist() == [r.label for r in listing.records if r.path in set(table.path)]
+    assert set(table.dataset) == {"faces"}
+    assert set(table.tier) == {"web"}
+    assert {(g, label) for g, label in zip(table.generator, table.label.tolist(), strict=True)} == {
+        ("real", 0),
+        ("faces", 1),
+    }
+    assert np.array_equal(table.p_fake, sigmoid(scores.logits / 2))
+
+
+# -------------------------------------------------------------------------------------------------- reports
+
+
+def test_a_listing_is_measured_at_the_checkpoints_threshold(tiny_checkpoint, listing):
+    detector, checkpoint = load_detector(tiny_checkpoint)
+    break_images(listing.records, 0, 9)
+    checkpoint["thresholds"]["balanced"] = 0.0  # everything is fake
+    result = evaluate_listing(detector, checkpoint, listing, name="tiny", n_boot=10)
+    row = result.row
+    assert (row["checkpoint"], row["model"], row["dataset"], row["split"]) == ("tiny", "cnn", "faces", "train")
+    assert (row["n_real"], row["n_fake"], row["unreadable"], row["threshold"]) == (7, 7, 2, 0.0)
+    assert (row["real_acc"], row["fake_acc"], row["acc"]) == (0.0, 1.0, 0.5)
+    assert sorted(item["path"] for item in result.unreadable) == sorted(listing.records[i].path for i in (0, 9))
+    assert len(result.table) == 14
+    assert np.array_equal(result.table.p_fake, sigmoid(result.table.logit / 2.0))  # the checkpoint's temperature
+
+
+def test_a_checkpoint_without_thresholds_is_measured_at_one_half(tiny_checkpoint, listing):
+    detector, checkpoint = load_detector(tiny_checkpoint)
+    checkpoint["thresholds"] = None
+    assert evaluate_listing(detector, checkpoint, listing, n_boot=0).row["threshold"] == 0.5
+
+
+def test_one_class_gets_the_figures_it_can_have(tiny_checkpoint, image_folder):
+    detector, checkpoint = load_detector(tiny_checkpoint)
+    reals = open_records(f"{image_folder}@split=test,classes=real")
+    row = evaluate_listing(detector, checkpoint, reals, n_boot=10).row
+    assert row["auc"] is row["fake_acc"] is None
+    assert row["real_acc"] is not None
+    line = summary_line(row)
+    assert line.startswith("test faces n_real=4 n_fake=0 ")
+    assert "real_acc=" in line
+    assert "auc=" not in line
+
+
+def test_summary_line_of_a_full_row():
+    row = {
+        "split": "test",
+        "dataset": "demo",
+        "n_real": 2,
+        "n_fake": 3,
+        "auc": 0.98149,
+        "auc_ci": (0.97, 0.99),
+        "acc": 0.5,
+        "acc_ci": None,
+        "real_acc": 0.25,
+        "fake_acc": 1.0,
+        "threshold": 0.4666,
+        "unreadable": 4,
+    }
+    assert summary_line(row) == (
+        "test demo n_real=2 n_fake=3 auc=0.981 [0.970,0.990] acc=0.500 real_acc=0.250 fake_acc=1.000 "
+        "threshold=0.467 unreadable=4"
+    )
+
+
+def test_checkpoints_have_different_names():
+    paths = [Path("runs/a/best.pt"), Path("runs/b/best.pt"), Path("other/a/last.pt"), Path("mine.pt"), Path("a-1.pt")]
+    names = checkpoint_names(paths)
+    assert len(set(names)) == len(names)
+    assert names[1] == "b"
+    assert names[3] == "mine"
+    assert names[0].startswith("a-")
+    assert names[2].startswith("a-")
+    assert checkpoint_names([Path("best.pt")]) == ["best"]
+
+
+def test_the_operating_point_is_fitted_on_all_validation_sets_together(detector, listing, image_folder):
+    """A detector that is right and a detector that is overconfident: thresholds and temperature follow."""
+    records = listing.records
+    scores = score_records(detector, records)
+    rng = np.random.default_rng(0)
+    logits = np.where([r.label == 1 for r in records], 8.0, -8.0) + rng.normal(0, 8, 16) + 20
+    tables = []
+    for half in (slice(0, 8), slice(8, 16)):  # one class each: neither could be fitted alone
+        part = type(scores)(scores.indices[half], logits[half])
+        tables.append(score_table(records, part, None, "faces"))
+    assert {len(set(table.label.tolist())) for table in tables} == {1}
+    point = fit_operating_point(tables)
+    assert set(point["thresholds"]) == {"balanced", "fpr1", "fpr01", "unsure_low", "unsure_high"}
+    thresholds = point["thresholds"]
+    assert thresholds["unsure_low"] <= thresholds["balanced"] <= thresholds["unsure_high"]
+    assert thresholds["balanced"] <= thresholds["fpr1"] <= thresholds["fpr01"]
+    assert point["calibration"]["method"] == "temperature"
+    values = [*thresholds.values(), point["calibration"]["temperature"]]
+    assert all(type(value) is float for value in values)  # fit for a safe checkpoint

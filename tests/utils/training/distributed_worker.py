@@ -1,0 +1,80 @@
+"""What one of two processes does in test_distributed.py: started by torchrun, it writes a JSON file per rank.
+
+torchrun --nproc-per-node 2 tests/utils/training/distributed_worker.py TASK FOLDER
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from datasets.loading import EpochSampler, ImageDataset, make_loader
+from datasets.spec import open_records
+from datasets.transforms import EvalTransform, Geometry
+from models.detector import Detector
+from utils.args import run_script
+from utils.distributed import expecting_peers, gather, join_team, parallel, stand_in, team
+
+
+class Small(Detector):
+    """A network without batch norm, whose gradient over two halves of a batch is exactly that over the whole."""
+
+    def __init__(self) -> None:
+        super().__init__(input_size=32)
+        torch.manual_seed(0)
+        self.body = torch.nn.Conv2d(3, 4, 3, stride=2)
+        self.head = torch.nn.Linear(4, 1)
+
+    def forward(self, images):
+        return self.head(torch.relu(self.body(self.normalize(images))).mean((2, 3))).squeeze(1)
+
+
+def gradients(folder: Path, batch_size: int) -> dict:
+    """Indices and gradients of every step of one epoch, and the figures of an evaluation."""
+    from utils.scoring.scorer import score_records
+
+    listing = open_records(f"{folder / 'faces'}@split=train")
+    dataset = ImageDataset(listing.records, EvalTransform(Geometry("crop", 32)))
+    sampler = EpochSampler(len(listing.records), 7, team.rank, team.size)
+    detector = Small()
+    detector.geometry = Geometry("crop", 32)
+    model = parallel(detector, torch.device("cpu"))
+    steps = []
+    for batch in make_loader(dataset, batch_size, sampler):
+        weight = stand_in(batch, 32)
+        loss = weight * binary_cross_entropy_with_logits(model(batch.images), batch.labels)
+        detector.zero_grad()
+        with expecting_peers():
+            loss.backward()
+        grads = torch.cat([p.grad.flatten() for p in detector.parameters()])
+        steps.append({"indices": batch.indices.tolist(), "gradient": grads.tolist(), "weight": weight})
+    scores = score_records(detector, listing.records, batch_size=3)
+    return {
+        "steps": steps,
+        "scored": scores.indices.tolist(),
+        "logits": scores.logits.tolist(),
+        "unreadable": scores.unreadable,
+        "ranks": gather(team.rank),
+    }
+
+
+def main(argv=None) -> dict:
+    """Join the others and do the task."""
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    join_team(torch.device("cpu"))
+    if task == "die" and team.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = gradients(folder, batch_size=2)
+    (folder / f"rank{team.rank}.json").write_text(json.dumps(result))
+    return {"exit_code": 0}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,29 @@
+"""What the log says about speed."""
+
+import types
+
+import pytest
+import torch
+
+from utils.training import throughput
+from utils.training.throughput import Stopwatch, throughput_line
+
+
+def test_waiting_is_added_up_and_work_is_not(monkeypatch):
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0])  # two batches that take 1 and 2 seconds to come, then the end
+    monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    watch = Stopwatch(["a", "b"], torch.device("cpu"))
+    assert list(watch) == ["a", "b"] and watch.seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    ("waited", "device", "workers", "says"),
+    [
+        (0.5, "cpu", 0, "100 images/s, 5% of the time waiting for data: the model on the CPU is the bottleneck"),
+        (5.0, "cpu", 0, "100 images/s, 50% of the time waiting for data: decoding and augmentation take turns"),
+        (5.0, "cuda", 4, "the data are the bottleneck: --cache DIR"),
+        (0.0, "cuda", 4, "the model on the GPU is the bottleneck"),
+    ],
+)
+def test_the_line_names_the_bottleneck(waited, device, workers, says):
+    assert says in throughput_line(1000, 10.0, waited, device, workers)

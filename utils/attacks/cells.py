@@ -1,0 +1,94 @@
+"""The result of one attack on one data set, as a pair of files: every table and figure is made of these alone.
+
+``cells/<name>.csv`` is a scores file of the adversarial images with further columns: ``attacked`` (1, or 0 for an image
+that the direction of the attack spares), p_fake of the clean image, of the adversarial image after rounding to 8 bits
+and after JPEG, and the size of the change in both norms. ``cells/<name>.json`` holds the settings and what belongs to
+the cell as a whole. The JSON file is written last: a cell without it is unfinished, and one whose ``key`` is another
+belongs to other settings.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.files import atomic_write_text, read_json, read_text, write_json
+from utils.scoring.table import COLUMNS, ScoreTable, read_scores
+
+EXTRA_COLUMNS = ("attacked", "clean_p_fake", "rounded_p_fake", "jpeg_p_fake", "linf", "l2")
+
+
+@dataclass
+class Cell:
+    """One attack, one source of gradients, one detector that is deceived, one data set, one eps.
+
+    ``table`` scores the adversarial images; ``extra`` has an array (N,) for each of EXTRA_COLUMNS; ``info`` is the
+    JSON file.
+    """
+
+    table: ScoreTable
+    extra: dict[str, np.ndarray]
+    info: dict[str, Any]
+
+    @property
+    def attacked(self) -> np.ndarray:
+        """Which images the attack was allowed to change, (N,) bool."""
+        return self.extra["attacked"] > 0
+
+    def right(self, variant: str = "adversarial") -> np.ndarray:
+        """Which images are called right, (N,) bool; the variant is adversarial, clean, rounded or jpeg."""
+        p_fake = self.table.p_fake if variant == "adversarial" else self.extra[f"{variant}_p_fake"]
+        return (p_fake >= self.info["threshold"]) == (self.table.label == 1)
+
+
+def cell_key(settings: dict[str, Any]) -> str:
+    """A digest of everything that decides the numbers of a cell."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def is_finished(stem: Path, key: str) -> bool:
+    """Tell whether the cell was computed already, with these very settings."""
+    json_file = stem.with_name(stem.name + ".json")
+    return json_file.is_file() and read_json(json_file, "an attack cell").get("key") == key
+
+
+def write_cell(stem: Path, cell: Cell) -> None:
+    """Write both files of a cell atomically, the JSON file last.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *EXTRA_COLUMNS])
+    columns = [list(getattr(cell.table, name)) for name in COLUMNS]
+    extras = [[f"{value:.6g}" for value in cell.extra[name]] for name in EXTRA_COLUMNS]
+    writer.writerows(zip(*columns, *extras, strict=True))
+    atomic_write_text(stem.with_name(stem.name + ".csv"), text.getvalue())
+    write_json(stem.with_name(stem.name + ".json"), cell.info)
+
+
+def read_cell(json_file: Path) -> Cell:
+    """Read a finished cell.
+
+    Raises:
+        UserError: one of its files is missing or damaged.
+    """
+    info = read_json(json_file, "an attack cell")
+    scores_file = json_file.with_name(json_file.name.removesuffix(".json") + ".csv")
+    table = read_scores(scores_file)
+    rows = list(csv.DictReader(io.StringIO(read_text(scores_file, "an attack cell"), newline="")))
+    extra = {name: np.array([float(row[name]) for row in rows]) for name in EXTRA_COLUMNS}
+    return Cell(table, extra, info)
+
+
+def read_cells(folder: Path) -> list[Cell]:
+    """All finished cells of an output folder, in the order of their file names."""
+    return [read_cell(file) for file in sorted((folder / "cells").glob("*.json"))]

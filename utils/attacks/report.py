@@ -1,0 +1,206 @@
+"""Finished attack cells in; tables, robust-accuracy curves, the transfer matrix and the example figure out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.attacks.cells import Cell, read_cells
+from utils.attacks.checks import compare_rows
+from utils.attacks.names import size_name
+from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
+from utils.files import read_json, write_json
+from utils.metrics.binary import auc
+from utils.tables import write_table
+
+COLUMNS = [
+    ("checkpoint", "Checkpoint"),
+    ("dataset", "Data"),
+    ("attack_name", "Attack"),
+    ("size", "eps"),
+    ("n", "n"),
+    ("clean_acc", "Clean acc"),
+    ("robust_acc", "Robust acc"),
+    ("auc", "AUC"),
+    ("mean_change", "Mean change"),
+    ("max_change", "Max change"),
+    ("survive_png", "8 bit"),
+    ("survive_jpeg", "JPEG Q90"),
+    ("images_per_s", "images/s"),
+    ("failed_checks", "Failed checks"),
+]
+FORMATS = {"mean_change": ".5f", "max_change": ".5f", "images_per_s": ".1f"}
+CAPTION = (
+    "Robust accuracy with 95 % Wilson intervals. Changes are in pixel units and in the norm of the attack; "
+    "8 bit and JPEG Q90 are the shares of successful attacks that survive saving. A row with a failed check is not "
+    "to be believed."
+)
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> list[float] | None:
+    """The 95 % interval of a share (Wilson, Journal of the American Statistical Association 22, 1927)."""
+    if not n:
+        return None
+    share, spread = successes / n, z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return [max(0.0, middle - half), min(1.0, middle + half)]
+
+
+def cell_row(cell: Cell) -> dict[str, Any]:
+    """The row of a cell. Accuracies are over the attacked images; an image is robust if it is right clean and attacked.
+
+    AUC is over all images: the attacked ones after the attack, the others as they are.
+    """
+    attacked, plan = cell.attacked, cell.info["plan"]
+    clean, robust = cell.right("clean")[attacked], (cell.right("clean") & cell.right())[attacked]
+    won = cell.right("clean") & ~cell.right() & attacked
+    change = cell.extra[plan["norm"]][attacked]
+    name = plan["attack"] + (f"-{plan['steps']}" if plan["attack"] in ("pgd", "mifgsm") else "")
+    spared = "" if cell.info["direction"] == "both" else f" {cell.info['direction']}"
+    return {
+        "checkpoint": cell.info["checkpoint"],
+        "source": cell.info["source"],
+        "dataset": cell.info["dataset"],
+        "split": cell.info["split"],
+        "data_fingerprint": cell.info["data_fingerprint"],
+        "norm": plan["norm"],
+        "direction": cell.info["direction"],
+        "attack": plan["attack"],
+        "attack_name": name + ("" if plan["norm"] == "linf" else " L2") + spared,
+        "eps": plan["eps"],
+        "size": size_name(plan["eps"]),
+        "n": int(attacked.sum()),
+        "clean_acc": float(clean.mean()),
+        "clean_acc_ci": wilson(int(clean.sum()), len(clean)),
+        "robust_acc": float(robust.mean()),
+        "robust_acc_ci": wilson(int(robust.sum()), len(robust)),
+        "auc": auc(cell.table.label, cell.table.p_fake),
+        "mean_change": float(change.mean()),
+        "max_change": float(change.max()),
+        "successes": int(won.sum()),
+        "survive_png": _share(~cell.right("rounded")[won]),
+        "survive_jpeg": _share(~cell.right("jpeg")[won]),
+        "images_per_s": cell.info["images_per_s"],
+        "unreadable": len(cell.info["unreadable"]),
+        "failed": list(cell.info["failed"]),
+    }
+
+
+def _share(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def write_attack_report(folder: Path) -> list[dict[str, Any]]:
+    """Write tables and figures of every finished cell in an output folder; returns the rows of the main table."""
+    rows = [cell_row(cell) for cell in read_cells(folder)]
+    rows.sort(key=lambda row: (row["dataset"], row["checkpoint"], row["norm"], row["attack"], row["eps"]))
+    checks = [read_json(file, "a file of checks") for file in sorted((folder / "checks").glob("*.json"))]
+    for row in rows:
+        row["failed"] += [
+            f"{check['check']}: no"
+            for entry in checks
+            for check in entry["checks"]
+            if not check["passed"] and entry["checkpoint"] == row["source"] and entry["dataset"] == row["dataset"]
+        ]
+    compare_rows(rows)
+    for row in rows:
+        row["failed_checks"] = "; ".join(row["failed"])
+    direct = [row for row in rows if row["source"] == row["checkpoint"]]
+    write_json(folder / "attacks.json", rows)
+    if direct:
+        write_table(direct, COLUMNS, folder / "attacks", CAPTION, FORMATS)
+        for dataset in dict.fromkeys(row["dataset"] for row in direct):
+            for norm in dict.fromkeys(row["norm"] for row in direct if row["dataset"] == dataset):
+                chosen = [row for row in direct if (row["dataset"], row["norm"]) == (dataset, norm)]
+                save_figure(robust_figure(chosen, dataset, norm), folder / f"robust_{dataset}_{norm}")
+    if checks:
+        write_checks(checks, folder)
+    if len(rows) > len(direct):
+        write_transfer(rows, folder)
+    return direct
+
+
+def write_checks(checks: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write the table of sanity checks."""
+    rows = [{**entry, **check} for entry in checks for check in entry["checks"]]
+    columns = [
+        ("checkpoint", "Checkpoint"),
+        ("dataset", "Data"),
+        ("check", "Check"),
+        ("passed", "Passed"),
+        ("detail", "Found"),
+    ]
+    write_table(rows, columns, folder / "checks", "Checks before an attack is believed.")
+
+
+def write_transfer(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write the robust accuracy of each detector (columns) against images crafted with each other one (rows)."""
+    targets = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    keys = ("dataset", "attack_name", "size", "source")
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        line = lines.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys})
+        line[row["checkpoint"]], line[f"{row['checkpoint']}_ci"] = row["robust_acc"], row["robust_acc_ci"]
+        line[f"clean {row['checkpoint']}"] = row["clean_acc"]
+    columns = [("dataset", "Data"), ("attack_name", "Attack"), ("size", "eps"), ("source", "Crafted with")]
+    columns += [(name, name) for name in targets]
+    caption = "Black-box transfer: robust accuracy of each detector on images crafted with another one."
+    write_table(
+        sorted(lines.values(), key=lambda line: tuple(map(str, line.values()))[:4]),
+        columns,
+        folder / "transfer",
+        caption,
+    )
+
+
+@styled
+def robust_figure(rows: Sequence[dict[str, Any]], dataset: str, norm: str) -> Any:
+    """Robust accuracy over eps, a panel per checkpoint and a curve per attack; eps = 0 is the clean accuracy."""
+    names = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    attacks = list(dict.fromkeys(row["attack_name"] for row in rows))
+    figure, axes = new_figure(0.8 + 2.9 * len(names), 3.4, len(names), sharey=True)
+    factor = 255 if norm == "linf" else 1
+    for panel, name in zip(axes, names, strict=True):
+        panel.axhline(0.5, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
+        for index, attack in enumerate(attacks):
+            own = [row for row in rows if (row["checkpoint"], row["attack_name"]) == (name, attack)]
+            if not own:
+                continue
+            eps = [0.0] + [row["eps"] * factor for row in own]
+            low, high = zip(*(row["robust_acc_ci"] for row in own), strict=True)
+            style = line_style(index)
+            panel.fill_between(eps[1:], low, high, color=style["color"], alpha=0.15, linewidth=0)
+            panel.plot(eps, [own[0]["clean_acc"]] + [row["robust_acc"] for row in own], label=attack, **style)
+        panel.set(xlabel="eps (grey levels of 255)" if norm == "linf" else "eps (L2, pixel units)", ylim=(-0.02, 1.02))
+        panel.set_title(name, fontsize=9)
+    axes[0].set_ylabel(f"Robust accuracy on {dataset}")
+    legend_below(figure, max(axes, key=lambda panel: len(panel.lines)), n_columns=4)
+    return figure
+
+
+@styled
+def example_figure(
+    clean: np.ndarray, adversarial: np.ndarray, p_fake: Sequence[tuple[float, float]], names: Sequence[str], title: str
+) -> Any:
+    """Rows of image, change times 10 around grey, adversarial image, with p_fake before and after.
+
+    Args:
+        clean: ``(N, H, W, 3)`` uint8, as is ``adversarial``.
+    """
+    figure, axes = new_figure(6.4, 2.25 * len(clean) + 0.4, 3, nrows=len(clean))
+    for row, (image, changed) in enumerate(zip(clean, adversarial, strict=True)):
+        change = np.clip(127.5 + 10.0 * (changed.astype(float) - image), 0, 255).astype(np.uint8)
+        panels = axes[3 * row : 3 * row + 3]
+        captions = (f"{names[row]}, p_fake {p_fake[row][0]:.2f}", "change x 10", f"p_fake {p_fake[row][1]:.2f}")
+        for panel, picture, caption in zip(panels, (image, change, changed), captions, strict=True):
+            panel.imshow(picture, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            panel.grid(visible=False)
+            panel.set_title(caption, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -1,0 +1,170 @@
+"""Tables and the Pareto figure of a benchmark, made of its cell files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.engines.registry import BASELINE
+from utils.figures import MARKERS, PALETTE, legend_below, new_figure, save_figure, styled
+from utils.tables import write_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = [
+    ("checkpoint", "Checkpoint"),
+    ("engine", "Engine"),
+    ("latency_p50_ms", "p50 (ms)"),
+    ("latency_p95_ms", "p95 (ms)"),
+    ("images_per_s", "Images/s"),
+    ("batch_size", "Batch"),
+    ("ratio", "Speed-up"),
+    ("over_first", "Over first eager"),
+    ("auc", "AUC"),
+    ("acc", "Acc"),
+    ("ece", "ECE"),
+    ("agreement", "Same verdict"),
+    ("robust_acc", "Acc under PGD-10"),
+    ("file_mb", "File (MB)"),
+    ("memory_mb", "Memory (MB)"),
+    ("load_s", "Load (s)"),
+    ("first_answer_s", "First answer (s)"),
+    ("note", "Note"),
+]
+SPEED_COLUMNS = [
+    ("checkpoint", "Checkpoint"),
+    ("engine", "Engine"),
+    ("batch_size", "Batch"),
+    ("latency_p50_ms", "p50 (ms)"),
+    ("latency_p95_ms", "p95 (ms)"),
+    ("images_per_s", "Images/s"),
+    ("ratio", "Speed-up"),
+]
+FORMATS = {
+    "latency_p50_ms": ".1f",
+    "latency_p95_ms": ".1f",
+    "images_per_s": ".1f",
+    "ratio": ".2f",
+    "file_mb": ".1f",
+    "memory_mb": ".0f",
+    "load_s": ".1f",
+    "first_answer_s": ".1f",
+    "over_first": ".2f",
+}
+MEGABYTE = 1e6
+
+
+def summary_row(cell: dict[str, Any], first_rates: dict[int, float]) -> dict[str, Any]:
+    """One row per cell: latency at the smallest batch, throughput and speed-up at the best one, quality, size.
+
+    ``first_rates`` has the images/s of the first checkpoint's baseline by batch size: what the step from a large eager
+    model to a small one in a fast engine gains.
+    """
+    if "batches" not in cell:
+        return {key: cell[key] for key in ("checkpoint", "engine", "note")}
+    single = min(cell["batches"], key=lambda batch: batch["batch_size"])
+    best = max(cell["batches"], key=lambda batch: batch["images_per_s"])
+    quality = ("auc", "auc_ci", "acc", "acc_ci", "ece", "ece_ci", "agreement", "load_s", "first_answer_s")
+    return {
+        "checkpoint": cell["checkpoint"],
+        "engine": cell["engine"],
+        "latency_p50_ms": single["latency_p50_ms"],
+        "latency_p95_ms": single["latency_p95_ms"],
+        **{key: best[key] for key in ("images_per_s", "batch_size", "ratio", "ratio_ci")},
+        "over_first": best["images_per_s"] / first_rates[best["batch_size"]] if first_rates else None,
+        **{key: cell[key] for key in quality},
+        "robust_acc": cell.get("robust_acc"),
+        "file_mb": cell["file_bytes"] / MEGABYTE,
+        "memory_mb": cell["peak_memory_bytes"] / MEGABYTE,
+        "note": note(cell["engine"], best["ratio"]),
+    }
+
+
+def note(engine: str, ratio: float) -> str:
+    """What a reader should not overlook about an engine."""
+    if engine == BASELINE:
+        return "baseline"
+    return "slower than the baseline" if ratio < 1 else ""
+
+
+def speed_rows(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per cell and batch size."""
+    return [
+        {"checkpoint": cell["checkpoint"], "engine": cell["engine"], **batch}
+        for cell in cells
+        for batch in cell.get("batches", [])
+    ]
+
+
+def write_benchmark(cells: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Write benchmark.{csv,md,tex}, speed.{csv,md,tex} and pareto.{pdf,png}; returns the rows of the first table."""
+    first: dict[str, Any] = next((cell for cell in cells if cell["engine"] == BASELINE), {"batches": []})
+    first_rates = {batch["batch_size"]: batch["images_per_s"] for batch in first["batches"]}
+    rows = [summary_row(cell, first_rates) for cell in cells]
+    write_table(rows, COLUMNS, folder / "benchmark", fmt=FORMATS)
+    write_table(speed_rows(cells), SPEED_COLUMNS, folder / "speed", fmt=FORMATS)
+    measured = [row for row in rows if row.get("auc") is not None]
+    if measured:
+        save_figure(pareto_figure(measured), folder / "pareto")
+    return rows
+
+
+def pareto_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no other row beats in both images/s and AUC, from slow to fast."""
+    front: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (-row["images_per_s"], -row["auc"])):
+        if not front or row["auc"] > front[-1]["auc"]:
+            front.append(row)
+    return front[::-1]
+
+
+@styled
+def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """AUC over images/s, a colour per checkpoint and a marker per engine; a line joins what nothing else beats."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    figure, (axes,) = new_figure(6.6, 5.6)
+    front = pareto_front(rows)
+    axes.plot(
+        [row["images_per_s"] for row in front],
+        [row["auc"] for row in front],
+        color="#BBBBBB",
+        linewidth=4,
+        zorder=1,
+        label="not beaten in both",
+    )
+    for row in rows:
+        number = engines.index(row["engine"])
+        axes.plot(
+            row["images_per_s"],
+            row["auc"],
+            linestyle="none",
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=8,
+            color=PALETTE[checkpoints.index(row["checkpoint"]) % len(PALETTE)],
+            fillstyle="full" if number < len(MARKERS) else "none",
+        )
+    for number, engine in enumerate(engines):
+        axes.plot(
+            [],
+            [],
+            linestyle="none",
+            marker=MARKERS[number % len(MARKERS)],
+            color="#444444",
+            label=engine,
+            fillstyle="full" if number < len(MARKERS) else "none",
+        )
+    for number, checkpoint in enumerate(checkpoints):
+        axes.plot([], [], linewidth=6, color=PALETTE[number % len(PALETTE)], label=checkpoint)
+    axes.set(xlabel="Images/s at the best batch", ylabel="AUC", xscale="log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(top=min(1 + 0.04 * (high - low), high))  # room for the marks of a perfect detector
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    legend_below(figure, axes, n_columns=3)
+    return figure

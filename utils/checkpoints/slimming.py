@@ -1,0 +1,189 @@
+"""From the checkpoint of a run to the file that is released: half the size, no local paths, the same logits."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
+from utils.checkpoints.released import description_file
+from utils.errors import UserError
+from utils.files import write_json
+from utils.scoring.cache import file_digest
+
+MAX_BYTES = 10_000_000
+MAX_DIFFERENCE = 0.05  # in logits, between the released file and its source
+SMALL = 8_192  # numbers; smaller tensors keep their precision
+KEPT = (
+    "model",
+    "model_args",
+    "state_dict",
+    "geometry",
+    "thresholds",
+    "calibration",
+    "metrics",
+    "train_args",
+    "data",
+    "seed",
+    "epoch",
+    "git_commit",
+    "versions",
+)
+CLEANED = ("metrics", "train_args", "data")
+GOLDEN_COUNT, PARITY_COUNT = 3, 12  # generated images whose logits are published, and that the parity is taken over
+GOLDEN_SIDE, GOLDEN_SEED, GOLDEN_QUALITY = 256, 1, 90
+# A path that starts at the root, at home or above the project; what is left of it is its last part, or RUN/best.pt.
+OUTSIDE = re.compile(r"(?<![\w./\\-])(?:[A-Za-z]:[\\/]|~?/|(?:\.\.[\\/])+)[^\s'\",@]*")
+
+
+def write_release(
+    source: Path, output: Path, precision: str, command: str, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the slim file and, beside it, the JSON file that describes it; returns what the JSON file holds.
+
+    The file is checked before it takes its name: a release that is too large or answers otherwise than its source
+    leaves nothing behind.
+
+    Raises:
+        UserError: the source is unfinished, or its release would be larger than MAX_BYTES or differ by more than
+            MAX_DIFFERENCE.
+    """
+    checkpoint = load_checkpoint(source)
+    if not checkpoint["thresholds"]:
+        raise UserError(f"expected a finished run at {source}, found no thresholds; end it with train.py --resume")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
+        draft = Path(folder) / output.name
+        save_checkpoint(draft, slim(checkpoint, precision, notes))
+        size = draft.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(
+                f"expected at most {MAX_BYTES / 1e6:g} MB, got {size / 1e6:.1f} MB in {precision} from {source}; "
+                "use --precision int8, a smaller model, or one distilled by train.py --teacher"
+            )
+        images = sample_images(PARITY_COUNT)
+        before, after = (logits_of(file, images) for file in (source, draft))
+        difference = float(np.abs(before - after).max())
+        if not difference <= MAX_DIFFERENCE:
+            raise UserError(
+                f"expected logits within {MAX_DIFFERENCE:g} of those of {source}, got a difference of "
+                f"{difference:.3g}; use a finer --precision"
+            )
+        os.replace(draft, output)
+    description = {
+        "file": output.name,
+        "sha256": file_digest(output),
+        "bytes": size,
+        "precision": precision,
+        "model": checkpoint["model"],
+        "geometry": checkpoint["geometry"],
+        "thresholds": checkpoint["thresholds"],
+        "parity": {"max_logit_difference": difference, "images": len(images)},
+        "golden": [{"index": index, "logit": float(after[index])} for index in range(GOLDEN_COUNT)],
+        "command": without_paths(command),
+        "notes": dict(notes or {}),
+    }
+    write_json(description_file(output), description)
+    return description
+
+
+def slim(checkpoint: Mapping[str, Any], precision: str, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The parts of a checkpoint that a user needs, without the paths of the machine that trained it.
+
+    Every float32 tensor of two or more dimensions and more than SMALL numbers is rounded, with ``fp16`` to half
+    precision, with ``int8`` to whole numbers times a scale for each output channel. Vectors stay, because the variances
+    among them can exceed the range of halves, and so do the small kernels of the first layers: they weigh little, and
+    rounding them alone moved a logit of EfficientNet-B0 by 0.1. ``load_checkpoint`` gives float32 back.
+    """
+    kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
+    kept |= {key: without_paths(kept[key]) for key in CLEANED if key in kept}
+    if rounding := ROUNDINGS[precision]:
+        kept["state_dict"] = {
+            key: rounding(value) if _is_large(value) else value for key, value in checkpoint["state_dict"].items()
+        }
+    return {**kept, "notes": dict(notes or {})}
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim > 1 and value.numel() > SMALL
+
+
+def as_int8(weights: Tensor) -> dict[str, Tensor]:
+    """Round ``(C, ...)`` float32 to int8 with a scale ``(C, 1, ...)`` per channel; the product is near the input."""
+    largest = weights.abs().flatten(1).amax(1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = (largest / 127).view(-1, *[1] * (weights.ndim - 1))
+    return {"int8": (weights / scale).round().to(torch.int8), "scale": scale}
+
+
+ROUNDINGS: dict[str, Callable[[Tensor], Any] | None] = {"fp32": None, "fp16": Tensor.half, "int8": as_int8}
+
+
+def without_paths(value: Any) -> Any:
+    """Shorten every path in plain values that leads out of the project to its last part (``RUN/best.pt``: two)."""
+    if isinstance(value, str):
+        return OUTSIDE.sub(_last_part, value)
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    return value
+
+
+def _last_part(match: re.Match[str]) -> str:
+    parts = [part for part in re.split(r"[\\/]", match[0]) if part not in ("", "~", "..")]
+    return "/".join(parts[-2:] if parts and parts[-1] in ("best.pt", "last.pt") else parts[-1:])
+
+
+# --------------------------------------------------------------------------------------------------- golden scores
+
+
+def sample_images(count: int) -> list[np.ndarray]:
+    """Generate images ``(256, 256, 3)`` uint8 RGB as the demo set does: a real one, then one of each forger, ...
+
+    Each depends on its place in the list only, so the same file is scored on the same images everywhere.
+    """
+    from datasets.demo_set.camera import decode_jpeg, encode_jpeg
+    from datasets.demo_set.fakes import GENERATORS, forge, photograph
+
+    kinds = [None, *GENERATORS]
+    images = []
+    for index in range(count):
+        rng, kind = np.random.default_rng([GOLDEN_SEED, index]), kinds[index % len(kinds)]
+        if kind is None:
+            data = encode_jpeg(photograph(rng, GOLDEN_SIDE).image, GOLDEN_QUALITY)
+        else:
+            data = forge(kind, rng, GOLDEN_SIDE, GOLDEN_QUALITY)[0]
+        images.append(decode_jpeg(data))
+    return images
+
+
+@torch.inference_mode()
+def logits_of(checkpoint_file: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Logits ``(N,)`` of images ``(H, W, 3)`` uint8 RGB, in float32 on the CPU, one image at a time."""
+    from datasets.transforms import to_tensor
+
+    detector, _ = load_detector(checkpoint_file)
+    return np.array([detector(to_tensor(detector.geometry(image))[None]).item() for image in images])
+
+
+def golden_problems(checkpoint_file: Path, description: Mapping[str, Any], tolerance: float = 1e-2) -> list[str]:
+    """What is wrong with a released file: its hash, its size, or its logits on the golden images; [] if nothing."""
+    problems = []
+    if file_digest(checkpoint_file) != description["sha256"]:
+        problems.append(f"expected sha256 {description['sha256']}, got {file_digest(checkpoint_file)}")
+    if checkpoint_file.stat().st_size > MAX_BYTES:
+        problems.append(f"expected at most {MAX_BYTES} bytes, got {checkpoint_file.stat().st_size}")
+    golden = description["golden"]
+    found = logits_of(checkpoint_file, sample_images(max(item["index"] for item in golden) + 1))
+    for item in golden:
+        if not abs(found[item["index"]] - item["logit"]) <= tolerance:
+            problems.append(f"golden image {item['index']}: {item['logit']:.4f}, got {found[item['index']]:.4f}")
+    return problems

@@ -1,0 +1,258 @@
+"""From a checkpoint to an ONNX file that predict.py, evaluate.py and serve.py take as --checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.detector import Detector
+from utils.checkpoints.file import load_detector
+from utils.engines.exported import ONNX_FORMAT, PREFIX, read_description
+from utils.engines.runtimes import require
+from utils.errors import UserError
+from utils.files import atomic_write_bytes, plain_values
+from utils.scoring.cache import file_digest
+
+# Not Mul, Sigmoid and their like: eight bits are too few for the product of a gate and what it lets through.
+# The first layers see the widest ranges, channel by channel; in float they cost little, in int8 EfficientNet falls to
+# chance. The ranges leave out one activation in 100,000: with the extremes in, EfficientNet loses more than a point.
+# Both were chosen on validation images of openforensics.
+FLOAT_LAYERS, FLOAT_SHARE = 4, 10  # at most so many, and one in so many
+PERCENTILE = 99.999
+IMAGES_AT_ONCE = 8  # in calibration; all their activations are in memory together
+INT8_OPERATIONS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Concat")
+LARGE = 1024  # numbers; what is left of such float constants is stored in half precision, where it weighs half
+# An int8 file that was made by another recipe is out of date.
+INT8_RECIPE = (INT8_OPERATIONS, FLOAT_LAYERS, FLOAT_SHARE, PERCENTILE, LARGE)
+KEPT_KEYS = (
+    "model",
+    "model_args",
+    "geometry",
+    "thresholds",
+    "calibration",
+    "metrics",
+    "train_args",
+    "data",
+    "seed",
+    "epoch",
+    "git_commit",
+    "versions",
+)
+
+
+def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> None:
+    """Write a checkpoint's detector as float32 ONNX with a free batch size, and its description as metadata.
+
+    ``engine`` is what ``--engine auto`` will run it with.
+
+    Raises:
+        UserError: a part of the detector has no counterpart in ONNX; the message names the part.
+    """
+    require("onnx")
+    require("onnxscript")
+    detector, checkpoint = load_detector(checkpoint_file)
+    refuse_classical(detector, checkpoint["model"])
+    model = trace(detector)
+    keep_description(model, checkpoint, engine, file_digest(checkpoint_file))
+    atomic_write_bytes(output, model.SerializeToString())
+
+
+def refuse_classical(detector: Detector, model: str) -> None:
+    """Raise UserError if the detector, or a member of it, is a learner without layers."""
+    for name, module in detector.named_modules():
+        if isinstance(module, Detector) and hasattr(module, "fit"):
+            part = f"its part {name} ({type(module).__name__})" if name else type(module).__name__
+            raise UserError(
+                f"expected a detector made of network layers to export, but in {model} {part} is a classical learner "
+                "on handcrafted features, which ONNX cannot hold; export a network, or distil this one with --teacher"
+            )
+
+
+def trace(detector: Detector) -> Any:
+    """Trace a detector at its own input size; returns an ``onnx.ModelProto``.
+
+    Raises:
+        UserError: the exporter does not know an operation.
+    """
+    import torch
+
+    side = detector.geometry.size
+    images = torch.zeros(2, 3, side, side)
+    detector.requires_grad_(False)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                detector,
+                (images,),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            )
+        except Exception as error:  # the exporter's stages each raise their own
+            cause = error.__cause__ or error
+            reason = " ".join(str(cause).split())[:160]
+            raise UserError(
+                f"expected every part of the detector to have a counterpart in ONNX, but {failing_part(detector)} "
+                f"has none: {reason}"
+            ) from None
+    assert program is not None  # as it is only for the older exporter, with dynamo=False
+    return program.model_proto
+
+
+def failing_part(detector: Detector) -> str:
+    """Name the innermost child that cannot be traced by itself, or the detector where each of them can."""
+    import torch
+
+    calls: dict[str, tuple] = {}
+    modules = {name: module for name, module in detector.named_modules() if name}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: calls.setdefault(name, inputs))
+        for name, module in modules.items()
+    ]
+    side = detector.geometry.size
+    with torch.no_grad():
+        detector(torch.zeros(2, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    # Inner modules come after those that hold them: from the back, the first that fails is an innermost one.
+    for name in reversed(list(calls)):
+        try:
+            torch.export.export(modules[name], calls[name])
+        except Exception:
+            return f"{name} ({type(modules[name]).__name__})"
+    return type(detector).__name__
+
+
+def keep_description(model: Any, checkpoint: dict[str, Any], engine: str, fingerprint: str) -> None:
+    """Store what a checkpoint knows beside its weights in the file's metadata, one JSON value per key."""
+    import onnx
+
+    description = {key: checkpoint.get(key) for key in KEPT_KEYS}
+    description |= {"format": ONNX_FORMAT, "source": "onnx", "engine": engine, "fingerprint": fingerprint}
+    _set_metadata(onnx, model, description)
+
+
+def _set_metadata(onnx: Any, model: Any, description: dict[str, Any]) -> None:
+    del model.metadata_props[:]  # the exporter's own
+    for node in model.graph.node:  # where in the Python source it came from: a tenth of a small file
+        del node.metadata_props[:]
+    entries = {PREFIX + key: json.dumps(plain_values(value)) for key, value in description.items()}
+    onnx.helper.set_model_props(model, entries)
+
+
+def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants: set[str]) -> None:
+    """Quantise an exported file to static int8: weights per channel, activations by their range on ``images``.
+
+    Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
+    2018 (arXiv 1712.05877); here after training, with per-channel weights. What comes before the first trained layer
+    (normalisation, the DCT of ``cnn``) stays in float, and so do the first convolutions of a deep network.
+
+    Args:
+        images: ``(N, 3, H, W)`` float32 in [0, 1] from the training split.
+        constants: names of the detector's buffers, which are no trained weights.
+    """
+    onnx = require("onnx")
+    require("onnxruntime")
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    description = read_description(float_file)
+    at_once = min(IMAGES_AT_ONCE, len(images))
+    images = images[: len(images) // at_once * at_once]
+    with quiet_root_logger(), tempfile.TemporaryDirectory() as folder:
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        quant_pre_process(float_file, prepared, skip_symbolic_shape=True)
+        excluded = float_nodes(onnx.load(prepared).graph, constants)
+        quantize_static(
+            prepared,
+            quantized,
+            CalibrationImages(images),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=excluded,
+            op_types_to_quantize=list(INT8_OPERATIONS),
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": at_once},
+        )
+        model = onnx.load(quantized)
+    store_as_half(onnx, model.graph)
+    _set_metadata(onnx, model, {**description, "source": "int8", "engine": "onnx-int8"})
+    atomic_write_bytes(output, model.SerializeToString())
+
+
+@contextlib.contextmanager
+def quiet_root_logger() -> Iterator[None]:
+    """Keep the quantiser's advice, which it gives to the root logger, off the screen."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def float_nodes(graph: Any, constants: set[str]) -> list[str]:
+    """Names of the nodes that stay in float: those before the first trained layer, and the first few convolutions."""
+    trained = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1 and tensor.name not in constants}
+    names, convolutions = [], []
+    for node in graph.node:  # in the order of computation
+        if trained.intersection(node.input):
+            trained.update(node.output)
+            convolutions += [node.name] if node.op_type == "Conv" else []
+        else:
+            names.append(node.name)
+    return names + convolutions[: min(FLOAT_LAYERS, len(convolutions) // FLOAT_SHARE)]
+
+
+def store_as_half(onnx: Any, graph: Any) -> None:
+    """Store large float32 constants as float16, each with a cast that the engines undo once, when they load it.
+
+    Vectors stay: they may be scales, which the engines only take as they are.
+    """
+    casts, make_node, kind = [], onnx.helper.make_node, onnx.TensorProto.FLOAT
+    for tensor in graph.initializer:
+        if tensor.data_type != kind or len(tensor.dims) < 2 or np.prod(tensor.dims) < LARGE:
+            continue
+        name, values = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        if np.isfinite(values).all():
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, f"{name}.half"))
+            casts.append(make_node("Cast", [f"{name}.half"], [name], f"{name}.cast", to=kind))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+class CalibrationImages:
+    """Feeds images one by one to onnxruntime's calibrator, as its CalibrationDataReader does."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+        self.set_range(0, len(images))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Feed these images next."""
+        self.next_images = iter(self.images[start_index:end_index])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next input, or None at the end."""
+        image = next(self.next_images, None)
+        return None if image is None else {"images": image[None]}

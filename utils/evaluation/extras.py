@@ -1,0 +1,91 @@
+"""What evaluate.py makes of scores only when asked: paired comparison, one-class sets, failure gallery, subgroups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.evaluation.report import COLUMNS, ScoredSet
+from utils.files import write_json
+from utils.scoring.table import ScoreTable
+from utils.tables import write_table
+
+ONE_CLASS_COLUMNS = [column for column in COLUMNS if column[0] not in ("ece", "brier", "unreadable")]
+
+
+def write_pair(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> str:
+    """Compare the two checkpoints whose scores these are, on all images that both scored; returns the table as text.
+
+    Raises:
+        UserError: the scores are not of exactly two checkpoints, or not on the same images.
+    """
+    from utils.evaluation.comparison import comparison_markdown, write_comparison
+    from utils.metrics.comparison import compare_scores
+
+    names = list(dict.fromkeys(scored.info["checkpoint"] for scored in sets))
+    if len(names) != 2:
+        raise UserError(f"expected scores of two checkpoints for --compare, got {len(names)}: {', '.join(names)}")
+    sides = [[scored for scored in sets if scored.info["checkpoint"] == name] for name in names]
+    thresholds = [{scored.threshold for scored in side} for side in sides]
+    if any(len(values) > 1 for values in thresholds):
+        raise UserError("expected one threshold per checkpoint for --compare, got several; score the sets again")
+    a, b = (ScoreTable.join([scored.table for scored in side]) for side in sides)
+    result = compare_scores(a, b, thresholds[0].pop(), thresholds[1].pop(), max(n_boot, 1))
+    pair = (names[0], names[1])
+    write_comparison(result, a, b, folder, pair)
+    return comparison_markdown(result, pair)
+
+
+def write_one_class(sets: Sequence[ScoredSet], reals: Sequence[str], folder: Path, n_boot: int) -> str:
+    """Measure sets of fakes only against the real images of the data sets ``reals``; returns the table as text.
+
+    Checkpoint by checkpoint and tier by tier. All should have been through one recipe, the tier ``common``, or the
+    format of a file tells them apart.
+
+    Raises:
+        UserError: the scores have no real image of such a data set, or no set of fakes only.
+    """
+    rows = []
+    for name, tier in dict.fromkeys((scored.info["checkpoint"], scored.tier) for scored in sets):
+        own = [scored for scored in sets if (scored.info["checkpoint"], scored.tier) == (name, tier)]
+        known = {scored.info["dataset"]: scored.table.select(scored.table.label == 0) for scored in own}
+        for other in reals:
+            if not len(known.get(other, ())):
+                raise UserError(f"expected --pair of data sets with real images, {', '.join(known)}, got {other!r}")
+        others = [known[other] for other in reals]
+        for scored in own:
+            if scored.table.label.all():
+                row = scored.row(ScoreTable.join([scored.table, *others]), n_boot)
+                rows.append({**row, "dataset": f"{row['dataset']} / {' + '.join(reals)}"})
+    if not rows:
+        raise UserError("expected a set of fakes only for --pair, got none; the other sets need no pairing")
+    caption = "Sets of fakes only, against the real images of other sets; 95 % bootstrap intervals."
+    write_json(folder / "one_class.json", rows)
+    return write_table(rows, ONE_CLASS_COLUMNS, folder / "one_class", caption)[1].read_text(encoding="utf-8")
+
+
+def write_subgroup_table(sets: Sequence[ScoredSet], request: str, folder: Path, n_boot: int) -> None:
+    """Write the table of ``LIST.csv:COLUMN``: metrics for each value of a metadata column, set by set.
+
+    Raises:
+        UserError: the request has another form, or the list has no such column.
+    """
+    from utils.evaluation.subgroups import read_column, subgroup_rows, write_subgroups
+
+    path, colon, column = request.rpartition(":")
+    if not colon or not path or not column:
+        raise UserError(f"expected --subgroup LIST.csv:COLUMN, got {request!r}")
+    values = read_column(path, column)
+    rows = []
+    for scored in sets:
+        identity = {key: scored.info[key] for key in ("checkpoint", "model", "dataset", "split")}
+        rows += subgroup_rows(scored.table, values, scored.threshold, n_boot, tier=scored.tier, **identity)
+    write_subgroups(rows, folder, column)
+
+
+def write_failures(sets: Sequence[ScoredSet], folder: Path) -> Path:
+    """Write gallery.html and failures.csv, the worst errors of each source; returns the page."""
+    from utils.evaluation.gallery import write_gallery
+
+    return write_gallery([(scored.table, scored.info) for scored in sets], folder)[0]

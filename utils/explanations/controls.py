@@ -1,0 +1,70 @@
+"""What an explanation must beat: maps that know nothing of the detector, and a detector that knows nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import cv2
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from models.detector import Detector
+from utils.explanations.cam import enlarge
+from utils.explanations.names import CONTROLS
+
+RANDOM_GRID = 8  # cells a side: as coarse as most activation maps, so that grain alone decides nothing
+CENTRE_WIDTH = 0.25  # of the side, sigma
+
+
+def control_maps(images: Tensor, seed: int) -> dict[str, Tensor]:
+    """Maps of ``(N, 3, H, W)`` images that need no detector, each ``(N, H, W)`` float32, not below 0.
+
+    ``random`` is uniform noise on a coarse grid, drawn anew for each image; ``centre`` a Gaussian in the middle, where
+    faces are; ``edges`` the strength of the luma gradient.
+    """
+    count, _, height, width = images.shape
+    noise = np.random.default_rng(seed).random((count, RANDOM_GRID, RANDOM_GRID), dtype=np.float32)
+    maps = {
+        "random": enlarge(torch.from_numpy(noise), (height, width)),
+        "centre": centre_map(height, width).expand(count, -1, -1),
+        "edges": torch.from_numpy(np.stack([edge_map(image) for image in images.cpu().numpy()])),
+    }
+    return {name: maps[name] for name in CONTROLS}
+
+
+def centre_map(height: int, width: int) -> Tensor:
+    """A Gaussian ``(H, W)`` in the middle of the image."""
+    rows, columns = (((torch.arange(side) + 0.5) / side - 0.5) / CENTRE_WIDTH for side in (height, width))
+    return torch.exp(-(rows[:, None] ** 2 + columns[None] ** 2) / 2)
+
+
+def edge_map(image: np.ndarray) -> np.ndarray:
+    """Strength of the luma gradient of ``(3, H, W)`` float RGB, smoothed a little."""
+    luma = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), image.astype(np.float32), 1)
+    strength = np.hypot(cv2.Sobel(luma, cv2.CV_32F, 1, 0), cv2.Sobel(luma, cv2.CV_32F, 0, 1))
+    return cv2.GaussianBlur(strength, (0, 0), max(image.shape[1:]) / 64)
+
+
+def randomised(detector: Detector, seed: int) -> Detector:
+    """A copy of the detector with the entries of every parameter shuffled: it knows nothing, at the same scale.
+
+    Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292); all layers at once, and
+    shuffled instead of drawn anew, so that no layer saturates.
+    """
+    stranger = copy.deepcopy(detector)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in stranger.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.reshape(-1)[order].view_as(parameter))
+    return stranger
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's correlation of two maps; NaN if one of them is the same everywhere."""
+    ranks = [rankdata(each) for each in (first, second)]
+    if min(np.ptp(each) for each in ranks) == 0:
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
