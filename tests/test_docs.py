@@ -69,6 +69,7 @@ def run_example():
     from utils.explanations import names as explanation_names
 
     tables = [KINDS, registry._FACTORIES, attack_suite.ATTACK_FUNCTIONS, cam.FORMULAS, explanation_names.METHODS]
+    registry.list_models()  # registers the project's own before the tables are copied
     before = [set(table) for table in tables]
 
     def run(path: str) -> dict:

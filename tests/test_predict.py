@@ -515,7 +515,6 @@ def as_process(*arguments, pipe="", **options):
     Path("stand_in.py").write_text("""
 import predict
 from utils.args import run_script
-from utils.files import ROOT
 
 def score(args, checkpoint_file, paths):
     for path in paths:

@@ -392,7 +392,6 @@ def test_mistakes_are_answered_without_torch(tmp_path):
 import sys
 import evaluate, predict, train
 from utils.errors import UserError
-from utils.files import ROOT, ROOT
 for main, line in ((train.main, "--epochs nought"), (train.main, "--model resnet19"), (train.main, "--data nowhere"),
                    (train.main, "--weights none.pth"), (train.main, "--help"), (train.main, "--list-models"),
                    (evaluate.main, ""), (evaluate.main, "--checkpoint none.pt --data x"),

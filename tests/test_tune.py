@@ -226,7 +226,6 @@ WORKER = """
 import sys
 sys.path.insert(0, {root!r})
 from utils.search.study import open_study, queue_once, run_trials
-from utils.files import ROOT, ROOT
 study = open_study({url!r}, "shared", {setting!r}, seed=0)
 queue_once(study, {{"x": 0.5}}, -1)
 def objective(trial):

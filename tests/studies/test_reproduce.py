@@ -30,7 +30,6 @@ ROW = {
 
 FAKE_SCRIPT = """
 import json, pathlib, sys
-from utils.files import ROOT, ROOT
 flags = dict(zip(sys.argv[1:], sys.argv[2:]))
 out = pathlib.Path(flags["--output-dir"])
 out.mkdir(parents=True, exist_ok=True)
@@ -47,10 +46,10 @@ print("ran")
 @pytest.fixture
 def workshop(tmp_path, monkeypatch):
     """Return a function that runs reproduce.main over a table of fake steps; results are committed for one of them."""
-    for name in ("train.py", "evaluate.py"):
+    for name in ("train", "evaluate"):
         text = FAKE_SCRIPT.replace("NAME", repr(OUTPUTS[name])).replace("ROW", repr(ROW))
-        (tmp_path / "scripts" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "scripts" / name).write_text(text)
+        (tmp_path / "scripts").mkdir(exist_ok=True)
+        (tmp_path / "scripts" / f"{name}.py").write_text(text)
     (tmp_path / "committed" / "a").mkdir(parents=True)
     (tmp_path / "committed" / "a" / "metrics.json").write_text(json.dumps([ROW]))
     monkeypatch.setattr(reproduce, "ROOT", tmp_path / "scripts")
