@@ -1,20 +1,31 @@
-"""Fixtures that several test files share: tiny image folders and a tiny checkpoint."""
+"""Helpers and fixtures that several test files share: tiny image folders, scores, a tiny checkpoint."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads only get in each other's way here
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import shlex
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from utils.args import run_script
+from utils.scoring.table import ScoreTable
+
 SIDE = 40  # px
 MakeFolder = Callable[[str, dict[str, int]], Path]
+FACES_PER_CLASS = {"train": 24, "valid": 12, "test": 12}
+TINY = shlex.split(  # a training run of seconds on the images of make_faces
+    "--model cnn_baseline --model-args input_size=32 --image-size 32 --batch-size 8 --epochs 3 --threads 1"
+)
+TIMES = ("train_seconds", "images_per_second", "data_share")
 
 
 def write_image(path: Path, seed: int, fake: bool, height: int = SIDE, width: int = SIDE) -> None:
@@ -25,6 +36,84 @@ def write_image(path: Path, seed: int, fake: bool, height: int = SIDE, width: in
         image += 16 * ((np.indices((height, width)).sum(0) % 2)[:, :, None] * 2 - 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8))
+
+
+def make_faces(root: Path, size: int = 40) -> Path:
+    """Fill a folder with noise images, a faint grid in the fakes: learnable in a few steps, but not at once."""
+    rng = np.random.default_rng(0)
+    for split, count in FACES_PER_CLASS.items():
+        for name in ("real", "fake"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                image = rng.normal(128, 30, (size, size, 3))
+                image[::4] += 10 if name == "fake" else 0
+                file = root / split / name / f"{number:02d}.png"
+                cv2.imwrite(str(file), image.clip(0, 255).astype(np.uint8)[:, :, ::-1])
+    return root
+
+
+def make_scores(
+    n: int = 400, decimals: int | None = None, seed: int = 0, fraction_fake: float = 0.4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and overlapping p_fake of two classes; ``decimals`` makes ties."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < fraction_fake).astype(np.int64)
+    p_fake = 1 / (1 + np.exp(-(rng.normal(size=n) + 1.6 * labels - 0.8)))
+    return labels, p_fake if decimals is None else np.round(p_fake, decimals)
+
+
+def make_table(
+    paths: Sequence[str], labels: Sequence[int], logits: Sequence[float], tier: str = "clean", dataset: str = "faces"
+) -> ScoreTable:
+    """A table of scores in one data set and tier; p_fake is the sigmoid of the logits."""
+    n, p_fake = len(paths), 1 / (1 + np.exp(-np.array(logits, dtype=np.float64)))
+    generators = ["gan <1>" if label else "real" for label in labels]
+    return ScoreTable(list(paths), np.array(labels), [dataset] * n, generators, [tier] * n, np.array(logits), p_fake)
+
+
+def exit_and_stderr(
+    main: Callable, argv: Sequence[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> tuple[int, str]:
+    """Exit code and stderr of a script with these arguments, run inside this process."""
+    monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, argv)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run_script(main)
+    return int(exit_.value.code or 0), capsys.readouterr().err
+
+
+def assert_same(found: Any, wanted: Any, where: str = "") -> None:
+    """Compare nested plain values and tensors to the last bit; times are left out."""
+    import torch
+
+    assert type(found) is type(wanted), where
+    if isinstance(wanted, torch.Tensor):
+        assert torch.equal(found, wanted), where
+    elif isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), where
+        for key in wanted.keys() - set(TIMES):
+            assert_same(found[key], wanted[key], f"{where}/{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for place, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            assert_same(one, other, f"{where}/{place}")
+    else:
+        assert found == wanted, where
+
+
+def assert_same_run(found: Path, wanted: Path) -> None:
+    """Two run folders hold the same weights, averaged weights, optimiser, random state, history and thresholds."""
+    from utils.checkpoints.file import load_checkpoint
+
+    assert not list(found.glob(".*")), "half-written files are left"
+    for name, keys in (
+        ("last.pt", ("state_dict", "training", "epoch")),
+        ("best.pt", ("state_dict", "epoch", "thresholds", "calibration")),
+    ):
+        one, other = load_checkpoint(found / name), load_checkpoint(wanted / name)
+        for key in keys:
+            assert_same(one[key], other[key], f"{name}/{key}")
+    assert len((found / "log.csv").read_text().splitlines()) == len((wanted / "log.csv").read_text().splitlines())
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from tests.test_readme import command_problems, link_problems, number_problems, table_problems
+from tests.pages import command_problems, link_problems, number_problems, table_problems
 from utils.errors import UserError
 from utils.files import ROOT
 

@@ -16,7 +16,7 @@ import evaluate
 from datasets.spec import Listing, Record
 from datasets.transforms import Geometry
 from models.registry import create_model
-from utils.args import run_script
+from tests.conftest import exit_and_stderr
 from utils.checkpoints.file import save_checkpoint
 from utils.errors import UserError
 from utils.evaluation.report import unique_names
@@ -60,15 +60,6 @@ def make_checkpoint(path: Path, seed: int = 0, **extra) -> Path:
     }
     save_checkpoint(path, {**description, **extra})
     return path
-
-
-def run_as_script(argv: list, monkeypatch, capsys) -> tuple[int, str]:
-    """Exit code and stderr of evaluate.py with these arguments, inside this process."""
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, argv)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        run_script(evaluate.main)
-    return exit_.value.code, capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +219,7 @@ def test_unreadable_images_are_counted_listed_and_never_scored(place, tmp_path, 
     broken.write_bytes(broken.read_bytes()[:60])
     out = tmp_path / "out"
     argv = ["--checkpoint", place / "net", "--data", data, "--n-boot", "0", "--output-dir", out]
-    code, error = run_as_script(argv, monkeypatch, capsys)
+    code, error = exit_and_stderr(evaluate.main, argv, monkeypatch, capsys)
     assert code == 1 and f"unreadable: {broken}: " in error and "1 unreadable images" in error
     scores = out / "scores" / "net__wild__all.csv"
     assert str(broken) not in read_scores(scores).path and len(read_scores(scores)) == 11
@@ -236,12 +227,14 @@ def test_unreadable_images_are_counted_listed_and_never_scored(place, tmp_path, 
     assert [item["path"] for item in info["unreadable"]] == [str(broken)] and info["unreadable"][0]["reason"]
     assert info["n_images"] == 12
     assert [(row["unreadable"], row["n_fake"]) for row in metrics(out)] == [(1, 6)]
-    code, _ = run_as_script(["--from-scores", scores, "--n-boot", "0", "--output-dir", out], monkeypatch, capsys)
+    code, _ = exit_and_stderr(
+        evaluate.main, ["--from-scores", scores, "--n-boot", "0", "--output-dir", out], monkeypatch, capsys
+    )
     assert code == 1
 
     for file in data.rglob("*.png"):
         file.write_bytes(b"")
-    code, error = run_as_script(argv, monkeypatch, capsys)
+    code, error = exit_and_stderr(evaluate.main, argv, monkeypatch, capsys)
     assert code == 2 and "none of 12 could be read" in error.splitlines()[-1]
 
 
@@ -321,7 +314,7 @@ def test_bad_input_is_answered_in_one_line(flags, says, place, tmp_path, monkeyp
     (tmp_path / "empty.pt").touch()
     torch.save({"head.weight": torch.zeros(2)}, tmp_path / "weights.pt")
     (tmp_path / "list.csv").write_text("path\nwild/real/0.png\nwild/fake/0.png\n")
-    code, error = run_as_script(flags.split(), monkeypatch, capsys)
+    code, error = exit_and_stderr(evaluate.main, flags.split(), monkeypatch, capsys)
     assert code == 2 and error.count("\n") == 1 and says in error, error
     assert not (tmp_path / "results" / "evaluation" / "metrics.json").exists()
 

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import train
 from datasets.loading import Batch
 from datasets.spec import open_records
 from models.registry import create_model, list_models
-from utils.args import run_script
+from tests.conftest import FACES_PER_CLASS, TINY, assert_same, assert_same_run, exit_and_stderr, make_faces
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT
@@ -28,29 +27,11 @@ from utils.scoring.scorer import score_records
 from utils.training.finetune import parameter_groups, warmup_cosine
 from utils.training.state import TrainingState
 
-SIZES = {"train": 24, "valid": 12, "test": 12}  # images per class
-TINY = shlex.split(
-    "--model cnn_baseline --model-args input_size=32 --image-size 32 --batch-size 8 --epochs 3 --threads 1"
-)
 FORENSIC = [*TINY, "--augmentation", "forensic"]  # random in every way that training can be
-TIMES = ("train_seconds", "images_per_second", "data_share")
 
 
 class Killed(BaseException):
     """Ends a run as abruptly as can be had inside this process."""
-
-
-def make_faces(root: Path, size: int = 40) -> Path:
-    """Noise, with a faint grid in the fakes: learnable in a few steps, but not at once."""
-    rng = np.random.default_rng(0)
-    for split, count in SIZES.items():
-        for name in ("real", "fake"):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                image = rng.normal(128, 30, (size, size, 3))
-                image[::4] += 10 if name == "fake" else 0
-                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{number:02d}.png")
-    return root
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,45 +65,6 @@ def plain_run(faces, tmp_path):
         return train.main(argv), tmp_path / name
 
     return run
-
-
-def run_as_script(argv: list[str], monkeypatch, capsys) -> tuple[int, str]:
-    """Exit code and stderr of train.py with these arguments, inside this process."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, argv)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        run_script(train.main)
-    return exit_.value.code, capsys.readouterr().err
-
-
-def assert_same(found, wanted, where: str = "") -> None:
-    """Compare nested plain values and tensors to the last bit; times are left out."""
-    assert type(found) is type(wanted), where
-    if isinstance(wanted, torch.Tensor):
-        assert torch.equal(found, wanted), where
-    elif isinstance(wanted, dict):
-        assert found.keys() == wanted.keys(), where
-        for key in wanted.keys() - set(TIMES):
-            assert_same(found[key], wanted[key], f"{where}/{key}")
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted), where
-        for place, (one, other) in enumerate(zip(found, wanted, strict=True)):
-            assert_same(one, other, f"{where}/{place}")
-    else:
-        assert found == wanted, where
-
-
-def assert_same_run(found: Path, wanted: Path) -> None:
-    """Weights, averaged weights, optimiser, random state, history, thresholds: everything is the same."""
-    assert not list(found.glob(".*")), "half-written files are left"
-    for name, keys in (
-        ("last.pt", ("state_dict", "training", "epoch")),
-        ("best.pt", ("state_dict", "epoch", "thresholds", "calibration")),
-    ):
-        one, other = load_checkpoint(found / name), load_checkpoint(wanted / name)
-        for key in keys:
-            assert_same(one[key], other[key], f"{name}/{key}")
-    assert len((found / "log.csv").read_text().splitlines()) == len((wanted / "log.csv").read_text().splitlines())
 
 
 # Resume
@@ -264,7 +206,9 @@ def test_interrupted_before_the_first_checkpoint_gives_no_hint(faces, tmp_path, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train_epoch", interrupted)
-    code, error = run_as_script([*TINY, "--data", faces, "--output-dir", tmp_path / "run"], monkeypatch, capsys)
+    code, error = exit_and_stderr(
+        train.main, [*TINY, "--data", faces, "--output-dir", tmp_path / "run"], monkeypatch, capsys
+    )
     assert code == 130
     assert "--resume" not in error and "Traceback" not in error
 
@@ -307,26 +251,26 @@ def test_overwritten_run_cannot_be_resumed_in_place_of_the_new_one(faces, whole_
 def test_existing_run_is_protected(flags, says, whole_run, tmp_path, monkeypatch, capsys):
     before = (whole_run["folder"] / "last.pt").read_bytes()
     argv = [*flags, "--output-dir", whole_run["folder"]]
-    code, error = run_as_script(argv, monkeypatch, capsys)
+    code, error = exit_and_stderr(train.main, argv, monkeypatch, capsys)
     assert (code, error.count("\n")) == (2, 1) and says in error
     assert (whole_run["folder"] / "last.pt").read_bytes() == before
 
 
 def test_lone_checkpoint_is_protected_too(faces, whole_run, tmp_path, monkeypatch, capsys):
     shutil.copy(whole_run["folder"] / "best.pt", tmp_path)
-    code, error = run_as_script([*TINY, "--data", faces, "--output-dir", tmp_path], monkeypatch, capsys)
+    code, error = exit_and_stderr(train.main, [*TINY, "--data", faces, "--output-dir", tmp_path], monkeypatch, capsys)
     assert code == 2 and "--overwrite" in error
 
 
 def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys):
-    code, error = run_as_script(["--resume", "--output-dir", tmp_path / "none"], monkeypatch, capsys)
+    code, error = exit_and_stderr(train.main, ["--resume", "--output-dir", tmp_path / "none"], monkeypatch, capsys)
     assert (code, error.count("\n")) == (2, 1) and "found no last.pt" in error
     assert not (tmp_path / "none").exists()
 
     data = shutil.copytree(faces, tmp_path / "faces")
     train.main([*TINY, "--epochs", "1", "--data", str(data), "--output-dir", str(tmp_path / "run")])
     (data / "train" / "real" / "00.png").unlink()
-    code, error = run_as_script(["--resume", "--output-dir", tmp_path / "run"], monkeypatch, capsys)
+    code, error = exit_and_stderr(train.main, ["--resume", "--output-dir", tmp_path / "run"], monkeypatch, capsys)
     assert (code, error.count("\n")) == (2, 1) and "expected the images of the interrupted run" in error
 
 
@@ -371,7 +315,7 @@ def test_bad_input_is_answered_in_one_line(flags, says, faces, tmp_path, monkeyp
     ):
         shutil.copytree(faces / source, tmp_path / target)
     argv = [*TINY, "--output-dir", "run", *flags.split()]
-    code, error = run_as_script(argv, monkeypatch, capsys)
+    code, error = exit_and_stderr(train.main, argv, monkeypatch, capsys)
     lines = [line for line in error.splitlines() if "held out" not in line]
     assert code == 2 and len(lines) == 1 and says in lines[0], error
 
@@ -382,7 +326,7 @@ def test_diverged_training_is_answered_in_one_line(cause, faces, whole_run, tmp_
     torch.save({key: value * 1e30 for key, value in weights.items()}, tmp_path / "broken.pth")
     value = 10 if cause == "--lr" else tmp_path / "broken.pth"  # the one diverges, the other gives NaN
     argv = [*TINY, cause, value, "--data", faces, "--output-dir", tmp_path / "run"]
-    code, error = run_as_script(argv, monkeypatch, capsys)
+    code, error = exit_and_stderr(train.main, argv, monkeypatch, capsys)
     assert code == 2 and "expected a training loss around or below 0.7" in error.splitlines()[-1] and "--lr" in error
     assert "Traceback" not in error and not (tmp_path / "run" / "best.pt").exists()
 
@@ -431,13 +375,13 @@ def test_unreadable_images_are_listed_skipped_and_make_the_exit_code_1(split, fa
     broken[0].write_bytes(b"")
     broken[1].write_bytes(broken[1].read_bytes()[:200])
     argv = [*TINY, "--epochs", "2", "--data", data, "--output-dir", tmp_path / "run"]
-    code, error = run_as_script(argv, monkeypatch, capsys)
+    code, error = exit_and_stderr(train.main, argv, monkeypatch, capsys)
     assert code == 1
     for file in broken:
         assert sum(line.startswith(f"unreadable: {file}: ") for line in error.splitlines()) == 1
     valid = load_checkpoint(tmp_path / "run" / "best.pt")["metrics"]["valid"][0]
     assert valid["unreadable"] == (0 if split == "train" else 2)
-    assert valid["n_real"] + valid["n_fake"] + valid["unreadable"] == 2 * SIZES["valid"]
+    assert valid["n_real"] + valid["n_fake"] + valid["unreadable"] == 2 * FACES_PER_CLASS["valid"]
 
 
 # What is optimised

@@ -7,19 +7,12 @@ from sklearn.isotonic import IsotonicRegression
 
 from models.calibration import SIGMOID_SHARE, apply_calibration, fit_isotonic, fit_temperature, sigmoid
 from models.ensemble import calibrated_logits
+from tests.conftest import make_scores
 from utils.errors import UserError
 from utils.evaluation.operating_point import fit_operating_point
 from utils.metrics import binary as metrics
 from utils.metrics.thresholds import fit_thresholds, unsure_band, verdicts
 from utils.scoring.table import ScoreTable
-
-
-def make_scores(n=400, decimals=None, seed=0, fraction_fake=0.4):
-    """Overlapping scores of two classes; ``decimals`` makes ties."""
-    rng = np.random.default_rng(seed)
-    labels = (rng.random(n) < fraction_fake).astype(np.int64)
-    p_fake = sigmoid(rng.normal(size=n) + 1.6 * labels - 0.8)
-    return labels, p_fake if decimals is None else np.round(p_fake, decimals)
 
 
 @pytest.mark.parametrize("decimals", [None, 1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from studies import reproduce
-from tests.test_readme import script_problems
+from tests.pages import script_problems
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.reproduction.report import compare_folders

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import make_scores
 from utils import figures
 from utils.evaluation import figures as score_figures
 from utils.evaluation.curves import confusion, pr_curve, reliability, roc_curve
@@ -72,12 +73,6 @@ def test_write_table_writes_three_files_and_keeps_dots_in_the_stem(tmp_path):
     markdown = paths[1].read_text(encoding="utf-8")
     assert markdown.startswith("Caption.\n\n| Model") and "50%" in markdown and "0.968" in markdown
     assert sorted(tmp_path.iterdir()) == sorted(paths)
-
-
-def make_scores(n=400):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, n)
-    return labels, 1 / (1 + np.exp(-(rng.normal(size=n) + 3 * labels - 1.5)))
 
 
 def all_figures():

@@ -11,6 +11,7 @@ import pytest
 
 from datasets.spec import open_records, parse_spec
 from models.calibration import sigmoid
+from tests.conftest import make_table
 from utils.errors import UserError
 from utils.evaluation.failures import find_failures
 from utils.evaluation.gallery import THUMBNAIL_SIDE, write_gallery
@@ -42,12 +43,6 @@ class Page(HTMLParser):
 
     def attributes(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-def make_table(paths, labels, logits, tier="clean", dataset="faces"):
-    labels, n = np.array(labels), len(paths)
-    generators = ["gan <1>" if label else "real" for label in labels]
-    return ScoreTable(list(paths), labels, [dataset] * n, generators, [tier] * n, np.array(logits), sigmoid(logits))
 
 
 def read_gallery(paths):

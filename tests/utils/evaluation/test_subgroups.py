@@ -5,24 +5,20 @@ import csv
 import numpy as np
 import pytest
 
+from tests.conftest import make_table
 from utils.errors import UserError
 from utils.evaluation.subgroups import NO_VALUE, read_column, subgroup_rows, write_subgroups
 from utils.metrics import binary as metrics
-from utils.scoring.table import ScoreTable
 
 
-def make_table(n=60):
+def make_group(n=60):
     rng = np.random.default_rng(0)
     label = np.arange(n) % 2
-    logit = rng.normal(size=n) + 1.5 * label - 0.75
-    p_fake = 1 / (1 + np.exp(-logit))
-    return ScoreTable(
-        [f"faces/{i:02}.png" for i in range(n)], label, ["faces"] * n, ["x"] * n, ["clean"] * n, logit, p_fake
-    )
+    return make_table([f"faces/{i:02}.png" for i in range(n)], label, rng.normal(size=n) + 1.5 * label - 0.75)
 
 
 def test_each_group_is_measured_on_its_own_images():
-    table = make_table()
+    table = make_group()
     ages = {path: "old" if i >= 40 else "young" for i, path in enumerate(table.path) if i < 55}
     rows = subgroup_rows(table, ages, 0.5, n_boot=50, checkpoint="run", dataset="faces")
     assert [(row["subgroup"], row["n"], row["note"]) for row in rows] == [
@@ -37,13 +33,13 @@ def test_each_group_is_measured_on_its_own_images():
 
 
 def test_paths_agree_however_they_are_spelt():
-    table = make_table(12)
+    table = make_group(12)
     values = {f"./faces/../{path}": "a" for path in table.path}
     assert [row["subgroup"] for row in subgroup_rows(table, values, 0.5, n_boot=0)] == ["a"]
 
 
 def test_a_group_of_one_class_or_one_image_has_only_the_rates_it_can_have():
-    table = make_table(21)
+    table = make_group(21)
     values = {
         path: "single" if i == 20 else ("real", "fake")[label]
         for i, (path, label) in enumerate(zip(table.path, table.label, strict=True))
@@ -56,10 +52,10 @@ def test_a_group_of_one_class_or_one_image_has_only_the_rates_it_can_have():
 
 def test_no_path_in_common_is_refused():
     with pytest.raises(UserError, match=r"no path in common.*faces/00\.png.*other/1\.png") as error:
-        subgroup_rows(make_table(), {"other/1.png": "x"}, 0.5)
+        subgroup_rows(make_group(), {"other/1.png": "x"}, 0.5)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no path in common"):
-        subgroup_rows(make_table(), {}, 0.5)
+        subgroup_rows(make_group(), {}, 0.5)
 
 
 def test_a_column_of_a_list_is_read_for_the_paths_that_evaluate_uses(image_folder, tmp_path):
@@ -79,7 +75,7 @@ def test_a_column_of_a_list_is_read_for_the_paths_that_evaluate_uses(image_folde
 
 
 def test_the_table_is_written(tmp_path):
-    table = make_table()
+    table = make_group()
     rows = subgroup_rows(table, dict.fromkeys(table.path, "a, b"), 0.5, n_boot=20)
     paths = write_subgroups(rows, tmp_path, "Skin tone/type")
     assert [path.name for path in paths] == [f"subgroups_skin_tone_type.{kind}" for kind in ("csv", "md", "tex")]

@@ -6,20 +6,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from models.calibration import sigmoid
+from tests.conftest import make_scores
 from utils.errors import UserError
 from utils.evaluation.curves import confusion, pr_curve, reliability, roc_curve
 from utils.metrics import binary as metrics
 from utils.metrics.bootstrap import bootstrap_intervals, bootstrap_values, resample_counts
 from utils.metrics.ranked import RankedScores
-
-
-def make_scores(n=400, decimals=None, seed=0, fraction_fake=0.4):
-    """Overlapping scores of two classes; ``decimals`` makes ties."""
-    rng = np.random.default_rng(seed)
-    labels = (rng.random(n) < fraction_fake).astype(np.int64)
-    p_fake = sigmoid(rng.normal(size=n) + 1.6 * labels - 0.8)
-    return labels, p_fake if decimals is None else np.round(p_fake, decimals)
 
 
 def naive_ece(labels, p_fake, n_bins=15):

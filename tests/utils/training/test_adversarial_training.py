@@ -8,7 +8,7 @@ from torch import nn
 
 import train
 from models.detector import Detector
-from tests.test_train import TINY, assert_same_run, make_faces
+from tests.conftest import TINY, assert_same_run, make_faces
 from utils.attacks.gradient import DecisionLogit
 from utils.checkpoints.file import load_checkpoint
 from utils.errors import UserError
