@@ -1,0 +1,60 @@
+"""Layers: the ground imports nothing above it, datasets and models only the ground, scripts only packages; no circles."""
+
+import ast
+from pathlib import Path
+
+from utils.files import ROOT
+
+PACKAGES = ("datasets", "models", "utils", "studies")
+FILES = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in ROOT.glob(f"{package}/**/*.py"))]
+MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+SCRIPTS = {name for name in MODULES if "." not in name and name not in PACKAGES}
+
+
+def imports(file: Path) -> set[str]:
+    """Modules of the project that a file imports, those inside functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found & set(MODULES) if MODULES[name].stem != "__init__"}
+
+
+GRAPH = {name: imports(file) for name, file in MODULES.items()}
+
+
+def layer(name: str) -> str:
+    """The layer of a module: ground, datasets, models, subjects (folders of utils/), studies or scripts."""
+    top = name.split(".")[0]
+    if top == "utils":
+        return "ground" if name.count(".") < 2 and MODULES[name].stem != "__init__" else "subjects"
+    return top if top in PACKAGES else "scripts"
+
+
+ALLOWED = {
+    "ground": {"ground"},
+    "datasets": {"ground", "datasets"},
+    "models": {"ground", "models"},
+    "subjects": {"ground", "datasets", "models", "subjects"},
+    "scripts": {"ground", "datasets", "models", "subjects"},
+    "studies": {"ground", "datasets", "models", "subjects", "studies", "scripts"},
+}
+
+
+def test_modules_import_only_what_lies_below():
+    above = {name: {o for o in found if layer(o) not in ALLOWED[layer(name)]} for name, found in GRAPH.items()}
+    for name, found in above.items():
+        if layer(name) == "models":
+            found.discard("datasets.transforms")
+    above["tune"].discard("train")  # a search trains
+    assert {name: found for name, found in above.items() if found} == {}
+
+
+def test_no_import_circles():
+    rest = {name: set(found) for name, found in GRAPH.items()}
+    while free := [name for name, found in rest.items() if not found & set(rest)]:
+        for name in free:
+            del rest[name]
+    assert rest == {}, "modules in a circle, or above one"
