@@ -1,8 +1,8 @@
-"""A small autoencoder, no detector: its decoder leaves the traces of neural decoders on photographs.
+"""A small autoencoder, used to put the traces of neural decoders on photographs; not a detector.
 
-Two layers halve the sides and two transposed convolutions double them again. Their kernels of 3 px at stride 2 overlap
-unevenly, which leaves a pattern of 2 and 4 px: A. Odena, V. Dumoulin, C. Olah, "Deconvolution and Checkerboard
-Artifacts", Distill 2016. Training on reconstructions weakens it and does not remove it.
+Two layers halve the sides and two transposed convolutions double them. Their 3 px kernels at stride 2 overlap unevenly,
+which produces a pattern of period 2 and 4 px: A. Odena, V. Dumoulin, C. Olah, "Deconvolution and Checkerboard
+Artifacts", Distill 2016. Training on reconstructions weakens the pattern but does not remove it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STRIDE = 4  # px of the image for each place of the code
+STRIDE = 4  # image px per position of the code
 WIDTHS = (16, 32)
 
 
 class Autoencoder(nn.Module):
     """Images ``(N, 3, H, W)`` float in [0, 1] to reconstructions of the same shape, not clipped.
 
-    Sides have 32 px or more. Those that STRIDE does not divide are padded by reflection and cut again.
+    Sides are at least 32 px. Those that STRIDE does not divide are padded by reflection and cropped again.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Classical detectors: a learner on named feature banks, or on the embedding of a frozen network."""
+"""Classical detectors: a learner on handcrafted features, or on the embedding of a frozen network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datasets.transforms import Geometry
 from models.detector import Detector
 from models.estimators import Estimator, LightGBMEstimator, SklearnEstimator, XGBoostEstimator
-from models.features import extract_features, feature_names
+from models.features.extract import extract_features, feature_names
 from models.registry import create_model, register_model
 from utils.errors import UserError
 
@@ -20,10 +20,10 @@ HANDCRAFTED = "spectrum,dct,srm,lbp,color"
 
 
 class ClassicalDetector(Detector):
-    """Features of an image, then a learner that was fitted once; offers the same interface as a neural detector.
+    """Features of an image, followed by a learner that is fitted in one call.
 
-    The fitted learner travels in the checkpoint as bytes of its library's own format, held in a uint8 tensor
-    (``get_extra_state``). There is no gradient with respect to the image.
+    The checkpoint holds the fitted learner as bytes of its library's own format, in a uint8 tensor
+    (``get_extra_state``). The detector has no gradient with respect to the image.
     """
 
     has_input_gradient = False
@@ -36,17 +36,17 @@ class ClassicalDetector(Detector):
         self.any_size = embedder is None or embedder.detector.any_size
         self.is_fitted = False
         if embedder is None:
-            feature_names(self.banks)  # an unknown bank is reported now, not after an hour of features
+            feature_names(self.banks)  # reports an unknown bank before any feature is computed
 
     @torch.no_grad()
     def features(self, images: Tensor) -> np.ndarray:
-        """Features ``(N, D)`` float32 of ``(N, 3, H, W)`` RGB images in [0, 1]."""
+        """Compute features ``(N, D)`` float32 of ``(N, 3, H, W)`` RGB images in [0, 1]."""
         if self.embedder is None:
             return extract_features(images, self.banks)
         return self.embedder(images.to(self.mean.device)).float().cpu().numpy()
 
     def feature_key(self) -> str:
-        """Text that changes whenever the features of the same images would; a cache is keyed by it."""
+        """Identify the features for a cache: the text differs whenever the features of the same images would."""
         if self.embedder is None:
             return ",".join(self.banks)
         digest = hashlib.sha256()
@@ -55,19 +55,19 @@ class ClassicalDetector(Detector):
         return digest.hexdigest()
 
     def feature_names(self) -> list[str]:
-        """One name per feature; those of an embedding are numbered."""
-        width = len(self.estimator.importances()) if self.embedder is not None else 0
-        return feature_names(self.banks) if self.embedder is None else [f"embedding: {i}" for i in range(width)]
+        """Name every feature; those of an embedding are numbered."""
+        if self.embedder is None:
+            return feature_names(self.banks)
+        return [f"embedding: {i}" for i in range(len(self.estimator.importances()))]
 
     def fit(self, train: tuple[np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray], seed: int) -> None:
-        """Fit the learner on ``(features, labels)``; validation stops boosting early and decides nothing else.
+        """Fit the learner on ``(features, labels)``; the validation part only serves to stop boosting early.
 
         Raises:
             UserError: a feature is NaN or infinite, a part holds one class, or the learner refuses its settings.
         """
         for part, (x, y) in (("train", train), ("valid", valid)):
-            bad = int((~np.isfinite(x)).any(axis=1).sum())
-            if bad:
+            if bad := int((~np.isfinite(x)).any(axis=1).sum()):
                 raise UserError(
                     f"expected finite features, got NaN or infinity for {bad} {part} images; audit the data"
                 )
@@ -75,7 +75,7 @@ class ClassicalDetector(Detector):
                 raise UserError(f"expected real and fake images in the {part} split, got one class")
         try:
             self.estimator.fit(*train, *valid, seed)
-        except ValueError as error:  # of a setting out of range, or of too few images for it
+        except ValueError as error:  # a setting is out of range, or there are too few images for it
             raise UserError(
                 f"expected --model-args that {len(train[1])} images can be fitted with, got: {error}"
             ) from error
@@ -99,31 +99,15 @@ class ClassicalDetector(Detector):
             self.estimator.from_bytes(state.cpu().numpy().tobytes())
         except UserError:
             raise
-        except Exception as error:  # the libraries' own errors have no other common parent
+        except Exception as error:  # the errors of the libraries have no other common base class
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"expected a fitted learner in the checkpoint, but its bytes are damaged: {reason}"
             ) from error
 
 
-def build(estimator: Estimator, features: str, input_size: int, embedding: dict[str, Any] | None) -> ClassicalDetector:
-    """Put a learner on handcrafted banks, or on a frozen network if ``features`` is ``embedding:NAME``."""
-    if not features.startswith("embedding"):
-        return ClassicalDetector(estimator, features, None, input_size)
-    if embedding is None:
-        raise UserError(
-            f"expected --model-args features=embedding:CHECKPOINT or features=embedding:TIMM-NAME, got {features!r}"
-        )
-    network = create_model(embedding["model"], **embedding["model_args"])
-    if not hasattr(network, "head"):
-        raise UserError(f"expected a single network for features=embedding:, got {embedding['model']}")
-    if "geometry" in embedding:
-        network.geometry = Geometry(**embedding["geometry"])
-    return ClassicalDetector(estimator, features, Embedder(network), network.geometry.size)
-
-
 class Embedder(nn.Module):
-    """The pooled features of a frozen detector: what its head would read."""
+    """The pooled features of a frozen detector: the input of its head."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -140,20 +124,32 @@ class Embedder(nn.Module):
         return captured[0]
 
 
-def _sklearn(name: str) -> Any:
-    from sklearn import ensemble, linear_model
-
-    return getattr(ensemble, name, None) or getattr(linear_model, name)
+def build(estimator: Estimator, features: str, input_size: int, embedding: dict[str, Any] | None) -> ClassicalDetector:
+    """Combine a learner with handcrafted banks, or with a frozen network if ``features`` is ``embedding:NAME``."""
+    if not features.startswith("embedding"):
+        return ClassicalDetector(estimator, features, None, input_size)
+    if embedding is None:
+        raise UserError(
+            f"expected --model-args features=embedding:CHECKPOINT or features=embedding:TIMM-NAME, got {features!r}"
+        )
+    network = create_model(embedding["model"], **embedding["model_args"])
+    if not hasattr(network, "head"):
+        raise UserError(f"expected a single network for features=embedding:, got {embedding['model']}")
+    if "geometry" in embedding:
+        network.geometry = Geometry(**embedding["geometry"])
+    return ClassicalDetector(estimator, features, Embedder(network), network.geometry.size)
 
 
 @register_model
 def random_forest(
     features: str = HANDCRAFTED, input_size: int = 256, trees: int = 500, depth: int = 0, embedding: dict | None = None
 ) -> ClassicalDetector:
-    """Random forest (Breiman, Machine Learning 2001); ``depth=0`` grows trees to the end."""
+    """Random forest (Breiman, Machine Learning 2001); ``depth=0`` does not limit the depth of the trees."""
 
-    def learner(seed: int):
-        return _sklearn("RandomForestClassifier")(
+    def learner(seed: int) -> Any:
+        from sklearn.ensemble import RandomForestClassifier  # here: it takes a second, and only fitting needs it
+
+        return RandomForestClassifier(
             trees, max_depth=depth or None, min_samples_leaf=2, max_features="sqrt", n_jobs=-1, random_state=seed
         )
 
@@ -168,20 +164,14 @@ def gradient_boosting(
     learning_rate: float = 0.05,
     embedding: dict | None = None,
 ) -> ClassicalDetector:
-    """Gradient boosting of scikit-learn (histogram variant), with a tenth of the training set to stop early."""
+    """Histogram gradient boosting of scikit-learn, which holds out a tenth of the training set to stop early."""
 
-    def learner(seed: int):
-        return _sklearn("HistGradientBoostingClassifier")(
-            learning_rate=learning_rate,
-            max_iter=rounds,
-            max_leaf_nodes=7,
-            l2_regularization=5.0,
-            max_bins=63,
-            early_stopping=True,
-            n_iter_no_change=40,
-            max_features=0.05,
-            random_state=seed,
-        )
+    def learner(seed: int) -> Any:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        stopping = {"early_stopping": True, "n_iter_no_change": 40, "max_iter": rounds}
+        trees = {"max_leaf_nodes": 7, "l2_regularization": 5.0, "max_bins": 63, "max_features": 0.05}
+        return HistGradientBoostingClassifier(learning_rate=learning_rate, random_state=seed, **stopping, **trees)
 
     return build(SklearnEstimator(learner), features, input_size, embedding)
 
@@ -196,16 +186,8 @@ def xgboost(
     embedding: dict | None = None,
 ) -> ClassicalDetector:
     """XGBoost (Chen & Guestrin, KDD 2016, arXiv 1603.02754), stopped early on validation."""
-    estimator = XGBoostEstimator(
-        rounds,
-        patience=100,
-        max_depth=depth,
-        eta=learning_rate,
-        subsample=0.6,
-        colsample_bytree=0.05,
-        reg_lambda=5,
-        max_bin=64,
-    )
+    trees = {"max_depth": depth, "subsample": 0.6, "colsample_bytree": 0.05, "reg_lambda": 5, "max_bin": 64}
+    estimator = XGBoostEstimator(rounds, patience=100, eta=learning_rate, **trees)
     return build(estimator, features, input_size, embedding)
 
 
@@ -219,18 +201,9 @@ def lightgbm(
     embedding: dict | None = None,
 ) -> ClassicalDetector:
     """LightGBM (Ke et al., NeurIPS 2017), stopped early on validation."""
-    estimator = LightGBMEstimator(
-        rounds,
-        patience=100,
-        num_leaves=leaves,
-        learning_rate=learning_rate,
-        bagging_fraction=0.6,
-        bagging_freq=1,
-        feature_fraction=0.05,
-        lambda_l2=5.0,
-        min_data_in_leaf=10,
-        max_bin=63,
-    )
+    sampling = {"bagging_fraction": 0.6, "bagging_freq": 1, "feature_fraction": 0.05}
+    trees = {"num_leaves": leaves, "lambda_l2": 5.0, "min_data_in_leaf": 10, "max_bin": 63}
+    estimator = LightGBMEstimator(rounds, patience=100, learning_rate=learning_rate, **sampling, **trees)
     return build(estimator, features, input_size, embedding)
 
 
@@ -240,10 +213,11 @@ def logistic_regression(
 ) -> ClassicalDetector:
     """L2-regularised logistic regression on standardised features (histogram banks are square roots already)."""
 
-    def learner(seed: int):
+    def learner(seed: int) -> Any:
+        from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        return make_pipeline(StandardScaler(), _sklearn("LogisticRegression")(C=c, max_iter=3000, random_state=seed))
+        return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=3000, random_state=seed))
 
     return build(SklearnEstimator(learner), features, input_size, embedding)

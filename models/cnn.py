@@ -1,28 +1,27 @@
-"""A small CNN that reads the local spectrum of a face: log-magnitude block DCT first, convolutions after.
+"""A small CNN on the local spectrum of a face: log-magnitude block DCT first, then convolutions.
 
-Generators leave their traces in how much of each spatial frequency a place holds, in luma and in chroma:
-Frank et al., "Leveraging Frequency Analysis for Deep Fake Image Recognition", ICML 2020 (arXiv
-2003.08685), classify the DCT of whole images; Gueguen et al., "Faster Neural Networks Straight from
-JPEG", NeurIPS 2018, feed 8x8 block DCT to a residual network. Here the windows are 16x16 with half
-overlap, only magnitudes are kept, and the convolutions that follow are ordinary.
+Generators leave traces in the local energy of each spatial frequency, in luma and in chroma. Frank et al.,
+"Leveraging Frequency Analysis for Deep Fake Image Recognition", ICML 2020 (arXiv 2003.08685), classify the DCT of whole
+images; Gueguen et al., "Faster Neural Networks Straight from JPEG", NeurIPS 2018, feed 8x8 block DCT to a residual
+network. Here the windows are 16x16 with half overlap, only magnitudes are kept, and ordinary convolutions follow.
 
-What each choice bought on 140k Real and Fake Faces (256 px JPEG; 997 training, 237 validation images).
-Logistic regression on the mean and deviation of log-magnitudes over the image, C = 0.01: validation AUC,
-and the mean of five folds over all 1234 images:
+Why these choices, on 140k Real and Fake Faces (256 px JPEG; 997 training, 237 validation images). Logistic regression
+on the mean and deviation of the log-magnitudes over the image, C = 0.01: validation AUC, and the mean of five folds
+over all 1234 images:
 
     8x8 DCT windows                          0.751  0.744
     16x16 windows, half overlap              0.809  0.807
-    the same, luma only                      0.757  0.735
-    the same, chroma only                    0.699  0.698
+    16x16 windows, luma only                 0.757  0.735
+    16x16 windows, chroma only               0.699  0.698
     neighbouring-pixel relations, 2x2        0.673  0.613
     first and second differences             0.679  0.635
 
-This network, one seed each, 8 epochs: validation AUC of the averaged weights, mean of the last three
-epochs. The 95 % interval is about +-0.055, so read small differences as hints:
+This network, one seed each, 8 epochs: validation AUC of the averaged weights, mean of the last three epochs. The 95 %
+interval is about +-0.055, so small differences are only hints:
 
     160 px training crops on the 8-pixel JPEG grid         0.780 (training loss 0.508)
-    the same, crops at arbitrary offsets                   0.723 (training loss 0.649)
-    the same, frequencies dropped with probability 0.2     0.760
+    160 px crops at arbitrary offsets                      0.723 (training loss 0.649)
+    160 px crops, frequencies dropped with probability 0.2 0.760
     224 px training crops on the 8-pixel grid              0.822 (training loss 0.447)
     224 px training crops on the 16-pixel grid             0.833 (training loss 0.299; test 0.831)
 
@@ -38,13 +37,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.detector import Detector
+from models.features.bank import YCBCR_FROM_RGB
 from models.registry import register_model
 
 BLOCK = 16  # side of the DCT window, pixels
 STRIDE = 8  # step between windows: the grid of an 8x8 JPEG block, half overlap for the 16-pixel window
-
-# JPEG's own luma and chroma, so that the coefficients see what its quantisation left.
-RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
 def dct_filters(size: int) -> Tensor:
@@ -57,11 +54,10 @@ def dct_filters(size: int) -> Tensor:
 
 
 class SpectralStem(nn.Module):
-    """Fixed front-end: YCbCr, then the log-magnitude of every block-DCT coefficient, one channel for each.
+    """Fixed front end: YCbCr, then the log-magnitude of every block-DCT coefficient, one channel each.
 
-    ``(N, 3, H, W)`` in grey levels around zero becomes ``(N, 768, H // 8 - 1, W // 8 - 1)``. The transform is
-    linear and fixed; only the magnitude is kept, so the network sees how much of each frequency a place holds
-    (generator and up-sampling traces) and not its phase (the face).
+    ``(N, 3, H, W)`` in grey levels around zero becomes ``(N, 768, H // 8 - 1, W // 8 - 1)``. The magnitude shows the
+    local energy of a frequency (generator and up-sampling traces); the phase, which holds the face, is dropped.
     """
 
     filters: Tensor
@@ -71,11 +67,11 @@ class SpectralStem(nn.Module):
         super().__init__()
         cells = BLOCK // STRIDE
         filters = dct_filters(BLOCK).reshape(-1, cells, STRIDE, cells, STRIDE).permute(0, 2, 4, 1, 3)
-        # Not persistent: constants of the architecture have no place in a checkpoint.
+        # Not persistent: a checkpoint does not store constants of the architecture.
         self.register_buffer("filters", filters.reshape(-1, STRIDE * STRIDE, cells, cells), persistent=False)
-        self.register_buffer("to_ycbcr", torch.tensor(RGB_TO_YCBCR).view(3, 3, 1, 1), persistent=False)
+        self.register_buffer("to_ycbcr", torch.tensor(YCBCR_FROM_RGB).view(3, 3, 1, 1), persistent=False)
         self.out_channels = 3 * BLOCK * BLOCK
-        # Standardises each frequency, or the few low ones drown the rest; the next layer has the scale.
+        # Standardises each frequency, because the few low ones dominate otherwise; the next layer learns the scale.
         self.norm = nn.BatchNorm2d(self.out_channels, affine=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,7 +79,7 @@ class SpectralStem(nn.Module):
         height, width = height // STRIDE * STRIDE, width // STRIDE * STRIDE
         planes = F.conv2d(images[:, :, :height, :width], self.to_ycbcr)
         planes = planes.reshape(count * 3, 1, height, width)
-        # A 16x16 convolution of stride 8 on one channel, written as 2x2 on 64: matrix units run it.
+        # A 16x16 convolution of stride 8 on one channel, written as 2x2 on 64 channels to use matrix units.
         cells = F.pixel_unshuffle(planes, STRIDE).contiguous(memory_format=torch.channels_last)
         coefficients = F.conv2d(cells, self.filters)
         log_magnitude = torch.log(coefficients.abs() + 1)
@@ -97,7 +93,7 @@ def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> n
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; starts as the identity (zero-initialised last scale)."""
+    """Two 3x3 convolutions with a shortcut, initialised as the identity (the last scale is zero)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -111,7 +107,7 @@ class ResidualBlock(nn.Module):
 
 
 class CNN(Detector):
-    """Spectral stem, small residual trunk, mean and standard deviation pooling, one linear layer.
+    """Spectral stem, small residual trunk, pooling of mean and standard deviation, one linear layer.
 
     Shapes for a 256 px image: stem ``(N, 768, 31, 31)``, trunk ``(N, width, 31, 31)`` then
     ``(N, 2 * width, 16, 16)``, pooled ``(N, 4 * width)``, logit ``(N,)``. Any H, W >= 32.
@@ -132,7 +128,7 @@ class CNN(Detector):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.trunk(self.stem(self.normalize(images))).float()
-        # The spread over the face matters beside the mean: half-precision variances would lose it.
+        # Both the mean and the spread over the face matter; variances in half precision would lose the spread.
         mean = features.mean((2, 3))
         deviation = ((features - mean[:, :, None, None]).square().mean((2, 3)) + 1e-4).sqrt()
         return self.head(self.dropout(torch.cat([mean, deviation], dim=1))).squeeze(1)
@@ -140,5 +136,5 @@ class CNN(Detector):
 
 @register_model
 def cnn(width: int = 64, dropout: float = 0.3) -> CNN:
-    """The project's own small CNN on local log spectra; trains from scratch in minutes on a CPU."""
+    """A small CNN on local log spectra, which trains from scratch in minutes on a CPU."""
     return CNN(width=width, dropout=dropout)

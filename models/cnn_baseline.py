@@ -1,4 +1,4 @@
-"""The field's usual baseline: three convolutions, flatten, one dense layer."""
+"""The usual baseline of the field: three convolutions, flatten, one dense layer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from utils.errors import UserError
 class CNNBaseline(Detector):
     """Convolutions of 32, 64 and 128 channels with 2 x 2 max pooling, flatten, dense 256, one logit.
 
-    It stands for the plain network that most write-ups on the 140k set compare against (published accuracy at
-    256 px: 0.9431). Nearly all of its parameters sit in the dense layer, which ties it to one input size.
+    This is the plain network that most write-ups on the 140k set compare against (published accuracy at 256 px:
+    0.9431). Nearly all its parameters are in the dense layer, which ties it to one input size.
     """
 
     any_size = False
 
     def __init__(self, input_size: int, dropout: float) -> None:
         super().__init__(input_size, mean=(0.5,) * 3, std=(0.5,) * 3, cam_layer="features.8")
-        channels = (3, 32, 64, 128)
         layers: list[nn.Module] = []
-        for before, after in pairwise(channels):
+        for before, after in pairwise((3, 32, 64, 128)):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.dense = nn.Sequential(

@@ -17,9 +17,9 @@ READERS = ("lstm", "mean")
 class PatchReader(nn.Module):
     """Read feature maps ``(N, T, C, h, w)`` by rows and by columns with one bidirectional LSTM; returns ``(N, 4 * D)``.
 
-    Each row is averaged over its width and each column over its height. A clip is one long sequence, its frames one
-    after the other, so T * h rows and T * w columns; an image is a clip of one frame.
-    What it can buy over pooling is position: the same trace may weigh differently at the chin and at the hairline.
+    Each row is averaged over its width and each column over its height. The frames of a clip are concatenated into one
+    sequence of T * h rows or T * w columns; an image is a clip of one frame. Unlike pooling, this keeps position: a
+    trace may count more at the chin than at the hairline.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -30,7 +30,7 @@ class PatchReader(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         summaries = []
-        for axis in (4, 3):  # over the width: a sequence of rows; over the height: a sequence of columns
+        for axis in (4, 3):  # mean over the width: a sequence of rows; over the height: a sequence of columns
             sequence = features.mean(axis).transpose(2, 3).flatten(1, 2)  # (N, T * steps, C)
             states, _ = self.lstm(self.project(sequence))  # (N, T * steps, 2 * hidden)
             weights = self.attention(states).softmax(dim=1)
@@ -39,15 +39,14 @@ class PatchReader(nn.Module):
 
 
 class CNNLSTM(Detector):
-    """A trunk's feature map, read in sequence, pooled by attention, one logit.
+    """The feature map of a trunk, read as a sequence, pooled by attention, one logit.
 
-    ``forward`` takes ``(N, 3, H, W)`` images or ``(N, T, 3, H, W)`` clips. ``reader="mean"`` replaces the LSTM by
-    mean pooling on the same trunk: the control that shows what recurrence is worth. In results/models (two epochs at
-    128 px, one seed) it is worth nothing that can be told from chance: lower on one set, higher on the other, with
-    intervals that overlap.
+    ``reader="mean"`` replaces the LSTM by mean pooling on the same trunk, as a control for the recurrence. In
+    results/models (two epochs at 128 px, one seed) the LSTM makes no significant difference: it is lower on one set
+    and higher on the other, with overlapping intervals.
 
-    Güera & Delp, "Deepfake Video Detection Using Recurrent Neural Networks", AVSS 2018, read frames this way;
-    reading the rows and columns of one image is ours, for a set that has no video.
+    Güera & Delp, "Deepfake Video Detection Using Recurrent Neural Networks", AVSS 2018, read frames this way. Reading
+    the rows and columns of a single image is added here, for data without video.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class CNNLSTM(Detector):
         """Score images ``(N, 3, H, W)`` or clips ``(N, T, 3, H, W)``, RGB in [0, 1]; returns logits ``(N,)``."""
         clips = images if images.ndim == 5 else images[:, None]
         features = self.trunk(self.normalize(clips.flatten(0, 1))).unflatten(0, clips.shape[:2])
-        # The recurrence runs in float32: a bfloat16 LSTM has no fast kernel on CPUs and loses digits on long rows.
+        # The LSTM runs in float32: in bfloat16 it has no fast CPU kernel and loses precision on long sequences.
         with torch.autocast(images.device.type, enabled=False):
             features = features.float()  # (N, T, C, h, w)
             pooled = features.mean((1, 3, 4)) if self.reader is None else self.reader(features)
@@ -88,10 +87,10 @@ def cnn_lstm(
 
 
 def feature_trunk(detector: Detector, name: str) -> tuple[nn.Module, int]:
-    """Take the part of a detector that makes a map ``(N, C, h, w)``, and its C.
+    """Return the part of a detector that outputs a feature map ``(N, C, h, w)``, and C.
 
     Raises:
-        UserError: the detector makes tokens or features instead of a map.
+        UserError: the detector outputs tokens or a vector instead of a map.
     """
     backbone = getattr(detector, "backbone", None)
     if isinstance(backbone, nn.Module) and hasattr(backbone, "forward_features"):
@@ -107,15 +106,15 @@ def feature_trunk(detector: Detector, name: str) -> tuple[nn.Module, int]:
     channels_last = features.ndim == 4 and features.shape[1] == features.shape[2]  # Swin's maps are (N, h, w, C)
     if features.ndim != 4 or channels_last:
         raise UserError(
-            f"expected a backbone with a feature map, but {name!r} gives tokens of shape {tuple(features.shape)}"
+            f"expected a backbone with a feature map, but {name!r} outputs tokens of shape {tuple(features.shape)}"
         )
     return trunk, features.shape[1]
 
 
 class TimmTrunk(nn.Module):
-    """The convolutional part of a timm model, without its pooling and its head."""
+    """The convolutional part of a timm model, without pooling and head."""
 
-    backbone: Any  # timm's models share ``forward_features``, but no class declares it
+    backbone: Any  # every timm model has ``forward_features``, but no base class declares it
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An ensemble of detectors that is itself a detector: one checkpoint, one forward pass, gradients included."""
+"""An ensemble of detectors as one detector: one checkpoint, one forward pass, gradients included."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from utils.errors import UserError
 
 
 class Ensemble(Detector):
-    """A weighted sum of its members' calibrated logits.
+    """The weighted sum of the members' calibrated logits.
 
-    The images arrive in a common frame, the largest view that a member needs; each member cuts or resizes its own
-    input out of it. Of an image that fills the frame, a member that crops sees exactly the pixels that it would have
-    been given alone if its size differs from the largest crop by a multiple of 16 px, else pixels at most 8 px aside,
-    still on the JPEG grid. A member that resizes sees the frame and not what lies around it.
+    Images arrive in a common frame, the largest view that any member needs; each member crops or resizes its input from
+    it. A cropping member sees the same pixels as alone if its size differs from the largest crop by a multiple of
+    16 px, else pixels at most 8 px off, still on the JPEG grid. A resizing member sees only what is inside the frame.
 
-    Class activation maps read all members that see the whole frame, each member's channels weighed by what they add to
-    the common logit.
-
-    The weights are equal, or follow validation, or come from a logistic regression on validation logits (stacking:
+    Class activation maps combine all members that see the whole frame, weighted by their share of the common logit.
+    The weights are equal, follow validation, or come from a logistic regression on validation logits (stacking:
     Wolpert, Neural Networks 1992); ``ensemble.py`` fits them.
     """
 
@@ -50,7 +47,7 @@ class Ensemble(Detector):
         self.register_buffer("bias", torch.zeros((), dtype=torch.float64))
 
     def member_logits(self, images: Tensor) -> Tensor:
-        """Calibrated logits ``(N, M)`` float64 of the members on ``(N, 3, H, W)`` images in [0, 1]."""
+        """Return the calibrated logits ``(N, M)`` float64 of the members on ``(N, 3, H, W)`` images in [0, 1]."""
         columns = []
         for member in cast("Sequence[Detector]", self.members):
             logits = member(member_view(images, self.geometry, member.geometry)).double()
@@ -63,20 +60,20 @@ class Ensemble(Detector):
 
 
 def calibrated_logits(logits: Tensor, calibration: dict[str, Any] | None) -> Tensor:
-    """The logit of ``models.calibration.apply_calibration``, ``(N,)`` to ``(N,)`` float64, with its gradient."""
+    """Apply a calibration to logits ``(N,)``: the logit of ``models.calibration.apply_calibration``, differentiable."""
     if calibration is None or calibration["method"] != "isotonic":
         calibration = calibration or {}
         return logits / calibration.get("temperature", 1.0) + (calibration.get("bias") or 0.0)
     x, y = (torch.tensor(calibration[key], dtype=logits.dtype, device=logits.device) for key in ("x", "y"))
     right = torch.searchsorted(x, logits.detach().contiguous()).clamp(min=1).clamp(max=len(x) - 1)
-    left = (right - 1).clamp(min=0)  # a curve of one point has left = right = 0 and is level
+    left = (right - 1).clamp(min=0)  # a curve of one point has left = right = 0 and is constant
     along = ((logits - x[left]) / (x[right] - x[left]).clamp(min=torch.finfo(x.dtype).tiny)).clamp(0, 1)
     mixed = (1 - SIGMOID_SHARE) * (y[left] + along * (y[right] - y[left])) + SIGMOID_SHARE * torch.sigmoid(logits)
     return torch.logit(mixed.clamp(MIN_P_FAKE, 1 - MIN_P_FAKE))
 
 
 def member_view(images: Tensor, frame: Geometry, wanted: Geometry) -> Tensor:
-    """Cut the member's central crop out of the common frame, on the JPEG grid, or resize the frame to its input."""
+    """Cut the central crop of a member out of the common frame, on the JPEG grid, or resize the frame to its input."""
     if wanted.size == images.shape[-1] == images.shape[-2]:
         return images
     if wanted.mode == "crop" and wanted.resize_to == frame.resize_to and wanted.size <= min(images.shape[-2:]):
@@ -86,14 +83,14 @@ def member_view(images: Tensor, frame: Geometry, wanted: Geometry) -> Tensor:
 
 
 def common_frame(geometries: Sequence[Geometry]) -> Geometry:
-    """Choose the frame out of which every member can take its view: the members' own geometry if it is one."""
+    """Choose the frame from which every member can take its view: the geometry of the members if they share one."""
     if len(set(geometries)) == 1:
         return geometries[0]
     crops = [geometry for geometry in geometries if geometry.mode == "crop"]
     if not crops:
         return max(geometries, key=lambda geometry: geometry.size)
     size = max(geometry.size for geometry in crops)
-    # A frame that grows by another step would shift the crops: half of the growth must be on the JPEG grid.
+    # Half of the growth must be on the JPEG grid, or the crops would shift.
     size += -(-max(0, max(geometry.size for geometry in geometries) - size) // (2 * JPEG_GRID)) * 2 * JPEG_GRID
     resize_to = {geometry.resize_to for geometry in crops}
     if len(resize_to) == 1 and (only := resize_to.pop()) is not None:
@@ -106,7 +103,7 @@ def ensemble(members: list[dict[str, Any]] | None = None) -> Ensemble:
     """Rebuild an ensemble from the descriptions of its members: model, model_args, geometry, calibration.
 
     Raises:
-        UserError: there are no members; ``ensemble.py`` makes an ensemble out of checkpoints.
+        UserError: there are no members.
     """
     if not members:
         raise UserError("expected the members of an ensemble; make one with: python ensemble.py --checkpoint A.pt B.pt")

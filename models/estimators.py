@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
 from utils.errors import UserError
 
-# The only classes beyond scikit-learn's and numpy's plain ones that a saved forest may ask skops to rebuild.
+# The only types beyond the plain ones of scikit-learn and numpy that skops may rebuild from a saved learner.
 TRUSTED = ["sklearn.tree._tree.Tree", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"]
 
 
 class Estimator(Protocol):
-    """Learns from features ``(N, D)`` float32 and labels ``(N,)`` 0 or 1, and gives logits ``(N,)`` float64."""
+    """Learns from features ``(N, D)`` float32 and labels ``(N,)`` 0 or 1, and returns logits ``(N,)`` float64."""
 
     def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None: ...
-
     def logits(self, x: np.ndarray) -> np.ndarray: ...
-
     def importances(self) -> np.ndarray: ...
-
     def to_bytes(self) -> bytes: ...
-
     def from_bytes(self, data: bytes) -> None: ...
 
 
 def require(package: str, model: str) -> Any:
-    """Import an optional library.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import an optional library. Raises UserError if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -42,24 +35,23 @@ def require(package: str, model: str) -> Any:
 
 
 def to_logits(p_fake: np.ndarray) -> np.ndarray:
-    """Turn probabilities into logits; a vote of 0 or 1 of a finite forest is held at one part in a thousand."""
+    """Convert probabilities to logits; the unanimous votes of a forest are clipped to [0.001, 0.999]."""
     p_fake = np.clip(p_fake, 1e-3, 1 - 1e-3)
     return np.log(p_fake / (1 - p_fake))
 
 
 class SklearnEstimator:
-    """A scikit-learn classifier, saved by skops: its types are checked against a list before any is rebuilt."""
+    """A scikit-learn classifier, saved by skops, which checks every type against a list before it rebuilds one."""
 
-    def __init__(self, build: Any) -> None:
+    def __init__(self, build: Callable[[int], Any]) -> None:
         require("skops", "random_forest, gradient_boosting or logistic_regression")
         self.build = build
         self.model: Any = None
 
     def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
-        self.model = self.build(seed)
-        self.model.fit(x, y)
+        self.model = self.build(seed).fit(x, y)
         if hasattr(self.model, "n_jobs"):
-            self.model.n_jobs = None  # threads add the trees' votes in any order: the last bit would change every time
+            self.model.n_jobs = None  # threads sum the votes of the trees in any order, which changes the last bit
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         if hasattr(self.model, "decision_function"):
@@ -70,24 +62,18 @@ class SklearnEstimator:
         last = self.model[-1] if hasattr(self.model, "steps") else self.model
         if hasattr(last, "feature_importances_"):
             return last.feature_importances_
-        if hasattr(last, "coef_"):
-            return np.abs(last.coef_[0])
-        return np.zeros(0)  # histogram boosting keeps none
+        return np.abs(last.coef_[0]) if hasattr(last, "coef_") else np.zeros(0)  # histogram boosting has neither
 
     def to_bytes(self) -> bytes:
-        import skops.io
-
-        return skops.io.dumps(self.model)
+        return importlib.import_module("skops.io").dumps(self.model)
 
     def from_bytes(self, data: bytes) -> None:
-        import skops.io
-
-        unknown = set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED)
-        if unknown:
+        io = importlib.import_module("skops.io")
+        if unknown := set(io.get_untrusted_types(data=data)) - set(TRUSTED):
             raise UserError(
                 f"expected a forest or a linear model in the checkpoint, found {', '.join(sorted(unknown))}"
             )
-        self.model = skops.io.loads(data, trusted=TRUSTED)
+        self.model = io.loads(data, trusted=TRUSTED)
 
 
 class XGBoostEstimator:
@@ -103,13 +89,9 @@ class XGBoostEstimator:
 
         params = {"objective": "binary:logistic", "eval_metric": "auc", "seed": seed, "verbosity": 0, **self.params}
         stop = xgboost.callback.EarlyStopping(rounds=self.patience, save_best=True, maximize=True)
+        train, valid = xgboost.DMatrix(x, y), xgboost.DMatrix(x_valid, y_valid)
         self.booster = xgboost.train(
-            params,
-            xgboost.DMatrix(x, y),
-            num_boost_round=self.rounds,
-            verbose_eval=False,
-            callbacks=[stop],
-            evals=[(xgboost.DMatrix(x_valid, y_valid), "valid")],
+            params, train, self.rounds, evals=[(valid, "valid")], callbacks=[stop], verbose_eval=False
         )
 
     def logits(self, x: np.ndarray) -> np.ndarray:
@@ -134,7 +116,7 @@ class XGBoostEstimator:
 
 
 class LightGBMEstimator:
-    """A LightGBM booster, stopped early on validation and saved as its text format."""
+    """A LightGBM booster, stopped early on validation and saved in LightGBM's text format."""
 
     def __init__(self, rounds: int, patience: int = 50, **params: Any) -> None:
         require("lightgbm", "lightgbm")
@@ -144,25 +126,15 @@ class LightGBMEstimator:
     def fit(self, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray, seed: int) -> None:
         import lightgbm
 
-        params = {
-            "objective": "binary",
-            "metric": "auc",
-            "seed": seed,
-            "deterministic": True,
-            "verbosity": -1,
-            "num_threads": 0,
-            **self.params,
-        }
+        fixed = {"objective": "binary", "metric": "auc", "deterministic": True, "verbosity": -1, "num_threads": 0}
         train = lightgbm.Dataset(x, y)
+        valid = lightgbm.Dataset(x_valid, y_valid, reference=train)
+        stop = lightgbm.early_stopping(self.patience, verbose=False)
         try:
             self.booster = lightgbm.train(
-                params,
-                train,
-                self.rounds,
-                valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=train)],
-                callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
+                {**fixed, "seed": seed, **self.params}, train, self.rounds, valid_sets=[valid], callbacks=[stop]
             )
-        except lightgbm.basic.LightGBMError as error:  # as the other libraries call a setting out of range
+        except lightgbm.basic.LightGBMError as error:  # the other libraries raise ValueError for a bad setting
             raise ValueError(str(error)) from error
 
     def logits(self, x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""A detector of up-sampling traces: it sees only how pixels relate to their neighbours in each 2 x 2 cell."""
+"""A detector of up-sampling traces, which sees only the relations of pixels within each 2 x 2 cell."""
 
 from __future__ import annotations
 
+import timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,18 +13,16 @@ from models.registry import register_model
 class NPR(Detector):
     """Neighbouring-pixel residual, then the first two stages of a ResNet-50.
 
-    The input is ``x - up(down(x))`` with nearest-neighbour resampling by two: in each 2 x 2 cell the difference to
-    its top-left pixel. Up-sampling layers of generators leave local dependencies there, and the face itself is gone.
+    The input is ``x - up(down(x))`` with nearest-neighbour resampling by two: the difference to the top-left pixel of
+    each 2 x 2 cell. It shows the local dependencies that the up-sampling layers of generators create, and no face.
 
     Tan et al., "Rethinking the Up-Sampling Operations in CNN-based Generative Network for Generalizable Deepfake
-    Detection", CVPR 2024 (arXiv 2312.10461). As in the paper the trunk is a ResNet-50 cut after its second stage;
-    unlike there, the stem is one 3 x 3 convolution, whose stride is an option.
+    Detection", CVPR 2024 (arXiv 2312.10461). As in the paper, the trunk is a ResNet-50 cut after its second stage;
+    unlike there, the stem is a single 3 x 3 convolution with a configurable stride.
     """
 
     def __init__(self, stem_stride: int, dropout: float) -> None:
         super().__init__(input_size=224, mean=(0.0,) * 3, std=(1.0,) * 3, cam_layer="layer2")
-        import timm
-
         resnet = timm.create_model("resnet50", pretrained=False, num_classes=0)
         self.stem = nn.Sequential(
             nn.Conv2d(3, 64, 3, stride=stem_stride, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)

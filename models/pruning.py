@@ -1,7 +1,7 @@
-"""Structured pruning: whole channels are removed, so that the model is smaller and faster in every engine.
+"""Structured pruning: removing whole channels makes the model smaller and faster in every engine.
 
-What is left of each layer is written down in the ``channels`` of model_args, from which `create_model` rebuilds the
-narrow layers: a pruned detector is an ordinary checkpoint.
+The ``channels`` of model_args record the remaining widths, from which `create_model` rebuilds the narrow layers, so the
+checkpoint of a pruned detector is an ordinary one.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from utils.errors import UserError
 
 Channels = dict[str, list[int]]  # layer to [outputs, inputs, groups]; [width] for a batch norm
 MAX_SHARE = 0.95
-ROUND_TO = 8  # channels; vector and matrix units work on blocks of them
+ROUND_TO = 8  # channels: the block size of vector and matrix units
 
 
 def prune_channels(detector: Detector, share: float) -> Channels:
-    """Remove ``share`` of the channels of every layer but the input and the logit; returns the widths that are left.
+    """Remove ``share`` of the channels of every layer except the input and the logit; returns the changed widths.
 
-    Channels that depend on each other (through additions, depthwise convolutions, normalisation) go together; those
-    whose weights have the smallest L2 norm go first: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023
-    (arXiv 2301.12900), through the package torch-pruning. The detector wants fine-tuning afterwards.
+    Channels that depend on each other (through additions, depthwise convolutions, normalisation) are removed together,
+    those with the smallest L2 norm of weights first: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023
+    (arXiv 2301.12900), with the package torch-pruning. Fine-tune the detector afterwards.
 
     Raises:
-        UserError: torch-pruning is not installed, or it cannot follow the detector's layers.
+        UserError: torch-pruning is not installed, or cannot trace the layers of the detector.
     """
     if hasattr(detector, "fit"):
         raise UserError(f"expected a network for --prune, got {type(detector).__name__}, which has no channels")
@@ -38,7 +38,7 @@ def prune_channels(detector: Detector, share: float) -> Channels:
         raise UserError("expected the package torch-pruning for --prune; pip install torch-pruning") from None
     logging.getLogger("torch_pruning").setLevel(logging.ERROR)
     before = layer_widths(detector)
-    linear = [layer for layer in detector.modules() if isinstance(layer, nn.Linear)]  # the last one gives the logit
+    linear = [layer for layer in detector.modules() if isinstance(layer, nn.Linear)]  # the last one computes the logit
     device = next(detector.parameters()).device
     image = torch.zeros(1, 3, detector.geometry.size, detector.geometry.size, device=device)
     try:
@@ -62,7 +62,7 @@ def prune_channels(detector: Detector, share: float) -> Channels:
 
 
 def layer_widths(detector: nn.Module) -> Channels:
-    """The widths of all layers that have any."""
+    """Return the widths of all convolutions, linear layers and batch norms."""
     widths: Channels = {}
     for name, layer in detector.named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -75,7 +75,7 @@ def layer_widths(detector: nn.Module) -> Channels:
 
 
 def narrow_layers(detector: nn.Module, channels: Mapping[str, Sequence[int]]) -> None:
-    """Give layers the widths of a pruned detector; their new weights are empty and wait for a state dict.
+    """Give layers the widths of a pruned detector; their weights are placeholders until a state dict is loaded.
 
     Raises:
         UserError: the model has no such layer.
@@ -84,7 +84,7 @@ def narrow_layers(detector: nn.Module, channels: Mapping[str, Sequence[int]]) ->
         try:
             layer = detector.get_submodule(name)
         except AttributeError:
-            raise UserError(f"expected the layers of this model in channels, got {name!r}, which it has not") from None
+            raise UserError(f"expected the layers of this model in channels, got {name!r}, which it lacks") from None
         if isinstance(layer, nn.Conv2d):
             layer.out_channels, layer.in_channels, layer.groups = width
             resize(layer, "weight", (width[0], width[1] // width[2], *layer.weight.shape[2:]))
@@ -100,12 +100,9 @@ def narrow_layers(detector: nn.Module, channels: Mapping[str, Sequence[int]]) ->
 
 
 def resize(layer: nn.Module, key: str, shape: tuple[int, ...]) -> None:
-    """Replace a parameter or buffer by one of another shape, if the layer has it."""
+    """Replace a parameter or buffer of the layer, unless it is None, by one of another shape."""
     old = getattr(layer, key)
     if old is None:
         return
     new = old.new_ones(shape)
-    if isinstance(old, nn.Parameter):
-        setattr(layer, key, nn.Parameter(new, requires_grad=old.requires_grad))
-    else:
-        setattr(layer, key, new)
+    setattr(layer, key, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

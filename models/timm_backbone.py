@@ -1,4 +1,4 @@
-"""Any timm backbone with a one-logit head: normalisation, input size and CAM layer come from timm's own tables.
+"""Any timm backbone with a one-logit head; normalisation, input size and CAM layer come from timm's tables.
 
 Ross Wightman, "PyTorch Image Models", 2019, github.com/huggingface/pytorch-image-models.
 """
@@ -48,11 +48,10 @@ def timm_backbone(
 ) -> TimmBackbone:
     """Build a detector around a timm model; further arguments (``drop_path_rate``, ``pad_type``...) go to timm.
 
-    ``stem_stride=1`` takes the early down-sampling away, which costs four times the arithmetic (see
-    `set_stem_stride`).
+    ``stem_stride=1`` removes the first down-sampling, at four times the cost (see `set_stem_stride`).
 
     Raises:
-        UserError: timm does not accept an argument, or the stride of the stem cannot be set.
+        UserError: timm rejects an argument, or the stride of the stem cannot be set.
     """
     # Transformers are told to take any input size; other families do not know this argument.
     flexible: dict[str, Any] = (
@@ -73,19 +72,19 @@ def timm_backbone(
 
 
 def set_stem_stride(backbone: nn.Module, stride: int) -> None:
-    """Give the first strided convolution another stride; its weights stay, so pretrained ones still fit.
+    """Change the stride of the first convolution; its weights keep their shape, so pretrained ones still fit.
 
-    With stride 1 the fine traces of a generator reach the deeper layers before anything averages them away.
-    Gragnaniello et al., "Are GAN Generated Images Easy to Detect? A Critical Analysis of the State-of-the-Art",
-    ICME 2021 (arXiv 2104.02617), who also drop the first pooling; here that stays.
+    With stride 1 the fine traces of a generator reach deeper layers before they are averaged out. Gragnaniello et al.,
+    "Are GAN Generated Images Easy to Detect? A Critical Analysis of the State-of-the-Art", ICME 2021 (arXiv
+    2104.02617), also remove the first pooling, which is kept here.
 
     Raises:
-        UserError: the stride is neither 1 nor 2, or the stem is no strided 3 x 3 (or larger) convolution.
+        UserError: the stride is neither 1 nor 2, or the stem is not a convolution of stride 2 and 3 x 3 px or larger.
     """
     if stride not in (1, 2):
         raise UserError(f"expected --model-args stem_stride=1 or stem_stride=2, got {stride!r}")
     stem = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    # A patch embedding (kernel as large as its stride) would tear the image apart with another stride.
+    # Not for patch embeddings, whose kernel is as large as their stride.
     if stem is None or stem.stride != (2, 2) or stem.kernel_size[0] < 3:
         found = f"stride {stem.stride[0]}, kernel {stem.kernel_size[0]}" if stem else "no convolution"
         raise UserError(f"expected a backbone that begins with a convolution of stride 2 for stem_stride, got {found}")
@@ -95,8 +94,8 @@ def set_stem_stride(backbone: nn.Module, stride: int) -> None:
 def make_head(kind: str, width: int, dropout: float) -> nn.Sequential:
     """Build the classifier on pooled features ``(N, width)``.
 
-    ``linear`` is dropout and one layer. ``dense512`` is the head of the usual InceptionResNetV2 recipe for the
-    140k set: dense 512, ReLU, batch norm, dropout (0.5 unless told otherwise), one layer.
+    ``linear`` is dropout and one layer. ``dense512`` is the head of the usual InceptionResNetV2 recipe for the 140k
+    set: dense 512, ReLU, batch norm, dropout (0.5 by default), one layer.
     """
     if kind == "linear":
         return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 1))

@@ -1,4 +1,4 @@
-"""Test-time augmentation that is itself a detector: the mean logit over views of an image, in one checkpoint."""
+"""Test-time augmentation as a detector: the mean logit over several views of an image, in one checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def flip(images: Tensor) -> list[Tensor]:
 
 
 def crops(images: Tensor) -> list[Tensor]:
-    """The four corners of ``(N, 3, H, W)`` images, of about 7/8 of each side and on the JPEG grid."""
+    """Crop the four corners of ``(N, 3, H, W)`` images, about 7/8 of each side, on the JPEG grid."""
     sides = images.shape[-2:]
     height, width = (max(JPEG_GRID, side * 7 // 8 // JPEG_GRID * JPEG_GRID) for side in sides)
     bottom, right = ((sides[0] - height) // JPEG_GRID * JPEG_GRID, (sides[1] - width) // JPEG_GRID * JPEG_GRID)
@@ -29,7 +29,7 @@ def crops(images: Tensor) -> list[Tensor]:
 
 
 def blur(images: Tensor) -> list[Tensor]:
-    """Blur ``(N, 3, H, W)`` images as little as 3 x 3 px can, sigma 0.7 px: one more round of resampling."""
+    """Blur ``(N, 3, H, W)`` images slightly (3 x 3 px, sigma 0.7 px), as another round of resampling would."""
     row = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
     kernel = torch.outer(row, row).expand(3, 1, 3, 3)
     return [F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)]
@@ -39,9 +39,9 @@ VIEWS: dict[str, Callable[[Tensor], list[Tensor]]] = {"flip": flip, "crops": cro
 
 
 class Views(Detector):
-    """The mean of a detector's logits on an image and on views of it: 1 + flip 1 + crops 4 + blur 1 passes.
+    """The mean logit of a detector over an image and views of it: 1 pass, plus flip 1, crops 4, blur 1.
 
-    Explanations read the pass over the image as it is, which comes first.
+    Explanations read the first pass, over the unchanged image.
     """
 
     def __init__(self, member: Detector, views: Sequence[str]) -> None:
@@ -67,16 +67,16 @@ def views(member: dict[str, Any] | None = None, views: Sequence[str] = ("flip",)
     """Rebuild a detector of views from the description of its member: model, model_args, geometry.
 
     Raises:
-        UserError: there is no member (``ensemble.py --views`` makes one out of a checkpoint), a view is unknown, or
-            the member takes only inputs of one size and the views are of another.
+        UserError: there is no member, a view is unknown, or the member takes inputs of one size only and the views
+            have another.
     """
     if not member:
-        raise UserError("expected the detector to show views to; make one with: ensemble.py --checkpoint A.pt --views")
+        raise UserError("expected a detector to apply views to; make one with: ensemble.py --checkpoint A.pt --views")
     unknown = [name for name in views if name not in VIEWS]
     if unknown or not views:
         raise UserError(f"expected --views among {', '.join(VIEWS)}, got {', '.join(unknown) or 'none'}")
     detector = create_model(member["model"], **member["model_args"])
     detector.geometry = Geometry(**member["geometry"])
     if "crops" in views and not detector.any_size:
-        raise UserError(f"expected --views without crops for {member['model']}, which takes one size of input only")
+        raise UserError(f"expected --views without crops for {member['model']}, which takes inputs of one size only")
     return Views(detector, views)

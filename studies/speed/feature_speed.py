@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from models.features import FEATURE_BANKS, extract_features
+from models.features.extract import FEATURE_BANKS, extract_features
 from utils.args import int_in, make_parser, run_script
 from utils.files import write_json
 from utils.runtime import git_commit, hardware

@@ -88,7 +88,7 @@ def test_gradient_reaches_the_lstm_and_the_trunk(clips):
     [("test_vit", {}), ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)})],
 )
 def test_backbones_without_a_map_are_refused(backbone, backbone_args):
-    with pytest.raises(UserError, match=f"a backbone with a feature map, but '{backbone}' gives tokens of shape"):
+    with pytest.raises(UserError, match=f"a backbone with a feature map, but '{backbone}' outputs tokens of shape"):
         create_model("cnn_lstm", backbone=backbone, **backbone_args)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.feature_bank import feature_bank
-from models.features import FEATURE_BANKS, extract_features, feature_names
+from models.features.bank import feature_bank
+from models.features.extract import FEATURE_BANKS, extract_features, feature_names
 from utils.errors import UserError
 
 BANKS = ("spectrum", "dct", "srm", "lbp", "color")
@@ -120,7 +120,7 @@ def test_banks_are_joined_in_the_order_asked_for():
 def test_large_batches_are_cut_into_chunks_without_a_seam(monkeypatch):
     images = smooth_noise(7, 40, 40)
     whole = extract_features(images, BANKS)
-    monkeypatch.setattr("models.features.CHUNK_PIXELS", 3 * 40 * 40)
+    monkeypatch.setattr("models.features.extract.CHUNK_PIXELS", 3 * 40 * 40)
     np.testing.assert_allclose(whole, extract_features(images, BANKS), rtol=1e-3, atol=1e-3)
 
 
@@ -168,7 +168,7 @@ def test_dct_knows_the_jpeg_grid():
 def test_block_dct_agrees_with_scipy():
     from scipy.fft import dctn
 
-    from models.frequency_banks import _block_dct
+    from models.features.frequency import _block_dct
 
     plane = torch.rand(1, 16, 24)
     expected = dctn(plane[0, 8:16, 16:24].numpy(), norm="ortho")
@@ -182,7 +182,7 @@ def test_histograms_of_a_flat_image_have_one_bin_each(bank):
 
 
 def test_cooccurrence_counts_match_a_direct_count():
-    from models.texture_banks import Residual, _cooccurrence, _merge_symmetric
+    from models.features.texture import Residual, _cooccurrence, _merge_symmetric
 
     levels = torch.randint(-1, 2, (1, 9, 14), generator=torch.Generator().manual_seed(5), dtype=torch.int16)
     spec = Residual("luma", "diff1", 1, 1, 6, step=2)

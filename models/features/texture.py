@@ -7,15 +7,15 @@ from itertools import product
 import numpy as np
 import torch
 
-from models.feature_bank import Planes, difference, feature_bank, histograms
+from models.features.bank import Planes, difference, feature_bank, histograms
 
 
 @dataclass(frozen=True)
 class Residual:
-    """One high-pass residual, quantised to whole steps in [-truncate, truncate], and its co-occurrence.
+    """A high-pass residual, quantised to whole steps in [-truncate, truncate], and its co-occurrence.
 
-    ``kind``: "diff1" to "diff3" take the finite difference along the direction in which the ``length`` members
-    of the co-occurrence lie, "diag" the mixed second difference. ``step`` is the distance between the pixels.
+    ``kind``: "diff1" to "diff3" are finite differences along the direction of the ``length`` members of the
+    co-occurrence, "diag" is the mixed second difference. ``step`` is the distance between the pixels.
     """
 
     plane: str
@@ -26,9 +26,9 @@ class Residual:
     step: int = 1
 
 
-# Five of the luma residuals were chosen forward by cross-validated AUC on faces140k (train and valid); luma diff1,
-# the next best, and chroma, which helped in an earlier set, were added by hand. For first differences six
-# ternary members did better than four of five levels: longer context counts for more than finer amplitudes.
+# Five of the luma residuals come from forward selection by cross-validated AUC on faces140k (train and valid); luma
+# diff1, the next best, and chroma, which helped on an earlier set, were added by hand. For first differences, six
+# ternary members did better than four members of five levels: longer context matters more than finer amplitudes.
 RESIDUALS = (
     Residual("luma", "diff1", 1, 1, 6),
     Residual("luma", "diag", 1, 1, 6),
@@ -45,10 +45,10 @@ RGB_TRUNCATE = 2
 
 @lru_cache(maxsize=8)
 def _merge_symmetric(truncate: int, length: int, reverse: bool) -> tuple[np.ndarray, tuple[str, ...]]:
-    """0/1 matrix that adds up the co-occurrences equal under negation (and reversal), and a name for each sum.
+    """Return a 0/1 matrix that sums the co-occurrences equal under negation (and reversal), and a name for each sum.
 
-    A natural image read backwards or negated is as natural (Fridrich & Kodovsky, section II-C), so merging
-    them leaves fewer, better filled bins.
+    A natural image stays natural when negated or reversed (Fridrich & Kodovsky, section II-C), so merging gives
+    fewer and better filled bins.
     """
     classes: dict[tuple[int, ...], int] = {}
     index = []
@@ -69,9 +69,9 @@ def _quantise(residual: torch.Tensor, quantum: int, truncate: int) -> torch.Tens
 def _cooccurrence(levels: torch.Tensor, spec: Residual, dim: int) -> np.ndarray:
     """Square root of the merged frequencies of ``length`` neighbouring levels (N, H, W) along one dimension."""
     base = 2 * spec.truncate + 1
-    codes = (levels + spec.truncate).to(torch.uint8)  # bytes while they last: half the memory traffic
+    codes = (levels + spec.truncate).to(torch.uint8)  # bytes where they suffice: half the memory traffic
     size = 1
-    while size < spec.length:  # append a code to the same code further on: 1, 2, 4 members, or 1, 3, 6
+    while size < spec.length:  # append the codes that follow: 1, 2, 4 members, or 1, 3, 6
         grow = 3 if spec.length % (3 * size) == 0 else 2
         stride, span = size * spec.step, codes.shape[dim] - (grow - 1) * size * spec.step
         if base ** (grow * size) > 256:
@@ -96,13 +96,13 @@ def _srm_names() -> list[str]:
 
 @feature_bank("srm", _srm_names(), flip_invariant=True)
 def srm(planes: Planes) -> np.ndarray:
-    """Co-occurrences of truncated, quantised noise residuals, as square roots of frequencies.
+    """Compute co-occurrences of truncated, quantised noise residuals, as square roots of frequencies.
 
     Follows the spatial rich model (Fridrich & Kodovsky, "Rich Models for Steganalysis of Digital Images", TIFS
-    2012; for forgeries Cozzolino et al., arXiv 1703.04615) with few residuals but at two scales, since resizing
-    wipes out the finest one, and with longer ternary co-occurrences. The co-occurrence across R, G, B at one
-    pixel follows Nataraj et al., arXiv 1903.06836, on half-resolution residuals instead of grey levels. The
-    square root makes a linear model compare histograms by Hellinger distance.
+    2012; for forgeries Cozzolino et al., arXiv 1703.04615) with few residuals, but at two scales because
+    resizing removes the finest one, and with longer ternary co-occurrences. The co-occurrence across R, G, B at one
+    pixel follows Nataraj et al., arXiv 1903.06836, on half-resolution residuals instead of grey levels. With square
+    roots, a linear model compares histograms by Hellinger distance.
     """
     sources = {"luma": planes.levels, "smooth": planes.smooth_levels}
     sources |= {"cb": planes.half_levels[:, 1], "cr": planes.half_levels[:, 2]}
@@ -132,7 +132,7 @@ RADII = {"luma": (1, 2), "half luma": (2, 3), "half cb": (1, 2), "half cr": (1, 
 
 @lru_cache(maxsize=1)
 def _uniform_patterns() -> tuple[np.ndarray, tuple[str, ...]]:
-    """0/1 matrix from the 256 codes to the uniform patterns, mirrored ones merged, and a name for each."""
+    """Return a 0/1 matrix from the 256 codes to the uniform patterns, mirrored ones merged, and a name for each."""
     classes: dict[str, int] = {}
     index = []
     for code in range(256):
@@ -145,7 +145,7 @@ def _uniform_patterns() -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _to_bytes(levels: torch.Tensor, offset: int) -> torch.Tensor:
-    """Shift levels into 0..255 and truncate: bytes are compared eight times as fast as wider integers."""
+    """Shift levels into 0..255 and truncate; comparing bytes is eight times as fast as comparing wider integers."""
     return (levels + offset).clamp_(0, 255).to(torch.uint8)
 
 
@@ -166,11 +166,11 @@ def _lbp_histogram(plane: torch.Tensor, radius: int) -> np.ndarray:
     flip_invariant=True,
 )
 def lbp(planes: Planes) -> np.ndarray:
-    """Histograms of uniform local binary patterns, as square roots of frequencies.
+    """Compute histograms of uniform local binary patterns, as square roots of frequencies.
 
     Ojala, Pietikainen & Maenpaa, "Multiresolution Gray-Scale and Rotation Invariant Texture Classification with
-    Local Binary Patterns", TPAMI 2002. Deviates by taking the eight neighbours on a square, not interpolated,
-    and by merging mirrored patterns. The residual is the second difference in both directions.
+    Local Binary Patterns", TPAMI 2002. Unlike there, the eight neighbours lie on a square, without interpolation, and
+    mirrored patterns are merged. The residual is the second difference in both directions.
     """
     half_luma, half_cb, half_cr = planes.half_levels.unbind(1)
     residual = _to_bytes(difference(difference(planes.levels, 1, 2), 2, 2), 128)

@@ -5,17 +5,16 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from models.feature_bank import Planes, feature_bank, histograms
+from models.features.bank import Planes, feature_bank, histograms
 
 CHANNELS = ("luma", "cb", "cr")
 RINGS, SECTORS = 8, 6
 RADIAL_BINS = {"luma": 64, "cb": 32, "cr": 32}
 MAX_RADIUS = 0.5 * np.sqrt(2)  # the corner of the spectrum, cycles per pixel
-GRID = (0.0, 0.125, 0.25, 0.375, 0.5)  # where up-sampling by 2, 4, 8 and the JPEG grid leave their peaks
+GRID = (0.0, 0.125, 0.25, 0.375, 0.5)  # where up-sampling by 2, 4, 8 and the JPEG grid produce peaks
 PEAKS = [(fy, fx) for fy in GRID for fx in GRID if fy + fx > 0]
 POWER_FLOOR = 0.01  # below the power of rounding to 8 bits (1/12); keeps the logarithm of a flat image finite
-
-DIGIT_LIMIT = 1100  # no coefficient of an 8-bit block is larger than 1024
+DIGIT_LIMIT = 1100  # the coefficients of an 8-bit block reach 1024 at most
 ZONES = ("low", "mid", "high")
 
 
@@ -29,7 +28,7 @@ def _spectrum_names() -> list[str]:
 
 
 def _log_power(planes: torch.Tensor) -> np.ndarray:
-    """Log10 power per pixel, (N, H, W//2 + 1); the Hann window keeps the borders off the axes."""
+    """Log10 power per pixel, (N, H, W//2 + 1); the Hann window keeps border effects out of the axes."""
     height, width = planes.shape[-2:]
     window = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
     spectrum = torch.fft.rfft2((planes - planes.mean((1, 2), keepdim=True)) * window)
@@ -39,7 +38,7 @@ def _log_power(planes: torch.Tensor) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _radial_bins(height: int, width: int, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bin of each frequency, 1/count of each bin, and a matrix that fills the empty bins of a small image."""
+    """Return the bin of each frequency, 1/count of each bin, and a matrix that fills the empty bins of small images."""
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     index = np.minimum((radius / MAX_RADIUS * bins).astype(np.int64), bins - 1).ravel()
     count = np.bincount(index, minlength=bins)
@@ -52,7 +51,7 @@ def _radial_bins(height: int, width: int, bins: int) -> tuple[np.ndarray, np.nda
 
 @lru_cache(maxsize=16)
 def _sectors(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sector of each frequency (angles folded into one quadrant, for mirroring), and 1/count."""
+    """Return the sector of each frequency (angles folded into one quadrant, for mirroring), and 1/count."""
     angle = np.arctan2(np.abs(np.fft.fftfreq(height))[:, None], np.fft.rfftfreq(width)[None]).ravel()
     sector = np.minimum((angle / (np.pi / 2) * SECTORS).astype(np.int64), SECTORS - 1)
     index = sector * RINGS + _radial_bins(height, width, RINGS)[0]
@@ -60,16 +59,16 @@ def _sectors(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean_by(index: np.ndarray, inverse_count: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean of values (N, F) over the frequencies that share an index, (N, number of indices)."""
+    """Average values (N, F) over the frequencies that share an index: (N, number of indices)."""
     return np.stack([np.bincount(index, row, len(inverse_count)) for row in values]) * inverse_count
 
 
 @feature_bank("spectrum", _spectrum_names(), flip_invariant=True)
 def spectrum(planes: Planes) -> np.ndarray:
-    """Radially averaged log power of luma and chroma, and what the average hides: directions and peaks.
+    """Compute the radially averaged log power of luma and chroma, its directions and its peaks.
 
-    Durall et al., "Watch your Up-Convolution", CVPR 2020, arXiv 2003.01826, average luma alone. Added here:
-    half-resolution chroma, the excess of each direction over its ring, and the peaks that up-sampling leaves.
+    Durall et al., "Watch your Up-Convolution", CVPR 2020, arXiv 2003.01826, average luma only. This bank adds
+    half-resolution chroma, the excess of each direction over its ring, and the peaks that up-sampling produces.
     """
     log_power = _log_power(planes.luma)
     n, height, width = planes.luma.shape
@@ -119,22 +118,22 @@ def _block_dct(plane: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _first_digits() -> np.ndarray:
-    """0/1 matrix from the whole part of a magnitude to its first digit; magnitudes below 1 have digit 0."""
+    """Return a 0/1 matrix from the integer part of a magnitude to its first digit; magnitudes below 1 have digit 0."""
     digits = np.array([int(str(value)[0]) for value in range(DIGIT_LIMIT)])
     return np.eye(10)[digits]
 
 
 @feature_bank("dct", _dct_names(), flip_invariant=False)
 def dct(planes: Planes) -> np.ndarray:
-    """Statistics of every 8 x 8 block-DCT frequency, of luma and of half-resolution chroma as in 4:2:0 JPEG.
+    """Describe every 8 x 8 block-DCT frequency of luma and of half-resolution chroma, as in 4:2:0 JPEG.
 
-    Per frequency: mean magnitude, spread, kurtosis, and the fraction below 1, which counts the coefficients
-    that JPEG set to zero; per zone of frequencies the first digits (Benford's law). Blocks start at the
-    top-left corner, so the features know the JPEG grid of an image that was not cropped; mirroring leaves them
-    as they are only if the width is a multiple of 16. Frank et al., "Leveraging Frequency Analysis for Deep
-    Fake Image Recognition", ICML 2020, arXiv 2003.08685, use the whole-image DCT instead of blocks.
+    Per frequency: mean magnitude, spread, kurtosis, and the fraction below 1, which counts the coefficients that
+    JPEG set to zero. Per zone of frequencies: the first digits (Benford's law). Blocks start at the top-left corner
+    and so coincide with the JPEG grid of an uncropped image; mirroring preserves the features only if the width is
+    a multiple of 16. Frank et al., "Leveraging Frequency Analysis for Deep Fake Image Recognition", ICML 2020, arXiv
+    2003.08685, use the DCT of the whole image instead of blocks.
     """
-    # One histogram counts all three zones. The DC coefficient follows brightness, not Benford's law: left out.
+    # One histogram counts all three zones. The DC coefficient is omitted: it follows brightness, not Benford's law.
     zone = [(k // 8 + k % 8 > 2) + (k // 8 + k % 8 > 5) for k in range(1, 64)]
     offset = torch.tensor(zone, dtype=torch.int16)[:, None] * DIGIT_LIMIT
     moments, digits = [], []

@@ -1,7 +1,5 @@
 """Handcrafted features for the classical detectors.
 
-Five banks, each from a line of work on telling generated images from photographs:
-
 =========  ===============================================================================================
 spectrum   radial and angular log power spectrum (Durall et al., arXiv 2003.01826)
 dct        statistics of the 8 x 8 block DCT on the JPEG grid (Frank et al., arXiv 2003.08685)
@@ -19,41 +17,37 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from models import color_bank, frequency_banks, texture_banks  # noqa: F401  (importing them registers the banks)
-from models.feature_bank import FEATURE_BANKS, FeatureBank, Planes, feature_bank
+from models.features import color, frequency, texture  # noqa: F401  (importing them registers the banks)
+from models.features.bank import FEATURE_BANKS, FeatureBank, Planes
 from utils.errors import UserError
 
-__all__ = ["FEATURE_BANKS", "MIN_SIDE", "FeatureBank", "extract_features", "feature_bank", "feature_names"]
-
-MIN_SIDE = 32  # pixels; below this some statistics would have no sample, so smaller images are reflected
-CHUNK_PIXELS = 4 * 256 * 256  # what one pass works on: its int16 planes still fit a level-2 cache
+MIN_SIDE = 32  # px; smaller images are reflected up to it, so that every statistic has samples
+CHUNK_PIXELS = 4 * 256 * 256  # processed at a time: the int16 planes still fit a level-2 cache
 
 
 def feature_names(banks: Sequence[str]) -> list[str]:
-    """Give the name of every column that ``extract_features`` returns for these banks, in order.
-
-    Raises UserError if a bank is unknown or none is given.
-    """
+    """Name every column that ``extract_features`` returns for these banks, in order. Raises UserError as it does."""
     return [f"{bank.name}: {name}" for bank in _find_banks(banks) for name in bank.names]
 
 
 @torch.no_grad()
-def extract_features(images: torch.Tensor, banks: Sequence[str]) -> np.ndarray:
-    """Compute handcrafted features of a batch.
+def extract_features(images: Tensor, banks: Sequence[str]) -> np.ndarray:
+    """Compute the features of a batch ``(N, 3, H, W)``, RGB float in [0, 1], of any size.
 
-    Takes images (N, 3, H, W) RGB float in [0, 1] of any size (sides below 32 px are padded by reflection) and
-    returns float32 (N, D), always finite; D = len(feature_names(banks)). The features of an image depend on
-    nothing but its pixels rounded to 8 bits: not on the batch, the device or a seed.
+    Returns float32 ``(N, D)``, always finite, with ``D = len(feature_names(banks))``. The features depend only on the
+    pixels rounded to 8 bits, not on the batch, the device or a seed.
 
-    Raises UserError if a bank is unknown or none is given, ValueError if the tensor is no such batch.
+    Raises:
+        UserError: a bank is unknown, or none is given.
+        ValueError: the tensor has another shape or type.
     """
     chosen = _find_banks(banks)
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or 0 in images.shape[2:]:
         raise ValueError(f"expected float images (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     images = _pad_by_reflection(images.detach().to("cpu", torch.float32).clamp(0, 1))
-    width = sum(len(bank.names) for bank in chosen)
-    features = np.empty((len(images), width), dtype=np.float32)
+    features = np.empty((len(images), sum(len(bank.names) for bank in chosen)), dtype=np.float32)
     chunk = max(1, CHUNK_PIXELS // (images.shape[2] * images.shape[3]))
     for start in range(0, len(images), chunk):
         planes = Planes(images[start : start + chunk])
@@ -61,8 +55,7 @@ def extract_features(images: torch.Tensor, banks: Sequence[str]) -> np.ndarray:
     return features
 
 
-def _find_banks(banks: Sequence[str]) -> list[FeatureBank]:
-    names = [banks] if isinstance(banks, str) else list(banks)
+def _find_banks(names: Sequence[str]) -> list[FeatureBank]:
     known = f"choose from {', '.join(FEATURE_BANKS)}"
     if not names:
         raise UserError(f"expected at least one feature bank, got none; {known}")
@@ -74,8 +67,8 @@ def _find_banks(banks: Sequence[str]) -> list[FeatureBank]:
     return [FEATURE_BANKS[name] for name in names]
 
 
-def _pad_by_reflection(images: torch.Tensor) -> torch.Tensor:
-    """Continue sides shorter than MIN_SIDE as a mirror would, repeatedly if need be (torch's pad mirrors once)."""
+def _pad_by_reflection(images: Tensor) -> Tensor:
+    """Mirror sides shorter than MIN_SIDE, repeatedly if necessary (torch's own padding mirrors only once)."""
     for dim in (2, 3):
         length = images.shape[dim]
         if length < MIN_SIDE:

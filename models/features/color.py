@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from models.feature_bank import YCBCR_FROM_RGB, Planes, difference, feature_bank, histograms
+from models.features.bank import YCBCR_FROM_RGB, Planes, difference, feature_bank, histograms
 
 MOMENTS = ("mean", "std", "skewness", "kurtosis")
 BRIGHT, DARK = (242, 250, 255), (0, 5, 13)  # grey levels, of 255
@@ -30,19 +30,19 @@ def _moments(values: torch.Tensor) -> torch.Tensor:
     mean = values.mean(2, keepdim=True)
     centred = values - mean
     square = centred * centred
-    std = (square.mean(2) + 1e-4).sqrt()  # the offset keeps the ratios of a flat channel at 0
+    std = (square.mean(2) + 1e-4).sqrt()  # the offset sets the ratios of a flat channel to 0
     parts = [mean[..., 0], std, (square * centred).mean(2) / std**3, (square * square).mean(2) / std**4]
     return torch.stack(parts, 2).flatten(1)
 
 
 def _second_moments(residual: torch.Tensor) -> torch.Tensor:
-    """Covariances (N, 3, 3) of three channels whose means are zero, as those of residuals nearly are."""
+    """Covariances (N, 3, 3) of three channels, whose means are taken as zero: those of residuals nearly are."""
     values = residual.flatten(2)
     return values @ values.transpose(1, 2) / values.shape[2]
 
 
 def _correlations(covariance: torch.Tensor) -> torch.Tensor:
-    """The three correlations and three log standard deviations of covariances (N, 3, 3)."""
+    """Return the three correlations and three log standard deviations of covariances (N, 3, 3)."""
     variance = covariance.diagonal(0, 1, 2)
     scaled = covariance / (torch.sqrt(variance[:, :, None] * variance[:, None]) + 1e-3)
     return torch.cat([scaled[:, 0, 1:], scaled[:, 1, 2:], (variance.clamp_min(0) + 0.01).log() / 2], 1)
@@ -50,11 +50,11 @@ def _correlations(covariance: torch.Tensor) -> torch.Tensor:
 
 @feature_bank("color", _color_names(), flip_invariant=True)
 def color(planes: Planes) -> np.ndarray:
-    """Moments, hue, clipped pixels, correlations of the channels and their residuals, and a chroma histogram.
+    """Compute moments, hue, clipped pixels, correlations of channels and of residuals, and a chroma histogram.
 
     Clipping and channel correlation after McCloskey & Albright, arXiv 1812.08247; chroma and its residuals after
     Li et al., "Identification of deep network generated images using disparities in color components", Signal
-    Processing 2020 (arXiv 1808.07276), as correlations instead of co-occurrences, which the srm bank holds.
+    Processing 2020 (arXiv 1808.07276), as correlations; the srm bank has the co-occurrences.
     """
     rgb = planes.rgb
     small = planes.half_rgb.flatten(2) / 255
@@ -64,7 +64,7 @@ def color(planes: Planes) -> np.ndarray:
     ycbcr = planes.half_ycbcr.flatten(2) / 255
     moments = _moments(torch.cat([ycbcr, saturation[:, None], value[:, None]], 1))
     along, across = r - (g + b) / 2, (g - b) * (3**0.5 / 2)
-    length = (along.square() + across.square()).sqrt_() + 1e-3  # grey pixels have no hue and count as little
+    length = (along.square() + across.square()).sqrt_() + 1e-3  # grey pixels have no hue: they hardly count
     hue = torch.stack([(along / length).mean(1), (across / length).mean(1)], 1)
     hue = torch.cat([hue, hue.norm(dim=1, keepdim=True)], 1)
 
