@@ -136,7 +136,7 @@ def fit_weights(logits, labels, method: str) -> tuple[list[float], float]:
     """Weights (M,) and bias of the members' logits (N, M): by validation AUC, or by logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
-    from models.calibration import sigmoid
+    from models.operating_point import sigmoid
     from utils.metrics.binary import auc
 
     if method == "stacked":

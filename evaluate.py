@@ -261,14 +261,14 @@ def write_scored(file: Path, candidate: Candidate, listing: Listing, table: Scor
     from utils.scoring.table import write_scores, write_sidecar
 
     checkpoint = candidate.checkpoint
-    thresholds = checkpoint["thresholds"]
+    point = candidate.detector.operating_point
     write_scores(file, table)
     write_sidecar(
         file,
         checkpoint=candidate.name,
         model=checkpoint["model"],
-        thresholds=thresholds,
-        threshold=(thresholds or {}).get("balanced", 0.5),
+        thresholds=dict(point.thresholds) or None,
+        threshold=point.threshold(),
         source=listing.name,
         split=listing.split,
         n_images=len(listing.records),

@@ -53,7 +53,7 @@ from utils.explanations.names import FEATURES, METHODS, TARGETS, check_methods
 if TYPE_CHECKING:
     import torch
 
-    from utils.explanations.images import Operation
+    from models.operating_point import OperatingPoint
 
 COLUMNS = ("path", "p_fake", "verdict", "target", "method", "all_zero", "figure")
 FIGURE_SIDE = 768  # px, the longer side of a picture in a figure
@@ -192,21 +192,21 @@ def prepare(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
 def explain_images(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str], folder: Path) -> dict:
     """Explain images one after the other, then make the sheets; prints a row per image and method."""
     from utils.checkpoints.file import load_detector
-    from utils.explanations.images import operation_of
     from utils.explanations.methods import check_usable, usable_methods
 
     device, dtype = prepare(args)
-    detector, checkpoint = load_detector(checkpoint_file, device)
+    detector, _ = load_detector(checkpoint_file, device)
     usable = usable_methods(detector, args.layer)
     default = FEATURES if FEATURES in usable else usable[0]
     methods = args.methods or [default]
     check_usable(detector, methods, args.layer)
-    operation, rows = operation_of(checkpoint), []
+    point = detector.operating_point
+    rows: list[dict[str, Any]] = []
     if FEATURES in methods:
-        rows += explain_features(detector, operation, paths, folder)
+        rows += explain_features(detector, point, paths, folder)
     maps = [method for method in methods if method != FEATURES]
     if maps:
-        rows += explain_maps(args, detector, operation, paths, maps, folder, dtype)
+        rows += explain_maps(args, detector, point, paths, maps, folder, dtype)
     failed = {row["path"]: row["error"] for row in rows if "error" in row}
     done = [row for row in rows if "error" not in row]
     writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
@@ -221,7 +221,7 @@ def explain_images(args: argparse.Namespace, checkpoint_file: Path, paths: Seque
 def explain_maps(
     args: argparse.Namespace,
     detector: Any,
-    operation: Operation,
+    point: OperatingPoint,
     paths: Sequence[str],
     methods: list[str],
     folder: Path,
@@ -239,7 +239,7 @@ def explain_maps(
     stems = distinct_stems(paths)
     results = explain_files(
         detector,
-        operation,
+        point,
         paths,
         methods,
         target=args.target or "predicted",
@@ -273,12 +273,12 @@ def explain_maps(
     return rows
 
 
-def explain_features(detector: Any, operation: Operation, paths: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+def explain_features(detector: Any, point: OperatingPoint, paths: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Write what each feature of a classical detector adds, with the spectrum; returns a row per image."""
     from utils.explanations.classical import explain_feature_files
     from utils.explanations.outputs import distinct_stems
 
-    return explain_feature_files(detector, operation, paths, [folder / stem for stem in distinct_stems(paths)])
+    return explain_feature_files(detector, point, paths, [folder / stem for stem in distinct_stems(paths)])
 
 
 if __name__ == "__main__":

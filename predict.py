@@ -38,7 +38,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from datasets.inputs import list_inputs
 from utils.args import (
@@ -58,12 +58,14 @@ from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.files import open_output
 
+if TYPE_CHECKING:
+    from models.operating_point import OperatingPoint
+
 COLUMNS = ("path", "p_fake", "verdict", "logit")
 VERDICTS = ("real", "fake", "unsure")
 THRESHOLDS = ("balanced", "fpr1", "fpr01")
 
 Row = dict[str, Any]  # one of COLUMNS to its value, or {"path", "error"}
-Band = tuple[float, float] | None  # p_fake from .. to that is called unsure
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -140,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str]) -> Iterator[list[Row]]:
     """Load the detector, then return an iterator that scores batch after batch, in the order of the paths."""
+    from models.operating_point import OperatingPoint
     from utils.scoring.prediction import open_checkpoint, open_engine, open_exported
 
     common = {"batch_size": args.batch_size, "workers": args.workers, "threads": args.threads}
@@ -150,8 +153,11 @@ def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str
         scores, checkpoint = open_checkpoint(checkpoint_file, paths, args.device, args.precision, **common)
     else:
         scores, checkpoint = open_engine(checkpoint_file, paths, args.engine, args.device, **common)
-    threshold, band = decide(checkpoint["thresholds"] or {}, args.threshold)
-    return rows_of_batches(scores, paths, checkpoint["calibration"], threshold, band)
+    point = OperatingPoint.from_checkpoint(checkpoint)
+    point.threshold(args.threshold)  # an unknown one is reported before any image is read
+    if args.threshold == "balanced" and not point.thresholds:
+        print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
+    return rows_of_batches(scores, paths, point, args.threshold)
 
 
 def predict_faces(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str]) -> Iterator[list[Row]]:
@@ -174,39 +180,16 @@ def check_flags_of_export(args: argparse.Namespace) -> None:
 
 
 def rows_of_batches(
-    scores: Iterator, paths: Sequence[str], calibration: dict | None, threshold: float, band: Band
+    scores: Iterator, paths: Sequence[str], point: OperatingPoint, threshold: str | float
 ) -> Iterator[list[Row]]:
     """Turn what ``stream_scores`` yields into one list of rows per batch."""
-    from models.calibration import apply_calibration
-    from utils.metrics.thresholds import verdicts
-
     for indices, logits, unreadable in scores:
         rows: dict[int, Row] = {index: {"path": paths[index], "error": reason} for index, reason in unreadable}
-        p_fake = apply_calibration(logits, calibration)
-        columns = indices.tolist(), p_fake.tolist(), verdicts(p_fake, threshold, band), logits.tolist()
+        p_fake = point.p_fake(logits)
+        columns = indices.tolist(), p_fake.tolist(), point.verdicts(p_fake, threshold), logits.tolist()
         for index, *values in zip(*columns, strict=True):
             rows[index] = dict(zip(COLUMNS, (paths[index], *values), strict=True))
         yield [rows[index] for index in sorted(rows)]
-
-
-def decide(fitted: dict[str, float], wanted: str | float) -> tuple[float, Band]:
-    """The threshold on p_fake and, for ``balanced``, the unsure band (low, high) of a checkpoint.
-
-    Raises:
-        UserError: the checkpoint carries no such threshold, because its training was interrupted.
-    """
-    if isinstance(wanted, float):
-        return wanted, None
-    if not fitted and wanted == "balanced":
-        print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
-        return 0.5, None
-    if wanted not in fitted:
-        raise UserError(
-            f"expected a checkpoint with the threshold {wanted}, found {', '.join(fitted) or 'none'}; "
-            "finish its training with train.py --resume, or pass a number"
-        )
-    has_band = wanted == "balanced" and {"unsure_low", "unsure_high"} <= set(fitted)
-    return fitted[wanted], (fitted["unsure_low"], fitted["unsure_high"]) if has_band else None
 
 
 def report(batches: Iterator[list[Row]], total: int, counts: Counter[str], quiet: bool = False) -> Iterator[list[Row]]:

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     records = join_records(data.train)
     check_enough(len(records))
     detector = build_detector(args, records, device)
-    if hasattr(detector, "fit"):  # classical: it learns in one call
+    if detector.is_classical:  # classical: it learns in one call
         if forger or args.balance:
             raise UserError(f"expected a neural model for --forgeries and --balance, got {args.model}; drop the flags")
         return finish(args, data, folder, device, fit_once(args, data, detector, folder))

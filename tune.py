@@ -115,7 +115,7 @@ def find_space(args: argparse.Namespace, settings: argparse.Namespace, data: Tra
     detector = create_model(args.model, **dict(args.model_args))
     records = [record for listing in data.train for record in listing.records]
     size = settings.image_size or train.input_size(detector, records)
-    n_stages = 0 if hasattr(detector, "fit") else len(stages(detector)) - 1
+    n_stages = 0 if detector.is_classical else len(stages(detector)) - 1
     arguments = model_arguments(args.model)
     space = build_space(detector, arguments, size, bool(settings.weights), n_stages)
     fixed = [flag[2:].partition("=")[0] for flag in args.train if flag.startswith("--")]

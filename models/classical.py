@@ -27,6 +27,7 @@ class ClassicalDetector(Detector):
     """
 
     has_input_gradient = False
+    is_classical = True
 
     def __init__(self, estimator: Estimator, features: str, embedder: Embedder | None, input_size: int) -> None:
         super().__init__(input_size, geometry=Geometry("crop", input_size))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datasets.transforms import Geometry
-from models.calibration import apply_calibration
+from models.operating_point import OperatingPoint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,12 +30,13 @@ class Detector(nn.Module):
         cam_reshape: turns that output into ``(N, C, h, w)``; None where it already has this shape.
         has_input_gradient: False for detectors that cannot be differentiated (trees).
         any_size: False for detectors that only take inputs of ``input_size``.
-        calibration: maps logits to p_fake (see ``models.calibration``); None is the plain sigmoid.
+        calibration: maps logits to p_fake (see ``models.operating_point``); None is the plain sigmoid.
     """
 
     mean: Tensor
     std: Tensor
     has_input_gradient = True
+    is_classical = False
     any_size = True
     cam_reshape: Callable[[Tensor], Tensor] | None = None
 
@@ -50,7 +52,9 @@ class Detector(nn.Module):
         self.input_size = input_size
         self.geometry = geometry or Geometry(mode="crop", size=input_size)
         self.cam_layer = cam_layer
-        self.calibration: dict | None = None
+        self.operating_point = OperatingPoint()
+        self.name = ""
+        self.model_args: dict[str, Any] = {}
         # Not persistent: the constructor sets them, so a checkpoint can never disagree with the code.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -62,8 +66,7 @@ class Detector(nn.Module):
     @torch.inference_mode()
     def predict_proba(self, images: Tensor) -> Tensor:
         """Return p(fake) in [0, 1], shape ``(N,)``, float64; calibrated if the checkpoint carries a calibration."""
-        logits = self(images).float().cpu().numpy()
-        return torch.from_numpy(apply_calibration(logits, self.calibration))
+        return torch.from_numpy(self.operating_point.p_fake(self(images).float().cpu().numpy()))
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters of the final classifier, which transfer learning trains with a rate of its own."""

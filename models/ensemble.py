@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.transforms import JPEG_GRID, Geometry
-from models.calibration import MIN_P_FAKE, SIGMOID_SHARE
 from models.detector import Detector
+from models.operating_point import MIN_P_FAKE, SIGMOID_SHARE, OperatingPoint
 from models.registry import create_model, register_model
 from utils.errors import UserError
 
@@ -51,7 +51,7 @@ class Ensemble(Detector):
         columns = []
         for member in cast("Sequence[Detector]", self.members):
             logits = member(member_view(images, self.geometry, member.geometry)).double()
-            columns.append(calibrated_logits(logits, member.calibration))
+            columns.append(calibrated_logits(logits, member.operating_point.calibration))
         return torch.stack(columns, dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Ensemble(Detector):
 
 
 def calibrated_logits(logits: Tensor, calibration: dict[str, Any] | None) -> Tensor:
-    """Apply a calibration to logits ``(N,)``: the logit of ``models.calibration.apply_calibration``, differentiable."""
+    """Calibrate logits ``(N,)`` as ``models.operating_point.apply_calibration`` does, differentiably."""
     if calibration is None or calibration["method"] != "isotonic":
         calibration = calibration or {}
         return logits / calibration.get("temperature", 1.0) + (calibration.get("bias") or 0.0)
@@ -111,6 +111,6 @@ def ensemble(members: list[dict[str, Any]] | None = None) -> Ensemble:
     for description in members:
         detector = create_model(description["model"], **description["model_args"])
         detector.geometry = Geometry(**description["geometry"])
-        detector.calibration = description["calibration"]
+        detector.operating_point = OperatingPoint(description["calibration"])
         detectors.append(detector)
     return Ensemble(detectors, common_frame([detector.geometry for detector in detectors]))

@@ -30,7 +30,7 @@ def prune_channels(detector: Detector, share: float) -> Channels:
     Raises:
         UserError: torch-pruning is not installed, or cannot trace the layers of the detector.
     """
-    if hasattr(detector, "fit"):
+    if detector.is_classical:
         raise UserError(f"expected a network for --prune, got {type(detector).__name__}, which has no channels")
     try:
         import torch_pruning

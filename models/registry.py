@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from models.detector import Detector
 from utils.errors import UserError
@@ -44,53 +45,50 @@ def list_models() -> list[str]:
 
 
 def model_arguments(name: str) -> dict[str, object]:
-    """Names and defaults of the arguments that the model of this name has by name. Raises UserError."""
+    """Return the optional arguments of a model with their defaults. Raises UserError if there is no such model."""
     _register_all()
-    if name not in _FACTORIES:
-        check_model_name(name)
-        from models.timm_backbone import timm_backbone
-
-        parameters = inspect.signature(timm_backbone).parameters
-    else:
-        parameters = inspect.signature(_FACTORIES[name]).parameters
+    parameters = inspect.signature(_FACTORIES.get(name) or _timm_factory(name)).parameters
     return {key: value.default for key, value in parameters.items() if value.default is not inspect.Parameter.empty}
 
 
-def create_model(name: str, **model_args) -> Detector:
+def create_model(name: str, **model_args: Any) -> Detector:
     """Build a detector by its registered name, or around the timm backbone of that name.
 
-    ``channels`` among the arguments has the widths of the layers of a pruned detector (see ``models.pruning``).
+    The detector keeps ``name`` and ``model_args``. Among the arguments, ``channels`` holds the layer widths of a pruned
+    detector (see ``models.pruning``).
 
     Raises:
         UserError: the name is unknown (close matches are listed), or an argument does not exist or does not fit.
     """
     _register_all()
-    if channels := model_args.pop("channels", None):
+    arguments = {key: value for key, value in model_args.items() if key != "channels"}
+    if name in _FACTORIES:
+        factory = _FACTORIES[name]
+        accepted = inspect.signature(factory).parameters
+        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+        unknown = sorted(set(arguments) - set(accepted))
+        if unknown and not takes_any:
+            raise UserError(f"expected --model-args of {name} among {', '.join(accepted)}, got {', '.join(unknown)}")
+    else:
+        factory = functools.partial(_timm_factory(name), name)
+    try:
+        detector = factory(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:  # raised by its layers
+        if not arguments:
+            raise
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise UserError(f"expected --model-args that {name} can be built with, got {given}: {error}") from error
+    if channels := model_args.get("channels"):
         from models.pruning import narrow_layers
 
-        detector = create_model(name, **model_args)
         narrow_layers(detector, channels)
-        return detector
-    if name not in _FACTORIES:
-        check_model_name(name)
-        from models.timm_backbone import timm_backbone
-
-        return _build(name, functools.partial(timm_backbone, name), model_args)
-    factory = _FACTORIES[name]
-    accepted = inspect.signature(factory).parameters
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
-    unknown = sorted(set(model_args) - set(accepted))
-    if unknown and not takes_any:
-        raise UserError(f"expected --model-args of {name} among {', '.join(accepted)}, got {', '.join(unknown)}")
-    return _build(name, factory, model_args)
+    detector.name, detector.model_args = name, model_args
+    return detector
 
 
-def _build(name: str, factory: Factory, model_args: dict) -> Detector:
-    """Call a factory; with arguments from the command line, what its layers refuse is the user's mistake."""
-    try:
-        return factory(**model_args)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if not model_args:
-            raise
-        given = ", ".join(f"{key}={value}" for key, value in model_args.items())
-        raise UserError(f"expected --model-args that {name} can be built with, got {given}: {error}") from error
+def _timm_factory(name: str) -> Factory:
+    """Return the function that builds a detector around a timm backbone. Raises UserError if timm lacks the name."""
+    check_model_name(name)
+    from models.timm_backbone import timm_backbone
+
+    return timm_backbone

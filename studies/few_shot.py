@@ -159,7 +159,7 @@ def is_classical(model: str) -> bool:
     """Whether a model learns in one call and so cannot go on learning."""
     from models.registry import create_model
 
-    return hasattr(create_model(model), "fit")
+    return create_model(model).is_classical
 
 
 def write_list(file: Path, drawn: Sequence[tuple[Record, str]]) -> None:

@@ -11,14 +11,13 @@ checkpoints/MODEL_CARD.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
+from models.operating_point import OperatingPoint
 from utils.attacks.report import wilson
 from utils.checkpoints.released import RELEASE_FILE, description_file
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write_text, read_json, read_text
-from utils.metrics.thresholds import verdicts
 from utils.scoring.table import ScoreTable, read_scores
 from utils.tables import write_table
 
@@ -57,7 +56,7 @@ def main() -> None:
     write_table(rows, COLUMNS, folder / "card", "The released detector; 95 % bootstrap intervals.")
     description = read_json(description_file(RELEASE_FILE), "the description of the release")
     scores = [read_scores(file) for file in sorted((folder / "scores").glob(f"{RELEASE_FILE.stem}__*.csv"))]
-    said = [row for table in scores for row in verdict_rows(table, description["thresholds"])]
+    said = [row for table in scores for row in verdict_rows(table, OperatingPoint.from_checkpoint(description))]
     write_table(said, VERDICT_COLUMNS, folder / "verdicts", "What predict.py says; 95 % Wilson intervals.")
     facts = identity(description)
     write_table(facts, IDENTITY_COLUMNS, folder / "identity", "The released file.")
@@ -69,16 +68,16 @@ def main() -> None:
     print(card)
 
 
-def verdict_rows(table: ScoreTable, thresholds: Mapping[str, float]) -> list[dict[str, Any]]:
+def verdict_rows(table: ScoreTable, point: OperatingPoint) -> list[dict[str, Any]]:
     """The shares of each verdict of predict.py among the images of a data set, one row per tier and label."""
     rows = []
     for (dataset, tier), part in table.groups("dataset", "tier"):
-        found = verdicts(part.p_fake, thresholds["balanced"], (thresholds["unsure_low"], thresholds["unsure_high"]))
+        found = point.verdicts(part.p_fake)
         for label, name in enumerate(("real", "fake")):
             counts = Counter(said for said, true in zip(found, part.label, strict=True) if true == label)
             n = sum(counts.values())
             row: dict[str, Any] = {"dataset": dataset, "tier": tier, "label": name, "n": n}
-            counts["fpr1"] = int((part.p_fake[part.label == label] >= thresholds["fpr1"]).sum())
+            counts["fpr1"] = int((part.p_fake[part.label == label] >= point.threshold("fpr1")).sum())
             for said in ("fake", "unsure", "real", "fpr1"):
                 row |= {said: counts[said] / max(1, n), f"{said}_ci": wilson(counts[said], n)}
             if n and tier in VERDICT_TIERS:

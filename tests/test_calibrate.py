@@ -5,6 +5,7 @@ import torch
 
 import calibrate
 from datasets.spec import open_records
+from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.errors import UserError
 from utils.evaluation.operating_point import fit_operating_point
@@ -44,14 +45,15 @@ def test_images_count_as_the_tiers_deliver_them(tiny_checkpoint, image_folder, t
     detector, _ = load_detector(tiny_checkpoint)
     records = open_records(str(image_folder), "valid").records
     scores = score_jobs([(detector, "clean"), (detector, "web")], records)
-    as_is, delivered = (score_table(records, one, None, "images", "any") for one in scores)
+    as_is, delivered = (score_table(records, one, OperatingPoint(), "images", "any") for one in scores)
     wanted = {"clean": [as_is], "web": [delivered], "clean web": [as_is, delivered]}
     aucs = set()
     for tiers, tables in wanted.items():
         folder = str(tmp_path / tiers.replace(" ", "-"))
         result = calibrate.main([*flags, "--tiers", *tiers.split(), "--output-dir", folder])
         found = load_checkpoint(result["checkpoint"])
-        assert {key: found[key] for key in ("calibration", "thresholds")} == fit_operating_point(tables)
+        fitted = fit_operating_point(tables)
+        assert (found["calibration"], found["thresholds"]) == (fitted.calibration, fitted.thresholds)
         aucs.add((found["metrics"]["valid"][0]["auc"], found["metrics"]["valid"][0]["tier"]))
     assert len(aucs) == 1 and aucs.pop()[1] == "clean"  # the metrics are of the images as they are
     assert fit_operating_point([as_is]) != fit_operating_point([delivered])

@@ -11,8 +11,8 @@ import ensemble
 from datasets.spec import open_records
 from datasets.splits import open_training_data
 from datasets.transforms import EvalTransform, Geometry
-from models.calibration import apply_calibration, sigmoid
 from models.ensemble import common_frame, member_view
+from models.operating_point import apply_calibration, sigmoid
 from models.registry import create_model
 from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint

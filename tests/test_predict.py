@@ -20,7 +20,6 @@ import datasets.loading
 import predict
 from datasets.inputs import list_inputs
 from datasets.spec import Record
-from models.calibration import apply_calibration
 from models.registry import create_model
 from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.errors import UserError
@@ -100,7 +99,7 @@ def test_logits_and_p_fake_are_those_of_the_evaluation_loop(checkpoint, capsys):
     scores = score_records(detector, [Record(name, None, "") for name in names], batch_size=3)
     assert [row["path"] for row in rows] == names
     assert [float(row["logit"]) for row in rows] == scores.logits.tolist()
-    assert [float(row["p_fake"]) for row in rows] == apply_calibration(scores.logits, detector.calibration).tolist()
+    assert [float(row["p_fake"]) for row in rows] == detector.operating_point.p_fake(scores.logits).tolist()
     assert len(set(scores.logits.tolist())) == 7  # else equality would say nothing
 
 

@@ -50,6 +50,7 @@ def work(folder: str) -> None:
 
     from datasets.loading import EpochSampler
     from datasets.splits import open_training_data
+    from models.operating_point import OperatingPoint
     from utils.scoring.scorer import Scores, score_table
     from utils.scoring.table import write_scores
 
@@ -58,7 +59,7 @@ def work(folder: str) -> None:
     listing = data.train[0]
     n = sum(1 for _ in EpochSampler(len(listing.records), 0))
     scores = Scores(np.arange(n), np.random.default_rng(0).normal(size=n))
-    table = score_table(listing.records, scores, None, listing.name)
+    table = score_table(listing.records, scores, OperatingPoint(), listing.name)
     with tempfile.TemporaryDirectory() as target:
         write_scores(Path(target) / "scores.csv", table)
     print(json.dumps({"base_mib": base, "peak_mib": peak(), "n_train": n}))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from models.calibration import sigmoid
 from models.classical import gradient_boosting, lightgbm, logistic_regression, random_forest, xgboost
 from models.estimators import LightGBMEstimator, XGBoostEstimator, require, to_logits
+from models.operating_point import sigmoid
 from utils.errors import UserError
 from utils.metrics.binary import auc
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.detector import Detector, count_parameters
+from models.operating_point import OperatingPoint
 from models.registry import create_model, list_models, register_model
 from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.errors import UserError
@@ -35,7 +36,7 @@ def build(name: str) -> Detector:
     """Build a small version of a model, in evaluation mode; a classical one is fitted to tell dark from bright."""
     torch.manual_seed(0)
     detector = create_model(name, **SMALL_ARGS.get(name, {})).eval()
-    if hasattr(detector, "fit"):
+    if detector.is_classical:
         brightness = torch.linspace(0.1, 1, 60)
         x = detector.features(torch.rand(60, 3, SIDE, SIDE) * brightness.view(-1, 1, 1, 1))
         y = (brightness > 0.5).numpy().astype(int)
@@ -165,9 +166,9 @@ def test_the_cam_layer_exists_and_its_output_is_a_map(detector, images):
 def test_p_fake_is_the_calibrated_sigmoid(detector, images):
     logits = detector(images).double()
     assert torch.allclose(detector.predict_proba(images), torch.sigmoid(logits))
-    detector.calibration = {"method": "temperature", "temperature": 2.0}
+    detector.operating_point = OperatingPoint({"method": "temperature", "temperature": 2.0})
     calibrated = detector.predict_proba(images)
-    detector.calibration = None
+    detector.operating_point = OperatingPoint()
     assert calibrated.dtype == torch.float64
     assert torch.allclose(calibrated, torch.sigmoid(logits / 2))
 
@@ -335,7 +336,7 @@ def test_names_are_checked_without_torch():
 def test_one_new_file_is_a_new_model(tmp_path, monkeypatch):
     """A copy of the package with one more file: found by name without torch, registered, and buildable."""
     (tmp_path / "models").mkdir()
-    for file in ("detector.py", "registry.py", "calibration.py", "__init__.py"):
+    for file in ("detector.py", "registry.py", "operating_point.py", "__init__.py"):
         (tmp_path / "models" / file).write_text((ROOT / "models" / file).read_text())
     (tmp_path / "models" / "brightness.py").write_text(
         "from torch import nn\n"

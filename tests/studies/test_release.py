@@ -12,6 +12,7 @@ import torch
 import explain
 import predict
 import serve
+from models.operating_point import OperatingPoint
 from studies import release
 from utils.checkpoints import released as release_file
 from utils.checkpoints import slimming
@@ -251,7 +252,8 @@ def test_verdicts_are_counted_by_label_and_tier():
     p_fake, labels = [0.1, 0.5, 0.9, 0.95, 0.3], [0, 0, 0, 1, 1]
     tiers = ["clean"] * 4 + ["hard"]
     table = ScoreTable(list("abcde"), labels, ["set"] * 5, ["all"] * 5, tiers, p_fake, p_fake)
-    real, fake = model_card.verdict_rows(table, {"balanced": 0.5, "fpr1": 0.92, "unsure_low": 0.2, "unsure_high": 0.9})
+    thresholds = {"balanced": 0.5, "fpr1": 0.92, "unsure_low": 0.2, "unsure_high": 0.9}
+    real, fake = model_card.verdict_rows(table, OperatingPoint(thresholds=thresholds))
     assert (real["label"], real["n"], fake["label"], fake["n"]) == ("real", 3, "fake", 1)
     assert [real[said] for said in ("fake", "unsure", "real")] == pytest.approx([1 / 3] * 3)
     assert fake["fpr1"] == 1 and real["fpr1"] == 0

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from datasets.loading import Batch, ImageDataset, make_loader
 from datasets.spec import Listing
 from datasets.transforms import EvalTransform
-from models.calibration import apply_calibration
 from models.ensemble import member_view
+from models.operating_point import apply_calibration
 from utils.attacks.cells import Cell, cell_key, is_finished
 from utils.attacks.checks import CHECK_IMAGES, check_change, check_detector
 from utils.attacks.gradient import DecisionLogit, attackable
@@ -49,8 +49,9 @@ class Target:
 
 def make_target(candidate: Candidate, dtype: torch.dtype) -> Target:
     """Take the balanced threshold of a checkpoint (0.5 if it has none) as the boundary that an attack has to cross."""
-    threshold = (candidate.checkpoint["thresholds"] or {}).get("balanced", 0.5)
-    logit = logit_of_threshold(threshold, candidate.detector.calibration)
+    point = candidate.detector.operating_point
+    threshold = point.threshold()
+    logit = logit_of_threshold(threshold, point.calibration)
     return Target(candidate, threshold, DecisionLogit(candidate.detector, logit, dtype))
 
 
@@ -133,7 +134,7 @@ def run_cells(
         for target in targets:
             for variant, images in zip(VARIANTS, variants, strict=True):
                 raw = score_view(source, target, images)
-                p_fake[target.name, variant].append(apply_calibration(raw, target.candidate.detector.calibration))
+                p_fake[target.name, variant].append(target.candidate.detector.operating_point.p_fake(raw))
                 if variant == "adversarial":
                     logits[target.name].append(raw)
     if len(unreadable) == len(listing.records):

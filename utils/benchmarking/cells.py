@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from models.calibration import apply_calibration
+from models.operating_point import OperatingPoint
 from utils.benchmarking.worker import Worker
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
@@ -36,8 +36,7 @@ class Subject:
     """What is benchmarked: a checkpoint's files by kind (pt, onnx, int8), its operating point, its test set."""
 
     files: dict[str, Path]
-    calibration: dict[str, Any] | None
-    threshold: float
+    operating_point: OperatingPoint
     test: TestSet
 
     def file(self, engine: str) -> Path:
@@ -89,7 +88,8 @@ def measure_cell(
         cell.update(measure_quality(subject, logits, reference, settings.n_boot))
         if subject.test.adversarial is not None:
             attacked = score(worker, subject.test.adversarial, max(settings.batch_sizes))
-            called_fake = apply_calibration(attacked, subject.calibration) >= subject.threshold
+            point = subject.operating_point
+            called_fake = point.p_fake(attacked) >= point.threshold()
             cell["robust_acc"] = float(np.mean(called_fake == (subject.test.adversarial_labels == 1)))
             cell["n_adversarial"] = len(attacked)
         return {**cell, "logits": logits.tolist()}
@@ -140,13 +140,14 @@ def score(worker: Worker, images: np.ndarray, batch_size: int) -> np.ndarray:
 
 def measure_quality(subject: Subject, logits: np.ndarray, reference: np.ndarray | None, n_boot: int) -> dict[str, Any]:
     """Figures of merit at the checkpoint's own calibration and threshold, and how far from the baseline they are."""
-    p_fake = apply_calibration(logits, subject.calibration)
-    row = metrics_row(subject.test.labels, p_fake, subject.threshold, n_boot=n_boot)
+    point = subject.operating_point
+    p_fake, threshold = point.p_fake(logits), point.threshold()
+    row = metrics_row(subject.test.labels, p_fake, threshold, n_boot=n_boot)
     reference = logits if reference is None else reference
-    verdicts = apply_calibration(reference, subject.calibration) >= subject.threshold
+    verdicts = point.p_fake(reference) >= threshold
     return {
         **{key: row[key] for key in QUALITY_KEYS},
         "n_images": len(logits),
-        "agreement": float(np.mean((p_fake >= subject.threshold) == verdicts)),
+        "agreement": float(np.mean((p_fake >= threshold) == verdicts)),
         "max_logit_difference": float(np.max(np.abs(logits - reference))),
     }

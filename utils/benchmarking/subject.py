@@ -37,7 +37,7 @@ def open_subject(
     Returns:
         The subject, what its cells depend on beside the settings, and the number of unreadable images.
     """
-    detector, checkpoint = load_detector(file)
+    detector, _ = load_detector(file)
     listing = open_part(data, limit)
     images, kept, unreadable = read_images(listing.records, detector.geometry)
     for path, reason in unreadable:
@@ -51,7 +51,6 @@ def open_subject(
         test.adversarial = adversarial_images(file, images[chosen], test.labels[chosen], attacked)
         test.adversarial_labels = test.labels[chosen]
     files = {"pt": file, **export_sources(file, engines, cache, sources)}
-    threshold = (checkpoint["thresholds"] or {}).get("balanced", 0.5)
     key = {
         "checkpoint": digest,
         "data": listing.fingerprint,
@@ -59,7 +58,7 @@ def open_subject(
         "n_adversarial": n_adversarial,
         "calibration": [sources.calibration_data, sources.calibration_images],
     }
-    return Subject(files, checkpoint["calibration"], threshold, test), key, len(unreadable)
+    return Subject(files, detector.operating_point, test), key, len(unreadable)
 
 
 def export_sources(file: Path, engines: Sequence[str], cache: Path, sources: Sources) -> dict[str, Path]:

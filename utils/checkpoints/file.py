@@ -13,6 +13,7 @@ import torch
 
 from datasets.transforms import Geometry
 from models.detector import Detector
+from models.operating_point import OperatingPoint
 from models.registry import create_model
 from utils.args import check_checkpoint_file
 from utils.engines.exported import is_onnx
@@ -120,7 +121,7 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> tuple
         raise UserError(
             f"expected the weights of {checkpoint['model']} in {str(path)!r}, but {' '.join(str(error).split())[:200]}"
         ) from None
-    detector.calibration = checkpoint["calibration"]
+    detector.operating_point = OperatingPoint.from_checkpoint(checkpoint)
     return detector.to(device).eval(), checkpoint
 
 

@@ -29,6 +29,7 @@ KEPT = (
     "geometry",
     "thresholds",
     "calibration",
+    "fitted_on",
     "metrics",
     "train_args",
     "data",

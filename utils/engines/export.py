@@ -39,6 +39,7 @@ KEPT_KEYS = (
     "geometry",
     "thresholds",
     "calibration",
+    "fitted_on",
     "metrics",
     "train_args",
     "data",
@@ -69,7 +70,7 @@ def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> No
 def refuse_classical(detector: Detector, model: str) -> None:
     """Raise UserError if the detector, or a member of it, is a learner without layers."""
     for name, module in detector.named_modules():
-        if isinstance(module, Detector) and hasattr(module, "fit"):
+        if isinstance(module, Detector) and module.is_classical:
             part = f"its part {name} ({type(module).__name__})" if name else type(module).__name__
             raise UserError(
                 f"expected a detector made of network layers to export, but in {model} {part} is a classical learner "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from datasets.transforms import Geometry
+from models.operating_point import OperatingPoint
 from utils.engines.registry import ENGINES, missing
 from utils.engines.runtimes import Engine, open_session
 from utils.errors import UserError
@@ -29,7 +30,7 @@ class OnnxDetector:
 
     run: Engine
     geometry: Geometry
-    calibration: dict | None
+    operating_point: OperatingPoint
     description: dict[str, Any]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -101,4 +102,5 @@ def load_onnx_detector(file: str | Path, engine: str = "auto", threads: int | No
     description = read_description(Path(file))
     name = choose_engine(engine, description)
     run = ENGINES[name].build(Path(file), threads, "cpu")
-    return OnnxDetector(run, Geometry(**description["geometry"]), description["calibration"], description)
+    point = OperatingPoint.from_checkpoint(description)
+    return OnnxDetector(run, Geometry(**description["geometry"]), point, description)

@@ -21,7 +21,8 @@ class OnnxModule(Detector):
     def __init__(self, file: str | Path) -> None:
         exported = load_onnx_detector(file, threads=torch.get_num_threads())
         super().__init__(exported.geometry.size, mean=(0.0,) * 3, std=(1.0,) * 3, geometry=exported.geometry)
-        self.calibration = exported.calibration
+        self.operating_point = exported.operating_point
+        self.name, self.model_args = exported.description["model"], exported.description.get("model_args") or {}
         self.description: dict[str, Any] = exported.description
         self.exported = exported
 

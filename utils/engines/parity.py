@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.calibration import apply_calibration
 from utils.benchmarking.data import open_part, read_images
 from utils.checkpoints.file import load_detector
 from utils.engines.exported import load_onnx_detector
@@ -19,7 +18,7 @@ BATCH = 8
 
 def parity_report(checkpoint_file: Path, exported_file: Path, data: str | None) -> dict[str, Any]:
     """Compare logits and verdicts on test images of ``data``, or on generated noise without it."""
-    detector, checkpoint = load_detector(checkpoint_file)
+    detector, _ = load_detector(checkpoint_file)
     exported = load_onnx_detector(exported_file)
     if data:
         listing = open_part(data, N_IMAGES)
@@ -32,8 +31,8 @@ def parity_report(checkpoint_file: Path, exported_file: Path, data: str | None) 
     with torch.no_grad():
         expected = np.concatenate([detector(torch.from_numpy(batch)).double().numpy() for batch in batches])
     found = np.concatenate([exported(batch) for batch in batches])
-    threshold = (checkpoint["thresholds"] or {}).get("balanced", 0.5)
-    verdicts = [apply_calibration(logits, detector.calibration) >= threshold for logits in (expected, found)]
+    point = detector.operating_point
+    verdicts = [point.p_fake(logits) >= point.threshold() for logits in (expected, found)]
     return {
         "engine": exported.description["engine"],
         "images": f"{len(images)} test images of {data}" if data else f"{len(images)} images of noise",

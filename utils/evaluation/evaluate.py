@@ -13,6 +13,7 @@ import torch
 
 from datasets.spec import Listing
 from models.detector import Detector
+from models.operating_point import OperatingPoint
 from utils.evaluation.report import unique_names
 from utils.metrics.binary import metrics_row
 from utils.scoring.cache import ScoreCache, listing_digest
@@ -87,7 +88,7 @@ def evaluate_tiers(
     for number, candidate in enumerate(candidates):
         parts = [
             score_table(
-                listing.records, found[number, tier], candidate.detector.calibration, dataset or listing.name, tier
+                listing.records, found[number, tier], candidate.detector.operating_point, dataset or listing.name, tier
             )
             for tier in tiers
         ]
@@ -99,7 +100,6 @@ def evaluate_tiers(
 
 def evaluate_listing(
     detector: Detector,
-    checkpoint: dict[str, Any],
     listing: Listing,
     *,
     name: str = "",
@@ -117,22 +117,19 @@ def evaluate_listing(
         dtype=dtype,
         description=f"{listing.name} {listing.split}",
     )
-    table = score_table(listing.records, scores, detector.calibration, listing.name)
+    table = score_table(listing.records, scores, detector.operating_point, listing.name)
     unreadable = [{"path": listing.records[index].path, "reason": reason} for index, reason in scores.unreadable]
     result = Evaluation(table, {}, unreadable)
-    identity = {"checkpoint": name, "model": checkpoint["model"], "dataset": listing.name, "split": listing.split}
-    result.row = measure(result, checkpoint["thresholds"], n_boot=n_boot, **identity)
+    identity = {"checkpoint": name, "model": detector.name, "dataset": listing.name, "split": listing.split}
+    result.row = measure(result, detector.operating_point, n_boot=n_boot, **identity)
     return result
 
 
-def measure(
-    result: Evaluation, thresholds: dict[str, float] | None, n_boot: int = 1000, **identity: Any
-) -> dict[str, Any]:
+def measure(result: Evaluation, point: OperatingPoint, n_boot: int = 1000, **identity: Any) -> dict[str, Any]:
     """Make the metrics row of scores at the ``balanced`` threshold (0.5 while there is none)."""
-    threshold = (thresholds or {}).get("balanced", 0.5)
     table, unreadable = result.table, len(result.unreadable)
     return metrics_row(
-        table.label, table.p_fake, threshold, n_boot=n_boot, tier="clean", unreadable=unreadable, **identity
+        table.label, table.p_fake, point.threshold(), n_boot=n_boot, tier="clean", unreadable=unreadable, **identity
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from datasets.perturbations import CLEAN
 from datasets.splits import TrainingData
-from models.calibration import apply_calibration
+from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.evaluation.evaluate import Evaluation, evaluate_listing, measure, summary_line
 from utils.evaluation.operating_point import fit_operating_point
@@ -39,7 +39,7 @@ def finalize(
     detector, checkpoint = load_detector(path, device)
 
     def score(listings: Sequence) -> list[Evaluation]:
-        return [evaluate_listing(detector, checkpoint, part, batch_size=batch_size, n_boot=0) for part in listings]
+        return [evaluate_listing(detector, part, batch_size=batch_size, n_boot=0) for part in listings]
 
     valid, test = score(data.valid), score(data.test)
     fitted_on = [result.table for result in valid] if CLEAN in tiers else []
@@ -48,15 +48,16 @@ def finalize(
             jobs = [(detector, tier) for tier in delivered]
             found = score_jobs(jobs, listing.records, batch_size=batch_size, description=f"{listing.name} delivered")
             for tier, scores in zip(delivered, found, strict=True):
-                fitted_on.append(score_table(listing.records, scores, None, listing.name, tier))
-    checkpoint.update(fit_operating_point(fitted_on, calibration))
+                fitted_on.append(score_table(listing.records, scores, OperatingPoint(), listing.name, tier))
+    point = fit_operating_point(fitted_on, calibration)
+    checkpoint.update(point.to_checkpoint())
     rows: dict[str, list[dict[str, Any]]] = {}
     for split, results in (("valid", valid), ("test", test)):
         for result in results:
-            result.table.p_fake = apply_calibration(result.table.logit, checkpoint["calibration"])
+            result.table.p_fake = point.p_fake(result.table.logit)
         identity = {"checkpoint": str(path), "model": checkpoint["model"], "split": split}
         rows[split] = [
-            measure(result, checkpoint["thresholds"], dataset=listing.name, **identity)
+            measure(result, point, dataset=listing.name, **identity)
             for result, listing in zip(results, getattr(data, split), strict=True)
         ]
     checkpoint["metrics"] = {"best_epoch": checkpoint["epoch"], **plain_values(rows)}

@@ -1,4 +1,4 @@
-"""What is fitted on validation after training: the calibration, the thresholds and the unsure band."""
+"""Fit the operating point of a detector on validation scores: calibration, thresholds and unsure band."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from models.calibration import apply_calibration, fit_isotonic, fit_temperature
+from models.operating_point import Calibration, OperatingPoint, apply_calibration, check_logits, sigmoid
 from utils.errors import UserError
 from utils.metrics.thresholds import fit_thresholds, unsure_band
 from utils.scoring.table import ScoreTable
 
 CALIBRATION_METHODS = ("temperature", "isotonic", "none")
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
-def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature") -> dict[str, Any]:
-    """Fit ``calibration`` and ``thresholds`` of a checkpoint on its validation scores, all data sets together.
+def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature") -> OperatingPoint:
+    """Fit calibration, thresholds and unsure band on the validation scores of all data sets together.
 
-    ``thresholds`` holds p_fake values: ``balanced`` (the default of every script), ``fpr1``, ``fpr01`` and the
-    limits ``unsure_low``, ``unsure_high`` of the band in which predict.py says "unsure". ``method`` is one of
-    CALIBRATION_METHODS; with "none" the calibration is None and p_fake is the plain sigmoid.
+    ``method`` is one of CALIBRATION_METHODS. A temperature has one parameter and cannot overfit; the isotonic curve
+    takes any increasing shape and needs about a thousand images (Niculescu-Mizil and Caruana, "Predicting Good
+    Probabilities with Supervised Learning", ICML 2005). Neither changes the order of the images, nor AUC.
 
     Raises:
         UserError: an unknown method, one class only, or NaN or infinite logits.
@@ -29,17 +30,86 @@ def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature
         raise UserError(f"expected a calibration method of {', '.join(CALIBRATION_METHODS)}, got {method!r}")
     labels = np.concatenate([table.label for table in tables])
     logits = np.concatenate([table.logit for table in tables])
-    calibration = fit_calibration(labels, logits, method)
+    calibration: Calibration = None
+    if method == "isotonic":
+        calibration = fit_isotonic(labels, logits)
+    elif method == "temperature":
+        calibration = {"method": "temperature", "temperature": fit_temperature(labels, logits)}
     p_fake = apply_calibration(logits, calibration)
     thresholds = fit_thresholds(labels, p_fake)
     low, high = unsure_band(labels, p_fake, thresholds["balanced"])
-    return {"calibration": calibration, "thresholds": {**thresholds, "unsure_low": low, "unsure_high": high}}
+    names = dict.fromkeys(name for table in tables for name in table.dataset)
+    return OperatingPoint(calibration, {**thresholds, "unsure_low": low, "unsure_high": high}, tuple(names))
 
 
-def fit_calibration(labels: np.ndarray, logits: np.ndarray, method: str) -> dict[str, Any] | None:
-    """Fit the calibration of that name on labels (N,) and logits (N,); None for "none"."""
-    if method == "none":
-        return None
-    if method == "isotonic":
-        return fit_isotonic(labels, logits)
-    return {"method": "temperature", "temperature": fit_temperature(labels, logits)}
+def fit_isotonic(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    """The rising curve from logit to the fraction of fakes that fits validation best in squared error and likelihood.
+
+    Pool-adjacent-violators (Ayer, Brunk, Ewing, Reid and Silverman, Annals of Mathematical Statistics 26, 1955; as
+    calibration: Zadrozny and Elkan, KDD 2002): images in the order of their logits, neighbouring blocks merged while
+    the fraction of fakes falls. Returns {"method": "isotonic", "x": [...], "y": [...]} of plain floats, x strictly
+    rising, two points per block (its lowest and highest logit) or one; between blocks the curve is straight.
+
+    Unlike the textbook's, no block claims certainty: y stays in [1 / (N + 2), 1 - 1 / (N + 2)], as far from 0 and 1
+    as the rule of succession puts an event never seen in N images.
+
+    Raises:
+        UserError: NaN or infinite logits, another number of labels than of logits, or one class only.
+    """
+    logits, labels = check_logits(logits), np.asarray(labels, dtype=np.float64).reshape(-1)
+    if len(labels) != len(logits):
+        raise UserError(f"expected one label per logit, got {len(labels)} labels and {len(logits)} logits")
+    n_fake = int(np.sum(labels > 0.5))
+    if n_fake in (0, len(labels)):
+        raise UserError(
+            f"expected real and fake images to fit an isotonic calibration, got {len(labels) - n_fake} real and "
+            f"{n_fake} fake; add images of the missing class to the validation split"
+        )
+    distinct, group = np.unique(logits, return_inverse=True)
+    # A block: [fakes, images, lowest logit, highest logit]; compared by products of whole numbers, so exactly.
+    blocks: list[list[float]] = []
+    for fakes, images, logit in zip(np.bincount(group, labels > 0.5), np.bincount(group), distinct, strict=True):
+        block = [float(fakes), float(images), float(logit), float(logit)]
+        while blocks and blocks[-1][0] * block[1] >= block[0] * blocks[-1][1]:
+            before = blocks.pop()
+            block = [before[0] + block[0], before[1] + block[1], before[2], block[3]]
+        blocks.append(block)
+    margin = 1 / (len(labels) + 2)
+    points = {logit: min(max(b[0] / b[1], margin), 1 - margin) for b in blocks for logit in (b[2], b[3])}
+    return {"method": "isotonic", "x": list(points), "y": list(points.values())}
+
+
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The temperature that minimises the negative log-likelihood of sigmoid(logit / T) on validation.
+
+    Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599.
+    In beta = 1 / T the loss is convex, so the sign of its slope is bisected, to the last bit and with the
+    same result everywhere (the paper uses L-BFGS). The result is held in [0.01, 100].
+
+    Returns 1.0, no calibration, where no finite positive optimum exists: no image or one class only, all
+    images on the right side of 0 (any smaller T would look better still), or logits that rank no better than
+    chance.
+
+    Raises:
+        UserError: NaN or infinite logits, or another number of labels than of logits.
+    """
+    logits = check_logits(logits)
+    labels = np.asarray(labels, dtype=np.float64).reshape(-1)
+    if len(labels) != len(logits):
+        raise UserError(f"expected one label per logit, got {len(labels)} labels and {len(logits)} logits")
+    signed = np.where(labels > 0.5, logits, -logits)
+    one_class = len(labels) == 0 or labels.min() == labels.max()
+    # signed.sum() <= 0: the slope at beta = 0 already rises, so the best beta is not positive.
+    if one_class or signed.min() >= 0 or signed.sum() <= 0:
+        return 1.0
+
+    def slope_is_negative(beta: float) -> bool:
+        return bool(np.sum(signed * sigmoid(-beta * signed)) > 0)
+
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    for _ in range(200):
+        middle = float(np.sqrt(low * high))
+        if not low < middle < high:
+            break
+        low, high = (middle, high) if slope_is_negative(middle) else (low, middle)
+    return float(np.clip(1 / np.sqrt(low * high), MIN_TEMPERATURE, MAX_TEMPERATURE))

@@ -11,6 +11,7 @@ import torch
 
 from datasets.images import UnreadableImage, read_image
 from datasets.transforms import to_tensor
+from models.operating_point import OperatingPoint
 from utils.errors import UserError
 from utils.explanations.spectra import log_spectrum, radial_profile
 from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, new_figure, save_figure, styled
@@ -118,7 +119,7 @@ def _draw_bars(axes: Any, contributions: np.ndarray, names: Sequence[str], how: 
 
 
 def explain_feature_files(
-    detector: Any, operation: Any, paths: Sequence[str], stems: Sequence[Path]
+    detector: Any, point: OperatingPoint, paths: Sequence[str], stems: Sequence[Path]
 ) -> list[dict[str, Any]]:
     """Write ``<stem>__features`` as .pdf and .png for each file; returns its row, or path and error."""
     images, rows = {}, []
@@ -134,7 +135,8 @@ def explain_feature_files(
     contributions, how = attribute(detector, features)
     logits = torch.from_numpy(detector.estimator.logits(features))
     names = detector.feature_names()
-    p_fake, verdicts = operation.p_fake(logits).tolist(), operation.verdicts(logits)
+    scores = point.p_fake(logits.numpy())
+    p_fake, verdicts = scores.tolist(), point.verdicts(scores)
     for index, (path, image) in enumerate(images.items()):
         stem = Path(f"{stems[list(paths).index(path)]}__features")
         title = f"{Path(path).name}: {verdicts[index]}, p_fake {p_fake[index]:.3f}"

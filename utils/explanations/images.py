@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,46 +13,21 @@ from datasets.folder import class_label
 from datasets.images import UnreadableImage, read_image
 from datasets.spec import LABEL_NAMES
 from datasets.transforms import to_tensor
-from models.calibration import apply_calibration
 from models.detector import Detector
+from models.operating_point import OperatingPoint
 from utils.explanations.figures import Explained
 from utils.explanations.methods import FIGURE_BUDGET, Budget, explain, targets_of
 from utils.explanations.overlay import place_map, seen_mask
 from utils.explanations.superpixels import segment, top_segments
-from utils.metrics.thresholds import verdicts
 from utils.runtime import autocast
 
 REGIONS = 3
 THUMBNAIL = 256  # px, the longer side of what sheets keep of each image
 
 
-@dataclass(frozen=True)
-class Operation:
-    """How verdicts are made: the threshold on p_fake and the band that is called unsure."""
-
-    threshold: float
-    band: tuple[float, float] | None
-    calibration: dict | None
-
-    def p_fake(self, logits: torch.Tensor) -> np.ndarray:
-        """Calibrated p(fake) of logits ``(N,)``."""
-        return apply_calibration(logits.double().cpu().numpy(), self.calibration)
-
-    def says_fake(self, logits: torch.Tensor) -> torch.Tensor:
-        """Verdicts ``(N,)`` bool without a band, on the device of the logits."""
-        return torch.from_numpy(self.p_fake(logits) >= self.threshold).to(logits.device)
-
-    def verdicts(self, logits: torch.Tensor) -> list[str]:
-        """Verdicts real, fake or unsure."""
-        return verdicts(self.p_fake(logits), self.threshold, self.band)
-
-
-def operation_of(checkpoint: dict[str, Any]) -> Operation:
-    """The operating point that a checkpoint carries, 0.5 while it has none."""
-    fitted = checkpoint["thresholds"] or {}
-    has_band = {"unsure_low", "unsure_high"} <= set(fitted)
-    band = (fitted["unsure_low"], fitted["unsure_high"]) if has_band else None
-    return Operation(fitted.get("balanced", 0.5), band, checkpoint["calibration"])
+def says_fake(point: OperatingPoint, logits: torch.Tensor) -> torch.Tensor:
+    """Return the verdicts ``(N,)`` bool of logits ``(N,)``, without an unsure band, on the device of the logits."""
+    return torch.from_numpy(point.p_fake(logits.double().cpu().numpy()) >= point.threshold()).to(logits.device)
 
 
 def label_of(path: str) -> tuple[int | None, str]:
@@ -70,7 +43,7 @@ def label_of(path: str) -> tuple[int | None, str]:
 
 def explain_files(
     detector: Detector,
-    operation: Operation,
+    point: OperatingPoint,
     paths: Sequence[str],
     methods: Sequence[str],
     *,
@@ -91,9 +64,10 @@ def explain_files(
             inputs = torch.stack([to_tensor(view) for view in views]).to(device)
             with torch.inference_mode(), autocast(device, dtype):
                 logits = detector(inputs).float()
-            sign = targets_of(operation.says_fake(logits), target)
+            sign = targets_of(says_fake(point, logits), target)
             maps = explain(detector, inputs, methods, sign, layer=layer, budget=budget, dtype=dtype)
-            scores = operation.p_fake(logits), operation.verdicts(logits), sign.tolist()
+            p_fake = point.p_fake(logits.double().cpu().numpy())
+            scores = p_fake, point.verdicts(p_fake), sign.tolist()
         place = 0
         for name, image in zip(names, images, strict=True):
             if isinstance(image, str):

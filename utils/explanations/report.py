@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
 from utils.explanations.cells import COLUMNS, METRICS, Settings, measure_cell
 from utils.explanations.figures import effect_figure
-from utils.explanations.images import operation_of
+from utils.explanations.images import says_fake
 from utils.explanations.methods import check_usable, usable_methods
 from utils.explanations.names import FEATURES, METHODS
 from utils.explanations.table import UNFAITHFUL, cell_rows, read_raw, write_raw, write_tables
@@ -73,9 +74,9 @@ def ensure_cell(
                 f"expected an --output-dir without other results, found {file} of other settings; "
                 "choose another folder or pass --overwrite"
             )
-    operation = operation_of(candidate.checkpoint)
+    is_fake = partial(says_fake, candidate.detector.operating_point)
     rows, unreadable = measure_cell(
-        candidate.detector, operation.says_fake, listing.records, settings, f"{candidate.name} on {dataset}"
+        candidate.detector, is_fake, listing.records, settings, f"{candidate.name} on {dataset}"
     )
     for item in unreadable:
         print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)

@@ -3,7 +3,7 @@
 All take labels (N,) of 0 and 1 and p_fake (N,) in [0, 1], and return a fraction, or None where the figure
 cannot exist. With images of one class only, what exists is acc and the rate of that class. ROC and
 precision-recall curves are in ``utils.evaluation.curves``, thresholds in ``utils.metrics.thresholds``, calibration in
-``models.calibration``.
+``models.operating_point``.
 """
 
 import math

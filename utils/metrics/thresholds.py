@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.calibration import sigmoid
+from models.operating_point import sigmoid
 from utils.errors import UserError
 from utils.metrics.ranked import RankedScores, check_scores
 
@@ -81,13 +81,6 @@ def unsure_band(
         return float(threshold), float(threshold)
     width = (edges[index - 1] + edges[index]) / 2
     return float(sigmoid(np.array(centre - width))), float(sigmoid(np.array(centre + width)))
-
-
-def verdicts(p_fake: np.ndarray, threshold: float, band: tuple[float, float] | None = None) -> list[str]:
-    """ "fake", "real" or "unsure" for each p_fake; without a band nothing is unsure."""
-    p_fake = np.asarray(p_fake, dtype=np.float64).reshape(-1)
-    low, high = band if band is not None else (threshold, threshold)
-    return np.where(p_fake >= high, "fake", np.where(p_fake < low, "real", "unsure")).tolist()
 
 
 def _logit(p_fake: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 
 from datasets.shards import stat_image
 from datasets.spec import Listing
-from models.calibration import check_logits
+from models.operating_point import check_logits
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write_bytes
 from utils.runtime import versions
@@ -37,7 +37,6 @@ SCORING_CODE = (
     "datasets/transforms.py",
     "utils/scoring/scorer.py",
     "datasets/perturbations.py",
-    "models/calibration.py",
     "utils/runtime.py",
 )
 

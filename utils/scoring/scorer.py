@@ -19,8 +19,8 @@ from datasets.loading import Batch, ImageDataset, make_loader
 from datasets.perturbations import CLEAN, apply_tier, content_seed
 from datasets.spec import Record
 from datasets.transforms import Geometry
-from models.calibration import apply_calibration
 from models.detector import Detector
+from models.operating_point import OperatingPoint
 from utils.distributed import share_batches, team
 from utils.runtime import autocast
 from utils.scoring.table import ScoreTable
@@ -201,7 +201,7 @@ def score_records(
 
 
 def score_table(
-    records: Sequence[Record], scores: Scores, calibration: dict | None, dataset: str, tier: str = "clean"
+    records: Sequence[Record], scores: Scores, point: OperatingPoint, dataset: str, tier: str = "clean"
 ) -> ScoreTable:
     """Lay scores of labelled records out as the scores file has them."""
     scored = [records[index] for index in scores.indices]
@@ -212,5 +212,5 @@ def score_table(
         generator=[record.generator for record in scored],
         tier=[tier] * len(scored),
         logit=scores.logits,
-        p_fake=apply_calibration(scores.logits, calibration),
+        p_fake=point.p_fake(scores.logits),
     )

@@ -79,7 +79,7 @@ def build_space(
         for name, settings in MODEL_ARGUMENTS.items()
         if name in arguments
     ]
-    if hasattr(detector, "fit"):
+    if detector.is_classical:
         depths = FOREST_DEPTHS if "trees" in arguments else BOOSTING_DEPTHS
         own += [Dimension("depth", arguments["depth"], depths, is_model_arg=True)] if "depth" in arguments else []
         return own + [Dimension(bank, True, (True, False), is_model_arg=True) for bank in BANKS]

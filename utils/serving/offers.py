@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from datasets.transforms import Geometry
-from models.calibration import apply_calibration
+from models.operating_point import OperatingPoint
 from utils.args import check_checkpoint_file
 from utils.engines.exported import OnnxDetector, is_onnx
 from utils.errors import UserError
-from utils.explanations.images import Operation, operation_of
-from utils.metrics.thresholds import verdicts
 from utils.serving.batching import Score
 
 OCCLUSION_GRID = 7  # windows along a side, for detectors without a gradient
@@ -31,15 +29,15 @@ class Offer:
 
     name: str
     geometry: Geometry
-    operation: Operation
+    operating_point: OperatingPoint
     score: Score
     explain: Explain
     card: dict[str, Any]
 
     def answers(self, logits: np.ndarray) -> list[dict[str, Any]]:
         """What the API says about logits ``(N,)``: ``{"p_fake", "verdict", "logit"}`` each, as predict.py has them."""
-        p_fake = apply_calibration(logits, self.operation.calibration)
-        names = verdicts(p_fake, self.operation.threshold, self.operation.band)
+        p_fake = self.operating_point.p_fake(logits)
+        names = self.operating_point.verdicts(p_fake)
         rows = zip(p_fake.tolist(), names, logits.tolist(), strict=True)
         return [{"p_fake": p, "verdict": verdict, "logit": logit} for p, verdict, logit in rows]
 
@@ -94,7 +92,7 @@ def _open_checkpoint(name: str, path: Path, device_name: str, precision: str) ->
         sign = torch.tensor([1.0 if target == "fake" else -1.0], device=device)
         return explain(detector, tensors(view[None]), [method], sign, dtype=dtype)[method][0].numpy(), method
 
-    return Offer(name, detector.geometry, operation_of(checkpoint), score, show, make_card(name, checkpoint))
+    return Offer(name, detector.geometry, detector.operating_point, score, show, make_card(name, checkpoint))
 
 
 def _open_export(name: str, path: Path, threads: int | None) -> Offer:
@@ -108,8 +106,8 @@ def _open_export(name: str, path: Path, threads: int | None) -> Offer:
     def show(view: np.ndarray, target: str) -> tuple[np.ndarray, str]:
         return _occlude(detector, view, target), "occlusion"
 
-    operation = operation_of(detector.description)
-    return Offer(name, detector.geometry, operation, score, show, make_card(name, detector.description))
+    card = make_card(name, detector.description)
+    return Offer(name, detector.geometry, detector.operating_point, score, show, card)
 
 
 def _occlude(detector: OnnxDetector, view: np.ndarray, target: str) -> np.ndarray:
@@ -132,7 +130,7 @@ def make_card(name: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
     It holds names of data sets and figures, never a path or a command of the machine where it was trained.
     """
     data = checkpoint.get("data") or []
-    operation = operation_of(checkpoint)
+    point = OperatingPoint.from_checkpoint(checkpoint)
     tests = (checkpoint.get("metrics") or {}).get("test") or []
     return {
         "name": name,
@@ -140,7 +138,7 @@ def make_card(name: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
         "geometry": checkpoint["geometry"],
         "trained_on": sorted({str(entry["dataset"]) for entry in data if entry.get("split") == "train"}),
         "tests": [{key: row.get(key) for key in TEST_FIGURES} for row in tests if isinstance(row, dict)],
-        "threshold": operation.threshold,
-        "unsure": list(operation.band) if operation.band else None,
-        "calibrated": operation.calibration is not None,
+        "threshold": point.threshold(),
+        "unsure": list(point.band) if point.band else None,
+        "calibrated": point.calibration is not None,
     }

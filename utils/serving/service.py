@@ -116,7 +116,7 @@ class Service:
 
         def work() -> tuple[np.ndarray, np.ndarray, str]:
             logits = offer.score(shown.region.view[None])
-            target = "fake" if offer.answers(logits)[0]["p_fake"] >= offer.operation.threshold else "real"
+            target = "fake" if offer.answers(logits)[0]["p_fake"] >= offer.operating_point.threshold() else "real"
             return logits, *offer.explain(shown.region.view, target)
 
         logits, heat, method = self.batcher.run(work, self.limits.max_seconds)
@@ -126,7 +126,7 @@ class Service:
             "name": upload.name,
             **answer,
             "face": _face_dict(shown.region.face),
-            "target": "fake" if answer["p_fake"] >= offer.operation.threshold else "real",
+            "target": "fake" if answer["p_fake"] >= offer.operating_point.threshold() else "real",
             "method": method,
             "all_zero": not bool(heat.any()),
             "overlay": _encoded(_draw(shown, heat), ".jpg"),
@@ -154,8 +154,12 @@ class Service:
         return {**self._decision(offer), "name": upload.name, "original": rows[0], "steps": rows[1:], "held": held}
 
     def _decision(self, offer: Offer) -> dict[str, Any]:
-        band = offer.operation.band
-        return {"model": offer.name, "threshold": offer.operation.threshold, "unsure": list(band) if band else None}
+        band = offer.operating_point.band
+        return {
+            "model": offer.name,
+            "threshold": offer.operating_point.threshold(),
+            "unsure": list(band) if band else None,
+        }
 
     def _regions(self, pixels: np.ndarray, offer: Offer, faces: bool) -> tuple[list[Region], tuple[int, int]]:
         found = self.finder(pixels) if faces and self.finder else []

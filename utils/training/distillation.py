@@ -34,7 +34,7 @@ class Teacher:
         if not detector.any_size:
             frame = Geometry("crop", images.shape[-1])
             images = member_view(images, frame, Geometry("resize", detector.geometry.size))
-        return calibrated_logits(detector(images).double(), detector.calibration).float()
+        return calibrated_logits(detector(images).double(), detector.operating_point.calibration).float()
 
 
 def training_loss(logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> Tensor:

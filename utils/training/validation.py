@@ -10,8 +10,8 @@ import torch
 from datasets.loading import ImageDataset, make_loader
 from datasets.spec import Listing
 from datasets.transforms import EvalTransform
-from models.calibration import sigmoid
 from models.detector import Detector
+from models.operating_point import sigmoid
 from utils.metrics.binary import auc
 from utils.scoring.scorer import score_records
 from utils.training.adversarial import probe

@@ -9,8 +9,8 @@ import torch
 import torchattacks
 from torch import nn
 
-from models.calibration import apply_calibration, fit_isotonic
 from models.detector import Detector
+from models.operating_point import apply_calibration
 from utils.attacks.checks import accuracy_without_bound, check_change, check_detector, compare_rows
 from utils.attacks.gradient import DecisionLogit, attackable, check_images, fgsm, input_gradient, mifgsm, pgd
 from utils.attacks.names import check_linf_eps, parse_size, size_name
@@ -21,6 +21,7 @@ from utils.attacks.suite import ATTACK_FUNCTIONS, Plan, margin_of
 from utils.attacks.survival import recompressed, rounded
 from utils.attacks.torchattacks_bridge import TwoClass
 from utils.errors import UserError
+from utils.evaluation.operating_point import fit_isotonic
 
 EPS = 4 / 255
 

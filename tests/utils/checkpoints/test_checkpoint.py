@@ -73,7 +73,7 @@ def test_round_trip_is_bit_equal(model, model_args, tmp_path):
     assert list(state) == list(detector.state_dict())
     assert all(torch.equal(state[key], value) for key, value in detector.state_dict().items())
     assert loaded.geometry == geometry
-    assert loaded.calibration == calibration
+    assert loaded.operating_point.calibration == calibration
     assert checkpoint["thresholds"] == thresholds
     assert checkpoint["seed"] == 3
     assert not loaded.training

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datasets.spec import open_records, parse_spec
-from models.calibration import sigmoid
+from models.operating_point import sigmoid
 from tests.conftest import make_table
 from utils.errors import UserError
 from utils.evaluation.failures import find_failures

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.calibration import sigmoid
+from models.operating_point import sigmoid
 from utils.errors import UserError
 from utils.evaluation.comparison import comparison_figure, comparison_markdown, write_comparison
 from utils.metrics import binary as metrics

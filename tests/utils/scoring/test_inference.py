@@ -1,5 +1,6 @@
 """Scoring: each readable image once, in order, whatever the batches; and what is made of the scores."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from datasets.images import read_image
 from datasets.spec import Record, open_records
 from datasets.transforms import EvalTransform
-from models.calibration import sigmoid
+from models.operating_point import OperatingPoint, sigmoid
 from utils.checkpoints.file import load_detector
 from utils.evaluation.evaluate import checkpoint_names, evaluate_listing, summary_line
 from utils.evaluation.operating_point import fit_operating_point
 from utils.scoring.scorer import score_records, score_table, stream_scores
+
+TEMPERATURE = {"method": "temperature", "temperature": 2.0}
 
 
 @pytest.fixture
@@ -100,7 +103,7 @@ def test_reduced_precision_stays_close(detector, listing):
 def test_the_table_names_each_scored_image(detector, listing):
     break_images(listing.records, 3)
     scores = score_records(detector, listing.records)
-    table = score_table(listing.records, scores, {"method": "temperature", "temperature": 2.0}, "faces", "web")
+    table = score_table(listing.records, scores, OperatingPoint(TEMPERATURE), "faces", "web")
     assert table.path == [record.path for index, record in enumerate(listing.records) if index != 3]
     assert table.label.tolist() == [r.label for r in listing.records if r.path in set(table.path)]
     assert set(table.dataset) == {"faces"}
@@ -116,10 +119,10 @@ def test_the_table_names_each_scored_image(detector, listing):
 
 
 def test_a_listing_is_measured_at_the_checkpoints_threshold(tiny_checkpoint, listing):
-    detector, checkpoint = load_detector(tiny_checkpoint)
+    detector, _ = load_detector(tiny_checkpoint)
     break_images(listing.records, 0, 9)
-    checkpoint["thresholds"]["balanced"] = 0.0  # everything is fake
-    result = evaluate_listing(detector, checkpoint, listing, name="tiny", n_boot=10)
+    detector.operating_point = replace(detector.operating_point, thresholds={"balanced": 0.0})  # everything is fake
+    result = evaluate_listing(detector, listing, name="tiny", n_boot=10)
     row = result.row
     assert (row["checkpoint"], row["model"], row["dataset"], row["split"]) == ("tiny", "cnn", "faces", "train")
     assert (row["n_real"], row["n_fake"], row["unreadable"], row["threshold"]) == (7, 7, 2, 0.0)
@@ -130,15 +133,15 @@ def test_a_listing_is_measured_at_the_checkpoints_threshold(tiny_checkpoint, lis
 
 
 def test_a_checkpoint_without_thresholds_is_measured_at_one_half(tiny_checkpoint, listing):
-    detector, checkpoint = load_detector(tiny_checkpoint)
-    checkpoint["thresholds"] = None
-    assert evaluate_listing(detector, checkpoint, listing, n_boot=0).row["threshold"] == 0.5
+    detector, _ = load_detector(tiny_checkpoint)
+    detector.operating_point = OperatingPoint()
+    assert evaluate_listing(detector, listing, n_boot=0).row["threshold"] == 0.5
 
 
 def test_one_class_gets_the_figures_it_can_have(tiny_checkpoint, image_folder):
-    detector, checkpoint = load_detector(tiny_checkpoint)
+    detector, _ = load_detector(tiny_checkpoint)
     reals = open_records(f"{image_folder}@split=test,classes=real")
-    row = evaluate_listing(detector, checkpoint, reals, n_boot=10).row
+    row = evaluate_listing(detector, reals, n_boot=10).row
     assert row["auc"] is row["fake_acc"] is None
     assert row["real_acc"] is not None
     line = summary_line(row)
@@ -188,13 +191,13 @@ def test_the_operating_point_is_fitted_on_all_validation_sets_together(detector,
     tables = []
     for half in (slice(0, 8), slice(8, 16)):  # one class each: neither could be fitted alone
         part = type(scores)(scores.indices[half], logits[half])
-        tables.append(score_table(records, part, None, "faces"))
+        tables.append(score_table(records, part, OperatingPoint(), "faces"))
     assert {len(set(table.label.tolist())) for table in tables} == {1}
     point = fit_operating_point(tables)
-    assert set(point["thresholds"]) == {"balanced", "fpr1", "fpr01", "unsure_low", "unsure_high"}
-    thresholds = point["thresholds"]
+    assert set(point.thresholds) == {"balanced", "fpr1", "fpr01", "unsure_low", "unsure_high"}
+    thresholds = point.thresholds
     assert thresholds["unsure_low"] <= thresholds["balanced"] <= thresholds["unsure_high"]
     assert thresholds["balanced"] <= thresholds["fpr1"] <= thresholds["fpr01"]
-    assert point["calibration"]["method"] == "temperature"
-    values = [*thresholds.values(), point["calibration"]["temperature"]]
+    assert point.calibration["method"] == "temperature"
+    values = [*thresholds.values(), point.calibration["temperature"]]
     assert all(type(value) is float for value in values)  # fit for a safe checkpoint

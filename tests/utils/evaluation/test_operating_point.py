@@ -5,13 +5,13 @@ import pytest
 import torch
 from sklearn.isotonic import IsotonicRegression
 
-from models.calibration import SIGMOID_SHARE, apply_calibration, fit_isotonic, fit_temperature, sigmoid
 from models.ensemble import calibrated_logits
+from models.operating_point import SIGMOID_SHARE, OperatingPoint, apply_calibration, sigmoid
 from tests.conftest import make_scores
 from utils.errors import UserError
-from utils.evaluation.operating_point import fit_operating_point
+from utils.evaluation.operating_point import fit_isotonic, fit_operating_point, fit_temperature
 from utils.metrics import binary as metrics
-from utils.metrics.thresholds import fit_thresholds, unsure_band, verdicts
+from utils.metrics.thresholds import fit_thresholds, unsure_band
 from utils.scoring.table import ScoreTable
 
 
@@ -63,8 +63,21 @@ def test_unsure_band_buys_accuracy_and_keeps_coverage():
 
 def test_unsure_band_is_empty_where_it_is_not_needed():
     assert unsure_band([0, 1], [0.0, 1.0], 0.5) == (0.5, 0.5)
-    assert verdicts([0.2, 0.5, 0.7], 0.5) == ["real", "fake", "fake"]
-    assert verdicts([0.2, 0.4, 0.6, 0.7], 0.5, (0.4, 0.7)) == ["real", "unsure", "unsure", "fake"]
+
+
+def test_verdicts_and_thresholds_of_an_operating_point():
+    plain = OperatingPoint()
+    assert plain.verdicts([0.2, 0.5, 0.7]) == ["real", "fake", "fake"]
+    assert plain.threshold() == 0.5 and plain.threshold(0.3) == 0.3
+    fitted = {"balanced": 0.5, "fpr1": 0.65, "unsure_low": 0.4, "unsure_high": 0.7}
+    point = OperatingPoint(None, fitted, ("demo",))
+    assert point.verdicts([0.2, 0.4, 0.6, 0.7]) == ["real", "unsure", "unsure", "fake"]
+    assert point.verdicts([0.2, 0.4, 0.6, 0.7], "fpr1") == ["real", "real", "real", "fake"]
+    assert point.verdicts([0.2, 0.4, 0.6, 0.7], 0.3) == ["real", "fake", "fake", "fake"]
+    assert OperatingPoint.from_checkpoint(point.to_checkpoint()) == point
+    assert OperatingPoint.from_checkpoint({"calibration": None, "thresholds": None}) == plain
+    with pytest.raises(UserError, match=r"threshold fpr01, found balanced, fpr1.*train.py --resume"):
+        point.threshold("fpr01")
 
 
 def nll(labels, logits, temperature):
@@ -182,10 +195,10 @@ def test_the_operating_point_is_fitted_with_the_chosen_calibration(method):
     n = len(labels)
     table = ScoreTable(["a"] * n, labels, ["d"] * n, ["g"] * n, ["clean"] * n, logits, sigmoid(logits))
     point = fit_operating_point([table], method)
-    assert (point["calibration"] or {"method": "none"})["method"] == method
-    p_fake = apply_calibration(logits, point["calibration"])
+    assert (point.calibration or {"method": "none"})["method"] == method
+    p_fake = point.p_fake(logits)
     fitted = fit_thresholds(labels, p_fake)
-    assert {key: point["thresholds"][key] for key in fitted} == fitted
+    assert {key: point.thresholds[key] for key in fitted} == fitted
     assert fit_operating_point([table]) == fit_operating_point([table], "temperature")
     with pytest.raises(UserError, match="temperature, isotonic, none, got 'platt'"):
         fit_operating_point([table], "platt")
