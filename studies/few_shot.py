@@ -1,13 +1,13 @@
-"""Few-shot adaptation: how many images of a new source does a detector need before it can be trusted there?
+"""Few-shot adaptation: how many images of a new source does a detector need to work on it?
 
   python -m studies.few_shot --checkpoint checkpoints/cnn-140k --data data/wild --shots 10 50 200 --seeds 3
   python -m studies.few_shot --checkpoint checkpoints/cnn-140k --data data/wild --keep data/140k --train --lr 2e-4
 
-For each number of shots and each seed, that many training images of the new source are drawn, half of them real where
-it has enough; a fifth of them (one of each class at least) is set aside for validation, and the rest goes on training
-the detector. It is tested on the whole test split of the new source, and of the sources of --keep, to see what it
-forgets. What follows --train goes to train.py. Finished runs are skipped. Writes adaptation.csv, .md, .tex, .json, .pdf
-and .png, and prints the points:
+For each number of shots and each seed, the study draws that many training images of the new source, half of them real
+where the source has enough. A fifth of them (at least one of each class) is used for validation, the others to
+fine-tune the detector, which is then tested on the whole test split of the new source and of the --keep sources; the
+latter shows what it forgets. Flags after --train are passed to train.py. Runs are reused while checkpoint, images and
+code are unchanged. Writes adaptation.csv, .md, .tex, .json, .pdf and .png, and prints the points:
 
   shots 50: wild AUC 0.871 [0.852, 0.880] over 3 seeds
 """
@@ -22,6 +22,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from datasets.spec import Listing, Record, open_records, parse_spec
 from datasets.splits import check_two_classes
@@ -36,7 +37,12 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
-from utils.files import atomic_write_text, read_json, write_json
+from utils.figures import legend_below, line_style, new_figure, save_figure, styled
+from utils.files import atomic_write_text, write_json
+from utils.tables import write_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VALID_SHARE = 0.2
 RESERVED = ("--model", "--data", "--output-dir", "--weights", "--seed", "--resume", "--overwrite", "--model-args")
@@ -56,9 +62,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "python -m studies.few_shot")
     parser.add_argument("--checkpoint", required=True, metavar="PT", help="the detector to adapt")
     parser.add_argument("--data", required=True, metavar="SPEC", help="the new source, with train and test splits")
-    parser.add_argument("--keep", nargs="+", default=[], metavar="SPEC", help="sources to test for what is forgotten")
+    parser.add_argument("--keep", nargs="+", default=[], metavar="SPEC", help="sources to test for forgetting")
     parser.add_argument("--shots", type=int_in(4), nargs="+", default=[10, 50, 200], metavar="N", help="images")
-    parser.add_argument("--seeds", type=int_in(1, 100), default=3, help="draws and trainings per number (default: 3)")
+    parser.add_argument("--seeds", type=int_in(1, 100), default=3, help="draws and runs per number (default: 3)")
     parser.add_argument("--epochs", type=int_in(1), default=8, help="passes over the drawn images (default: 8)")
     parser.add_argument("--runs-dir", default="runs/few_shot", metavar="DIR", help="default: runs/few_shot")
     parser.add_argument("--output-dir", default="results/few_shot", metavar="DIR", help="default: results/few_shot")
@@ -67,42 +73,40 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Draw the curve; returns ``{"rows": its points, "exit_code": 0, or 1 if images could not be read}``."""
+    """Draw the curve; returns ``{"rows": its points, "exit_code": 0, or 1 with unreadable images}``."""
     import train
 
     args = get_args_parser().parse_args(argv)
     checkpoint = check_checkpoint_file(args.checkpoint, needs_weights=True)
     check_passed_on(args.train, train.get_args_parser(), RESERVED)
-    source = open_records(parse_spec(args.data), "train")
-    check_two_classes(source.records, "train")
-    if source.split != "train" or "test" not in source.splits:
-        raise UserError(f"expected a source with train and test splits, found {', '.join(source.splits) or 'none'}")
-    too_many = [shots for shots in args.shots if shots > len(source.records)]
-    if too_many:
-        raise UserError(f"expected --shots up to the {len(source.records)} training images, got {too_many[0]}")
+    source = open_source(args.data, max(args.shots))
     folder, runs = check_output_dir(args.output_dir), check_output_dir(args.runs_dir)
 
+    from studies.runs import digests, evaluate_once, train_once
+    from utils.checkpoints.file import load_checkpoint
     from utils.runtime import git_commit, hardware
 
-    tests = [args.data, *args.keep]
-    results = {(0, 0): score(checkpoint, tests, runs / "shots0")}
+    specs = [args.data, *args.keep]
+    inputs = digests([checkpoint], [source])
+    flags = [*finetune_flags(checkpoint, load_checkpoint(checkpoint)), "--epochs", str(args.epochs), *args.train]
+    results = {(0, 0): evaluate_once(checkpoint, specs, runs / "shots0")}
     for shots in sorted(set(args.shots)):
         for seed in range(args.seeds):
             run = runs / f"shots{shots}-seed{seed}"
-            adapt(args, checkpoint, source, shots, seed, run)
-            results[shots, seed] = score(run / "best.pt", tests, run / "evaluation")
+            write_list(run / "images.csv", draw(source, shots, seed))
+            train_once(run, ["--data", f"csv:{run / 'images.csv'}", "--seed", str(seed), *flags], inputs)
+            results[shots, seed] = evaluate_once(run / "best.pt", specs, run / "evaluation")
     rows = summarise(results)
-    write_curve(rows, folder)
-    write_json(
-        folder / "adaptation.json",
-        {
-            "command": shlex.join(["python", "few_shot.py", *(sys.argv[1:] if argv is None else argv)]),
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-            "rows": rows,
-            "runs": [{"shots": shots, "seed": seed, **row} for (shots, seed), line in results.items() for row in line],
-        },
-    )
+    write_table(rows, COLUMNS, folder / "adaptation", "Few-shot adaptation; median and range over the seeds.")
+    save_figure(adaptation_figure(rows), folder / "adaptation")
+    facts = {
+        "command": shlex.join(["python", "few_shot.py", *(sys.argv[1:] if argv is None else argv)]),
+        "hardware": hardware(),
+        "git_commit": git_commit(),
+        "rows": rows,
+        "runs": [{"shots": shots, "seed": seed, **row} for (shots, seed), line in results.items() for row in line],
+    }
+    write_json(folder / "adaptation.json", facts)
     for row in rows:
         low, high = row["auc_ci"]
         value = f"AUC {row['auc']:.3f} [{low:.3f}, {high:.3f}] over {row['seeds']} seeds"
@@ -111,8 +115,23 @@ def main(argv: Sequence[str] | None = None) -> dict:
     return {"rows": rows, "exit_code": EXIT_PARTIAL if partial else EXIT_DONE}
 
 
+def open_source(spec: str, most: int) -> Listing:
+    """Open the training images of the new source.
+
+    Raises:
+        UserError: it lacks a class, a train or a test split, or has fewer than ``most`` training images.
+    """
+    source = open_records(parse_spec(spec), "train")
+    check_two_classes(source.records, "train")
+    if source.split != "train" or "test" not in source.splits:
+        raise UserError(f"expected a source with train and test splits, found {', '.join(source.splits) or 'none'}")
+    if most > len(source.records):
+        raise UserError(f"expected --shots up to the {len(source.records)} training images, got {most}")
+    return source
+
+
 def draw(source: Listing, shots: int, seed: int) -> list[tuple[Record, str]]:
-    """Draw records for training and validation, as even over the classes as they allow; pairs of record and split."""
+    """Draw records, balanced over the classes where possible; returns pairs of record and split (train or valid)."""
     import numpy as np
 
     rng = np.random.default_rng([seed, shots])
@@ -126,40 +145,23 @@ def draw(source: Listing, shots: int, seed: int) -> list[tuple[Record, str]]:
     return drawn
 
 
-def adapt(args: argparse.Namespace, checkpoint: Path, source: Listing, shots: int, seed: int, run: Path) -> None:
-    """Go on training the detector on a few images, unless that is done."""
-    import train
-    from utils.checkpoints.file import load_checkpoint
+def finetune_flags(file: Path, checkpoint: dict[str, Any]) -> list[str]:
+    """Return the flags with which train.py fine-tunes a checkpoint; flags given later override the learning rate etc.
 
-    known = load_checkpoint(checkpoint)
-    if any(isinstance(value, dict | list) for value in known["model_args"].values()) or is_classical(known["model"]):
-        raise UserError(f"expected a neural detector that train.py can go on training, got {known['model']}")
-    geometry = known["geometry"]
-    plan = {"checkpoint": str(checkpoint), "data": args.data, "epochs": args.epochs, "train": args.train}
-    file = run / "plan.json"
-    if file.exists():
-        if read_json(file) != plan:
-            raise UserError(f"expected the flags of the runs in {run.parent}, got others; choose another --runs-dir")
-        return
-    check_output_dir(run)
-    write_list(run / "images.csv", draw(source, shots, seed))
-    flags = ["--model", known["model"], "--data", f"csv:{run / 'images.csv'}", "--weights", str(checkpoint)]
-    flags += ["--output-dir", str(run), "--overwrite", "--seed", str(seed), "--epochs", str(args.epochs)]
-    flags += ["--geometry", geometry["mode"], "--image-size", str(geometry["size"])]
-    flags += ["--resize-to", str(geometry["resize_to"])] if geometry["resize_to"] else []
-    # Moderate defaults, which --train may overrule: a small rate keeps what was learnt elsewhere.
-    flags += ["--lr", "2e-4", "--batch-size", "8", "--ema-decay", "0.9", "--calibration", "none"]
-    model_args = [f"{key}={value}" for key, value in known["model_args"].items()]
-    flags += ["--model-args", *model_args] if model_args else []
-    train.main([*flags, *args.train])
-    write_json(file, plan)
-
-
-def is_classical(model: str) -> bool:
-    """Whether a model learns in one call and so cannot go on learning."""
+    Raises:
+        UserError: train.py cannot continue from this kind of model.
+    """
     from models.registry import create_model
 
-    return create_model(model).is_classical
+    name, model_args, geometry = checkpoint["model"], checkpoint["model_args"], checkpoint["geometry"]
+    if any(isinstance(value, dict | list) for value in model_args.values()) or create_model(name).is_classical:
+        raise UserError(f"expected a neural detector that train.py can fine-tune, got {name}")
+    flags = ["--model", name, "--weights", str(file), "--geometry", geometry["mode"]]
+    flags += ["--image-size", str(geometry["size"])]
+    flags += ["--resize-to", str(geometry["resize_to"])] if geometry["resize_to"] else []
+    flags += ["--model-args", *(f"{key}={value}" for key, value in model_args.items())] if model_args else []
+    # A small learning rate, so that the detector keeps what it has learnt on other sources.
+    return [*flags, *"--lr 2e-4 --batch-size 8 --ema-decay 0.9 --calibration none".split()]
 
 
 def write_list(file: Path, drawn: Sequence[tuple[Record, str]]) -> None:
@@ -173,23 +175,8 @@ def write_list(file: Path, drawn: Sequence[tuple[Record, str]]) -> None:
     atomic_write_text(file, text.getvalue())
 
 
-def score(checkpoint: Path, specs: Sequence[str], folder: Path) -> list[dict]:
-    """Evaluate a checkpoint on the test splits, silently; returns the metrics rows over all generators."""
-    import contextlib
-
-    import evaluate
-
-    file = folder / "metrics.json"
-    if not file.exists():
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluate.main(
-                ["--checkpoint", str(checkpoint), "--data", *specs, "--output-dir", str(folder), "--n-boot", "0"]
-            )
-    return [row for row in read_json(file) if row["generator"] == "all"]
-
-
 def summarise(results: dict[tuple[int, int], list[dict]]) -> list[dict]:
-    """Median and range over the seeds, a row for each number of shots and data set."""
+    """Compute median and range over the seeds, one row per number of shots and data set."""
     rows = []
     for shots in sorted({shots for shots, _ in results}):
         runs = [line for (number, _), line in sorted(results.items()) if number == shots]
@@ -202,20 +189,24 @@ def summarise(results: dict[tuple[int, int], list[dict]]) -> list[dict]:
     return rows
 
 
-def write_curve(rows: Sequence[dict], folder: Path) -> None:
-    """Write the table and the figure."""
-    from studies.protocol_figures import adaptation_figure
-    from utils.figures import save_figure
-    from utils.tables import write_table
+@styled
+def adaptation_figure(rows: Sequence[dict]) -> Figure:
+    """Draw the median AUC over the shots, with its range as a band, one curve per data set.
 
-    write_table(rows, COLUMNS, folder / "adaptation", "Few-shot adaptation; median and range over the seeds.")
-    curves: dict[str, list[dict]] = {}
-    for row in rows:
-        low, high = row["auc_ci"]
-        curves.setdefault(row["dataset"], []).append(
-            {"x": row["shots"], "median": row["auc"], "low": low, "high": high}
-        )
-    save_figure(adaptation_figure(curves, "Images of the new source", "Test AUC"), folder / "adaptation")
+    The x axis shows steps, not a scale: 0, 10, 50 and 200 are equally far apart.
+    """
+    figure, (axes,) = new_figure(5.2, 3.6)
+    steps = sorted({row["shots"] for row in rows})
+    for index, name in enumerate(dict.fromkeys(row["dataset"] for row in rows)):
+        points = [row for row in rows if row["dataset"] == name]
+        places, style = [steps.index(row["shots"]) for row in points], line_style(index)
+        axes.plot(places, [row["auc"] for row in points], label=name, **style)
+        low, high = zip(*(row["auc_ci"] for row in points), strict=True)
+        axes.fill_between(places, low, high, alpha=0.15, color=style["color"], linewidth=0)
+    axes.set_xticks(range(len(steps)), [str(step) for step in steps])
+    axes.set(xlabel="Images of the new source", ylabel="Test AUC")
+    legend_below(figure, axes)
+    return figure
 
 
 if __name__ == "__main__":

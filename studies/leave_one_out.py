@@ -1,11 +1,12 @@
-"""Leave one generator out: how well does a recipe find fakes of a generator that it has never seen?
+"""Leave one generator out: how well does a recipe detect fakes of a generator it has never seen?
 
   python -m studies.leave_one_out --data demo --output-dir results/leave_one_out --train --model cnn --epochs 5
   python -m studies.leave_one_out --data data/140k data/wild --train --model tf_efficientnet_b0 --weights imagenet
 
-Trains once on everything and once without each generator of the data; what follows --train goes to train.py. A run
-that is finished is skipped and an interrupted one goes on, so the command can be killed and repeated. Writes
-matrix.csv, .md, .tex and the figure matrix.pdf and .png, besides what evaluate.py writes. The last line on stdout:
+Trains once on all data and once without each generator; flags after --train are passed to train.py. You can interrupt
+and repeat the command: finished runs are skipped and interrupted ones resumed while data and code are unchanged. Writes
+matrix.csv, .md, .tex and the figure matrix.pdf and .png, in addition to the output of evaluate.py. The last line on
+stdout:
 
   mean AUC over 3 generators: seen 0.982, unseen 0.871
 """
@@ -16,14 +17,22 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets.splits import fake_generators, open_training_data
+import numpy as np
+
+from datasets.spec import open_records
+from datasets.splits import TrainingData, fake_generators, open_training_data
 from utils.args import EXIT_DONE, EXIT_PARTIAL, check_output_dir, check_passed_on, int_in, make_parser, run_script
 from utils.errors import UserError
-from utils.files import read_json, write_json
+from utils.figures import FAKE_COLOUR, new_figure, save_figure, styled
+from utils.files import read_json
+from utils.tables import write_table
 
-EVERYTHING = "none"  # the run that leaves nothing out
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EVERYTHING = "none"  # name of the run that leaves nothing out
 RESERVED = ("--data", "--output-dir", "--exclude-generator", "--resume", "--overwrite")
 COLUMNS = [
     ("excluded", "Left out"),
@@ -51,37 +60,43 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Make the matrix; returns ``{"rows": its cells, "exit_code": 0, or 1 if images could not be read}``."""
+    """Make the matrix; returns ``{"rows": its cells, "exit_code": 0, or 1 with unreadable images}``."""
     import evaluate
     import train
+    from studies.runs import digests, train_once
 
     args = get_args_parser().parse_args(argv)
     check_passed_on(args.train, train.get_args_parser(), RESERVED)
-    generators = generators_of(args.data)
+    data = open_training_data(args.data)
+    generators = shared_generators(data)
     folder, runs = check_output_dir(args.output_dir), check_output_dir(args.runs_dir)
+    inputs = digests([], [*data.train, *data.valid])
+    checkpoints = []
     for excluded in (EVERYTHING, *generators):
-        train_without(args, excluded, runs / run_name(excluded))
-    checkpoints = [str(runs / run_name(excluded) / "best.pt") for excluded in (EVERYTHING, *generators)]
+        flags = ["--data", *args.data, *(["--exclude-generator", excluded] if excluded != EVERYTHING else [])]
+        print(f"training without {excluded}" if excluded != EVERYTHING else "training on everything", file=sys.stderr)
+        train_once(runs / run_name(excluded), [*flags, *args.train], inputs)
+        checkpoints.append(str(runs / run_name(excluded) / "best.pt"))
     flags = ["--output-dir", str(folder), "--n-boot", str(args.n_boot)]
     result = evaluate.main(["--checkpoint", *checkpoints, "--data", *args.data, *flags])
     rows = cells(read_json(folder / "metrics.json"), args.data)
     seen, unseen = ([row["auc"] for row in rows if row["seen"] == answer] for answer in ("yes", "no"))
     means = f"seen {statistics.mean(seen):.3f}, unseen {statistics.mean(unseen):.3f}"
-    write_matrix(rows, folder, means)
+    caption = f"Leave one generator out; 95 % bootstrap intervals. Mean AUC: {means}."
+    write_table(rows, COLUMNS, folder / "matrix", caption)
+    save_figure(matrix_figure(rows), folder / "matrix")
     print((folder / "matrix.md").read_text(encoding="utf-8"), end="")
     print(f"mean AUC over {len(generators)} generators: {means}")
     return {"rows": rows, "exit_code": EXIT_PARTIAL if result["exit_code"] == EXIT_PARTIAL else EXIT_DONE}
 
 
-def generators_of(specs: Sequence[str]) -> list[str]:
-    """The generators with fakes to train on and to test on.
+def shared_generators(data: TrainingData) -> list[str]:
+    """Return the generators with fakes both to train on and to test on.
 
     Raises:
-        UserError: there are fewer than two, so that nothing would be left to train on.
+        UserError: there are fewer than two; without one of them, no fakes would remain for training.
     """
-    data = open_training_data(specs)
-    trained = {name for listing in data.train for name in fake_generators(listing)}
-    tested = {name for listing in data.test for name in fake_generators(listing)}
+    trained, tested = ({name for item in part for name in fake_generators(item)} for part in (data.train, data.test))
     if len(trained & tested) < 2:
         found = ", ".join(sorted(trained & tested)) or "none"
         raise UserError(f"expected fakes of two or more generators in the train and test splits, found {found}")
@@ -89,39 +104,13 @@ def generators_of(specs: Sequence[str]) -> list[str]:
 
 
 def run_name(generator: str) -> str:
-    """Name of the run, and of its folder, that leaves a generator out."""
+    """Name the run, and its folder, that leaves a generator out."""
     return generator.replace("/", "_")
 
 
-def train_without(args: argparse.Namespace, excluded: str, run: Path) -> None:
-    """Train one run unless it is finished; go on where it was interrupted.
-
-    Raises:
-        UserError: the folder holds a run with other flags.
-    """
-    import train
-
-    flags = ["--data", *args.data, *(["--exclude-generator", excluded] if excluded != EVERYTHING else []), *args.train]
-    plan = run / "plan.json"
-    known = read_json(plan) if plan.exists() else None
-    if known and known["flags"] != flags:
-        raise UserError(f"expected the flags of the runs in {run.parent}, got others; choose another --runs-dir")
-    if known and known["finished"]:
-        return
-    print(f"training without {excluded}" if excluded != EVERYTHING else "training on everything", file=sys.stderr)
-    if known and (run / "last.pt").exists():
-        train.main(["--resume", "--output-dir", str(run)])
-    else:
-        write_json(plan, {"flags": flags, "finished": False})
-        train.main([*flags, "--output-dir", str(run), "--overwrite"])
-    write_json(plan, {"flags": flags, "finished": True})
-
-
 def cells(rows: Sequence[dict], specs: Sequence[str]) -> list[dict]:
-    """Pick the metrics rows of one generator's fakes against the reals of their own data set."""
-    from datasets.spec import open_records
-
-    only = {}  # evaluate.py has no rows by generator for a set that holds one generator
+    """Select the metrics rows that compare the fakes of one generator with the reals of the same data set."""
+    only = {}  # evaluate.py writes no rows by generator for a set with a single generator
     for text in specs:
         listing = open_records(text)
         names = fake_generators(listing)
@@ -135,28 +124,30 @@ def cells(rows: Sequence[dict], specs: Sequence[str]) -> list[dict]:
     return picked
 
 
-def write_matrix(rows: Sequence[dict], folder: Path, means: str) -> None:
-    """Write the table and the figure: a line per run, a column per generator tested, unseen cells framed."""
-    from studies.protocol_figures import matrix_figure
-    from utils.figures import save_figure
-    from utils.tables import write_table
+@styled
+def matrix_figure(rows: Sequence[dict]) -> Figure:
+    """Draw the AUC as a shaded table, one row per run, one column per generator tested; unseen cells are framed."""
+    from matplotlib.patches import Rectangle
 
-    caption = f"Leave one generator out; 95 % bootstrap intervals. Mean AUC: {means}."
-    write_table(rows, COLUMNS, folder / "matrix", caption)
-    runs = list(dict.fromkeys(row["excluded"] for row in rows))
-    tested = list(dict.fromkeys(row["tested"] for row in rows))
-    value = {(row["excluded"], row["tested"]): row["auc"] for row in rows}
-    marked = {(row["excluded"], row["tested"]) for row in rows if row["seen"] == "no"}
-    figure = matrix_figure(
-        [[value.get((run, name)) for name in tested] for run in runs],
-        runs,
-        tested,
-        marked=[[(run, name) in marked for name in tested] for run in runs],
-        x_label="Fakes tested",
-        y_label="Left out of training",
-        value_label="AUC (framed: unseen)",
-    )
-    save_figure(figure, folder / "matrix")
+    runs, tested = (list(dict.fromkeys(row[key] for row in rows)) for key in ("excluded", "tested"))
+    grid = np.full((len(runs), len(tested)), np.nan)
+    figure, (axes,) = new_figure(2.4 + 0.95 * len(tested), 1.5 + 0.42 * len(runs))
+    for row in {(row["excluded"], row["tested"]): row for row in rows}.values():
+        i, j = runs.index(row["excluded"]), tested.index(row["tested"])
+        grid[i, j] = row["auc"]
+        colour = "white" if row["auc"] < 0.75 else "black"
+        axes.text(j, i, f"{row['auc']:.2f}", ha="center", va="center", color=colour, fontsize=9)
+        if row["seen"] == "no":
+            axes.add_patch(
+                Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, edgecolor=FAKE_COLOUR, linewidth=2.2)
+            )
+    image = axes.imshow(grid, cmap="cividis", vmin=0.5, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(tested)), tested, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(runs)), runs)
+    axes.set(xlabel="Fakes tested", ylabel="Left out of training")
+    axes.grid(False)
+    figure.colorbar(image, ax=axes, label="AUC (framed: unseen)")
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Train and evaluate the list of models over one budget, and write the table that compares them.
+"""Train and evaluate a list of models with the same budget, and write the table that compares them.
 
   python -m studies.model_table --data data/140k data/openforensics --output-dir results/models
   python -m studies.model_table --data demo@n=240 --models cnn xgboost --epochs 2 --output-dir runs/table
   python -m studies.model_table --data data/140k --weights-dir imagenet --epochs 8 --image-size 0 --runs-dir runs/full
 
-Each model is one run of train.py in --runs-dir and is skipped when it is finished, resumed when it was interrupted. A
-run of other settings is refused, not mixed in.
-A backbone starts from WEIGHTS_DIR/<model>.safetensors where that file exists (--weights-dir imagenet: from timm's hub),
-and is marked "scratch" otherwise. Writes models.csv, .md and .tex and the bar figure models.pdf and .png, besides
-what evaluate.py writes. `--list` prints the names.
+Each model is one run of train.py in --runs-dir. Finished runs are skipped and interrupted ones resumed while data,
+weights and code are unchanged; a run with other settings is an error. A backbone starts from
+WEIGHTS_DIR/<model>.safetensors if that file exists (--weights-dir imagenet: from timm's hub) and is marked "scratch"
+otherwise. Writes models.csv, .md and .tex and the bar figure models.pdf and .png, in addition to the output of
+evaluate.py. `--list` prints the names.
 """
 
 from __future__ import annotations
@@ -34,9 +34,14 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
-from utils.files import read_json, write_json
+from utils.figures import interval_bar_figure, save_figure
+from utils.tables import write_table
 
 CLASSICAL = ("random_forest", "gradient_boosting", "xgboost", "lightgbm", "logistic_regression")
+BACKBONES = (
+    *("resnet50", "densenet121", "xception", "inception_resnet_v2"),
+    *("efficientnet_b0", "convnext_tiny", "vit_small_patch16_224"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,7 @@ ENTRIES = [
     Entry("tf_efficientnet_b0", "tf_efficientnet_b0", (), "tf_efficientnet_b0"),
     Entry("mobilenetv2_100", "mobilenetv2_100", ("pad_type=same",), "mobilenetv2_100"),
     Entry("mobilenetv1_100", "mobilenetv1_100", ("pad_type=same",), "mobilenetv1_100"),
-    *(
-        Entry(name, name, (), name)
-        for name in (
-            "resnet50",
-            "densenet121",
-            "xception",
-            "inception_resnet_v2",
-            "efficientnet_b0",
-            "convnext_tiny",
-            "vit_small_patch16_224",
-        )
-    ),
+    *(Entry(name, name, (), name) for name in BACKBONES),
 ]
 
 COLUMNS = [
@@ -91,12 +85,12 @@ COLUMNS = [
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of model_table.py."""
     parser = make_parser(__doc__, "python -m studies.model_table")
-    parser.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="trained on and tested on")
+    parser.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="data sets to train and test on")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="some names of --list (default: all)")
-    parser.add_argument("--list", action="store_true", help="print the names and leave")
-    parser.add_argument("--epochs", type=int_in(1), default=3, help="of the neural models (default: 3)")
+    parser.add_argument("--list", action="store_true", help="print the names and exit")
+    parser.add_argument("--epochs", type=int_in(1), default=3, help="for neural models (default: 3)")
     parser.add_argument(
-        "--image-size", type=int_in(0, 4096), default=128, help="px; 0 is each model's own (default: 128)"
+        "--image-size", type=int_in(0, 4096), default=128, help="px; 0: the default of each model (default: 128)"
     )
     parser.add_argument("--batch-size", type=int_in(2), default=16)
     parser.add_argument("--lr", type=float_in(0, 10), default=6e-4, help="peak learning rate (default: 0.0006)")
@@ -111,7 +105,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Make the table; returns ``{"rows": table rows, "exit_code": 0, or 1 if a model or an image failed}``."""
+    """Make the table; returns ``{"rows": table rows, "failed": names, "exit_code": 0, or 1 if anything failed}``."""
     args = get_args_parser().parse_args(argv)
     entries = choose(args.models)
     if args.list:
@@ -119,23 +113,44 @@ def main(argv: Sequence[str] | None = None) -> dict:
         return {"rows": [], "exit_code": EXIT_DONE}
     if 0 < args.image_size < 16:
         raise UserError(f"expected --image-size 0 or in 16..4096 px, got {args.image_size}")
-    open_training_data(args.data)  # a wrong spec is reported once and now, not for every model
+    data = open_training_data(args.data)  # reports a wrong spec once, not for every model
     folder, runs = check_output_dir(args.output_dir), check_output_dir(args.runs_dir)
-    done, failed = [], []
+
+    from studies.runs import digests, train_once
+
+    shared = ["--data", *args.data, "--seed", str(args.seed), "--precision", args.precision]
+    shared += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--lr", str(args.lr)]
+    machine = ["--device", args.device, *(["--threads", str(args.threads)] if args.threads else [])]
+    facts, failed = {}, []
     for entry in entries:
+        weights = weights_of(entry, args.weights_dir)
+        inputs = digests([Path(weights)] if weights not in (None, "imagenet") else [], [*data.train, *data.valid])
+        flags = [*shared, *entry_flags(entry, args.image_size, weights)]
         try:
-            train_entry(args, entry, runs / entry.name)
-            done.append(entry)
-        except UserError as error:  # one model that cannot be built must not cost the others
+            minutes = train_once(runs / entry.name, flags, inputs, machine)
+        except UserError as error:  # a model that cannot be built must not stop the others
             print(f"{entry.name}: {error}", file=sys.stderr)
             failed.append(entry.name)
-    rows = tabulate(args, done, runs, folder) if done else []
+            continue
+        start, epochs = ("-", None) if entry.model in CLASSICAL else ("ImageNet" if weights else "scratch", args.epochs)
+        facts[entry.name] = {"minutes": minutes, "start": start, "epochs": epochs, **cost(runs / entry.name)}
+    if not facts:
+        return {"rows": [], "failed": failed, "exit_code": EXIT_PARTIAL}
+
+    import evaluate
+
+    checkpoints = [str(runs / name / "best.pt") for name in facts]
+    flags = ["--output-dir", str(folder), "--device", args.device]
+    result = evaluate.main(["--checkpoint", *checkpoints, "--data", *args.data, *flags])
+    rows = [{**row, **facts[row["checkpoint"]], "name": row["checkpoint"]} for row in result["rows"]]
+    rows.sort(key=lambda row: (row["dataset"], -(row["auc"] or 0)))
+    write_rows(rows, folder)
     is_partial = failed or any(row["unreadable"] for row in rows)
     return {"rows": rows, "failed": failed, "exit_code": EXIT_PARTIAL if is_partial else EXIT_DONE}
 
 
 def choose(names: Sequence[str] | None) -> list[Entry]:
-    """The entries of these names, in the order of the table.
+    """Return the entries with these names, in the order of the table.
 
     Raises:
         UserError: a name is not in the table.
@@ -147,84 +162,40 @@ def choose(names: Sequence[str] | None) -> list[Entry]:
     return [entry for entry in ENTRIES if names is None or entry.name in names]
 
 
-def train_entry(args: argparse.Namespace, entry: Entry, run: Path) -> None:
-    """Run train.py for one entry unless it is finished; go on where it was interrupted."""
-    import train
-
-    recipe = recipe_of(args, entry)
-    known, finished, started = run / "recipe.json", (run / "facts.json").exists(), (run / "last.pt").exists()
-    if (finished or started) and known.exists() and read_json(known) != recipe:
-        raise UserError(f"expected a run of these settings in {run}, got one of others; pass another --runs-dir")
-    if finished:
-        return
-    if not started:
-        write_json(known, recipe)
-    flags = [*recipe, "--output-dir", str(run), "--device", args.device]
-    flags += ["--threads", str(args.threads)] if args.threads else []
-    since = time.perf_counter()
-    train.main(["--resume", "--output-dir", str(run)] if started else [*flags, "--overwrite"])
-    minutes = (time.perf_counter() - since) / 60
-    log = run / "log.csv"
-    if log.exists():  # a resumed run counts all its epochs, not only those since
-        import csv
-
-        with log.open() as file:
-            minutes = sum(float(row["train_seconds"]) for row in csv.DictReader(file)) / 60
-    classical = entry.model in CLASSICAL
-    start = "-" if classical else ("ImageNet" if weights_of(args, entry) else "scratch")
-    write_json(run / "facts.json", {"minutes": minutes, "start": start, "epochs": None if classical else args.epochs})
-
-
-def recipe_of(args: argparse.Namespace, entry: Entry) -> list[str]:
-    """The flags of train.py that an entry's figures depend on."""
-    classical = entry.model in CLASSICAL
-    size = 256 if classical else args.image_size
-    flags = ["--model", entry.model, "--data", *args.data, "--seed", str(args.seed), "--precision", args.precision]
-    flags += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--lr", str(args.lr)]
-    flags += ["--image-size", str(size)] if size and not classical else []
-    weights = weights_of(args, entry)
-    flags += ["--weights", weights] if weights else []
+def entry_flags(entry: Entry, image_size: int, weights: str | None) -> list[str]:
+    """Return the flags of train.py that are specific to an entry."""
+    size = 0 if entry.model in CLASSICAL else image_size
     model_args = [argument.format(size=size or 256) for argument in entry.model_args]
-    return flags + (["--model-args", *model_args] if model_args else [])
+    flags = ["--model", entry.model, *(["--image-size", str(size)] if size else [])]
+    return [
+        *flags,
+        *(["--weights", weights] if weights else []),
+        *(["--model-args", *model_args] if model_args else []),
+    ]
 
 
-def weights_of(args: argparse.Namespace, entry: Entry) -> str | None:
-    """The --weights of an entry: a file of the folder, timm's hub, or nothing."""
-    if not args.weights_dir or not entry.weights:
+def weights_of(entry: Entry, folder: str | None) -> str | None:
+    """Return the --weights of an entry: a file of the folder, imagenet (timm's hub), or None."""
+    if not folder or not entry.weights:
         return None
-    if args.weights_dir == "imagenet":
-        return "imagenet"
-    file = Path(args.weights_dir) / f"{entry.weights}.safetensors"
+    if folder == "imagenet":
+        return folder
+    file = Path(folder) / f"{entry.weights}.safetensors"
     return str(file) if file.is_file() else None
 
 
-def tabulate(args: argparse.Namespace, entries: list[Entry], runs: Path, folder: Path) -> list[dict]:
-    """Evaluate all runs, add sizes and speeds, and write the table and the figure."""
-    import evaluate
-    from utils.figures import interval_bar_figure, save_figure
-    from utils.tables import write_table
-
-    checkpoints = [str(runs / entry.name / "best.pt") for entry in entries]
-    flags = ["--output-dir", str(folder), "--device", args.device]
-    result = evaluate.main(["--checkpoint", *checkpoints, "--data", *args.data, *flags])
-    facts = {
-        entry.name: {**read_json(runs / entry.name / "facts.json"), **cost(runs / entry.name)} for entry in entries
-    }
-    rows = [{**row, **facts[row["checkpoint"]], "name": row["checkpoint"]} for row in result["rows"]]
-    rows.sort(key=lambda row: (row["dataset"], -(row["auc"] or 0)))
+def write_rows(rows: list[dict], folder: Path) -> None:
+    """Write the table and the figure, and print the table."""
     formats = {"parameters": ".2f", "gmacs": ".2f", "minutes": ".1f", "images_per_s": ".0f", "auc": ".3f", "acc": ".3f"}
     write_table(rows, COLUMNS, folder / "models", "Models over one budget; 95 % bootstrap intervals.", fmt=formats)
     labels = [f"{row['dataset']}: {row['name']}" for row in rows]
-    figure = interval_bar_figure(
-        labels, [row["auc"] for row in rows], [row["auc_ci"] for row in rows], x_label="Test AUC"
-    )
-    save_figure(figure, folder / "models")
+    aucs, intervals = [row["auc"] for row in rows], [row["auc_ci"] for row in rows]
+    save_figure(interval_bar_figure(labels, aucs, intervals, x_label="Test AUC"), folder / "models")
     print((folder / "models.md").read_text(encoding="utf-8"), end="")
-    return rows
 
 
 def cost(run: Path) -> dict:
-    """Parameters (millions), multiply-accumulates (billions) per image, and images/s in float32 at batch 8."""
+    """Measure parameters (millions), multiply-accumulates (billions) per image, and images/s in float32 at batch 8."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -244,7 +215,7 @@ def cost(run: Path) -> dict:
             times.append(time.perf_counter() - started)
     return {
         "parameters": count_parameters(detector) / 1e6 or None,
-        "gmacs": counter.get_total_flops() / 2e9 if detector.has_input_gradient else None,  # trees multiply nothing
+        "gmacs": counter.get_total_flops() / 2e9 if detector.has_input_gradient else None,  # trees do not multiply
         "image_size": size,
         "images_per_s": len(images) / statistics.median(times[1:]),
     }

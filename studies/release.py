@@ -1,15 +1,14 @@
-"""Make the file that is released of a trained detector: small, free of local paths, and checked.
+"""Write the file that is released of a trained detector: small, without local paths, and verified.
 
   python -m studies.release --checkpoint checkpoints/tf_efficientnet_b0-all --output checkpoints/deepfake-v2.pt
   python -m studies.release --checkpoint best.pt --output checkpoints/deepfake-v2.pt --notes facts.json
 
-The output is a checkpoint like any other: predict.py, explain.py and serve.py use checkpoints/deepfake-v2.pt when they
-are given no --checkpoint. It keeps the weights (large kernels and matrices in half precision or int8, float32 again
-once loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the fingerprints of
-the training data; paths that lead out of the project are shortened to their last part. It is refused above 10 MB, or
-if its logits on twelve generated images differ from those of its source by more than 0.05. Beside it comes a JSON
-file of the same name with its sha256, its size, that difference, and the logits of three of these images, which the
-tests compare. Printed are
+The output is an ordinary checkpoint; predict.py, explain.py and serve.py use checkpoints/deepfake-v2.pt by default. It
+keeps the weights (large kernels and matrices in half precision or int8, converted to float32 when
+loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the fingerprints of the training
+data; paths outside the project are shortened to their last part. It is refused above 10 MB, or if its logits on twelve
+generated images differ from those of the source by more than 0.05. A JSON file of the same name records sha256,
+size, this difference, and the logits of three of the images, which the tests compare. Prints
 
   checkpoint checkpoints/deepfake-v2.pt
   description checkpoints/deepfake-v2.json
@@ -36,25 +35,25 @@ from utils.files import read_json
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of release.py."""
     parser = make_parser(__doc__, "python -m studies.release")
-    parser.add_argument("--checkpoint", required=True, metavar="PT", help="the trained run, or its best.pt; it stays")
-    parser.add_argument("--output", required=True, metavar="FILE.pt", help="the file to write, or to replace")
+    parser.add_argument("--checkpoint", required=True, metavar="PT", help="the trained run, or its best.pt")
+    parser.add_argument("--output", required=True, metavar="FILE.pt", help="the file to write or replace")
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp16",
-        help="of large kernels and matrices; int8 has a scale per channel (default: fp16)",
+        help="of large kernels and matrices; int8 uses one scale per channel (default: fp16)",
     )
-    parser.add_argument("--notes", metavar="FILE.json", help="a JSON object of further facts to keep in both files")
+    parser.add_argument("--notes", metavar="FILE.json", help="a JSON object of additional facts for both files")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Release; returns the description that the JSON file holds, with ``exit_code``."""
+    """Write the release; returns the content of the JSON file, with ``exit_code``."""
     args = get_args_parser().parse_args(argv)
     source = check_checkpoint_file(args.checkpoint, needs_weights=True)
     output = check_output(args.output, source)
     notes = read_notes(args.notes) if args.notes else {}
-    command = shlex.join(["python", "release.py", *(sys.argv[1:] if argv is None else argv)])
+    command = shlex.join(["python", "-m", "studies.release", *(sys.argv[1:] if argv is None else argv)])
 
     from utils.checkpoints.slimming import write_release
 
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def check_output(text: str, source: Path) -> Path:
-    """Return the path to write. Raises UserError: not a .pt file, a folder, or the source itself."""
+    """Return the path to write. Raises UserError for anything but a new or another .pt file."""
     output = Path(text)
     if output.suffix != ".pt" or output.is_dir():
         raise UserError(f"expected --output to be a file FILE.pt, got {text!r}")
@@ -78,7 +77,7 @@ def check_output(text: str, source: Path) -> Path:
 
 
 def read_notes(path: str) -> dict[str, Any]:
-    """Read --notes. Raises UserError: unreadable, or no JSON object."""
+    """Read --notes. Raises UserError if it is not a JSON object."""
     notes = read_json(path, "a JSON object of notes")
     if not isinstance(notes, dict):
         raise UserError(f'expected a JSON object {{"key": value}} in {path}, got {type(notes).__name__}')

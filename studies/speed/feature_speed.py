@@ -1,9 +1,9 @@
-"""Images/s of the handcrafted feature banks, all together and one by one.
+"""Measure the images/s of the handcrafted feature banks, together and one by one.
 
   python -m studies.speed.feature_speed
 
-Noise images of 256 px: the banks do the same work on any content. Each figure is the median of several passes after
-one that is thrown away; `workers` processes share the cores, one thread each.
+The images are noise of 256 px, since the cost does not depend on the content. Each figure is the median of several
+passes after a warm-up; `workers` processes run in parallel, one thread each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -22,7 +23,7 @@ from utils.runtime import git_commit, hardware
 
 
 def images_per_second(job: tuple[list[str], int, int]) -> list[float]:
-    """Time passes over 32 images in one process."""
+    """Time passes over 32 images in one process; ``job`` is banks, side in px and number of passes."""
     banks, size, repeats = job
     torch.set_num_threads(1)
     images = torch.rand(32, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -34,7 +35,7 @@ def images_per_second(job: tuple[list[str], int, int]) -> list[float]:
     return rates[1:]
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Time the banks and write the results file."""
     parser = make_parser(__doc__, "python -m studies.speed.feature_speed")
     parser.add_argument("--size", type=int_in(32), default=256, help="px")
@@ -42,33 +43,17 @@ def main(argv=None) -> dict:
     parser.add_argument("--workers", type=int_in(1), default=os.cpu_count() or 1)
     parser.add_argument("--output", default="results/benchmarks/feature_speed.json")
     args = parser.parse_args(argv)
-    every = list(FEATURE_BANKS)
-    rows = []
+    every, rows = list(FEATURE_BANKS), []
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         for banks in (every, *([bank] for bank in every)):
             for workers in (1, args.workers):
                 rates = pool.map(images_per_second, [(banks, args.size, args.repeats)] * workers, chunksize=1)
                 totals = [sum(turn) for turn in zip(*rates, strict=True)]
-                rows.append(
-                    {
-                        "banks": ",".join(banks),
-                        "processes": workers,
-                        "images_per_s": statistics.median(totals),
-                        "range": [min(totals), max(totals)],
-                    }
-                )
-                print(f"{rows[-1]['images_per_s']:.0f} images/s  {workers} process(es)  {rows[-1]['banks']}")
-    write_json(
-        args.output,
-        {
-            "command": "python -m studies.speed.feature_speed",
-            "size": args.size,
-            "repeats": args.repeats,
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-            "rows": rows,
-        },
-    )
+                row = {"banks": ",".join(banks), "processes": workers, "images_per_s": statistics.median(totals)}
+                rows.append({**row, "range": [min(totals), max(totals)]})
+                print(f"{row['images_per_s']:.0f} images/s  {workers} process(es)  {row['banks']}")
+    facts = {"command": "python -m studies.speed.feature_speed", "size": args.size, "repeats": args.repeats}
+    write_json(args.output, {**facts, "hardware": hardware(), "git_commit": git_commit(), "rows": rows})
     return {"rows": rows}
 
 

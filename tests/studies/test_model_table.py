@@ -9,7 +9,7 @@ from studies import model_table
 from studies.model_table import ENTRIES, Entry
 from utils.args import run_script
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, write_json
 from utils.model_names import check_model_name
 
 NAMES = ["logistic_regression", "cnn"]
@@ -99,7 +99,7 @@ def test_one_failure_does_not_cost_the_others(argv, trained, tmp_path, monkeypat
     assert trained == ["cnn_lstm", "cnn", "logistic_regression"]
     assert {row["name"] for row in result["rows"]} == set(NAMES)
     assert "broken: expected --model-args reader=lstm or reader=mean, got 'gru'" in capsys.readouterr().err
-    assert not (tmp_path / "runs" / "broken" / "facts.json").exists()
+    assert "minutes" not in read_json(tmp_path / "runs" / "broken" / "plan.json")
 
 
 def test_nothing_but_failures_makes_no_table(argv, tmp_path):
@@ -109,25 +109,24 @@ def test_nothing_but_failures_makes_no_table(argv, tmp_path):
 
 
 def test_an_interrupted_run_is_resumed(argv, trained, tmp_path, monkeypatch):
-    """Killed between the last epoch and the facts: nothing is trained twice."""
+    """Killed between the last epoch and the end of the plan: nothing is trained twice."""
     monkeypatch.setattr(model_table, "cost", lambda run: {})
     model_table.main([*argv, "--models", "cnn"])
-    facts = tmp_path / "runs" / "cnn" / "facts.json"
-    minutes = read_json(facts)["minutes"]
-    facts.unlink()
+    plan = tmp_path / "runs" / "cnn" / "plan.json"
+    facts = read_json(plan)
+    minutes = facts.pop("minutes")
+    write_json(plan, facts)
     trained.clear()
     assert model_table.main([*argv, "--models", "cnn"])["exit_code"] == 0
     assert trained == ["resumed"]
-    assert read_json(facts)["minutes"] == minutes
+    assert read_json(plan)["minutes"] == minutes
 
 
 def test_a_run_of_other_settings_is_not_mixed_in(argv, trained, tmp_path, capsys):
     model_table.main([*argv, "--models", "cnn"])
     other = [*argv, "--models", "cnn", "--lr", "0.5"]
     assert model_table.main(other)["failed"] == ["cnn"]
-    assert "expected a run of these settings in runs/cnn, got one of others; pass another --runs-dir" in (
-        capsys.readouterr().err
-    )
+    assert "expected the flags of the run in runs/cnn, got others; choose another --runs-dir" in capsys.readouterr().err
     assert trained == ["cnn"] and model_table.main([*other, "--runs-dir", "others"])["failed"] == []
     model_table.main([*argv, "--models", "cnn", "--threads", "2"])  # what changes no figure may differ
     assert trained == ["cnn", "cnn"]
@@ -187,11 +186,10 @@ def test_every_entry_names_a_model_and_no_name_is_used_twice():
 
 
 def test_weights_are_found_by_their_stem(tmp_path):
-    args = model_table.get_args_parser().parse_args(["--weights-dir", str(tmp_path)])
     entry = Entry("cnn_mean", "cnn_lstm", (), "tf_efficientnet_b0")
-    assert model_table.weights_of(args, entry) is None
+    assert model_table.weights_of(entry, str(tmp_path)) is None
     (tmp_path / "tf_efficientnet_b0.safetensors").touch()
-    assert model_table.weights_of(args, entry) == str(tmp_path / "tf_efficientnet_b0.safetensors")
-    assert model_table.weights_of(args, Entry("cnn", "cnn")) is None
-    args.weights_dir = "imagenet"
-    assert model_table.weights_of(args, entry) == "imagenet"
+    assert model_table.weights_of(entry, str(tmp_path)) == str(tmp_path / "tf_efficientnet_b0.safetensors")
+    assert model_table.weights_of(Entry("cnn", "cnn"), str(tmp_path)) is None
+    assert model_table.weights_of(entry, "imagenet") == "imagenet"
+    assert model_table.weights_of(entry, None) is None

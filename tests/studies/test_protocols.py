@@ -45,7 +45,7 @@ def test_the_matrix_has_every_run_and_resumes(two_generators, tmp_path, monkeypa
 
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("a finished run was repeated"))
     assert leave_one_out.main(flags)["rows"] == result["rows"]
-    with pytest.raises(UserError, match="the flags of the runs in runs, got others"):
+    with pytest.raises(UserError, match="the flags of the run in runs/none, got others"):
         leave_one_out.main([*flags, "--seed", "5"])
 
 
