@@ -1,4 +1,4 @@
-"""Attack detectors, and say how much of their accuracy is left.
+"""Attack detectors and measure how much of their accuracy remains.
 
   python attack.py --checkpoint checkpoints/cnn-demo --data demo
   python attack.py --checkpoint a b --data data/140k@limit=200 --attacks fgsm pgd strong --eps 1/255 2/255
@@ -6,19 +6,19 @@
   python attack.py --checkpoint a b c --data demo --attacks pgd --eps 4/255 --transfer
   python attack.py --checkpoint forest --data demo --attacks square --queries 1000
   python attack.py --checkpoint a --data demo --attacks pgd --eps 2/255 --export adversarial/
-  python attack.py --output-dir results/attacks                        tables again, from what is finished
+  python attack.py --output-dir results/attacks                        write the tables of finished runs again
 
-Sizes are in pixel units: 8/255 is eight grey levels of an image in [0, 1]. The attack works on what the detector sees,
-after the cropping or resizing that its checkpoint prescribes, and succeeds when p_fake crosses the threshold that the
-checkpoint fitted on validation. Attacks: fgsm, pgd, mifgsm, cw, deepfool, square (black box), and strong, the worst of
-PGD on the margin, APGD-CE, FAB and Square for each image. The table is printed:
+Sizes are in pixel units: 8/255 is eight grey levels of an image in [0, 1]. The attack works on the detector's input,
+after the cropping or resizing that its checkpoint prescribes, and succeeds when p_fake crosses the threshold that was
+fitted on validation. ATTACKS `strong` is the worst of PGD on the margin, APGD, FAB and Square for each image. The table
+is printed:
 
   | Checkpoint | Data | Attack | eps   | n   | Clean acc            | Robust acc           | AUC   | ...
   | cnn-demo   | demo | pgd-20 | 2/255 | 480 | 0.933 [0.907, 0.952] | 0.021 [0.011, 0.038] | 0.004 | ...
 
-Each finished cell (checkpoint x data x attack x eps) is kept in DIR/cells with the score of every image; an interrupted
-run goes on where it was, and the tables cover every cell in the folder. Before that, each detector is checked for
-reasons not to believe an attack; DIR/checks.md has them, and a failed one marks its rows.
+Each finished cell (checkpoint x data x attack x eps) is stored in DIR/cells with the score of every image; an
+interrupted run resumes there, and the tables cover every cell in the folder. Each detector first undergoes sanity
+checks; DIR/checks.md lists them, and the table marks the rows of a detector that failed one.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ from utils.args import (
     make_parser,
     run_script,
 )
-from utils.attacks.names import (
+from utils.attacks.threat_model import (
     DEFAULT_EPS,
     DIRECTIONS,
-    WHITE_BOX,
+    NORMS,
+    Plan,
+    attack_traits,
     check_alpha,
     check_attacks,
     check_linf_eps,
@@ -55,20 +57,19 @@ from utils.attacks.names import (
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.attacks.runs import Target
-    from utils.attacks.suite import Plan
+    from utils.attacks.runs import Target, Trial
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of attack.py."""
-    parser = make_parser(__doc__, "attack.py")
+    parser = make_parser((__doc__ or "").replace("ATTACKS", f"Attacks: {', '.join(attack_traits())};"), "attack.py")
     what = parser.add_argument_group("what to attack")
     what.add_argument("--checkpoint", nargs="+", default=[], metavar="PT", help="checkpoints, or run folders")
-    what.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets; their test split unless told")
+    what.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets (default: their test split)")
     what.add_argument("--limit", type=int_in(2), help="images of each data set, balanced (default: all)")
     how = parser.add_argument_group("threat model")
     how.add_argument("--attacks", nargs="+", default=["fgsm", "pgd"], metavar="NAME", help="default: fgsm pgd")
-    how.add_argument("--norm", choices=("linf", "l2"), default="linf", help="of the change (default: linf)")
+    how.add_argument("--norm", choices=NORMS, default="linf", help="norm of the change (default: linf)")
     how.add_argument(
         "--eps",
         nargs="+",
@@ -76,20 +77,24 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="pixel units (default: 0.5, 1, 2, 4 and 8 /255; 0.25 to 2 for l2)",
     )
-    how.add_argument("--direction", choices=tuple(DIRECTIONS), default="both", help="which images are attacked")
-    how.add_argument("--steps", type=int_in(1), default=20, help="of each iterative attack (default: 20)")
-    how.add_argument("--alpha", type=parse_size, metavar="SIZE", help="size of a step (default: 2.5 eps / steps)")
-    how.add_argument("--restarts", type=int_in(1), default=1, help="random starts of pgd; strong adds one to APGD")
-    how.add_argument("--queries", type=int_in(1), default=500, help="of square, for each image (default: 500)")
-    more = parser.add_argument_group("what else to do")
-    more.add_argument("--transfer", action="store_true", help="score each detector on the images of each other one")
+    how.add_argument(
+        "--direction", choices=tuple(DIRECTIONS), default="both", help="images to attack (default: both classes)"
+    )
+    how.add_argument("--steps", type=int_in(1), default=20, help="steps of each iterative attack (default: 20)")
+    how.add_argument("--alpha", type=parse_size, metavar="SIZE", help="step size (default: 2.5 eps / steps)")
+    how.add_argument("--restarts", type=int_in(1), default=1, help="random starts (default: 1)")
+    how.add_argument("--queries", type=int_in(1), default=500, help="queries of square per image (default: 500)")
+    more = parser.add_argument_group("further outputs")
+    more.add_argument(
+        "--transfer", action="store_true", help="score each detector on the images crafted with the others"
+    )
     more.add_argument(
         "--smoothing",
         type=float_in(0.001, 10),
         metavar="SIGMA",
-        help="certificates by randomised smoothing, for --limit images (default: 50)",
+        help="certify --limit images (default: 50) by randomised smoothing",
     )
-    more.add_argument("--export", metavar="DIR", help="adversarial images as PNG, a data set for evaluate.py per cell")
+    more.add_argument("--export", metavar="DIR", help="write adversarial images as PNG, one data set per cell")
     more.add_argument("--output-dir", metavar="DIR", default="results/attacks", help="default: results/attacks")
     more.add_argument("--batch-size", type=int_in(1), default=32)
     add_seed(more)
@@ -103,32 +108,42 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.checkpoint) != bool(args.data):
         parser.error("expected --checkpoint PT... together with --data SPEC..., or neither")
-    args.command = shlex.join(["python", "attack.py", *(sys.argv[1:] if argv is None else argv)])
-    args.eps = args.eps or [parse_size(text) for text in DEFAULT_EPS[args.norm]]
-    for eps in args.eps if args.norm == "linf" else []:
+    sizes = sorted(args.eps or [parse_size(text) for text in DEFAULT_EPS[args.norm]])
+    for eps in sizes if args.norm == "linf" else []:
         check_linf_eps(eps)
-    check_alpha(args.alpha, args.eps)
+    check_alpha(args.alpha, sizes)
     check_attacks(args.attacks, args.norm)
+    settings = (args.alpha, args.steps, args.restarts, args.queries, args.seed)
+    plans = [Plan(attack, args.norm, eps, *settings) for attack in args.attacks for eps in sizes]
+    check = Plan("pgd", args.norm, sizes[len(sizes) // 2], steps=args.steps, seed=args.seed)
     folder = check_output_dir(args.output_dir)
-    paths = [check_checkpoint_file(path) for path in args.checkpoint]
+    paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     listings = [open_for_attack(text, args.direction, args.limit) for text in args.data]
     if args.checkpoint:
-        attack_all(args, paths, listings, folder)
+        from utils.attacks.runs import Trial, check_source
+        from utils.runtime import set_threads
 
-    from utils.attacks.report import write_attack_report
+        set_threads(args.threads)
+        targets = load_targets(paths, args.device, args.precision)
+        sources = usable_sources(targets, args.attacks, args.transfer)
+        command = shlex.join(["python", "attack.py", *(sys.argv[1:] if argv is None else argv)])
+        for listing in listings:
+            for source in sources:
+                check_source(source, listing, check, folder)
+                goals = targets if args.transfer else [source]
+                trial = Trial(source, goals, listing, args.direction, args.batch_size)
+                for plan in plans:
+                    attack_cells(trial, plan, folder, command, Path(args.export) if args.export else None)
+            if args.smoothing:
+                from utils.attacks.smoothing import write_certificates
 
-    rows = write_attack_report(folder)
-    if not rows:
-        raise UserError(f"expected finished cells in {folder}, got none; pass --checkpoint and --data")
-    print((folder / "attacks.md").read_text(encoding="utf-8").partition("\n\n")[2], end="")
-    if (folder / "transfer.md").exists():
-        print("\n" + (folder / "transfer.md").read_text(encoding="utf-8"), end="")
-    exit_code = EXIT_PARTIAL if any(row["unreadable"] for row in rows) else EXIT_DONE
-    return {"rows": rows, "exit_code": exit_code}
+                write_certificates(targets, listing, args.smoothing, args.limit or 50, args.seed, folder)
+    rows = print_report(folder)
+    return {"rows": rows, "exit_code": EXIT_PARTIAL if any(row["unreadable"] for row in rows) else EXIT_DONE}
 
 
 def open_for_attack(text: str, direction: str, limit: int | None) -> Listing:
-    """Open a spec whose images are labelled and hold every class that the direction attacks.
+    """Open a spec; its images must be labelled and hold every class that the direction attacks.
 
     Raises:
         UserError: a label is missing, or a class.
@@ -139,7 +154,7 @@ def open_for_attack(text: str, direction: str, limit: int | None) -> Listing:
     listing = open_records(spec)
     labels = {record.label for record in listing.records}
     if None in labels:
-        raise UserError(f"expected a label for every image of {text!r}, got some without; name them with labels=")
+        raise UserError(f"expected a label for every image of {text!r}, got images without; map them with labels=")
     if missing := set(DIRECTIONS[direction]) - labels:
         found, other = ("fake", "fake-to-real") if 0 in missing else ("real", "real-to-fake")
         raise UserError(
@@ -149,50 +164,30 @@ def open_for_attack(text: str, direction: str, limit: int | None) -> Listing:
     return listing
 
 
-def attack_all(args: argparse.Namespace, paths: list[Path], listings: list[Listing], folder: Path) -> None:
-    """Compute every cell that is not finished yet, data set by data set."""
-    from utils.attacks.runs import check_source, make_target
-    from utils.attacks.suite import Plan
+def load_targets(paths: Sequence[Path], device: str, precision: str) -> list[Target]:
+    """Load checkpoints as targets, named for tables."""
+    from utils.attacks.runs import make_target
     from utils.checkpoints.file import load_detector
     from utils.evaluation.evaluate import Candidate, checkpoint_names
-    from utils.runtime import pick_device, pick_precision, set_threads
+    from utils.runtime import pick_device, pick_precision
     from utils.scoring.cache import file_digest
 
-    device = pick_device(args.device)
-    dtype = pick_precision(args.precision, device, training=False)
-    set_threads(args.threads)
-    names = checkpoint_names(paths)
-    targets = [
-        make_target(Candidate(name, *load_detector(path, device), file_digest(path)), dtype)
-        for name, path in zip(names, paths, strict=True)
+    place = pick_device(device)
+    dtype = pick_precision(precision, place, training=False)
+    candidates = [
+        Candidate(name, *load_detector(path, place), file_digest(path))
+        for name, path in zip(checkpoint_names(paths), paths, strict=True)
     ]
-    for target in targets:
-        target.candidate.detector.to(device).eval()
-    sources = usable_sources(targets, args.attacks, args.transfer)
-    for listing in listings:
-        for source in sources:
-            middle = sorted(args.eps)[len(args.eps) // 2]
-            check_source(
-                source, listing, Plan("pgd", args.norm, middle, steps=args.steps, seed=args.seed), device, folder
-            )
-            goals = targets if args.transfer else [source]
-            for attack in args.attacks:
-                for eps in sorted(args.eps):
-                    plan = Plan(attack, args.norm, eps, args.alpha, args.steps, args.restarts, args.queries, args.seed)
-                    attack_cells(args, source, goals, listing, plan, device, folder)
-        if args.smoothing:
-            from utils.attacks.smoothing_report import write_certificates
-
-            write_certificates(targets, listing, args.smoothing, args.limit or 50, args.seed, device, folder)
+    return [make_target(candidate, place, dtype) for candidate in candidates]
 
 
 def usable_sources(targets: Sequence[Target], attacks: Sequence[str], transfer: bool) -> list[Target]:
-    """The detectors that images are crafted with: with --transfer those that have a gradient, else all must have one.
+    """The detectors to craft attacks with: those with a gradient if an attack needs it.
 
     Raises:
-        UserError: a white-box attack is asked for on a detector without a gradient.
+        UserError: without --transfer, a detector has no gradient; with it, none has.
     """
-    needs = [name for name in attacks if name in WHITE_BOX]
+    needs = [name for name in attacks if attack_traits()[name].needs_gradient]
     blind = [target for target in targets if needs and not target.candidate.detector.has_input_gradient]
     sources = [target for target in targets if target not in blind]
     if blind and not (transfer and sources):
@@ -204,41 +199,45 @@ def usable_sources(targets: Sequence[Target], attacks: Sequence[str], transfer: 
     return sources
 
 
-def attack_cells(
-    args: argparse.Namespace,
-    source: Target,
-    goals: Sequence[Target],
-    listing: Listing,
-    plan: Plan,
-    device,
-    folder: Path,
-) -> None:
-    """Run one attack against all goals at once, unless every one of their cells is finished."""
-    from utils.attacks.cells import cell_key, is_finished, write_cell
+def attack_cells(trial: Trial, plan: Plan, folder: Path, command: str, export: Path | None) -> None:
+    """Run one attack on all targets of a trial, unless every one of their cells is finished."""
+    from utils.attacks.cells import is_finished, write_cell
     from utils.attacks.export import Exporter
-    from utils.attacks.runs import cell_name, cell_settings, run_cells
     from utils.runtime import git_commit, hardware, versions
 
-    how = (args.direction, args.batch_size)
-    keys = {goal.name: cell_key(cell_settings(source, goal, listing, plan, *how)) for goal in goals}
-    stems = {goal.name: folder / "cells" / cell_name(source, goal, listing, plan, args.direction) for goal in goals}
-    exporter = Exporter(Path(args.export) / stems[source.name].name, listing, source) if args.export else None
-    if all(is_finished(stems[name], key) for name, key in keys.items()) and not exporter:
+    stems = [folder / "cells" / trial.cell_name(target, plan) for target in trial.targets]
+    keys = [trial.key(target, plan) for target in trial.targets]
+    if not export and all(map(is_finished, stems, keys)):
         return
-    cells = run_cells(source, goals, listing, plan, *how, device, exporter)
-    facts: dict[str, Any] = {
-        "command": args.command,
-        "hardware": hardware(),
-        "git_commit": git_commit(),
-        "versions": versions(),
-    }
-    for goal, cell in zip(goals, cells, strict=True):
-        cell.info |= {"key": keys[goal.name], **facts}
-        write_cell(stems[goal.name], cell)
+    source = trial.source
+    own = trial.targets.index(source)
+    exporter = Exporter(export / stems[own].name, trial.listing, source.candidate.detector.geometry) if export else None
+    cells = trial.run(plan, exporter)
+    facts = {"command": command, "hardware": hardware(), "git_commit": git_commit(), "versions": versions()}
+    for stem, key, cell in zip(stems, keys, cells, strict=True):
+        cell.info |= {"key": key, **facts}
+        write_cell(stem, cell)
     if exporter:
-        exporter.draw_example(next(cell for cell in cells if cell.info["checkpoint"] == source.name))
-    for item in cells[0].info["unreadable"]:
+        exporter.draw_example(cells[own], trial.clean.indices)
+    for item in trial.clean.unreadable:
         print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
+
+
+def print_report(folder: Path) -> list[dict[str, Any]]:
+    """Write and print the tables of all finished cells; returns the rows of the main table.
+
+    Raises:
+        UserError: the folder has no finished cells.
+    """
+    from utils.attacks.report import write_attack_report
+
+    rows = write_attack_report(folder)
+    if not rows:
+        raise UserError(f"expected finished cells in {folder}, got none; pass --checkpoint and --data")
+    print((folder / "attacks.md").read_text(encoding="utf-8").partition("\n\n")[2], end="")
+    if (folder / "transfer.md").exists():
+        print("\n" + (folder / "transfer.md").read_text(encoding="utf-8"), end="")
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The result of one attack on one data set, as a pair of files: every table and figure is made of these alone.
+"""Cells: the result of one attack on one data set, from which every table and figure is drawn.
 
-``cells/<name>.csv`` is a scores file of the adversarial images with further columns: ``attacked`` (1, or 0 for an image
-that the direction of the attack spares), p_fake of the clean image, of the adversarial image after rounding to 8 bits
-and after JPEG, and the size of the change in both norms. ``cells/<name>.json`` holds the settings and what belongs to
-the cell as a whole. The JSON file is written last: a cell without it is unfinished, and one whose ``key`` is another
-belongs to other settings.
+``cells/<name>.csv`` is a scores file of the adversarial images with further columns: ``attacked`` (0 for images that
+the direction of the attack excludes), p_fake of the clean image and of the adversarial image after rounding to 8 bits
+and after JPEG, and the size of the change in both norms. ``cells/<name>.json`` holds the settings and everything that
+belongs to the cell as a whole. The JSON file is written last: without it the cell is unfinished, and another ``key`` in
+it means other settings.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ EXTRA_COLUMNS = ("attacked", "clean_p_fake", "rounded_p_fake", "jpeg_p_fake", "l
 
 @dataclass
 class Cell:
-    """One attack, one source of gradients, one detector that is deceived, one data set, one eps.
+    """One attack at one eps on one data set, crafted with one detector and scored by one.
 
-    ``table`` scores the adversarial images; ``extra`` has an array (N,) for each of EXTRA_COLUMNS; ``info`` is the
-    JSON file.
+    ``table`` scores the adversarial images, ``extra`` has an array (N,) for each of EXTRA_COLUMNS, and ``info`` is the
+    content of the JSON file.
     """
 
     table: ScoreTable
@@ -39,22 +39,22 @@ class Cell:
 
     @property
     def attacked(self) -> np.ndarray:
-        """Which images the attack was allowed to change, (N,) bool."""
+        """Whether the attack was allowed to change an image, (N,) bool."""
         return self.extra["attacked"] > 0
 
     def right(self, variant: str = "adversarial") -> np.ndarray:
-        """Which images are called right, (N,) bool; the variant is adversarial, clean, rounded or jpeg."""
+        """Whether the verdict is right, (N,) bool; the variant is adversarial, clean, rounded or jpeg."""
         p_fake = self.table.p_fake if variant == "adversarial" else self.extra[f"{variant}_p_fake"]
         return (p_fake >= self.info["threshold"]) == (self.table.label == 1)
 
 
 def cell_key(settings: dict[str, Any]) -> str:
-    """A digest of everything that decides the numbers of a cell."""
+    """Digest of everything that decides the numbers of a cell."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def is_finished(stem: Path, key: str) -> bool:
-    """Tell whether the cell was computed already, with these very settings."""
+    """Whether the cell has been computed with exactly these settings."""
     json_file = stem.with_name(stem.name + ".json")
     return json_file.is_file() and read_json(json_file, "an attack cell").get("key") == key
 
@@ -63,7 +63,7 @@ def write_cell(stem: Path, cell: Cell) -> None:
     """Write both files of a cell atomically, the JSON file last.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: a file cannot be written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -90,5 +90,5 @@ def read_cell(json_file: Path) -> Cell:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """All finished cells of an output folder, in the order of their file names."""
+    """Read all finished cells of an output folder, sorted by file name."""
     return [read_cell(file) for file in sorted((folder / "cells").glob("*.json"))]

@@ -1,10 +1,10 @@
-"""Reasons not to believe an attack: what must hold before a robust accuracy is worth its name.
+"""Sanity checks that an attack must pass before you can trust a robust accuracy.
 
 Carlini et al., "On Evaluating Adversarial Robustness", 2019 (arXiv 1902.06705), and Croce et al., "RobustBench",
-NeurIPS Datasets and Benchmarks 2021 (arXiv 2010.09670), list the symptoms of an attack that fails for a reason of its
-own: gradients that vanish, a black-box attack that beats a white-box one, images that survive any eps.
-A detector is checked on a few images once per data set (:func:`check_detector`); each cell is checked for the ball and
-the box (:func:`check_change`), and the finished rows against each other (:func:`compare_rows`).
+NeurIPS Datasets and Benchmarks 2021 (arXiv 2010.09670), list the symptoms of an attack that fails although the detector
+is not robust: vanishing gradients, a black-box attack that beats a white-box one, images that survive any eps.
+Each detector is checked on a few images once per data set (:func:`check_detector`), each cell for the ball and the box
+(:func:`check_change`), and the finished rows against each other (:func:`compare_rows`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.attacks.gradient import LogitOf, input_gradient, pgd
-from utils.attacks.suite import Plan, margin_of
+from utils.attacks.gradient import LogitOf, change_size, input_gradient, margin_of, pgd
+from utils.attacks.registry import run_attack
+from utils.attacks.threat_model import Plan
 
 CHECK_IMAGES = 16
 SQUARE_QUERIES = 100
 FREE_STEPS = tuple(levels / 255 for levels in (0.5, 2, 8, 32))
 MAX_MASKED = 0.05  # share of images whose gradient is exactly zero
-TOLERANCE = 0.051  # of accuracy on CHECK_IMAGES images: none of 16 may differ
+TOLERANCE = 0.051  # of accuracy: below 1 / CHECK_IMAGES, so no image may differ
 ROW_TOLERANCE = 0.01  # of accuracy between two rows of a table
-BALL_TOLERANCE = 1e-6  # pixel units; 8.000007/255 occurs in float32, and L2 sums its errors
+BALL_TOLERANCE = 1e-6  # pixel units; float32 gives 8.000007/255, and L2 sums such errors
 DETERMINISTIC = "logits are deterministic"
 
 
@@ -34,7 +35,7 @@ def check_detector(
 ) -> list[dict[str, Any]]:
     """Check a detector on a few images; returns ``{check, passed, detail}`` for each check.
 
-    ``plan`` gives norm, eps, steps and seed. Without a gradient only determinism can be checked.
+    ``plan`` provides norm, eps, steps and seed. Without a gradient only determinism can be checked.
     """
     with torch.no_grad():
         spread = (logit_of(images) - logit_of(images)).abs().max().item()
@@ -43,7 +44,7 @@ def check_detector(
         return checks
 
     def accuracy(attack: str, **changes: Any) -> float:
-        attacked = replace(plan, attack=attack, **changes).run(logit_of, images, labels)
+        attacked = run_attack(replace(plan, attack=attack, **changes), logit_of, images, labels)
         return (margin_of(logit_of, attacked, labels) < 0).float().mean().item()
 
     gradient = input_gradient(logit_of, images, labels).flatten(1)
@@ -71,9 +72,9 @@ def check_detector(
 
 
 def accuracy_without_bound(logit_of: LogitOf, images: Tensor, labels: Tensor, steps: int) -> float:
-    """Accuracy when any image is allowed (eps = 1): what survives, survives because the attack does not work.
+    """Accuracy when any image is allowed (eps = 1): an image survives only if the attack does not work.
 
-    Steps of one size do not do: large ones jump over the narrow region in which a fine-grained detector is wrong, and
+    One step size is not enough: large steps jump over the narrow region in which a fine-grained detector is wrong, and
     small ones do not get far in a robust one. So each image may fall to any of FREE_STEPS.
     """
     alive = margin_of(logit_of, images, labels) < 0
@@ -90,11 +91,10 @@ def _check(name: str, passed: bool, detail: str) -> dict[str, Any]:
 
 
 def check_change(images: Tensor, adversarial: Tensor, eps: float, norm: str) -> list[str]:
-    """Name what is wrong with adversarial images: not finite, outside the ball around the images, outside the box."""
+    """List what is wrong with adversarial images: not finite, outside the eps ball, outside [0, 1]."""
     if not torch.isfinite(adversarial).all():
         return ["values are not finite"]
-    change = (adversarial - images).flatten(1)
-    size = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+    size = change_size(adversarial - images, norm)
     failures = []
     if (size > eps + BALL_TOLERANCE * (1 if norm == "linf" else 10 * max(1.0, eps))).any():
         failures.append("left the ball")
@@ -104,12 +104,11 @@ def check_change(images: Tensor, adversarial: Tensor, eps: float, norm: str) -> 
 
 
 def compare_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Mark rows that contradict each other: adds to ``failed`` of each row whose attack must have been too weak.
+    """Mark rows that contradict each other: extends ``failed`` of each row whose attack was too weak.
 
-    Larger eps may not leave more images than smaller eps, PGD not more than FGSM, the strong suite not more than PGD,
-    and no white-box attack more than Square.
+    A larger eps may not leave more images than a smaller one, PGD not more than FGSM or Square, and strong not more
+    than any other attack.
     """
-    stronger = {"pgd": ("fgsm", "square"), "strong": ("fgsm", "pgd", "square", "mifgsm", "cw", "deepfool")}
     setting = ("checkpoint", "source", "dataset", "split", "data_fingerprint", "norm", "direction")
     for row in rows:
         for other in rows:
@@ -118,6 +117,8 @@ def compare_rows(rows: Sequence[dict[str, Any]]) -> None:
                 continue
             if row["attack"] == other["attack"] and other["eps"] < row["eps"]:
                 row["failed"].append("larger eps helps the defender")
-            elif row["eps"] == other["eps"] and other["attack"] in stronger.get(row["attack"], ()):
+            elif row["eps"] == other["eps"] and (
+                row["attack"] == "strong" or (row["attack"] == "pgd" and other["attack"] in ("fgsm", "square"))
+            ):
                 row["failed"].append(f"weaker than {other['attack']}")
         row["failed"] = list(dict.fromkeys(row["failed"]))

@@ -1,4 +1,4 @@
-"""Finished attack cells in; tables, robust-accuracy curves, the transfer matrix and the example figure out."""
+"""Tables, robust-accuracy curves and the transfer matrix, drawn from finished attack cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.attacks.cells import Cell, read_cells
 from utils.attacks.checks import compare_rows
-from utils.attacks.names import size_name
+from utils.attacks.threat_model import size_name
 from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
 from utils.files import read_json, write_json
 from utils.metrics.binary import auc
@@ -36,8 +36,8 @@ COLUMNS = [
 FORMATS = {"mean_change": ".5f", "max_change": ".5f", "images_per_s": ".1f"}
 CAPTION = (
     "Robust accuracy with 95 % Wilson intervals. Changes are in pixel units and in the norm of the attack; "
-    "8 bit and JPEG Q90 are the shares of successful attacks that survive saving. A row with a failed check is not "
-    "to be believed."
+    "8 bit and JPEG Q90 are the shares of successful attacks that survive saving. Do not trust a row with a failed "
+    "check."
 )
 
 
@@ -52,9 +52,9 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> list[float] | None:
 
 
 def cell_row(cell: Cell) -> dict[str, Any]:
-    """The row of a cell. Accuracies are over the attacked images; an image is robust if it is right clean and attacked.
+    """Summarise a cell. Accuracies cover the attacked images; a robust image is right before and after the attack.
 
-    AUC is over all images: the attacked ones after the attack, the others as they are.
+    AUC covers all images, including those that the direction excludes.
     """
     attacked, plan = cell.attacked, cell.info["plan"]
     clean, robust = cell.right("clean")[attacked], (cell.right("clean") & cell.right())[attacked]
@@ -96,7 +96,7 @@ def _share(values: np.ndarray) -> float | None:
 
 
 def write_attack_report(folder: Path) -> list[dict[str, Any]]:
-    """Write tables and figures of every finished cell in an output folder; returns the rows of the main table."""
+    """Write tables and figures for every finished cell in a folder; returns the rows of the main table."""
     rows = [cell_row(cell) for cell in read_cells(folder)]
     rows.sort(key=lambda row: (row["dataset"], row["checkpoint"], row["norm"], row["attack"], row["eps"]))
     checks = [read_json(file, "a file of checks") for file in sorted((folder / "checks").glob("*.json"))]
@@ -135,11 +135,11 @@ def write_checks(checks: Sequence[dict[str, Any]], folder: Path) -> None:
         ("passed", "Passed"),
         ("detail", "Found"),
     ]
-    write_table(rows, columns, folder / "checks", "Checks before an attack is believed.")
+    write_table(rows, columns, folder / "checks", "Sanity checks of the attacks.")
 
 
 def write_transfer(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write the robust accuracy of each detector (columns) against images crafted with each other one (rows)."""
+    """Write the robust accuracy of each detector (columns) on images crafted with every other one (rows)."""
     targets = list(dict.fromkeys(row["checkpoint"] for row in rows))
     keys = ("dataset", "attack_name", "size", "source")
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -160,7 +160,7 @@ def write_transfer(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
 @styled
 def robust_figure(rows: Sequence[dict[str, Any]], dataset: str, norm: str) -> Any:
-    """Robust accuracy over eps, a panel per checkpoint and a curve per attack; eps = 0 is the clean accuracy."""
+    """Draw robust accuracy over eps, one panel per checkpoint and one curve per attack; eps = 0 is clean accuracy."""
     names = list(dict.fromkeys(row["checkpoint"] for row in rows))
     attacks = list(dict.fromkeys(row["attack_name"] for row in rows))
     figure, axes = new_figure(0.8 + 2.9 * len(names), 3.4, len(names), sharey=True)
@@ -180,27 +180,4 @@ def robust_figure(rows: Sequence[dict[str, Any]], dataset: str, norm: str) -> An
         panel.set_title(name, fontsize=9)
     axes[0].set_ylabel(f"Robust accuracy on {dataset}")
     legend_below(figure, max(axes, key=lambda panel: len(panel.lines)), n_columns=4)
-    return figure
-
-
-@styled
-def example_figure(
-    clean: np.ndarray, adversarial: np.ndarray, p_fake: Sequence[tuple[float, float]], names: Sequence[str], title: str
-) -> Any:
-    """Rows of image, change times 10 around grey, adversarial image, with p_fake before and after.
-
-    Args:
-        clean: ``(N, H, W, 3)`` uint8, as is ``adversarial``.
-    """
-    figure, axes = new_figure(6.4, 2.25 * len(clean) + 0.4, 3, nrows=len(clean))
-    for row, (image, changed) in enumerate(zip(clean, adversarial, strict=True)):
-        change = np.clip(127.5 + 10.0 * (changed.astype(float) - image), 0, 255).astype(np.uint8)
-        panels = axes[3 * row : 3 * row + 3]
-        captions = (f"{names[row]}, p_fake {p_fake[row][0]:.2f}", "change x 10", f"p_fake {p_fake[row][1]:.2f}")
-        for panel, picture, caption in zip(panels, (image, change, changed), captions, strict=True):
-            panel.imshow(picture, interpolation="nearest")
-            panel.set(xticks=[], yticks=[])
-            panel.grid(visible=False)
-            panel.set_title(caption, fontsize=9)
-    figure.suptitle(title, fontsize=10)
     return figure

@@ -1,11 +1,14 @@
-"""Run one attack over one data set: craft with one detector, score with one or several, and lay out the cells."""
+"""Attack one data set: craft with one detector, score with one or several, and lay out the cells."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +21,52 @@ from datasets.loading import Batch, ImageDataset, make_loader
 from datasets.spec import Listing
 from datasets.transforms import EvalTransform
 from models.ensemble import member_view
-from models.operating_point import apply_calibration
+from models.operating_point import OperatingPoint
 from utils.attacks.cells import Cell, cell_key, is_finished
 from utils.attacks.checks import CHECK_IMAGES, check_change, check_detector
-from utils.attacks.gradient import DecisionLogit, attackable
-from utils.attacks.names import DIRECTIONS, size_name
-from utils.attacks.suite import Plan
-from utils.attacks.survival import recompressed, rounded
+from utils.attacks.export import recompressed, rounded
+from utils.attacks.gradient import DecisionLogit, attackable, change_size
+from utils.attacks.registry import run_attack
+from utils.attacks.threat_model import DIRECTIONS, NORMS, Plan, size_name
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
 from utils.files import write_json
-from utils.scoring.table import ScoreTable
+from utils.scoring.scorer import Scores, score_table
 
-CELL_FORMAT = 1  # raise it when an attack changes its results
-VARIANTS = ("clean", "adversarial", "rounded", "jpeg")
+CELL_FORMAT = 1  # of the files of a cell
+VARIANTS = ("adversarial", "rounded", "jpeg")  # of an attacked image, as tensors and as files
+Export = Callable[[Tensor, Tensor], None]  # receives the indices and the adversarial images of a batch
 
 
 @dataclass
 class Target:
-    """A detector under attack: its threshold as p_fake and as a logit, and its arithmetic."""
+    """A detector under attack, and its logit minus the threshold that the attack has to cross."""
 
     candidate: Candidate
-    threshold: float
     boundary: DecisionLogit
+    device: torch.device
 
     @property
     def name(self) -> str:
         return self.candidate.name
 
-
-def make_target(candidate: Candidate, dtype: torch.dtype) -> Target:
-    """Take the balanced threshold of a checkpoint (0.5 if it has none) as the boundary that an attack has to cross."""
-    point = candidate.detector.operating_point
-    threshold = point.threshold()
-    logit = logit_of_threshold(threshold, point.calibration)
-    return Target(candidate, threshold, DecisionLogit(candidate.detector, logit, dtype))
+    @property
+    def point(self) -> OperatingPoint:
+        return self.candidate.detector.operating_point
 
 
-def logit_of_threshold(threshold: float, calibration: dict[str, Any] | None) -> float:
-    """The smallest logit whose calibrated p_fake reaches the threshold, by bisection: calibrations only rise."""
+def make_target(candidate: Candidate, device: torch.device, dtype: torch.dtype) -> Target:
+    """Put a detector on its device; its boundary is the balanced threshold."""
+    detector = candidate.detector.to(device).eval()
+    return Target(candidate, DecisionLogit(detector, boundary_logit(detector.operating_point), dtype), device)
+
+
+def boundary_logit(point: OperatingPoint) -> float:
+    """Find the smallest logit whose p_fake reaches the balanced threshold, by bisection."""
     low, high = -1e4, 1e4
     for _ in range(100):
         middle = (low + high) / 2
-        if apply_calibration(np.array([middle]), calibration)[0] >= threshold:
+        if point.p_fake(np.array([middle]))[0] >= point.threshold():
             high = middle
         else:
             low = middle
@@ -68,206 +74,176 @@ def logit_of_threshold(threshold: float, calibration: dict[str, Any] | None) -> 
 
 
 def batches_of(
-    target: Target,
-    listing: Listing,
-    batch_size: int,
-    device: torch.device,
-    unreadable: list[dict[str, str]] | None = None,
+    target: Target, listing: Listing, batch_size: int, unreadable: list[dict[str, str]] | None = None
 ) -> Iterator[Batch]:
-    """The readable images of a listing as the detector sees them, on its device; lists the others in ``unreadable``."""
+    """Yield the readable images of a listing as the detector sees them, on its device; ``unreadable`` gets the others."""
     transform = EvalTransform(target.candidate.detector.geometry)
     for batch in make_loader(ImageDataset(listing.records, transform), batch_size):
         if unreadable is not None:
             unreadable += [{"path": listing.records[i.index].path, "reason": i.reason} for i in batch.unreadable]
         if len(batch.images):
-            batch.images = batch.images.to(device, memory_format=torch.channels_last)
-            batch.labels = batch.labels.to(device)
+            batch.images = batch.images.to(target.device, memory_format=torch.channels_last)
+            batch.labels = batch.labels.to(target.device)
             yield batch
 
 
-def run_cells(
-    source: Target,
-    targets: Sequence[Target],
-    listing: Listing,
-    plan: Plan,
-    direction: str,
-    batch_size: int,
-    device: torch.device,
-    export: Callable[[Tensor, Tensor], None] | None = None,
-) -> list[Cell]:
-    """Attack the images of a listing through ``source`` and score the result with each target.
+@dataclass(frozen=True)
+class CleanScores:
+    """The scores before any attack: positions ``(N,)`` of the readable images, and p_fake ``(N,)`` by target."""
 
-    A target with another geometry sees its own view cut or resized out of the input of the source, as the member of
+    indices: np.ndarray
+    p_fake: dict[str, np.ndarray]
+    unreadable: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One detector that attacks are crafted with, the targets that they are tried on, and one data set.
+
+    A target with another geometry sees its own view, cropped or resized out of the input of the source, as a member of
     an ensemble does; its clean accuracy is measured on the same view.
-
-    Args:
-        export: called with the indices and the adversarial images of each batch.
-
-    Returns:
-        One cell per target, without the facts that only the caller knows.
     """
-    p_fake: dict[tuple[str, str], list[np.ndarray]] = {(t.name, v): [] for t in targets for v in VARIANTS}
-    logits: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
-    facts: dict[str, list[np.ndarray]] = {name: [] for name in ("index", "attacked", "linf", "l2")}
-    unreadable: list[dict[str, str]] = []
-    failures: set[str] = set()
-    seconds, n_attacked = 0.0, 0
-    title = f"{source.name} {listing.name} {plan.attack} {size_name(plan.eps)}"
-    batches = batches_of(source, listing, batch_size, device, unreadable)
-    for batch in tqdm(batches, title, disable=None, leave=False, total=-(-len(listing.records) // batch_size)):
-        chosen = torch.isin(batch.labels, torch.tensor(DIRECTIONS[direction], device=device))
-        started = time.perf_counter()
-        adversarial = attack_batch(source, replace(plan, seed=plan.seed + int(batch.indices[0])), batch, chosen)
-        seconds, n_attacked = seconds + time.perf_counter() - started, n_attacked + int(chosen.sum())
-        failures.update(check_change(batch.images, adversarial, plan.eps, plan.norm))
-        if export:
-            export(batch.indices, adversarial)
-        change = (adversarial - batch.images).flatten(1)
-        for name, values in (
-            ("index", batch.indices),
-            ("attacked", chosen),
-            ("linf", change.abs().amax(1)),
-            ("l2", change.norm(dim=1)),
-        ):
-            facts[name].append(values.cpu().numpy())
-        variants = (batch.images, adversarial, rounded(adversarial), recompressed(adversarial))
-        for target in targets:
-            for variant, images in zip(VARIANTS, variants, strict=True):
-                raw = score_view(source, target, images)
-                p_fake[target.name, variant].append(target.candidate.detector.operating_point.p_fake(raw))
-                if variant == "adversarial":
-                    logits[target.name].append(raw)
-    if len(unreadable) == len(listing.records):
-        raise UserError(f"expected images in {listing.name}, but none of {len(listing.records)} could be read")
-    columns = {name: np.concatenate(parts) for name, parts in facts.items()}
-    shared = {
-        "seconds": seconds,
-        "images_per_s": n_attacked / seconds if seconds else None,
-        "failed": sorted(failures),
-        "unreadable": unreadable,
-        "plan": asdict(plan),
-        "direction": direction,
-        "source": source.name,
-        "n_images": len(listing.records),
-        "data_fingerprint": listing.fingerprint,
-        "split": listing.split,
-    }
-    return [
-        _cell(
-            target,
-            listing,
-            columns,
-            np.concatenate(logits[target.name]),
-            {variant: np.concatenate(p_fake[target.name, variant]) for variant in VARIANTS},
-            shared,
+
+    source: Target
+    targets: Sequence[Target]
+    listing: Listing
+    direction: str
+    batch_size: int
+
+    @cached_property
+    def clean(self) -> CleanScores:
+        """Score the images once for all attacks and sizes.
+
+        Raises:
+            UserError: no image can be read.
+        """
+        parts: dict[str, list[np.ndarray]] = defaultdict(list)
+        indices: list[np.ndarray] = []
+        unreadable: list[dict[str, str]] = []
+        for batch in batches_of(self.source, self.listing, self.batch_size, unreadable):
+            indices.append(batch.indices.numpy())
+            for target in self.targets:
+                parts[target.name].append(score_view(self.source, target, batch.images))
+        if not indices:
+            n = len(self.listing.records)
+            raise UserError(f"expected images in {self.listing.name}, but none of {n} could be read")
+        p_fake = {target.name: target.point.p_fake(np.concatenate(parts[target.name])) for target in self.targets}
+        return CleanScores(np.concatenate(indices), p_fake, unreadable)
+
+    def run(self, plan: Plan, export: Export | None = None) -> list[Cell]:
+        """Attack the images; returns one cell per target, without the facts that only the caller knows."""
+        clean = self.clean
+        parts: dict[str | tuple[str, str], list[np.ndarray]] = defaultdict(list)
+        failures: set[str] = set()
+        seconds = 0.0
+        title = f"{self.source.name} {self.listing.name} {plan.attack} {size_name(plan.eps)}"
+        total = -(-len(self.listing.records) // self.batch_size)
+        batches = batches_of(self.source, self.listing, self.batch_size)
+        for batch in tqdm(batches, title, disable=None, leave=False, total=total):
+            chosen = torch.isin(batch.labels, torch.tensor(DIRECTIONS[self.direction], device=batch.labels.device))
+            started = time.perf_counter()
+            adversarial = self._attack(plan, batch, chosen)
+            seconds += time.perf_counter() - started
+            failures.update(check_change(batch.images, adversarial, plan.eps, plan.norm))
+            if export:
+                export(batch.indices, adversarial)
+            parts["attacked"].append(chosen.cpu().numpy())
+            for norm in NORMS:
+                parts[norm].append(change_size(adversarial - batch.images, norm).cpu().numpy())
+            variants = zip(VARIANTS, (adversarial, rounded(adversarial), recompressed(adversarial)), strict=True)
+            for (variant, images), target in product(variants, self.targets):
+                parts[target.name, variant].append(score_view(self.source, target, images))
+        columns = {key: np.concatenate(part) for key, part in parts.items()}
+        shared = {
+            "seconds": seconds,
+            "images_per_s": columns["attacked"].sum() / seconds if seconds else None,
+            "failed": sorted(failures),
+            "unreadable": clean.unreadable,
+            "plan": asdict(plan),
+            "direction": self.direction,
+            "source": self.source.name,
+            "n_images": len(self.listing.records),
+            "data_fingerprint": self.listing.fingerprint,
+            "split": self.listing.split,
+        }
+        return [self._cell(target, plan, columns, shared) for target in self.targets]
+
+    def _attack(self, plan: Plan, batch: Batch, chosen: Tensor) -> Tensor:
+        """Attack the chosen images of a batch, with a seed that depends on the batch; keep the others."""
+        adversarial = batch.images.clone()
+        if chosen.any():
+            seeded = replace(plan, seed=plan.seed + int(batch.indices[0]))
+            with attackable(self.source.candidate.detector):
+                adversarial[chosen] = run_attack(
+                    seeded, self.source.boundary, batch.images[chosen], batch.labels[chosen]
+                )
+        return adversarial
+
+    def _cell(self, target: Target, plan: Plan, columns: dict[Any, np.ndarray], shared: dict[str, Any]) -> Cell:
+        scores = Scores(self.clean.indices, columns[target.name, "adversarial"])
+        tier = f"{plan.attack} {plan.norm} {size_name(plan.eps)}"
+        calibration = target.candidate.detector.calibration
+        table = score_table(self.listing.records, scores, calibration, self.listing.name, tier)
+        extra = {name: columns[name].astype(float) for name in ("attacked", *NORMS)}
+        extra["clean_p_fake"] = self.clean.p_fake[target.name]
+        for variant in VARIANTS[1:]:
+            extra[f"{variant}_p_fake"] = target.point.p_fake(columns[target.name, variant])
+        identity = {
+            "checkpoint": target.name,
+            "model": target.candidate.checkpoint["model"],
+            "dataset": self.listing.name,
+            "threshold": target.point.threshold(),
+        }
+        return Cell(table, extra, shared | identity)
+
+    def key(self, target: Target, plan: Plan) -> str:
+        """Digest of everything that decides the numbers of a cell."""
+        return cell_key(
+            {
+                "format": CELL_FORMAT,
+                "source": self.source.candidate.digest,
+                "target": target.candidate.digest,
+                "data": [self.listing.name, self.listing.split, self.listing.fingerprint],
+                "plan": asdict(plan),
+                "direction": self.direction,
+                "batch_size": self.batch_size,
+                "precision": str(self.source.boundary.dtype),
+            }
         )
-        for target in targets
-    ]
 
-
-def attack_batch(source: Target, plan: Plan, batch: Batch, chosen: Tensor) -> Tensor:
-    """Attack the chosen images of a batch and leave the others as they are."""
-    adversarial = batch.images.clone()
-    if chosen.any():
-        with attackable(source.candidate.detector):
-            adversarial[chosen] = plan.run(source.boundary, batch.images[chosen], batch.labels[chosen])
-    return adversarial
+    def cell_name(self, target: Target, plan: Plan) -> str:
+        """Name the files of a cell, such as ``cnn-demo__demo__test__pgd-linf-2_255``; only unusual settings follow."""
+        name = f"{target.name}__{self.listing.name}__{self.listing.split}"
+        name += f"__{plan.attack}-{plan.norm}-{size_name(plan.eps).replace('/', '_')}"
+        name += "" if self.direction == "both" else f"-{self.direction}"
+        return name + ("" if self.source is target else f"__from-{self.source.name}")
 
 
 @torch.no_grad()
 def score_view(source: Target, target: Target, images: Tensor) -> np.ndarray:
     """Logits ``(N,)`` float64 of a target on images in the geometry of the source."""
-    detector = target.candidate.detector
-    view = member_view(images, source.candidate.detector.geometry, detector.geometry)
+    view = member_view(images, source.candidate.detector.geometry, target.candidate.detector.geometry)
     return (target.boundary(view) + target.boundary.threshold).double().cpu().numpy()
 
 
-def _cell(
-    target: Target,
-    listing: Listing,
-    columns: dict[str, np.ndarray],
-    logits: np.ndarray,
-    p_fake: dict[str, np.ndarray],
-    shared: dict[str, Any],
-) -> Cell:
-    records = [listing.records[index] for index in columns["index"]]
-    plan = shared["plan"]
-    table = ScoreTable(
-        path=[record.path for record in records],
-        label=np.array([record.label for record in records], dtype=np.int64),
-        dataset=[listing.name] * len(records),
-        generator=[record.generator for record in records],
-        tier=[f"{plan['attack']} {plan['norm']} {size_name(plan['eps'])}"] * len(records),
-        logit=logits,
-        p_fake=p_fake["adversarial"],
-    )
-    extra = {
-        "attacked": columns["attacked"].astype(float),
-        "linf": columns["linf"],
-        "l2": columns["l2"],
-        **{f"{variant}_p_fake": p_fake[variant] for variant in ("clean", "rounded", "jpeg")},
-    }
-    info = {
-        **shared,
-        "checkpoint": target.name,
-        "model": target.candidate.checkpoint["model"],
-        "dataset": listing.name,
-        "threshold": target.threshold,
-    }
-    return Cell(table, extra, info)
+def check_source(target: Target, listing: Listing, plan: Plan, folder: Path) -> None:
+    """Run the sanity checks of :func:`check_detector` once per detector, data set and norm.
 
-
-def cell_settings(
-    source: Target, target: Target, listing: Listing, plan: Plan, direction: str, batch_size: int
-) -> dict[str, Any]:
-    """Everything that decides the numbers of a cell."""
-    return {
-        "format": CELL_FORMAT,
-        "source": source.candidate.digest,
-        "target": target.candidate.digest,
-        "data": [listing.name, listing.split, listing.fingerprint],
-        "plan": asdict(plan),
-        "direction": direction,
-        "batch_size": batch_size,
-        "precision": str(source.boundary.dtype),
-    }
-
-
-def cell_name(source: Target, target: Target, listing: Listing, plan: Plan, direction: str) -> str:
-    """Name the files of a cell: ``cnn-demo__demo__test__pgd-linf-2_255``, with what is unusual about it."""
-    crafted = "" if source is target else f"__from-{source.name}"
-    unusual = "" if direction == "both" else f"-{direction}"
-    size = size_name(plan.eps).replace("/", "_")
-    return f"{target.name}__{listing.name}__{listing.split}__{plan.attack}-{plan.norm}-{size}{unusual}{crafted}"
-
-
-def check_source(target: Target, listing: Listing, plan: Plan, device: torch.device, folder: Path) -> None:
-    """Look for reasons not to believe an attack on a detector, once per data set and threat model.
-
-    CHECK_IMAGES evenly spaced images are used; the result goes to ``folder/checks`` and failures to stderr.
+    CHECK_IMAGES evenly spaced images are used. The result is written to ``folder/checks``, failures also to stderr.
     """
     stem = folder / "checks" / f"{target.name}__{listing.name}__{listing.split}__{plan.norm}"
-    key = cell_key(cell_settings(target, target, listing, plan, "both", CHECK_IMAGES))
+    key = Trial(target, [target], listing, "both", CHECK_IMAGES).key(target, plan)
     if is_finished(stem, key):
         return
     step = max(1, len(listing.records) // CHECK_IMAGES)
     sample = replace(listing, records=listing.records[::step][:CHECK_IMAGES])
     detector = target.candidate.detector
     checks: list[dict[str, Any]] = []
-    for batch in batches_of(target, sample, CHECK_IMAGES, device):
+    for batch in batches_of(target, sample, CHECK_IMAGES):
         with attackable(detector):
             checks = check_detector(target.boundary, batch.images, batch.labels, plan, detector.has_input_gradient)
     for check in checks:
         if not check["passed"]:
             print(f"{target.name} on {listing.name}: failed: {check['check']} ({check['detail']})", file=sys.stderr)
-    write_json(
-        stem.with_name(stem.name + ".json"),
-        {
-            "key": key,
-            "checkpoint": target.name,
-            "dataset": listing.name,
-            "norm": plan.norm,
-            "eps": plan.eps,
-            "checks": checks,
-        },
-    )
+    facts = {"checkpoint": target.name, "dataset": listing.name, "norm": plan.norm, "eps": plan.eps}
+    write_json(stem.with_name(stem.name + ".json"), {"key": key, **facts, "checks": checks})

@@ -1,29 +1,40 @@
-"""Certificates by randomised smoothing: a radius within which no attack at all can change the answer.
+"""Certificates by randomised smoothing: a radius within which no attack can change the verdict.
 
 Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019 (arXiv 1902.02918). The
-certified classifier is not the detector but its majority vote under Gaussian noise, and it is only as good as the
-detector is on noisy images; the detector is not retrained with noise here. The decision is taken at the threshold of
-the checkpoint. Radii are L2, in pixel units.
+certified classifier is not the detector itself but its majority vote under Gaussian noise, so it is only as good as the
+detector is on noisy images; the detector is not retrained with noise here. Verdicts use the threshold of the
+checkpoint. Radii are L2, in pixel units.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.stats import binomtest, norm
 from torch import Tensor
+from tqdm import tqdm
 
-from utils.attacks.gradient import LogitOf
+from datasets.spec import Listing
+from utils.attacks.cells import cell_key, is_finished
+from utils.attacks.gradient import LogitOf, attackable
+from utils.attacks.report import wilson
+from utils.attacks.runs import Target, batches_of
+from utils.files import read_json, write_json
+from utils.tables import write_table
 
-GUESS_DRAWS = 32  # noisy copies that choose the answer
-DRAWS = 256  # further copies that bound how often it is given
+GUESS_DRAWS = 32  # noisy copies that choose the verdict
+DRAWS = 256  # further copies that bound how often it is reached
 FAILURE = 0.001  # probability that a certificate is wrong
+RADII = (0.0, 0.5, 1.0, 1.5)  # in units of sigma; DRAWS draws cannot certify more than 1.9 sigma
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """``label`` of the smoothed detector, None where it abstains, and the L2 radius in which it cannot change."""
+    """``label`` of the smoothed detector, None where it abstains, and the L2 radius within which it cannot change."""
 
     label: int | None
     radius: float
@@ -40,7 +51,7 @@ def certify(
 
 
 def certificate(guess: int, votes: int, draws: int, sigma: float) -> Certificate:
-    """The certificate of ``votes`` out of ``draws`` for ``guess``: the exact lower bound of Clopper and Pearson."""
+    """Turn ``votes`` out of ``draws`` for ``guess`` into a certificate, by the exact bound of Clopper and Pearson."""
     low = binomtest(votes, draws, alternative="greater").proportion_ci(1 - FAILURE, "exact").low
     return Certificate(guess, float(sigma * norm.ppf(low))) if low > 0.5 else Certificate(None, 0.0)
 
@@ -49,10 +60,66 @@ def certificate(guess: int, votes: int, draws: int, sigma: float) -> Certificate
 def count_fake(
     logit_of: LogitOf, image: Tensor, sigma: float, draws: int, generator: torch.Generator, batch_size: int
 ) -> int:
-    """How many of ``draws`` noisy copies are called fake. As in the paper, the copies may leave [0, 1]."""
+    """Count the fake verdicts among ``draws`` noisy copies. As in the paper, the copies may leave [0, 1]."""
     total = 0
     for start in range(0, draws, batch_size):
         size = (min(batch_size, draws - start), *image.shape)
         noise = torch.randn(size, generator=generator, device=image.device)
         total += int((logit_of((image + sigma * noise).contiguous(memory_format=torch.channels_last)) > 0).sum())
     return total
+
+
+def write_certificates(
+    targets: Sequence[Target], listing: Listing, sigma: float, limit: int, seed: int, folder: Path
+) -> None:
+    """Certify evenly spaced images of a listing with every detector and write the table ``smoothing``.
+
+    Finished files in ``folder/smoothing`` with the same settings are kept.
+    """
+    records = listing.records[:: max(1, len(listing.records) // limit)][:limit]
+    for target in targets:
+        stem = folder / "smoothing" / f"{target.name}__{listing.name}__{listing.split}__{sigma:g}"
+        settings = {
+            "digest": target.candidate.digest,
+            "fingerprint": listing.fingerprint,
+            "images": len(records),
+            "sigma": sigma,
+            "seed": seed,
+            "draws": DRAWS,
+            "failure": FAILURE,
+        }
+        key = cell_key(settings)
+        if is_finished(stem, key):
+            continue
+        images = certify_records(target, replace(listing, records=records), sigma, seed)
+        entry = {"key": key, "settings": settings, "checkpoint": target.name, "dataset": listing.name, "images": images}
+        write_json(stem.with_name(f"{stem.name}.json"), entry)
+    rows = [certified_row(read_json(file)) for file in sorted((folder / "smoothing").glob("*.json"))]
+    columns = [("checkpoint", "Checkpoint"), ("dataset", "Data"), ("sigma", "Noise"), ("n", "n")]
+    columns += [(f"r{number}", f"at {radius:g} sigma") for number, radius in enumerate(RADII)]
+    caption = (
+        f"Certified accuracy under L2 changes of a radius in units of the noise; {DRAWS} draws, failure {FAILURE}."
+    )
+    write_table(rows, columns, folder / "smoothing", caption)
+
+
+def certify_records(target: Target, listing: Listing, sigma: float, seed: int) -> list[dict[str, Any]]:
+    """Certify every image of a listing; returns ``{path, label, certified, radius}`` for each."""
+    generator = torch.Generator(target.device).manual_seed(seed)
+    results = []
+    with attackable(target.candidate.detector):
+        for batch in tqdm(batches_of(target, listing, 1), f"smoothing {target.name}", disable=None, leave=False):
+            found = certify(target.boundary, batch.images[0], sigma, generator)
+            path, label = listing.records[int(batch.indices[0])].path, int(batch.labels[0])
+            results.append({"path": path, "label": label, "certified": found.label, "radius": found.radius})
+    return results
+
+
+def certified_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """Certified accuracy at each of RADII, with its interval."""
+    sigma, images = entry["settings"]["sigma"], entry["images"]
+    row = {"checkpoint": entry["checkpoint"], "dataset": entry["dataset"], "sigma": sigma, "n": len(images)}
+    for number, radius in enumerate(RADII):
+        right = sum(i["certified"] == i["label"] and i["radius"] >= radius * sigma for i in images)
+        row[f"r{number}"], row[f"r{number}_ci"] = right / len(images), wilson(right, len(images))
+    return row

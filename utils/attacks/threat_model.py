@@ -1,0 +1,109 @@
+"""Threat models on the command line: attack names, norms and perturbation sizes. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+from datasets.spec import closest
+from utils.args import float_in, int_in
+from utils.errors import UserError
+
+METHODS_DIR = Path(__file__).with_name("methods")
+NORMS = ("linf", "l2")
+DIRECTIONS = {"both": (0, 1), "fake-to-real": (1,), "real-to-fake": (0,)}  # labels of the images to attack
+DEFAULT_EPS = {"linf": ("0.5/255", "1/255", "2/255", "4/255", "8/255"), "l2": ("0.25", "0.5", "1", "2")}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an attack needs: the gradient of the detector, and one of these norms."""
+
+    needs_gradient: bool = True
+    norms: tuple[str, ...] = NORMS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One attack and its settings. Sizes are in pixel units; ``alpha`` None stands for 2.5 eps / steps."""
+
+    attack: str
+    norm: str
+    eps: float
+    alpha: float | None = None
+    steps: int = 20
+    restarts: int = 1
+    queries: int = 500
+    seed: int = 0
+
+
+@cache
+def attack_traits() -> dict[str, Traits]:
+    """Return every attack's traits by name, read from the source of ``methods/`` so that torch is not imported."""
+    found = {}
+    for file in sorted(METHODS_DIR.glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            for call in node.decorator_list if isinstance(node, ast.FunctionDef) else []:
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register_attack":
+                    found[node.name] = Traits(**{word.arg: ast.literal_eval(word.value) for word in call.keywords})
+    return found
+
+
+def check_attacks(names: Sequence[str], norm: str) -> None:
+    """Raise UserError for an unknown attack, or one that does not support the norm."""
+    known = attack_traits()
+    for name in names:
+        if name not in known:
+            raise UserError(f"expected --attacks of {', '.join(known)}, got {name!r}{closest(name, known)}")
+        if norm not in known[name].norms:
+            raise UserError(f"expected --norm {' or '.join(known[name].norms)} for {name}, got {norm}; use pgd")
+
+
+def parse_size(text: str) -> float:
+    """Parse a perturbation size in pixel units, such as ``8/255`` or ``0.031``. This is an argparse type."""
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(Fraction(numerator) / Fraction(denominator)) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a size in pixel units such as 8/255, got {text!r}") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a size above 0 (pixel units) such as 8/255, got {text!r}")
+    return value
+
+
+def size_name(eps: float) -> str:
+    """Format a size: as ``2/255`` or ``0.5/255`` if it is a multiple of 0.05/255, else as a plain number."""
+    levels = round(eps * 255, 6)
+    return f"{levels:g}/255" if eps <= 1 and math.isclose(levels * 20, round(levels * 20), abs_tol=1e-4) else f"{eps:g}"
+
+
+def check_linf_eps(value: float, flag: str = "--eps") -> None:
+    """Raise UserError for an L-infinity size above 1, which was probably meant in grey levels."""
+    if value > 1:
+        raise UserError(f"expected {flag} in [0, 1] (pixel units), got {value:g}; did you mean {value:g}/255?")
+
+
+def check_alpha(alpha: float | None, eps: Sequence[float]) -> None:
+    """Raise UserError for a step larger than the smallest eps."""
+    if alpha is not None and alpha > min(eps):
+        raise UserError(
+            f"expected --alpha of at most eps ({size_name(min(eps))}), got {size_name(alpha)}; "
+            "choose a smaller step, or omit --alpha for 2.5 eps / steps"
+        )
+
+
+def add_adversarial_group(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of adversarial training to the parser of train.py."""
+    group = parser.add_argument_group("adversarial training")
+    group.add_argument("--adversarial", choices=("fgsm", "pgd", "trades"), help="attack the training images (Linf)")
+    group.add_argument("--adv-eps", type=parse_size, default=2 / 255, help="pixel units (default: 2/255)")
+    group.add_argument("--adv-steps", type=int_in(1, 100), default=3, help="of pgd and trades (default: 3)")
+    group.add_argument("--adv-ramp", type=float_in(0, 1), default=0.3, help="share of the run in which eps rises")
+    group.add_argument("--adv-clean-share", type=float_in(0, 0.9), default=0.3, help="of each batch (fgsm, pgd)")
+    group.add_argument("--trades-beta", type=float_in(0, 100), default=3.0, help="weight of robustness (default: 3)")
