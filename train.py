@@ -39,7 +39,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
-from utils.attacks.names import add_adversarial_group, check_linf_eps
+from utils.attacks.threat_model import add_adversarial_group, check_linf_eps
 from utils.errors import UserError
 from utils.model_names import check_model_name, own_names
 from utils.training.flags import add_compression_group, add_optimisation_group, add_shape_group, add_transfer_group

@@ -14,6 +14,7 @@ from datasets.transforms import Geometry
 from models.registry import create_model
 from utils.args import run_script
 from utils.attacks.cells import read_cell
+from utils.attacks.runs import Trial
 from utils.checkpoints.file import save_checkpoint
 from utils.files import read_json
 from utils.scoring.table import read_scores
@@ -104,17 +105,15 @@ def test_cell_is_a_scores_file_and_decides_at_the_threshold_of_the_checkpoint(ru
 
 
 def test_interrupted_grid_goes_on_where_it_was(run, tmp_path, monkeypatch):
-    import utils.attacks.runs
+    done, original = [], Trial.run
 
-    done, original = [], utils.attacks.runs.run_cells
-
-    def counting(source, goals, listing, plan, *rest):
+    def counting(trial, plan, export=None):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(plan.eps)
-        return original(source, goals, listing, plan, *rest)
+        return original(trial, plan, export)
 
-    monkeypatch.setattr(utils.attacks.runs, "run_cells", counting)
+    monkeypatch.setattr(Trial, "run", counting)
     grid = ["--attacks", "fgsm", "--eps", "1/255", "2/255", "4/255"]
     with pytest.raises(KeyboardInterrupt):
         run(*grid)

@@ -64,11 +64,11 @@ def run_example():
     """Return a function that runs the example for a file; what it registers is taken back after the test."""
     from datasets.spec import KINDS
     from models import registry
-    from utils.attacks import suite as attack_suite
+    from utils.attacks import registry as attack_registry
     from utils.explanations import cam
     from utils.explanations import names as explanation_names
 
-    tables = [KINDS, registry._FACTORIES, attack_suite.ATTACK_FUNCTIONS, cam.FORMULAS, explanation_names.METHODS]
+    tables = [KINDS, registry._FACTORIES, attack_registry._ATTACKS, cam.FORMULAS, explanation_names.METHODS]
     registry.list_models()  # registers the project's own before the tables are copied
     before = [set(table) for table in tables]
 
@@ -116,16 +116,18 @@ def test_example_data_set_is_listed(run_example, make_folder, tmp_path):
 
 
 def test_example_attack_stays_in_the_ball_and_does_harm(run_example):
-    from utils.attacks.suite import Plan, margin_of
+    from utils.attacks.gradient import margin_of
+    from utils.attacks.registry import run_attack
+    from utils.attacks.threat_model import Plan
 
-    run_example("utils/random_corners.py")
+    run_example("utils/attacks/methods/corners.py")
     weights = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     images, labels = torch.full((4, 3, 8, 8), 0.5), torch.tensor([0.0, 1.0, 0.0, 1.0])
 
     def logit_of(x):
         return (x * weights).sum((1, 2, 3))
 
-    attacked = Plan("corners", "linf", 8 / 255, queries=20).run(logit_of, images, labels)
+    attacked = run_attack(Plan("corners", "linf", 8 / 255, queries=20), logit_of, images, labels)
     assert (attacked - images).abs().max() <= 8 / 255 + 1e-6
     assert (margin_of(logit_of, attacked, labels) > margin_of(logit_of, images, labels)).all()
 

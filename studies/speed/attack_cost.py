@@ -22,7 +22,7 @@ import torch
 
 from models.registry import create_model
 from utils.args import int_in, make_parser, run_script
-from utils.attacks.gradient import attackable, fgsm, pgd
+from utils.attacks.gradient import attackable, pgd
 from utils.attacks.torchattacks_bridge import TwoClass
 from utils.files import write_json
 from utils.runtime import git_commit, hardware, set_threads, versions
@@ -73,7 +73,8 @@ def measure(name: str, size: int, batch_size: int, repeats: int) -> dict:
             attack.append(time.process_time() - started)
         wrapped = TwoClass(model, images.device)
         theirs = torchattacks.FGSM(wrapped, eps=EPS)(images, labels.long())
-        fgsm_difference = share_that_differs(fgsm(model, images, labels, EPS, loss="ce"), theirs)
+        ours = pgd(model, images, labels, EPS, alpha=EPS, steps=1, random_start=False, loss="ce")
+        fgsm_difference = share_that_differs(ours, theirs)
         torch.manual_seed(1)
         theirs = torchattacks.PGD(wrapped, eps=EPS, alpha=ALPHA, steps=STEPS)(images, labels.long())
         torch.manual_seed(1)

@@ -3,9 +3,9 @@
 ``logit_of`` maps images ``(N, 3, H, W)`` in [0, 1] to logits ``(N,)`` whose sign is the decision; see
 :class:`DecisionLogit`. Labels ``(N,)`` are 0 for real and 1 for fake.
 
-Run attacks inside :func:`attackable`: a step then costs one forward pass and one backward pass to the image. There is no
-early stopping, so the images of a batch do not influence each other, and the result equals that of torchattacks 3.5.1
-for the same seed.
+Run attacks inside :func:`attackable`: a step then costs one forward pass and one backward pass to the image. Without
+early stopping, the images of a batch do not influence each other, and the result equals that of torchattacks 3.5.1 for
+the same seed.
 """
 
 from __future__ import annotations

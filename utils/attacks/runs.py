@@ -76,7 +76,7 @@ def boundary_logit(point: OperatingPoint) -> float:
 def batches_of(
     target: Target, listing: Listing, batch_size: int, unreadable: list[dict[str, str]] | None = None
 ) -> Iterator[Batch]:
-    """Yield the readable images of a listing as the detector sees them, on its device; ``unreadable`` gets the others."""
+    """Yield the readable images as the detector sees them, on its device; ``unreadable`` collects the others."""
     transform = EvalTransform(target.candidate.detector.geometry)
     for batch in make_loader(ImageDataset(listing.records, transform), batch_size):
         if unreadable is not None:

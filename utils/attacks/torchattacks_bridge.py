@@ -1,9 +1,9 @@
 """Runs attacks of torchattacks on a detector with one logit.
 
-torchattacks expects one logit per class. A detector's logit z becomes (-z / 2, z / 2): the cross-entropy of this pair is
-the binary cross-entropy of z, and their difference is z. The pair (0, z) has both properties too, but CW compares each
-logit with 0 and would never move an image with label 0. ``AutoAttack``, ``APGDT`` and the DLR loss need a third class
-and crash on two, so no attack here uses them.
+torchattacks expects one logit per class. A detector's logit z becomes (-z / 2, z / 2): the cross-entropy of this pair
+is the binary cross-entropy of z, and their difference is z. The pair (0, z) has both properties too, but CW compares
+each logit with 0 and would never move an image with label 0. ``AutoAttack``, ``APGDT`` and the DLR loss crash on two
+classes, so no attack here uses them.
 """
 
 from __future__ import annotations

@@ -12,13 +12,13 @@ from torch import nn
 from models.detector import Detector
 from models.operating_point import apply_calibration
 from utils.attacks.checks import accuracy_without_bound, check_change, check_detector, compare_rows
-from utils.attacks.gradient import DecisionLogit, attackable, check_images, fgsm, input_gradient, mifgsm, pgd
-from utils.attacks.names import check_linf_eps, parse_size, size_name
+from utils.attacks.export import recompressed, rounded
+from utils.attacks.gradient import DecisionLogit, attackable, check_images, input_gradient, margin_of, pgd
+from utils.attacks.registry import _ATTACKS, register_attack, run_attack
 from utils.attacks.report import wilson
 from utils.attacks.runs import logit_of_threshold
 from utils.attacks.smoothing import certificate, certify
-from utils.attacks.suite import ATTACK_FUNCTIONS, Plan, margin_of
-from utils.attacks.survival import recompressed, rounded
+from utils.attacks.threat_model import Plan, attack_traits, check_linf_eps, parse_size, size_name
 from utils.attacks.torchattacks_bridge import TwoClass
 from utils.errors import UserError
 from utils.evaluation.operating_point import fit_isotonic
@@ -85,22 +85,23 @@ def test_pgd_agrees_with_torchattacks(loss, norm, network, images, labels):
 def test_fgsm_and_mifgsm_agree_with_torchattacks(network, images, labels):
     model = TwoClass(network, images.device)
     theirs = torchattacks.FGSM(model, eps=EPS)(images, labels.long())
-    assert (fgsm(network, images, labels, EPS) - theirs).abs().max() < 1e-5
+    assert (run_attack(Plan("fgsm", "linf", EPS), network, images, labels) - theirs).abs().max() < 1e-5
     theirs = torchattacks.MIFGSM(model, eps=EPS, alpha=1 / 255, steps=5)(images, labels.long())
-    assert (mifgsm(network, images, labels, EPS, alpha=1 / 255, steps=5) - theirs).abs().max() < 1e-5
+    ours = run_attack(Plan("mifgsm", "linf", EPS, alpha=1 / 255, steps=5), network, images, labels)
+    assert (ours - theirs).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", sorted(ATTACK_FUNCTIONS))
+@pytest.mark.parametrize("attack", attack_traits())
 def test_every_attack_stays_in_ball_and_box_and_helps(attack, norm, network, images, labels, capsys):
-    if (attack, norm) == ("mifgsm", "l2"):
-        pytest.skip("an L-infinity attack")
+    if norm not in attack_traits()[attack].norms:
+        pytest.skip("not a norm of this attack")
     plan = Plan(attack, norm, 0.05 if norm == "linf" else 0.8, steps=6, queries=20)
     before = images.clone()
-    found = plan.run(network, images, labels)
+    found = run_attack(plan, network, images, labels)
     assert check_change(images, found, plan.eps, norm) == [] and torch.equal(images, before)
     assert (margin_of(network, found, labels) >= margin_of(network, images, labels) - 1e-6).all()
-    assert torch.equal(found, plan.run(network, images, labels)), "the same seed gives the same images"
+    assert torch.equal(found, run_attack(plan, network, images, labels)), "the same seed gives the same images"
     assert capsys.readouterr().out == ""
 
 
@@ -108,7 +109,8 @@ def test_fgsm_and_pgd_reach_the_known_optimum_of_a_linear_detector():
     detector, x = Linear(), torch.full((2, 3, 8, 8), 0.5)
     y = torch.tensor([0.0, 1.0])
     best = EPS * detector.weight.abs().sum().item()
-    for found in (fgsm(detector, x, y, EPS), pgd(detector, x, y, EPS, steps=10)):
+    for attack in ("fgsm", "pgd"):
+        found = run_attack(Plan(attack, "linf", EPS, steps=10), detector, x, y)
         assert margin_of(detector, found, y).tolist() == pytest.approx([best, best], rel=1e-4)
     found = pgd(detector, x, y, 0.3, norm="l2", steps=30)
     assert margin_of(detector, found, y).tolist() == pytest.approx([0.3 * detector.weight.norm().item()] * 2, rel=0.03)
@@ -127,9 +129,9 @@ def test_minimal_attacks_turn_both_classes_and_respect_eps(attack):
     y = torch.tensor([0.0, 1.0])
     x = (x + 0.02 * (2 * y - 1)[:, None, None, None] * detector.weight.detach().sign()).clamp(0, 1)
     assert (margin_of(detector, x, y) < 0).all()
-    found = Plan(attack, "linf", 0.5, steps=50).run(detector, x, y)
+    found = run_attack(Plan(attack, "linf", 0.5, steps=50), detector, x, y)
     assert (margin_of(detector, found, y) >= -1e-5).all() and not torch.equal(found, x)
-    assert torch.equal(Plan(attack, "linf", 0.001, steps=50).run(detector, x, y), x)
+    assert torch.equal(run_attack(Plan(attack, "linf", 0.001, steps=50), detector, x, y), x)
 
 
 def test_restarts_keep_the_best_and_strong_is_at_least_as_strong(network, images, labels):
@@ -140,10 +142,10 @@ def test_restarts_keep_the_best_and_strong_is_at_least_as_strong(network, images
     assert (three >= one).all() and (three > one).any()
     plan = Plan("strong", "linf", 0.02, steps=3, queries=5)
     right = {
-        name: (margin_of(network, Plan(name, "linf", 0.02, steps=3).run(network, images, labels), labels) < 0)
+        name: (margin_of(network, run_attack(Plan(name, "linf", 0.02, steps=3), network, images, labels), labels) < 0)
         for name in ("pgd", "fgsm")
     }
-    alive = margin_of(network, plan.run(network, images, labels), labels) < 0
+    alive = margin_of(network, run_attack(plan, network, images, labels), labels) < 0
     assert alive.sum() <= min(part.sum() for part in right.values())
 
 
@@ -164,11 +166,19 @@ def test_attackable_restores_modes_gradients_and_running_averages(network, image
 @pytest.mark.parametrize("bad", [-0.1, 1.5, math.nan])
 def test_images_outside_the_box_are_refused(bad, network, images, labels):
     images[3, 1, 2, 2] = bad
-    for attack in ATTACK_FUNCTIONS:
+    for attack in attack_traits():
         with pytest.raises(UserError, match=r"expected images in \[0, 1\]"):
-            Plan(attack, "linf", EPS, steps=1, queries=1).run(network, images, labels)
+            run_attack(Plan(attack, "linf", EPS, steps=1, queries=1), network, images, labels)
     with pytest.raises(UserError):
         check_images(images)
+
+
+def test_traits_read_from_the_source_cover_every_registered_attack(network, images, labels):
+    run_attack(Plan("fgsm", "linf", EPS), network, images, labels)
+    assert set(attack_traits()) == set(_ATTACKS)
+    assert attack_traits()["square"].needs_gradient is False and attack_traits()["mifgsm"].norms == ("linf",)
+    with pytest.raises(ValueError, match="registered twice"):
+        register_attack()(_ATTACKS["fgsm"])
 
 
 def test_sizes_are_read_and_written_as_people_write_them():

@@ -2,21 +2,21 @@
 
 This follows AutoAttack as far as it applies to two classes: Croce, Hein, "Reliable Evaluation of Adversarial Robustness
 with an Ensemble of Diverse Parameter-free Attacks", ICML 2020 (arXiv 2003.01690). Its targeted APGD on the DLR loss
-needs at least three classes; PGD on the margin replaces it.
+needs at least three classes; PGD on the margin replaces it. FAB: Croce, Hein, "Minimally Distorted Adversarial Examples
+with a Fast Adaptive Boundary Attack", ICML 2020 (arXiv 1907.02044).
 """
 
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from utils.attacks.gradient import LogitOf, margin_of
-from utils.attacks.methods.apgd import apgd
-from utils.attacks.methods.fab import fab
 from utils.attacks.methods.pgd import pgd
 from utils.attacks.methods.square import square
 from utils.attacks.registry import register_attack
 from utils.attacks.threat_model import Plan
+from utils.attacks.torchattacks_bridge import NORM_NAMES, run_torchattacks
 
 
 @register_attack()
@@ -25,14 +25,21 @@ def strong(plan: Plan, logit_of: LogitOf, images: Tensor, labels: Tensor) -> Ten
 
     A survivor keeps the change that brought it closest to the boundary.
     """
+
+    def apgd(x: Tensor, y: Tensor) -> Tensor:
+        return run_torchattacks("APGD", logit_of, x, y, **shared, n_restarts=plan.restarts + 1)
+
+    def fab(x: Tensor, y: Tensor) -> Tensor:
+        return run_torchattacks("FAB", logit_of, x, y, **shared, n_classes=2)
+
+    shared = {"norm": NORM_NAMES[plan.norm], "eps": plan.eps, "steps": plan.steps, "seed": plan.seed}
     worst = images.clone()
     margin = margin_of(logit_of, worst, labels)
-    for attack in (pgd, apgd, fab, square):
+    for attack in (partial(pgd, plan, logit_of), apgd, fab, partial(square, plan, logit_of)):
         alive = torch.nonzero(margin < 0).flatten()
         if not len(alive):
             break
-        settings = replace(plan, restarts=plan.restarts + 1) if attack is apgd else plan
-        found = attack(settings, logit_of, images[alive], labels[alive])
+        found = attack(images[alive], labels[alive])
         found_margin = margin_of(logit_of, found, labels[alive])
         better = found_margin > margin[alive]
         worst[alive[better]] = found[better]
