@@ -48,10 +48,10 @@ def attack_traits() -> dict[str, Traits]:
     """Return every attack's traits by name, read from the source of ``methods/`` so that torch is not imported."""
     found = {}
     for file in sorted(METHODS_DIR.glob("*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            for call in node.decorator_list if isinstance(node, ast.FunctionDef) else []:
-                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register_attack":
-                    found[node.name] = Traits(**{word.arg: ast.literal_eval(word.value) for word in call.keywords})
+        functions = [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
+        for name, call in [(node.name, call) for node in functions for call in node.decorator_list]:
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "register_attack":
+                found[name] = Traits(**{str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
     return found
 
 
