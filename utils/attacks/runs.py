@@ -182,8 +182,7 @@ class Trial:
     def _cell(self, target: Target, plan: Plan, columns: dict[Any, np.ndarray], shared: dict[str, Any]) -> Cell:
         scores = Scores(self.clean.indices, columns[target.name, "adversarial"])
         tier = f"{plan.attack} {plan.norm} {size_name(plan.eps)}"
-        calibration = target.candidate.detector.calibration
-        table = score_table(self.listing.records, scores, calibration, self.listing.name, tier)
+        table = score_table(self.listing.records, scores, target.point, self.listing.name, tier)
         extra = {name: columns[name].astype(float) for name in ("attacked", *NORMS)}
         extra["clean_p_fake"] = self.clean.p_fake[target.name]
         for variant in VARIANTS[1:]:

@@ -10,13 +10,13 @@ import torchattacks
 from torch import nn
 
 from models.detector import Detector
-from models.operating_point import apply_calibration
+from models.operating_point import OperatingPoint
 from utils.attacks.checks import accuracy_without_bound, check_change, check_detector, compare_rows
 from utils.attacks.export import recompressed, rounded
 from utils.attacks.gradient import DecisionLogit, attackable, check_images, input_gradient, margin_of, pgd
 from utils.attacks.registry import _ATTACKS, register_attack, run_attack
 from utils.attacks.report import wilson
-from utils.attacks.runs import logit_of_threshold
+from utils.attacks.runs import boundary_logit
 from utils.attacks.smoothing import certificate, certify
 from utils.attacks.threat_model import Plan, attack_traits, check_linf_eps, parse_size, size_name
 from utils.attacks.torchattacks_bridge import TwoClass
@@ -195,8 +195,9 @@ def test_threshold_becomes_the_boundary_of_the_attack(images):
     logits = np.linspace(-3, 3, 200)
     isotonic = fit_isotonic((logits + np.sin(9 * logits) > 0).astype(int), logits)
     for calibration in (None, {"method": "temperature", "temperature": 2.5}, isotonic):
-        boundary = logit_of_threshold(0.7, calibration)
-        below, above = apply_calibration(np.array([boundary - 1e-6, boundary + 1e-6]), calibration)
+        point = OperatingPoint(calibration, {"balanced": 0.7})
+        boundary = boundary_logit(point)
+        below, above = point.p_fake(np.array([boundary - 1e-6, boundary + 1e-6]))
         assert below < 0.7 <= above
     detector = Linear()
     x = images[..., :8, :8]
