@@ -4,9 +4,9 @@
   python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k data/openforensics --tiers clean web hard
   python evaluate.py --checkpoint a/best.pt --data demo --severity jpeg resize --output-dir results/ab
   python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k --compare --gallery
-  python evaluate.py --from-scores results/ab/scores/*.csv --output-dir results/again
+  python evaluate.py --from-scores results/ab/scores/*.csv.gz --output-dir results/again
 
-The first forms write scores/<checkpoint>__<data>__<split>.csv (one row per image and tier) with a JSON file of the
+The first forms write scores/<checkpoint>__<data>__<split>.csv.gz (one row per image and tier) with a JSON file of the
 same name (threshold, unreadable images, data fingerprint). Everything else is made of those files alone, so
 --from-scores gives the same tables and figures with no model and no images: metrics.json; metrics and generators as
 .csv, .md and .tex; ROC, precision-recall, reliability and coverage figures per tier, confusion and score figures per
@@ -196,6 +196,7 @@ def score_all(
     from utils.evaluation.face_scores import highest_faces, with_faces
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
     from utils.scoring.cache import ScoreCache
+    from utils.scoring.table import relative_path
 
     device = pick_device(args.device)
     join_team(device)
@@ -227,8 +228,9 @@ def score_all(
         if not len(results[0][0]):
             raise UserError(f"expected images in {dataset}, but none of {len(listing.records)} could be read")
         for row, (candidate, (table, unreadable)) in enumerate(zip(candidates, results, strict=True)):
-            file = folder / "scores" / f"{candidate.name}__{dataset}__{listing.split}.csv"
-            facts = {"dataset": dataset, "unreadable": unreadable, "command": args.command}
+            file = folder / "scores" / f"{candidate.name}__{dataset}__{listing.split}.csv.gz"
+            lost = [{**item, "path": relative_path(item["path"], listing.root)} for item in unreadable]
+            facts = {"dataset": dataset, "unreadable": lost, "command": args.command}
             write_scored(file, candidate, listing, table, facts)
             files[row, column] = file
     return [files[key] for key in sorted(files)]
@@ -262,7 +264,7 @@ def write_scored(file: Path, candidate: Candidate, listing: Listing, table: Scor
 
     checkpoint = candidate.checkpoint
     point = candidate.detector.operating_point
-    write_scores(file, table)
+    write_scores(file, table.relative_to(listing.root))
     write_sidecar(
         file,
         checkpoint=candidate.name,
@@ -270,6 +272,7 @@ def write_scored(file: Path, candidate: Candidate, listing: Listing, table: Scor
         thresholds=dict(point.thresholds) or None,
         threshold=point.threshold(),
         source=listing.name,
+        root=listing.root,
         split=listing.split,
         n_images=len(listing.records),
         data_fingerprint=listing.fingerprint,

@@ -55,7 +55,7 @@ def main() -> None:
     ]
     write_table(rows, COLUMNS, folder / "card", "The released detector; 95 % bootstrap intervals.")
     description = read_json(description_file(RELEASE_FILE), "the description of the release")
-    scores = [read_scores(file) for file in sorted((folder / "scores").glob(f"{RELEASE_FILE.stem}__*.csv"))]
+    scores = [read_scores(file) for file in sorted((folder / "scores").glob(f"{RELEASE_FILE.stem}__*.csv.gz"))]
     said = [row for table in scores for row in verdict_rows(table, OperatingPoint.from_checkpoint(description))]
     write_table(said, VERDICT_COLUMNS, folder / "verdicts", "What predict.py says; 95 % Wilson intervals.")
     facts = identity(description)

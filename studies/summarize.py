@@ -71,7 +71,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Collect, and write table, figure and commands."""
     args = get_args_parser().parse_args(argv)
-    rows, commands = [], {}
+    rows: list[dict] = []
+    commands: dict[str, list] = {}
     for source in sorted(Path(path) for path in args.results):
         for row in read_json(source / "metrics.json", "what evaluate.py leaves"):
             if row["generator"] != "all" or row["auc"] is None or row["tier"] != "clean":

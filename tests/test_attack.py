@@ -146,7 +146,7 @@ def test_export_is_a_data_set_that_evaluate_scores_alike(run, tiny_checkpoint, t
     monkeypatch.setattr("utils.evaluation.report.write_figures", lambda sets, folder: None)
     argv = ["--checkpoint", str(tiny_checkpoint), "--data", str(folder), "--no-score-cache", "--n-boot", "0"]
     evaluate.main([*argv, "--output-dir", str(tmp_path / "evaluated"), "--threads", "1"])
-    found = read_scores(next((tmp_path / "evaluated" / "scores").glob("*.csv")))
+    found = read_scores(next((tmp_path / "evaluated" / "scores").glob("*.csv.gz")))
     cell = read_cell(next((tmp_path / "out" / "cells").glob("*.json")))
     assert sorted(found.p_fake) == pytest.approx(sorted(cell.extra["rounded_p_fake"]), abs=1e-5)
 

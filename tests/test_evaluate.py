@@ -21,7 +21,7 @@ from utils.checkpoints.file import save_checkpoint
 from utils.errors import UserError
 from utils.evaluation.report import unique_names
 from utils.files import ROOT
-from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
+from utils.scoring.table import ScoreTable, read_scores, read_sidecar, sidecar_path, write_scores, write_sidecar
 
 CONTRACT = """checkpoint model dataset split tier n_real n_fake auc auc_ci ap acc acc_ci real_acc fake_acc f1 eer
     tpr_at_fpr1 ece brier threshold unreadable""".split()
@@ -112,13 +112,14 @@ def test_rows_tables_and_scores(place, tmp_path, capsys):
     for name in ("metrics", "generators"):
         assert {(tmp_path / f"{name}.{ending}").exists() for ending in ("csv", "md", "tex")} == {True}
 
-    table = read_scores(tmp_path / "scores" / "net__faces__test.csv")
-    assert sorted(table.path) == sorted(str(file) for file in (place / "faces" / "test").rglob("*.png"))
+    table = read_scores(tmp_path / "scores" / "net__faces__test.csv.gz")
+    found = (file.relative_to(place / "faces") for file in (place / "faces" / "test").rglob("*.png"))
+    assert sorted(table.path) == sorted(map(str, found))
     assert all((label == 1) == ("/fake/" in path) for label, path in zip(table.label, table.path, strict=True))
     assert table.p_fake == pytest.approx(1 / (1 + np.exp(-table.logit / 2)))  # calibrated
     assert 0 < table.p_fake.min() < THRESHOLD < table.p_fake.max() < 1
     assert rows[0]["acc"] == np.mean((table.p_fake >= THRESHOLD) == table.label)
-    info = read_sidecar(tmp_path / "scores" / "net__faces__test.csv")
+    info = read_sidecar(tmp_path / "scores" / "net__faces__test.csv.gz")
     assert (info["checkpoint"], info["model"], info["n_images"]) == ("net", "cnn_baseline", 20)
     assert info["thresholds"]["fpr1"] == 0.9 and len(info["data_fingerprint"]) == 16
 
@@ -184,12 +185,12 @@ def test_names_that_collide_are_told_apart(place, tmp_path, figures, capsys):
     result = evaluate.main([*argv, "--n-boot", "0", "--output-dir", str(tmp_path / "out")])
     names = [(row["checkpoint"], row["dataset"]) for row in result["rows"]]
     assert names == [(c, d) for c in ("run-2", "run-3", "run-1") for d in ("wild-1", "wild-2")]
-    assert len(set(result["scores"])) == len(list((tmp_path / "out" / "scores").glob("*.csv"))) == 6
+    assert len(set(result["scores"])) == len(list((tmp_path / "out" / "scores").glob("*.csv.gz"))) == 6
     assert f"wild-2 is {other}" in capsys.readouterr().err
     assert len(figures) == len(set(figures)) == 4 + 2 * 6
     for file in result["scores"]:  # each file has the images that its name says
         wanted = str(other) if "wild-2" in file else str(place / "wild")
-        assert all(path.startswith(wanted + "/") for path in read_scores(file).path)
+        assert read_sidecar(file)["root"] == wanted and not any(path.startswith("/") for path in read_scores(file).path)
 
 
 def test_two_splits_of_a_set_keep_their_own_figures(place, tmp_path, figures):
@@ -221,10 +222,10 @@ def test_unreadable_images_are_counted_listed_and_never_scored(place, tmp_path, 
     argv = ["--checkpoint", place / "net", "--data", data, "--n-boot", "0", "--output-dir", out]
     code, error = exit_and_stderr(evaluate.main, argv, monkeypatch, capsys)
     assert code == 1 and f"unreadable: {broken}: " in error and "1 unreadable images" in error
-    scores = out / "scores" / "net__wild__all.csv"
-    assert str(broken) not in read_scores(scores).path and len(read_scores(scores)) == 11
+    scores = out / "scores" / "net__wild__all.csv.gz"
+    assert "fake/3.png" not in read_scores(scores).path and len(read_scores(scores)) == 11
     info = read_sidecar(scores)
-    assert [item["path"] for item in info["unreadable"]] == [str(broken)] and info["unreadable"][0]["reason"]
+    assert [item["path"] for item in info["unreadable"]] == ["fake/3.png"] and info["unreadable"][0]["reason"]
     assert info["n_images"] == 12
     assert [(row["unreadable"], row["n_fake"]) for row in metrics(out)] == [(1, 6)]
     code, _ = exit_and_stderr(
@@ -242,10 +243,11 @@ def test_scores_without_their_json_file_use_one_half(place, tmp_path):
     argv = ["--checkpoint", str(place / "net"), "--data", str(place / "wild"), "--n-boot", "0"]
     result = evaluate.main([*argv, "--output-dir", str(tmp_path)])
     scores = Path(result["scores"][0])
-    scores.with_suffix(".json").unlink()
+    sidecar_path(scores).unlink()
     row = evaluate.main(["--from-scores", str(scores), "--n-boot", "0", "--output-dir", str(tmp_path / "b")])["rows"][0]
     table = read_scores(scores)
-    assert (row["checkpoint"], row["model"], row["split"], row["threshold"]) == (scores.stem, None, None, 0.5)
+    assert row["checkpoint"] == sidecar_path(scores).stem == "net__wild__all"
+    assert (row["model"], row["split"], row["threshold"]) == (None, None, 0.5)
     assert row["acc"] == np.mean((table.p_fake >= 0.5) == table.label)
     assert row["auc"] == result["rows"][0]["auc"]
 

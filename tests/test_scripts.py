@@ -17,6 +17,7 @@ import predict
 import train
 from utils.checkpoints.file import load_checkpoint
 from utils.files import ROOT
+from utils.scoring.table import read_scores
 
 SCRIPTS = sorted(file.stem for file in ROOT.glob("*.py"))
 DEMO = "demo@n=60,size=64"
@@ -38,7 +39,7 @@ def chain(tmp_path_factory) -> dict:
                 f" --threads 1 --data {DEMO} --output-dir run",
             ),
             "evaluate": (evaluate, f"--checkpoint run --data {DEMO} --n-boot 50 --threads 1 --output-dir first"),
-            "again": (evaluate, "--from-scores first/scores/run__demo__test.csv --n-boot 50 --output-dir again"),
+            "again": (evaluate, "--from-scores first/scores/run__demo__test.csv.gz --n-boot 50 --output-dir again"),
             "predict": (predict, "--checkpoint run data/demo-v1-n60-s64-seed0/test --threads 1"),
             "json": (predict, "--checkpoint run data/demo-v1-n60-s64-seed0/test/real --format json --output p.json"),
         }
@@ -82,11 +83,12 @@ def test_scores_alone_give_the_same_report(chain):
 
 def test_predict_gives_the_scores_of_evaluate(chain):
     predicted = {row["path"]: row for row in csv.DictReader(io.StringIO(chain["predict"]["stdout"]))}
-    scores = list(csv.DictReader((chain["root"] / "first/scores/run__demo__test.csv").open()))
+    scores = read_scores(chain["root"] / "first/scores/run__demo__test.csv.gz")
     assert len(predicted) == len(scores) == 12
-    for row in scores:
-        assert float(predicted[row["path"]]["logit"]) == pytest.approx(float(row["logit"]), abs=1e-5)
-        assert float(predicted[row["path"]]["p_fake"]) == pytest.approx(float(row["p_fake"]), abs=1e-5)
+    for path, logit, p_fake in zip(scores.path, scores.logit, scores.p_fake, strict=True):
+        row = predicted[f"data/demo-v1-n60-s64-seed0/{path}"]
+        assert float(row["logit"]) == pytest.approx(logit, abs=1e-5)
+        assert float(row["p_fake"]) == pytest.approx(p_fake, abs=1e-5)
     written = json.loads((chain["root"] / "p.json").read_text())
     assert [item["path"] for item in written] == sorted(path for path in predicted if "/real/" in path)
 

@@ -1,12 +1,14 @@
 """Files that are either the old ones or the new ones, never half of each."""
 
 import contextlib
+import gzip
 import io
 import json
 import math
 import os
 import sys
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +18,7 @@ import numpy as np
 from utils.distributed import is_first
 from utils.errors import UserError
 
+GZIP_MAGIC = b"\x1f\x8b"
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the project
 
 
@@ -58,15 +61,17 @@ def _write_and_replace(temporary: Path, target: Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write text as UTF-8 with the guarantees of :func:`atomic_write_bytes`.
+    """Write text as UTF-8 with the guarantees of :func:`atomic_write_bytes`, gzip-compressed if the name ends in .gz.
 
+    The same text gives the same bytes: the gzip header carries no time and no file name.
     File names that are not valid UTF-8 reach Python as surrogate escapes; they are written back byte for
     byte.
 
     Raises:
         UserError: the file cannot be written.
     """
-    atomic_write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
+    data = text.encode("utf-8", errors="surrogateescape")
+    atomic_write_bytes(path, gzip.compress(data, mtime=0) if os.fspath(path).endswith(".gz") else data)
 
 
 @contextlib.contextmanager
@@ -122,15 +127,21 @@ def _open_replacement(target: Path, form: dict[str, Any]) -> Iterator[TextIO]:
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
-    """Read a UTF-8 file (a byte-order mark is dropped); ``what`` names the kind of file in the error.
+    """Read a UTF-8 file, plain or gzip-compressed; ``what`` names the kind of file in the error.
+
+    A byte-order mark is dropped.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if data.startswith(GZIP_MAGIC) else data
+        return data.decode("utf-8-sig", errors="surrogateescape")
     except FileNotFoundError as error:
         raise UserError(f"expected {what} at {path}, got no such file; check the path") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"expected {what} at {path}, got a damaged gzip file ({error}); write it again") from error
     except OSError as error:
         raise UserError(f"expected {what} at {path}, got: {error.strerror or error}; check the path") from error
 

@@ -121,13 +121,14 @@ def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoin
     )
     from utils.scoring.table import read_scores
 
-    table = read_scores(next((tmp_path / "evaluation" / "scores").glob("*.csv")))
+    table = read_scores(next((tmp_path / "evaluation" / "scores").glob("*.csv.gz")))
     app = serve.create_app([tiny_checkpoint], face_detector="cascade", threads=1, page=tmp_path)
     data = {"images": [(io.BytesIO(Path(file).read_bytes()), file) for file in files]}
     served = app.test_client().post("/api/predict", data=data).get_json()["images"]
     app.extensions["service"].batcher.close()
-    assert list(predicted) == files and sorted(table.path) == files
+    assert list(predicted) == files and sorted(f"{photos}/{path}" for path in table.path) == files
     assert [len(image["faces"]) for image in served] == [0, 2, 2, 2]
     for image, file in zip(served, files, strict=True):
         assert image["logit"] == pytest.approx(predicted[file], abs=1e-5)
-        assert table.logit[table.path.index(file)] == pytest.approx(predicted[file], abs=1e-5)
+        row = table.path.index(file.removeprefix(f"{photos}/"))
+        assert table.logit[row] == pytest.approx(predicted[file], abs=1e-5)

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import predict
 import train
 from studies.model_table import CLASSICAL, ENTRIES
 from utils.checkpoints.file import load_checkpoint, load_detector
+from utils.scoring.table import read_scores
 
 SMALLEST = {"inception_resnet_v2": 96, "vit_small_patch16_224": 224}  # px; the others work at 64
 
@@ -47,7 +47,8 @@ def test_a_model_of_the_table_trains_reloads_and_agrees_with_itself(entry, image
     stdout = io.StringIO()
     with contextlib.redirect_stdout(stdout):
         predict.main(f"--checkpoint run {image_folder}/test --threads 1".split())
-    evaluated = p_fakes(Path("out/scores/run__faces__test.csv").read_text())
+    scores = read_scores("out/scores/run__faces__test.csv.gz")
+    evaluated = {f"{image_folder}/{path}": p_fake for path, p_fake in zip(scores.path, scores.p_fake, strict=True)}
     predicted = p_fakes(stdout.getvalue())
     assert predicted.keys() == evaluated.keys()
     assert predicted == pytest.approx(evaluated, abs=1e-6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from utils.errors import UserError
@@ -80,7 +82,7 @@ def write_subgroup_table(sets: Sequence[ScoredSet], request: str, folder: Path, 
     rows = []
     for scored in sets:
         identity = {key: scored.info[key] for key in ("checkpoint", "model", "dataset", "split")}
-        rows += subgroup_rows(scored.table, values, scored.threshold, n_boot, tier=scored.tier, **identity)
+        rows += subgroup_rows(with_root(scored), values, scored.threshold, n_boot, tier=scored.tier, **identity)
     write_subgroups(rows, folder, column)
 
 
@@ -88,4 +90,10 @@ def write_failures(sets: Sequence[ScoredSet], folder: Path) -> Path:
     """Write gallery.html and failures.csv, the worst errors of each source; returns the page."""
     from utils.evaluation.gallery import write_gallery
 
-    return write_gallery([(scored.table, scored.info) for scored in sets], folder)[0]
+    return write_gallery([(with_root(scored), scored.info) for scored in sets], folder)[0]
+
+
+def with_root(scored: ScoredSet) -> ScoreTable:
+    """The scores with paths that lead to the images, from where evaluate.py ran."""
+    root = scored.info["root"]
+    return replace(scored.table, path=[os.path.join(root, path) if root else path for path in scored.table.path])

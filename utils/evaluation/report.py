@@ -24,7 +24,7 @@ from utils.evaluation.figures import (
 from utils.figures import save_figure
 from utils.files import atomic_write_text, write_json
 from utils.metrics.binary import metrics_row
-from utils.scoring.table import ScoreTable, read_scores, read_sidecar
+from utils.scoring.table import ScoreTable, read_scores, read_sidecar, sidecar_path
 from utils.tables import csv_table, write_table
 
 COLUMNS = [
@@ -118,7 +118,7 @@ def read_evaluations(files: Sequence[Path]) -> list[ScoredSet]:
     for file in files:
         info = read_sidecar(file)
         for (dataset, tier), table in read_scores(file).groups("dataset", "tier"):
-            known = {"checkpoint": info["checkpoint"] or Path(file).stem, "dataset": dataset}
+            known = {"checkpoint": info["checkpoint"] or sidecar_path(file).stem, "dataset": dataset}
             sets.append(ScoredSet(table, {**info, **known}, tier))
     return sets
 
@@ -145,7 +145,7 @@ def write_report(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> tuple[
         write_marked_table(by_severity, SEVERITY_COLUMNS, folder / "severity", f"{CAPTION} One degradation at a time.")
         write_severity_figures(rows, by_severity, folder)
     write_figures(whole, folder)
-    unreadable = {item["path"] for scored in sets for item in scored.info["unreadable"]}
+    unreadable = {(scored.info["dataset"], item["path"]) for scored in sets for item in scored.info["unreadable"]}
     return rows + by_severity, len(unreadable)
 
 

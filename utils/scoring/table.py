@@ -1,8 +1,8 @@
-"""The scores file: one row per image, from which every table and figure can be derived again.
+"""The scores file: one row per image, from which every table and figure can be derived.
 
-``scores.csv`` has the columns path,label,dataset,generator,tier,logit,p_fake. ``scores.json`` beside it holds
-what belongs to the run and not to an image: the checkpoint, its thresholds, and the images that could not be
-read.
+``scores.csv.gz`` (or ``scores.csv``) has the columns path,label,dataset,generator,tier,logit,p_fake; paths are
+relative to the data set. ``scores.json`` in the same folder holds what belongs to the run and not to an image: the
+checkpoint, its thresholds, the folder of the data set, and the images that could not be read.
 """
 
 import csv
@@ -10,7 +10,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SIDECAR_KEYS = (
     "unreadable",
     "n_images",
     "data_fingerprint",
+    "root",
 )
 
 
@@ -77,6 +78,10 @@ class ScoreTable:
             mask[rows] = True
             yield values, self.select(mask)
 
+    def relative_to(self, root: str) -> "ScoreTable":
+        """The same rows with paths that start from ``root``; paths outside of it stay as they are."""
+        return replace(self, path=[relative_path(path, root) for path in self.path])
+
     @staticmethod
     def join(tables: list["ScoreTable"]) -> "ScoreTable":
         """One table with the rows of all, in order; at least one table."""
@@ -86,6 +91,11 @@ class ScoreTable:
             is_array = isinstance(parts[0], np.ndarray)
             columns[name] = np.concatenate(parts) if is_array else [value for part in parts for value in part]
         return ScoreTable(**columns)
+
+
+def relative_path(path: str, root: str) -> str:
+    """The path as seen from the folder ``root``, if it lies below it."""
+    return path.removeprefix(f"{root}/") if root else path
 
 
 def write_scores(path: str | os.PathLike[str], table: ScoreTable) -> None:
@@ -192,8 +202,8 @@ def _check(table: ScoreTable, where: str) -> None:
 
 
 def sidecar_path(scores_path: str | os.PathLike[str]) -> Path:
-    """The JSON file that belongs to a scores file: the same name with the ending .json."""
-    return Path(scores_path).with_suffix(".json")
+    """The JSON file that belongs to a scores file: the same name ending in .json instead of .csv or .csv.gz."""
+    return Path(os.fspath(scores_path).removesuffix(".gz")).with_suffix(".json")
 
 
 def write_sidecar(scores_path: str | os.PathLike[str], **info: Any) -> Path:
@@ -201,15 +211,15 @@ def write_sidecar(scores_path: str | os.PathLike[str], **info: Any) -> Path:
 
     Keys: checkpoint (path), model, threshold (the one in force), thresholds (name -> value), dataset, split,
     unreadable (list of {"path", "reason"}, plus dataset and tier where a file has several), n_images (listed,
-    read or not), data_fingerprint; those left out are null, unreadable is []. Further keys are kept as they
-    are.
+    read or not), data_fingerprint, root (the folder that the paths start from); those left out are null,
+    unreadable is []. Further keys are kept as they are.
 
     Raises:
         UserError: the file cannot be written, or the scores file is itself called .json.
     """
     target = sidecar_path(scores_path)
     if target == Path(scores_path):
-        raise UserError(f"expected a scores file that ends in .csv, got {scores_path}; choose another name")
+        raise UserError(f"expected a scores file that ends in .csv or .csv.gz, got {scores_path}; choose another name")
     write_json(target, {**dict.fromkeys(SIDECAR_KEYS), "unreadable": [], **info})
     return target
 

@@ -19,7 +19,7 @@ from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoi
 from utils.evaluation.curves import coverage
 from utils.metrics.thresholds import unsure_band
 from utils.scoring.scorer import score_jobs, score_records, stream_jobs
-from utils.scoring.table import read_scores, read_sidecar
+from utils.scoring.table import read_scores, read_sidecar, write_scores
 
 QUICK = ["--n-boot", "0", "--threads", "1"]
 
@@ -73,11 +73,12 @@ def run(tmp_path, tiny_checkpoint, monkeypatch):
 
 
 def by_tier(result: dict, number: int = 0) -> dict[str, dict[str, float]]:
-    """tier -> path -> logit of a scores file."""
+    """tier -> path of the image -> logit of a scores file."""
     table = read_scores(result["scores"][number])
+    root = read_sidecar(result["scores"][number])["root"]
     logits: dict[str, dict[str, float]] = {}
     for path, tier, logit in zip(table.path, table.tier, table.logit.tolist(), strict=True):
-        logits.setdefault(tier, {})[path] = logit
+        logits.setdefault(tier, {})[f"{root}/{path}"] = logit
     return logits
 
 
@@ -228,7 +229,7 @@ def test_unreadable_images_are_counted_once_and_remembered(run, image_folder, re
         assert result["exit_code"] == 1
         assert {(row["n_fake"], row["unreadable"]) for row in result["rows"]} == {(3, 1)}
     assert len(reads) == 8
-    assert [item["path"] for item in read_sidecar(result["scores"][1])["unreadable"]] == [str(broken)]
+    assert [item["path"] for item in read_sidecar(result["scores"][1])["unreadable"]] == ["test/fake/001.png"]
 
 
 # ------------------------------------------------------------------------------------- tables and figures
@@ -269,9 +270,8 @@ def test_severity_of_one_class_and_without_clean(run, image_folder, tmp_path, fi
     assert [tick.get_text() for tick in auc.get_xticklabels()] == ["95", "85", "75", "60", "45", "30"]
     line = next(line for line in (tmp_path / "out" / "metrics.md").read_text().splitlines() if "| web" in line)
     assert "\N{EN DASH}" in line
-    only = tmp_path / "only.csv"
-    lines = Path(result["scores"][0]).read_text().splitlines(keepends=True)
-    only.write_text("".join(line for line in lines if ",web," not in line))
+    only, table = tmp_path / "only.csv", read_scores(result["scores"][0])
+    write_scores(only, table.select(np.array(table.tier) != "web"))
     rows = evaluate.main(["--from-scores", str(only), *QUICK, "--output-dir", str(tmp_path / "only")])["rows"]
     assert len(rows) == 6
 

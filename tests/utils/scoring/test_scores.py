@@ -1,6 +1,7 @@
 """The scores file gives back what was written, bit for bit, and refuses what is not one."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from utils.scoring.table import (
     ScoreTable,
     read_scores,
     read_sidecar,
+    relative_path,
     sidecar_path,
     write_scores,
     write_sidecar,
@@ -235,3 +237,26 @@ def test_json_holds_plain_values_only(tmp_path):
     )
     with pytest.raises(TypeError, match="object"):
         plain_values(object())
+
+
+def test_compressed_scores_read_back_alike_and_have_the_same_bytes_each_time(tmp_path):
+    table = make_table()
+    for name in ("a.csv.gz", "b.csv.gz"):
+        write_scores(tmp_path / name, table)
+    write_scores(tmp_path / "a.csv", table)
+    data = (tmp_path / "a.csv.gz").read_bytes()
+    assert data == (tmp_path / "b.csv.gz").read_bytes() and len(data) < len((tmp_path / "a.csv").read_bytes())
+    assert vars(read_scores(tmp_path / "a.csv.gz"))["path"] == read_scores(tmp_path / "a.csv").path
+    assert sidecar_path("x/run.v2.csv.gz") == sidecar_path("x/run.v2.csv") == Path("x/run.v2.json")
+    for broken in (data[:-9], data[:20], data[:-4] + b"\1\2\3\4"):
+        (tmp_path / "broken.csv.gz").write_bytes(broken)
+        with pytest.raises(UserError, match="damaged gzip file"):
+            read_scores(tmp_path / "broken.csv.gz")
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "wanted"),
+    [("a/b/c.png", "a/b", "c.png"), ("a/bc.png", "a/b", "a/bc.png"), ("/x/c.png", "", "/x/c.png"), ("c", "c", "c")],
+)
+def test_paths_relative_to_the_set(path, root, wanted):
+    assert relative_path(path, root) == wanted

@@ -106,7 +106,7 @@ def test_train_evaluate_and_predict_under_torchrun(image_folder, tmp_path):
     import evaluate
 
     evaluate.main([*common, "--output-dir", str(tmp_path / "one"), "--batch-size", "3", "--no-score-cache"])
-    name = "scores/run__faces__test.csv"
+    name = "scores/run__faces__test.csv.gz"
     assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
     scored = torchrun("predict.py", "--checkpoint", str(run), str(image_folder), "--threads", "1")

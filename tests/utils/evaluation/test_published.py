@@ -1,0 +1,61 @@
+"""The committed results: every table of metrics follows from its scores, every committed figure is on a page."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import evaluate
+from utils.files import ROOT
+from utils.scoring.table import read_scores
+
+RESULTS = ROOT / "results"
+FOLDERS = sorted({file.parent.parent for file in RESULTS.rglob("scores/*.csv.gz")})
+KEYS = ("checkpoint", "dataset", "split", "tier", "generator")
+PAIRS = {"generalisation": ["faces140k", "utkface"], "forgery_ablation": ["faces140k", "utkface"]}
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*.md")]
+
+
+def rows_of(file: Path) -> dict[tuple, dict]:
+    return {tuple(row.get(key) for key in KEYS): row for row in json.loads(file.read_text())}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_published_table_follows_from_its_scores(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.evaluation.report.write_figures", lambda sets, folder: None)
+    files = sorted(map(str, folder.glob("scores/*.csv.gz")))
+    pair = ["--pair", *PAIRS[folder.name]] if folder.name in PAIRS else []
+    evaluate.main(["--from-scores", *files, *pair, "--output-dir", str(tmp_path)])
+    for made in tmp_path.glob("*.json"):
+        published = rows_of(folder / made.name)
+        found = rows_of(made)
+        assert found.keys() == published.keys()
+        for key, row in found.items():
+            assert row.keys() == published[key].keys()
+            for name, value in row.items():
+                same = value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-9)
+                assert published[key][name] == same, (made.name, key, name)
+    for made in tmp_path.glob("*.md"):
+        if (folder / made.name).exists() or made.name == "metrics.md":  # leave_one_out shows generators as a matrix
+            # Compared as a set of lines: their order is that of the files on the command line.
+            assert sorted(made.read_text().splitlines()) == sorted((folder / made.name).read_text().splitlines())
+
+
+def test_there_are_scores_behind_every_table_of_metrics():
+    assert {file.parent for file in RESULTS.rglob("metrics.json")} == set(FOLDERS)
+
+
+def test_paths_in_scores_are_relative_to_the_set():
+    for file in RESULTS.rglob("scores/*.csv.gz"):
+        assert not [path for path in read_scores(file).path if path.startswith(("/", "..", "data/"))], file
+
+
+def test_committed_figures_are_shown_and_results_stay_small():
+    shown = {name for page in PAGES for name in re.findall(r"results/([\w./-]+)\.png", page.read_text())}
+    figures = {
+        str(file.relative_to(RESULTS).with_suffix("")) for kind in ("png", "pdf") for file in RESULTS.rglob(f"*.{kind}")
+    }
+    assert figures == shown
+    assert sum(file.stat().st_size for file in RESULTS.rglob("*") if file.is_file()) < 25e6
+    assert (RESULTS / "demo" / "contact_sheet.png").stat().st_size < 300e3
