@@ -40,7 +40,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from datasets.inputs import list_inputs
+from datasets.inputs import PathRecords, list_inputs
+from datasets.records import Record
 from utils.args import (
     EXIT_DONE,
     EXIT_PARTIAL,
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     counts: Counter[str] = Counter()
     with open_output(args.output) as stream:
         score = predict_faces if finder_name(args) else predict
-        batches = score(args, checkpoint_file, paths)
+        batches = score(args, checkpoint_file, PathRecords(paths))
         WRITERS[args.format](stream, report(batches, len(paths), counts, quiet=stream.isatty()))
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     images = "image" if len(paths) == 1 else "images"
@@ -140,34 +141,34 @@ def main(argv: Sequence[str] | None = None) -> dict:
     }
 
 
-def predict(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str]) -> Iterator[list[Row]]:
-    """Load the detector, then return an iterator that scores batch after batch, in the order of the paths."""
+def predict(args: argparse.Namespace, checkpoint_file: Path, records: Sequence[Record]) -> Iterator[list[Row]]:
+    """Load the detector, then return an iterator that scores batch after batch, in the order of the records."""
     from models.operating_point import OperatingPoint
     from utils.scoring.prediction import open_checkpoint, open_engine, open_exported
 
     common = {"batch_size": args.batch_size, "workers": args.workers, "threads": args.threads}
     if is_onnx(checkpoint_file):
         check_flags_of_export(args)
-        scores, checkpoint = open_exported(checkpoint_file, paths, args.engine, **common)
+        scores, checkpoint = open_exported(checkpoint_file, records, args.engine, **common)
     elif args.engine == "auto":
-        scores, checkpoint = open_checkpoint(checkpoint_file, paths, args.device, args.precision, **common)
+        scores, checkpoint = open_checkpoint(checkpoint_file, records, args.device, args.precision, **common)
     else:
-        scores, checkpoint = open_engine(checkpoint_file, paths, args.engine, args.device, **common)
+        scores, checkpoint = open_engine(checkpoint_file, records, args.engine, args.device, **common)
     point = OperatingPoint.from_checkpoint(checkpoint)
     point.threshold(args.threshold)  # an unknown one is reported before any image is read
     if args.threshold == "balanced" and not point.thresholds:
         print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
-    return rows_of_batches(scores, paths, point, args.threshold)
+    return rows_of_batches(scores, records, point, args.threshold)
 
 
-def predict_faces(args: argparse.Namespace, checkpoint_file: Path, paths: Sequence[str]) -> Iterator[list[Row]]:
+def predict_faces(args: argparse.Namespace, checkpoint_file: Path, records: Sequence[Record]) -> Iterator[list[Row]]:
     """Score every face and yield for each picture, one at a time, the row of its highest score."""
-    from datasets.faces import face_paths, open_finder
+    from datasets.faces import face_records, open_finder
 
-    parts = list(face_paths(paths, open_finder(finder_name(args))))
+    pictures, parts = zip(*face_records(records, open_finder(finder_name(args))), strict=True)
     rows = (row for batch in predict(args, checkpoint_file, parts) for row in batch)
-    for _, faces in itertools.groupby(rows, key=lambda row: row["path"].number):
-        yield [max(faces, key=lambda row: row.get("logit", 0.0))]
+    for _, faces in itertools.groupby(zip(pictures, rows, strict=True), key=lambda pair: pair[0]):
+        yield [max((row for _, row in faces), key=lambda row: row.get("logit", 0.0))]
 
 
 def check_flags_of_export(args: argparse.Namespace) -> None:
@@ -180,15 +181,15 @@ def check_flags_of_export(args: argparse.Namespace) -> None:
 
 
 def rows_of_batches(
-    scores: Iterator, paths: Sequence[str], point: OperatingPoint, threshold: str | float
+    scores: Iterator, records: Sequence[Record], point: OperatingPoint, threshold: str | float
 ) -> Iterator[list[Row]]:
     """Turn what ``stream_scores`` yields into one list of rows per batch."""
     for indices, logits, unreadable in scores:
-        rows: dict[int, Row] = {index: {"path": paths[index], "error": reason} for index, reason in unreadable}
+        rows: dict[int, Row] = {index: {"path": records[index].path, "error": reason} for index, reason in unreadable}
         p_fake = point.p_fake(logits)
         columns = indices.tolist(), p_fake.tolist(), point.verdicts(p_fake, threshold), logits.tolist()
         for index, *values in zip(*columns, strict=True):
-            rows[index] = dict(zip(COLUMNS, (paths[index], *values), strict=True))
+            rows[index] = dict(zip(COLUMNS, (records[index].path, *values), strict=True))
         yield [rows[index] for index in sorted(rows)]
 
 

@@ -112,13 +112,18 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     if args.forgeries or args.forgery_decoder:
         from datasets.forgeries.forger import make_forger
 
-        forger = make_forger(args.forgeries or "", args.forgery_share, None if args.resume else args.forgery_decoder)
+        decoder = None
+        if args.forgery_decoder and not args.resume:
+            from utils.training.forgery_decoder import load_decoder
+
+            decoder = load_decoder(args.forgery_decoder)
+        forger = make_forger(args.forgeries or "", args.forgery_share, decoder)
     check_output_dir(folder)
     data = open_training_data(args.data, args.exclude_generator)
     for note in data.notes:
         log(note)
 
-    from datasets.image_cache import cache_listing, join_records
+    from datasets.image_cache import cache_listing
     from datasets.loading import label_groups
     from utils.distributed import check_enough, expecting_peers, join_team
     from utils.runtime import pick_device, set_threads
@@ -129,7 +134,7 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     if args.cache:
         train, valid = ([cache_listing(item, Path(args.cache)) for item in part] for part in (data.train, data.valid))
         data = dataclasses.replace(data, train=train, valid=valid)
-    records = join_records(data.train)
+    records = data.train_records
     check_enough(len(records))
     detector = build_detector(args, records, device)
     if detector.is_classical:  # classical: it learns in one call
@@ -138,7 +143,7 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
         return finish(args, data, folder, device, fit_once(args, data, detector, folder))
     groups = label_groups(data.train) if args.balance else None
     if forger:
-        from datasets.forgeries.decoder import with_decoder
+        from utils.training.forgery_decoder import with_decoder
 
         forger = with_decoder(forger, records, folder, args.seed, args.resume)
     state, loader, dtype = prepare(args, detector, records, device, forger, groups)
@@ -307,8 +312,9 @@ def train_epoch(args, state, loader, device, dtype, unreadable: dict[str, str]) 
     import torch
     from tqdm import tqdm
 
+    from datasets.loading import stand_in
     from datasets.transforms import as_floats
-    from utils.distributed import gather, parallel, stand_in
+    from utils.distributed import gather, parallel
     from utils.runtime import autocast
     from utils.training.adversarial import make_adversary
     from utils.training.distillation import training_loss

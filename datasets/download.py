@@ -1,4 +1,4 @@
-"""Fetch a public data set into data/, and check that it is complete.
+"""Download a public dataset into data/ and verify that it is complete.
 
   python -m datasets.download 140k
   python -m datasets.download 140k --output-dir /data/140k
@@ -6,23 +6,23 @@
   data/140k: 140,000 images: train 50,000 real 50,000 fake, valid 10,000 real 10,000 fake, test 10,000 real 10,000 fake
 
 140k is "140k Real and Fake Faces" (kaggle.com/datasets/xhlulu/140k-real-and-fake-faces, 4 GB): 70,000 photographs of
-FFHQ and 70,000 StyleGAN faces at 256 px. Kaggle wants an account: make a token at kaggle.com/settings (API, Create New
-Token) and keep the file as ~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY. An interrupted download goes
-on when the command is run again.
+FFHQ and 70,000 StyleGAN faces at 256 px. Kaggle requires an account: create a token at kaggle.com/settings (API, Create
+New Token) and save the file as ~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY. Run the command again to
+resume an interrupted download.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.archives import unzip
-from datasets.folder import read_folder
-from datasets.spec import LABEL_NAMES, SPLITS
-from datasets.transfer import basic_auth, download
+from datasets.readers.folder import read_folder
+from datasets.records import LABEL_NAMES, SPLITS
+from datasets.transfer import basic_auth, download, unzip
 from utils.args import EXIT_DONE, make_parser, run_script
 from utils.errors import UserError
 
@@ -31,7 +31,7 @@ SERVER = "https://www.kaggle.com/api/v1"
 
 @dataclass(frozen=True)
 class Download:
-    """A data set of Kaggle: its owner/name there, and the images of each class that each split must hold."""
+    """A dataset on Kaggle: its owner/name, and the images of each class that each split must hold."""
 
     path: str
     images: Mapping[str, int]
@@ -40,18 +40,18 @@ class Download:
 DOWNLOADS = {"140k": Download("xhlulu/140k-real-and-fake-faces", {"train": 50_000, "valid": 10_000, "test": 10_000})}
 
 
-def get_args_parser():
-    """Declare the flags of the module."""
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags."""
     parser = make_parser(__doc__, "python -m datasets.download")
-    parser.add_argument("name", choices=sorted(DOWNLOADS), help="the data set")
+    parser.add_argument("name", choices=sorted(DOWNLOADS), help="the dataset")
     parser.add_argument("--output-dir", metavar="DIR", help="default: data/NAME")
     parser.add_argument("--server", default=SERVER, metavar="URL", help=f"default: {SERVER}")
-    parser.add_argument("--keep-archive", action="store_true", help="keep the ZIP file beside the folder")
+    parser.add_argument("--keep-archive", action="store_true", help="keep the ZIP file next to the folder")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Download unless it is there; returns ``{"folder", "counts": {split: {class: images}}, "exit_code": 0}``."""
+    """Download unless the folder exists; returns ``{"folder", "counts": {split: {class: images}}, "exit_code": 0}``."""
     args = get_args_parser().parse_args(argv)
     wanted = DOWNLOADS[args.name]
     folder = Path(args.output_dir or f"data/{args.name}")
@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def credentials() -> tuple[str, str]:
-    """User name and key of Kaggle's API, from the environment or from kaggle.json.
+    """User name and key for Kaggle's API, from the environment or from kaggle.json.
 
     Raises:
-        UserError: there are none, with the way to get them; or the file is no such file.
+        UserError: there are none, or the file holds something else.
     """
     user, key = os.environ.get("KAGGLE_USERNAME"), os.environ.get("KAGGLE_KEY")
     if user and key:
@@ -84,19 +84,19 @@ def credentials() -> tuple[str, str]:
         return found["username"], found["key"]
     except FileNotFoundError:
         raise UserError(
-            "expected Kaggle credentials, found none: make a token at https://www.kaggle.com/settings (API, Create New "
-            f"Token) and keep it as {file}, or set KAGGLE_USERNAME and KAGGLE_KEY; or fetch the ZIP file by hand and "
-            "put it beside the folder (data/140k.zip)"
+            "expected Kaggle credentials, found none: create a token at https://www.kaggle.com/settings (API, Create New "
+            f"Token) and save it as {file}, or set KAGGLE_USERNAME and KAGGLE_KEY; or download the ZIP file by hand "
+            "and save it as data/140k.zip"
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"expected username and key in {file}, found something else; make a new token") from None
+        raise UserError(f"expected username and key in {file}, found something else; create a new token") from None
 
 
 def check_counts(folder: Path, images: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """Count the images of each split and class.
 
     Raises:
-        UserError: they are not as many as the data set has.
+        UserError: the counts differ from those of the dataset.
     """
     source = read_folder(folder)
     counts = {

@@ -1,29 +1,30 @@
-"""Faces in a picture, and the crops that a detector is to judge.
+"""Faces in a picture, and the regions of a picture that a detector judges.
 
-Two finders: YuNet through OpenCV, from an ONNX file that the user names (Wu, Peng and Yu, "YuNet: A Tiny
-Millisecond-level Face Detector", Machine Intelligence Research 2023), and the frontal cascade of local binary patterns
-that comes with scikit-image (Viola and Jones, "Rapid Object Detection using a Boosted Cascade of Simple Features", CVPR
-2001), which needs no file, and misses more faces, above all those that do not look at the camera.
+There are two finders. YuNet runs in OpenCV, from an ONNX file that you name (Wu, Peng and Yu, "YuNet: A Tiny
+Millisecond-level Face Detector", Machine Intelligence Research 2023). The frontal cascade of local binary patterns
+that comes with scikit-image (Viola and Jones, "Rapid Object Detection using a Boosted Cascade of Simple Features",
+CVPR 2001) needs no file but misses more faces, above all those that are turned away from the camera.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from datasets.images import UnreadableImage, read_image
+from datasets.images import UnreadableImage, read_record
+from datasets.records import Record, Region
 from utils.errors import UserError
 
 CASCADE = "cascade"
 MARGIN = 0.3  # of the sides of a face, added on each of its four sides
 MAX_FACES = 8
-YUNET_SIDE, CASCADE_SIDE = 480, 400  # px, the longer side of what is searched; larger pictures are reduced
+YUNET_SIDE, CASCADE_SIDE = 480, 400  # px, the longer side of the searched picture; larger pictures are reduced
 YUNET_SCORE = 0.6
 CASCADE_FACE = 36  # px, the smallest face after reduction
 OVERLAP = 0.3  # two boxes that share more of their union are one face
@@ -31,7 +32,7 @@ OVERLAP = 0.3  # two boxes that share more of their union are one face
 
 @dataclass(frozen=True)
 class Face:
-    """A square region of a picture in pixels, margin included, and how sure the finder is (None: it does not say)."""
+    """A square region of a picture in pixels, margin included, and the confidence of the finder (None: unknown)."""
 
     left: int
     top: int
@@ -39,23 +40,13 @@ class Face:
     confidence: float | None = None
 
     @property
-    def part(self) -> tuple[slice, slice]:
-        """The rows and columns of the region; beyond the border of the picture there are none, and none are filled."""
-        return slice(self.top, self.top + self.side), slice(self.left, self.left + self.side)
+    def region(self) -> Region:
+        """Left, top, right and bottom; the part beyond the border of the picture is not filled."""
+        return self.left, self.top, self.left + self.side, self.top + self.side
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """Cut the region out of ``(H, W, 3)``."""
-        return image[self.part]
-
-
-class FacePath(str):
-    """The path of a picture of which ``read_image`` is to return one face only: ``part``, or all of it for None.
-
-    ``number`` is the place of the picture in the list that it came from.
-    """
-
-    number: int
-    part: tuple[slice, slice] | None
+        return image[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
 Box = tuple[float, float, float, float, float]  # left, top, width, height, score
@@ -69,7 +60,7 @@ def open_finder(file: str | None) -> Finder:
         file: YuNet as an ONNX file; ``cascade`` or None for the bundled cascade.
 
     Raises:
-        UserError: there is no such file, or it is no face detector; scikit-image is not installed.
+        UserError: the file is missing or is not a face detector; scikit-image is not installed.
     """
     search = _cascade() if file in (None, CASCADE) else _yunet(str(file))
     lock = threading.Lock()
@@ -84,30 +75,20 @@ def open_finder(file: str | None) -> Finder:
     return find
 
 
-def face_paths(paths: Iterable[str], finder: Finder) -> Iterator[FacePath]:
-    """Name every face of some pictures; one in which none is found, or that cannot be read, is named as a whole."""
-    for number, path in enumerate(paths):
-        faces: Sequence[Face | None]
+def face_records(records: Sequence[Record], finder: Finder) -> Iterator[tuple[int, Record]]:
+    """Yield a record for every face, with the index of its picture in ``records``.
+
+    A picture without a face, or one that cannot be read, is yielded whole.
+    """
+    for index, record in enumerate(records):
         try:
-            faces = finder(read_image(path))
-        except UnreadableImage:  # whoever reads it next reports it
+            faces = finder(read_record(record))
+        except UnreadableImage:  # reported when the record is scored
             faces = []
-        for face in faces or [None]:
-            named = FacePath(path)
-            named.number, named.part = number, face.part if face else None
-            yield named
-
-
-def highest_of_each(paths: Sequence[FacePath], tiers: Sequence[str], logits: np.ndarray) -> np.ndarray:
-    """Which rows ``(N,)`` bool are the most suspicious face of their picture in their tier; one for each picture."""
-    best: dict[tuple[int, str], int] = {}
-    for row, (path, tier) in enumerate(zip(paths, tiers, strict=True)):
-        current = best.setdefault((path.number, tier), row)
-        if logits[row] > logits[current]:
-            best[path.number, tier] = row
-    chosen = np.zeros(len(paths), bool)
-    chosen[list(best.values())] = True
-    return chosen
+        if not faces:
+            yield index, record
+        for face in faces:
+            yield index, replace(record, region=face.region)
 
 
 def with_margin(box: Box, height: int, width: int, margin: float = MARGIN) -> Face:
@@ -130,6 +111,7 @@ def distinct(boxes: Sequence[Box]) -> list[Box]:
 
 
 def _overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     shared = max(0.0, width) * max(0.0, height)

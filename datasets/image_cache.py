@@ -1,12 +1,12 @@
 """Decoded images kept on disk as plain bytes and read through a memory map: a crop touches only its own pages.
 
-A cache is one folder per listing, named after the files that it was made of (path, size, time of change):
+A cache is one folder per listing, named after its files (path, size, time of change):
 
     DIR/<key>/pixels-<part>.u8      the images one after another, (H, W, 3) uint8 RGB each, at their own sizes
     DIR/<key>/index.npz             per image: part, offset, height, width; the reasons for unreadable ones; the facts
 
-It is built once, by several threads, in a folder beside it that gets its name when it is complete, so a killed build
-leaves nothing that could be mistaken for a cache. Processes that want the same one wait for the first.
+Several threads build it once, under a temporary name that changes when it is complete, so a killed build leaves
+nothing that could be mistaken for a cache. Other processes that want the same cache wait for it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from datasets.images import UnreadableImage, read_image
-from datasets.shards import stat_image
-from datasets.spec import Listing, Record
+from datasets.records import Listing
+from datasets.storage import stat_image
 
 FORMAT_VERSION = 1
 
 
 @dataclass
 class ImageCache:
-    """An open cache; picklable, so loader workers can carry it, who map the files anew."""
+    """An open cache; picklable: loader workers map the files again."""
 
     folder: Path
     places: np.ndarray  # (N, 4) int64: part, offset, height, width
@@ -49,7 +50,7 @@ class ImageCache:
         return {**self.__dict__, "_maps": {}}
 
     def read(self, path: str) -> np.ndarray:
-        """The image ``(H, W, 3)`` uint8 RGB, as a read-only view of the file. Raises UnreadableImage."""
+        """Return the image ``(H, W, 3)`` uint8 RGB, as a read-only view of the file. Raises UnreadableImage."""
         if path in self.reasons:
             raise UnreadableImage(self.reasons[path])
         part, offset, height, width = self.places[self.rows[path]].tolist()
@@ -58,76 +59,43 @@ class ImageCache:
         return self._maps[part][offset : offset + height * width * 3].reshape(height, width, 3)
 
 
-class CachedRecords(list[Record]):
-    """Records that know where their pixels are kept; images that are in no cache are read from their files."""
-
-    def __init__(self, records: Sequence[Record], caches: Sequence[ImageCache]) -> None:
-        super().__init__(records)
-        self.caches = list(caches)
-
-    def read(self, path: str) -> np.ndarray:
-        """Read an image from the cache that has it. Raises UnreadableImage."""
-        for cache in self.caches:
-            if path in cache.rows:
-                return cache.read(path)
-        return read_image(path)
-
-
 def cache_listing(listing: Listing, folder: Path | None, threads: int | None = None) -> Listing:
-    """The same listing with its decoded images in a cache below ``folder``, built if it is not there yet.
+    """Return the listing with its decoded images in a cache below ``folder``, which is built if it is not there yet.
 
-    Where that is impossible (a full disk), a line on stderr says so and the listing comes back as it was.
+    If the cache cannot be written (a full disk), a line on stderr says so and the listing is returned as it was.
     """
     if folder is None:
         return listing
-    cache = open_cache(listing, folder, threads or os.cpu_count() or 1)
-    return replace(listing, records=CachedRecords(listing.records, [cache])) if cache else listing
-
-
-def join_records(listings: Sequence[Listing]) -> list[Record]:
-    """The records of several listings, one after the other, with their caches."""
-    records = [record for listing in listings for record in listing.records]
-    caches = [cache for listing in listings for cache in getattr(listing.records, "caches", ())]
-    return CachedRecords(records, caches) if caches else records
-
-
-def pick_records(records: Sequence[Record], indices: Sequence[int]) -> list[Record]:
-    """Some of the records, with their caches."""
-    return (
-        CachedRecords([records[i] for i in indices], records.caches)
-        if isinstance(records, CachedRecords)
-        else [records[i] for i in indices]
-    )
-
-
-def open_cache(listing: Listing, folder: Path, threads: int) -> ImageCache | None:
-    """Open the cache of a listing, or build it; None if there is no room for it."""
-    paths = list(dict.fromkeys(record.path for record in listing.records))
-    facts = describe_files(paths)
-    target = folder / hashlib.sha256(facts.encode("utf-8", "surrogateescape")).hexdigest()[:20]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder / f".{target.name}.lock"):
-            if target.exists():
-                try:
-                    return load_cache(target, paths, facts)
-                except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-                    print(f"note: {target} cannot be used ({error}); it is built again", file=sys.stderr)
-                    shutil.rmtree(target)
-            for stale in folder.glob(f".{target.name}.*.tmp"):  # of builders that were killed: we hold their lock
-                shutil.rmtree(stale, ignore_errors=True)
-            build_cache(target, paths, facts, threads)
-        return load_cache(target, paths, facts)
+        cache = open_cache(listing, folder, threads or os.cpu_count() or 1)
     except OSError as error:
-        print(
-            f"note: images of {listing.name} are not cached in {folder} ({error.strerror or error}); going on without",
-            file=sys.stderr,
-        )
-        return None
+        reason = error.strerror or error
+        print(f"note: images of {listing.name} are not cached in {folder} ({reason}); continuing", file=sys.stderr)
+        return listing
+    return replace(listing, records=[replace(record, pixels=cache) for record in listing.records])
+
+
+def open_cache(listing: Listing, folder: Path, threads: int) -> ImageCache:
+    """Open the cache of a listing, or build it. Raises OSError."""
+    paths = list(dict.fromkeys(record.path for record in listing.records))
+    facts = hashlib.sha256(describe_files(paths).encode("utf-8", "surrogateescape")).hexdigest()
+    target = folder / facts[:20]
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / f".{target.name}.lock"):
+        if target.exists():
+            try:
+                return load_cache(target, paths, facts)
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                print(f"note: {target} cannot be used ({error}); it is built again", file=sys.stderr)
+                shutil.rmtree(target)
+        for stale in folder.glob(f".{target.name}.*.tmp"):  # of killed builders: we hold their lock
+            shutil.rmtree(stale, ignore_errors=True)
+        build_cache(target, paths, facts, threads)
+    return load_cache(target, paths, facts)
 
 
 def describe_files(paths: Sequence[str]) -> str:
-    """What a cache was made of, as text: every path with size and time of change."""
+    """The files of a cache as text: every path with size and time of change."""
     lines = [f"format {FORMAT_VERSION}"]
     for path in paths:
         try:
@@ -139,53 +107,44 @@ def describe_files(paths: Sequence[str]) -> str:
 
 
 def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) -> None:
-    """Decode all images; each thread fills a file of its own with every image of its share. Raises OSError."""
-    from tqdm import tqdm
-
+    """Decode all images; each thread writes a separate file with its share of the images. Raises OSError."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     bar = tqdm(total=len(paths), desc="caching decoded images", unit="img", disable=None, leave=False)
+    places, reasons = np.zeros((len(paths), 4), np.int64), {}
 
-    def decode_share(part: int) -> list[tuple[int, str, int, int, int]]:
-        places, offset = [], 0
+    def decode_share(part: int) -> None:
+        offset = 0
         with open(temporary / f"pixels-{part}.u8", "wb") as file:
             for row in range(part * len(paths) // threads, (part + 1) * len(paths) // threads):
+                bar.update()
+                places[row, 0] = part
                 try:
                     image = read_image(paths[row])
                 except UnreadableImage as error:
-                    places.append((row, str(error), 0, 0, 0))
-                else:
-                    file.write(np.ascontiguousarray(image).data)
-                    places.append((row, "", offset, *image.shape[:2]))
-                    offset += image.nbytes
-                bar.update()
+                    reasons[paths[row]] = str(error)
+                    continue
+                file.write(np.ascontiguousarray(image).data)
+                places[row, 1:] = offset, *image.shape[:2]
+                offset += image.nbytes
             file.flush()
             os.fsync(file.fileno())
-        return places
 
     try:
         with bar, ThreadPoolExecutor(threads) as pool:
-            shares = list(pool.map(decode_share, range(threads)))
-        table = np.zeros((len(paths), 4), np.int64)
-        reasons = {}
-        for part, share in enumerate(shares):
-            for row, reason, *place in share:
-                table[row] = (part, *place)
-                if reason:
-                    reasons[paths[row]] = reason
-        digest = hashlib.sha256(facts.encode("utf-8", "surrogateescape")).hexdigest()
-        np.savez(temporary / "index.npz", places=table, facts=digest, reasons=json.dumps(reasons))
+            list(pool.map(decode_share, range(threads)))
+        np.savez(temporary / "index.npz", places=places, facts=facts, reasons=json.dumps(reasons))
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_cache(target: Path, paths: Sequence[str], facts: str) -> ImageCache:
-    """Open a complete cache. Raises OSError, ValueError and others if it is damaged or was made of other files."""
+    """Open a complete cache. Raises OSError, ValueError and others if it is damaged or belongs to other files."""
     with np.load(target / "index.npz", allow_pickle=False) as index:
         places, reasons = index["places"], json.loads(str(index["reasons"]))
         digest = str(index["facts"])
-    if digest != hashlib.sha256(facts.encode("utf-8", "surrogateescape")).hexdigest() or len(places) != len(paths):
+    if digest != facts or len(places) != len(paths):
         raise ValueError("it belongs to other images")
     for part in np.unique(places[:, 0]).tolist():
         own = places[places[:, 0] == part]
@@ -197,10 +156,10 @@ def load_cache(target: Path, paths: Sequence[str], facts: str) -> ImageCache:
 
 @contextlib.contextmanager
 def exclusive(file: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for and that goes away with this process, whatever ends it."""
+    """Hold a lock that other processes wait for and that ends with this process, however it ends."""
     try:
         import fcntl
-    except ImportError:  # not on Windows: two builders then build twice, and the last rename wins
+    except ImportError:  # on Windows two builders build twice, and the last rename wins
         yield
         return
     with open(file, "w") as stream:

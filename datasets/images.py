@@ -19,7 +19,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .gif .tif .tiff .avif .jp2 .ppm .pgm".split())
+from datasets.records import Record
+from datasets.storage import IMAGE_SUFFIXES, UnreadableImage, read_bytes
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "UnreadableImage", "decode_image", "read_image", "read_record", "read_size"]
+
 MAX_PIXELS = 64_000_000
 
 # Only formats that hold plain pixels: Pillow would hand EPS to an external interpreter.
@@ -29,31 +33,31 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 ... S
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
-class UnreadableImage(Exception):  # noqa: N818
-    """A file that cannot be decoded into an image; the text is a short reason without the path."""
+def read_record(record: Record) -> np.ndarray:
+    """Read the pixels of a record, or of its region, as ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""
+    image = record.pixels.read(record.path) if record.pixels else read_image(record.path)
+    if record.region is None:
+        return image
+    left, top, right, bottom = record.region
+    return image[top:bottom, left:right]
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image file as an RGB array of shape (H, W, 3), uint8; of a ``FacePath`` the face that it names.
+    """Read an image file, or an image in a shard, as ``(H, W, 3)`` uint8 RGB.
 
-    Raises UnreadableImage when the file is missing, not readable, empty, not an image, truncated, corrupt or
-    has more than ``max_pixels`` pixels (checked in the header, before any pixel is decoded).
+    Raises UnreadableImage when the file is missing, unreadable, empty, not an image, truncated or corrupt, or has
+    more than ``max_pixels`` pixels (checked in the header, before any pixel is decoded).
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        from datasets.shards import read_member  # a path may lead into a tar shard
+    return decode_image(read_bytes(path), max_pixels)
 
-        data = read_member(os.fspath(path))
-    except IsADirectoryError:
-        raise UnreadableImage("a folder, not a file") from None
-    except PermissionError:
-        raise UnreadableImage("permission denied") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise UnreadableImage(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    part = getattr(path, "part", None)
-    return decode_image(data, max_pixels) if part is None else decode_image(data, max_pixels)[part]
+
+def read_size(path: str) -> tuple[int, int] | None:
+    """Width and height of an image in px from its header; None if it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=_pil_formats()) as image:
+            return image.size
+    except Exception:  # Pillow raises many types on damaged bytes; the record is reported when it is scored
+        return None
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

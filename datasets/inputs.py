@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from datasets.csv_list import read_csv
-from datasets.folder import list_images, sibling_hint
-from datasets.images import IMAGE_SUFFIXES
-from datasets.spec import Record
-from utils.errors import UserError
+from datasets.readers.csv_list import read_csv
+from datasets.readers.folder import list_images
+from datasets.records import Record
+from datasets.storage import IMAGE_SUFFIXES
+from utils.errors import UserError, closest_sibling
 
 LIST_SUFFIXES = (".csv", ".tsv")
 
@@ -58,7 +58,7 @@ def _expand(argument: str, null: bool) -> Iterator[str]:
     elif any(character in argument for character in "*?["):
         yield from _matching(path, argument)
     else:
-        raise UserError(f"expected an image, folder, pattern or CSV list, no such path: {argument}{sibling_hint(path)}")
+        raise UserError(f"expected an image, folder, pattern or CSV list, no such path: {argument}{closest_sibling(path)}")
 
 
 def _existing(path: str) -> Iterator[str]:

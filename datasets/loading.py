@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from datasets.images import UnreadableImage, read_image
-from datasets.spec import Listing, Record
+from datasets.images import UnreadableImage, read_record, read_size
+from datasets.records import Listing, Record
+from utils.distributed import team
 
 if TYPE_CHECKING:
     from datasets.forgeries.forger import Forger
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Unreadable:
-    """Takes the place of an item whose image could not be decoded."""
+    """Replaces an item whose image could not be decoded."""
 
     index: int
     reason: str
@@ -29,11 +30,10 @@ class Unreadable:
 
 @dataclass
 class Batch:
-    """What the loader yields.
+    """The readable images of a batch, and the reasons why others are missing.
 
-    ``images`` is ``(N, 3, H, W)`` float32 in [0, 1] (or what else the transform makes of images, stacked), ``labels``
-    is ``(N,)`` float32 with 0 real, 1 fake and NaN unknown, ``indices`` is ``(N,)`` int64 into ``dataset.records``;
-    ``unreadable`` lists what is missing from them.
+    ``images`` is ``(N, 3, H, W)`` float32 in [0, 1], or the stacked outputs of another transform; ``labels`` is
+    ``(N,)`` float32 with 0 real, 1 fake and NaN unknown; ``indices`` is ``(N,)`` int64 into ``dataset.records``.
     """
 
     images: Tensor
@@ -50,9 +50,9 @@ class Batch:
 class ImageDataset(Dataset):
     """Images of a list of records; an item is ``(image, label, index)``.
 
-    An index may come as ``(index, seed)``: the seed then fixes the augmentation of that item, and whether the
-    ``forger`` makes a fake of it first. Decoded images are kept in memory until ``memory_limit`` bytes are used, so
-    small sets are decoded once.
+    With an index ``(index, seed)``, the seed determines the augmentation of the item and whether the ``forger`` turns
+    it into a fake first. Decoded images are kept in memory up to ``memory_limit`` bytes, so small sets are decoded
+    once.
     """
 
     def __init__(
@@ -83,14 +83,12 @@ class ImageDataset(Dataset):
         return self.transform(image, seed), float("nan") if label is None else float(label), index
 
     def read(self, index: int) -> np.ndarray:
-        """The decoded image ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""
+        """Return the decoded image ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""
         image = self._decoded.get(index)
         if image is None:
-            read = getattr(self.records, "read", read_image)  # records may know where their pixels are kept
-            image = read(self.records[index].path)
-            if not image.flags.writeable:  # pixels of a mapped file: the system keeps them better than we do
-                return image
-            if image.nbytes <= self.memory_left:
+            image = read_record(self.records[index])
+            # The pixels of a mapped file are read-only; the operating system caches them already.
+            if image.flags.writeable and image.nbytes <= self.memory_left:
                 self.memory_left -= image.nbytes
                 self._decoded[index] = image
         return image
@@ -98,23 +96,19 @@ class ImageDataset(Dataset):
 
 def typical_side(records: Sequence[Record], sample: int = 64) -> int | None:
     """Median length in px of the shorter side over a sample of the images; None if none of them can be read."""
-    from PIL import Image
-
-    sides = []
-    for record in records[:: max(1, len(records) // sample)]:
-        with contextlib.suppress(Exception), Image.open(record.path) as image:
-            sides.append(min(image.size))
+    sizes = [read_size(record.path) for record in records[:: max(1, len(records) // sample)]]
+    sides = [min(size) for size in sizes if size]
     return int(np.median(sides)) if sides else None
 
 
 class EpochSampler(Sampler):
-    """Shuffled ``(index, seed)`` pairs that depend on the run's seed and the epoch only.
+    """Shuffled ``(index, seed)`` pairs that depend on the seed of the run and the epoch only.
 
-    Of several processes each takes every ``size``-th pair, from its ``rank`` on, so that their batches together are
-    those of one process with larger batches. All take equally many: up to ``size`` - 1 images sit out an epoch.
+    Each of several processes takes every ``size``-th pair, starting at its ``rank``, so that their batches together
+    are those of one process with larger batches. All take equally many, so an epoch omits up to ``size`` - 1 images.
 
-    ``groups``, a number per image, makes an epoch take equally many of each group (or one more, where ``length``
-    cannot be divided): of a large group it leaves some out, those of a small one come again with other seeds.
+    With ``groups``, a number per image, an epoch takes equally many images of each group (or one more, where
+    ``length`` cannot be divided): it omits some of a large group and repeats those of a small one with other seeds.
     """
 
     def __init__(
@@ -139,7 +133,7 @@ class EpochSampler(Sampler):
 
 
 def balanced(groups: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-    """As many indices as there are images, from each group equally many: no image twice before all of it are taken."""
+    """As many indices as there are images, equally many from each group, which is used up before any image repeats."""
     numbers = np.asarray(groups)
     names = generator.permutation(np.unique(numbers))  # so that what cannot be divided goes to other groups each time
     taken = []
@@ -152,7 +146,7 @@ def balanced(groups: Sequence[int], generator: np.random.Generator) -> np.ndarra
 
 
 def label_groups(listings: Sequence[Listing]) -> list[int]:
-    """The group of each record of these listings, one after the other: the same for equal data set and label."""
+    """The group of each record of the concatenated listings: the same for equal dataset and label."""
     keys = [(listing.name, listing.root, record.label) for listing in listings for record in listing.records]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return [numbers[key] for key in keys]
@@ -171,7 +165,7 @@ def collate(items: Sequence[tuple[Tensor, float, int] | Unreadable]) -> Batch:
 
 
 def _stack(images: Sequence[Tensor]) -> Tensor:
-    """Stack images in the order of bytes that they come in, colours last, which is also what convolutions like best.
+    """Stack images in their order of bytes, colours last, which is also the fastest one for convolutions.
 
     torch's own collate stacks straight into the memory that a worker shares with the main process.
     """
@@ -188,7 +182,7 @@ def make_loader(
     drop_last: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Build a loader of :class:`Batch`; without a sampler the records come in their own order."""
+    """Build a loader of :class:`Batch`; without a sampler the records come in order."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -204,7 +198,17 @@ def make_loader(
 
 def _one_thread(_worker: int) -> None:
     """Keep OpenCV and torch from starting a thread per core inside every worker."""
-    import cv2
-
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def stand_in(batch: Batch, side: int) -> int:
+    """Let a process whose batch has fewer than two readable images take part in a joint step, with weight 0.
+
+    Returns:
+        1 for an ordinary batch; 0 if black images replaced it. A single process keeps its batch.
+    """
+    if team.size == 1 or len(batch.images) > 1:
+        return 1
+    batch.images, batch.labels = torch.zeros(2, 3, side, side), torch.zeros(2)
+    return 0

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.shards import INDEX_SUFFIX
-from datasets.spec import LABEL_NAMES, SPLITS, Record, open_records, parse_spec
+from datasets.records import LABEL_NAMES, SPLITS, Record
+from datasets.spec import open_records, parse_spec
+from datasets.storage import INDEX_SUFFIX
 from utils.args import EXIT_DONE, EXIT_PARTIAL, check_output_dir, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import atomic_write_text

@@ -26,9 +26,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from datasets.augmentation import recode
-from datasets.spec import closest
 from datasets.transforms import Geometry
-from utils.errors import UserError
+from utils.errors import UserError, closest
 
 CLEAN = "clean"
 MAX_SIDE = {".jpg": 65_500, ".webp": 16_383}  # px; longer images cannot be written in these formats

@@ -1,69 +1,31 @@
 """Dataset specs: one line of text that names a set of images, `[kind:]location[@key=value,...]`.
 
     demo                          the generated demo set          demo@n=600,size=96,seed=3
-    data/140k                     a folder, by what it holds      data/140k@split=test,limit=500
+    data/140k                     a folder, by its layout         data/140k@split=test,limit=500
     csv:lists/wild.csv            a CSV list                      csv:lists/wild.csv@labels=0:real+1:fake
-    wds:shards/140k               tar shards (datasets/shards.py) wds:shards/140k/train-*.tar@split=all
+    wds:shards/140k               tar shards                      wds:shards/140k/train-*.tar@split=all
 
 Options of every kind: split=train|valid|test|all, limit=N (balanced over the classes, the same images every
-time), repeat=N (each record N times, to weigh a set in a mix), classes=real|fake, generator=A+B and
-exclude_generator=A+B (fakes of these generators only, or of all others; reals stay).
+time), repeat=N (each record N times, to weigh a dataset in a mix), classes=real|fake, generator=A+B and
+exclude_generator=A+B (only, or not, the fakes of these generators; real images stay).
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from utils.errors import UserError
+from datasets.readers.csv_list import parse_labels, read_csv
+from datasets.readers.folder import read_folder
+from datasets.readers.shards import read_shards
+from datasets.records import LABEL_NAMES, SPLIT_NAMES, SPLITS, Listing, Record, Source, relative_path
+from datasets.storage import stat_image
+from utils.errors import UserError, closest
 
-if TYPE_CHECKING:
-    from datasets.listing_index import ListingIndex
-
-LABEL_NAMES = ("real", "fake")
-SPLITS = ("train", "valid", "test")
-SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLIT_NAMES |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One image of a dataset: label 0 real, 1 fake, None unknown; generator is "real" for reals."""
-
-    path: str
-    label: int | None
-    generator: str
-    mask: str | None = None
-    meta: dict[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader found: records by split ("" for no split) and the folder that their paths start from."""
-
-    name: str
-    root: str
-    by_split: dict[str, list[Record]]
-    index: ListingIndex | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The records that a spec selects; ``splits`` are the splits that the whole set has."""
-
-    name: str
-    split: str
-    records: list[Record] = field(repr=False)
-    fingerprint: str
-    root: str
-    splits: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,56 +42,48 @@ class DatasetSpec:
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{text}@{options}" if options else text
 
+    def replace(self, **options: str | None) -> DatasetSpec:
+        """The same spec with other values of some options; None removes an option."""
+        merged = {key: value for key, value in {**self.options, **options}.items() if value is not None}
+        return DatasetSpec(self.kind, self.location, merged)
+
+    def limited(self, limit: int | None) -> DatasetSpec:
+        """The same spec with at most ``limit`` images; a smaller limit of the spec itself stays."""
+        return self if limit is None else self.replace(limit=str(min(limit, int_option(self, "limit", limit))))
+
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of location: how it is read and which options it has besides the common ones."""
+    """A kind of location: its reader and the options that it has besides the common ones."""
 
     read: Callable[[DatasetSpec], Source]
     options: tuple[str, ...] = ()
 
 
-# Readers are imported when their kind is asked for: they import this module.
-def _read_folder(spec: DatasetSpec) -> Source:
-    from datasets.listing_index import read_indexed_folder
-
-    return read_indexed_folder(spec.location)
-
-
-def _read_csv(spec: DatasetSpec) -> Source:
-    from datasets.csv_list import parse_labels, read_csv
-
-    return read_csv(spec.location, parse_labels(spec.options.get("labels", "")))
+def _labels_of(spec: DatasetSpec) -> dict[str, int]:
+    return parse_labels(spec.options.get("labels", ""))
 
 
 def _read_demo(spec: DatasetSpec) -> Source:
-    from datasets.demo_set.generate import make_demo
-    from datasets.folder import read_folder
+    from datasets.demo_set.generate import make_demo  # here, because it imports OpenCV
 
     settings: dict = {key: int_option(spec, key) for key in KINDS["demo"].options if key in spec.options}
     return read_folder(make_demo(Path(os.environ.get("DEMO_DIR") or "data"), **settings), name="demo")
 
 
-def _read_shards(spec: DatasetSpec) -> Source:
-    from datasets.csv_list import parse_labels
-    from datasets.shards import read_shards
-
-    return read_shards(spec.location, parse_labels(spec.options.get("labels", "")))
-
-
 KINDS: dict[str, Kind] = {
-    "folder": Kind(_read_folder),
-    "csv": Kind(_read_csv, ("labels",)),
-    "wds": Kind(_read_shards, ("labels",)),
+    "folder": Kind(lambda spec: read_folder(spec.location)),
+    "csv": Kind(lambda spec: read_csv(spec.location, _labels_of(spec)), ("labels",)),
+    "wds": Kind(lambda spec: read_shards(spec.location, _labels_of(spec)), ("labels",)),
     "demo": Kind(_read_demo, ("n", "size", "seed")),
 }
 
 
 def parse_spec(text: str | DatasetSpec) -> DatasetSpec:
-    """Split the text of a spec into kind, location and options; touches no file.
+    """Split the text of a spec into kind, location and options without touching any file.
 
-    Only a known kind before a colon counts, so ``C:\\faces`` is a folder; only what follows the last ``@``
-    and holds a ``=`` counts as options, so ``me@home`` is a folder too. Raises UserError.
+    Only a known kind before a colon counts, so ``C:\\faces`` is a folder; only text after the last ``@`` that
+    contains a ``=`` counts as options, so ``me@home`` is a folder too. Raises UserError.
     """
     text = str(text)
     location, at, tail = text.strip().rpartition("@")
@@ -163,15 +117,8 @@ def _parse_options(tail: str, kind: str, text: str) -> dict[str, str]:
     return options
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the known name nearest to a mistyped one, or an empty string."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), by_lower, 1)
-    return f"; did you mean {by_lower[matches[0]]}?" if matches else ""
-
-
 def int_option(spec: DatasetSpec, key: str, default: int = 1) -> int:
-    """Return a whole-number option (a seed may be 0, everything else is at least 1). Raises UserError."""
+    """Return a whole-number option (a seed may be 0, all others are at least 1). Raises UserError."""
     value, least = spec.options.get(key, str(default)), int(key != "seed")
     if not value.isascii() or not value.isdigit() or int(value) < least:
         raise UserError(f"expected {key}=N with a whole number >= {least}, got {key}={value}")
@@ -186,15 +133,20 @@ def split_name(text: str) -> str:
     return name
 
 
+def read_source(spec: DatasetSpec) -> Source:
+    """Everything that a spec names, whatever its options select. Raises UserError."""
+    return KINDS[spec.kind].read(spec)
+
+
 def open_records(text: str | DatasetSpec, default_split: str | None = None) -> Listing:
     """List the records that a spec selects, sorted by path.
 
-    ``split=`` in the spec wins over ``default_split``; without either it is test if there is one, else valid,
-    else all. The fingerprint is 16 hex digits over relative path, label and size of every selected file
+    ``split=`` in the spec takes precedence over ``default_split``; without either it is test if there is one, else
+    valid, else all. The fingerprint is 16 hex digits over relative path, label and size of every selected file
     (before ``repeat``), the same on every machine. Raises UserError.
     """
     spec = parse_spec(text)
-    source = KINDS[spec.kind].read(spec)
+    source = read_source(spec)
     splits = tuple(split for split in SPLITS if source.by_split.get(split))
     usual = "test" if "test" in splits else "valid" if "valid" in splits else "all"
     split = split_name(spec.options.get("split") or default_split or usual)
@@ -204,12 +156,16 @@ def open_records(text: str | DatasetSpec, default_split: str | None = None) -> L
     parts = source.by_split.values() if split == "all" else (source.by_split[split],)
     records = _select([record for part in parts for record in part], spec, source)
     records.sort(key=lambda record: record.path)
-    make = functools.partial(_fingerprint, records, source.root)
-    choice = {key: value for key, value in spec.options.items() if key not in ("split", "repeat")}
-    fingerprint = source.index.remembered(f"{split} {sorted(choice.items())}", make) if source.index else make()
+    fingerprint = _fingerprint(records, source.root)
     repeats = range(int_option(spec, "repeat"))
     records = [record for record in records for _ in repeats]
     return Listing(source.name, split, records, fingerprint, source.root, splits)
+
+
+def open_limited(text: str, limit: int | None, split: str | None = None) -> Listing:
+    """Open a spec with at most ``limit`` images, balanced over the classes; ``split`` replaces that of the spec."""
+    spec = parse_spec(text).limited(limit)
+    return open_records(spec.replace(split=split) if split else spec)
 
 
 def _select(records: list[Record], spec: DatasetSpec, source: Source) -> list[Record]:
@@ -232,7 +188,7 @@ def _generators(value: str, records: list[Record], key: str) -> set[str]:
     for name in value.split("+"):
         if name.lower() not in found:
             names, hint = ", ".join(sorted(found.values())) or "none", closest(name, found.values())
-            raise UserError(f"expected {key}= with a generator of the set ({names}), got {name!r}{hint}")
+            raise UserError(f"expected {key}= with a generator of the dataset ({names}), got {name!r}{hint}")
     return {name.lower() for name in value.split("+")}
 
 
@@ -240,13 +196,9 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _relative(path: str, root: str) -> str:
-    return path[len(root) + 1 :] if path.startswith(root + "/") else path
-
-
 def _balanced(records: list[Record], limit: int, root: str) -> list[Record]:
-    """Take ``limit`` records, as even over the classes as they allow; a smaller limit takes a subset."""
-    shuffled = sorted(records, key=lambda record: _digest(_relative(record.path, root)))
+    """Take ``limit`` records, as evenly over the classes as they allow; a smaller limit takes a subset."""
+    shuffled = sorted(records, key=lambda record: _digest(relative_path(record.path, root)))
     queues = [[r for r in reversed(shuffled) if r.label == label] for label in (0, 1, None)]
     taken: list[Record] = []
     while len(taken) < limit:
@@ -255,14 +207,12 @@ def _balanced(records: list[Record], limit: int, root: str) -> list[Record]:
 
 
 def _fingerprint(records: list[Record], root: str) -> str:
-    from datasets.shards import stat_image
-
     lines = []
     for record in records:
         try:
             size = stat_image(record.path).st_size
         except (OSError, ValueError):  # a missing file is reported when it is read
             size = -1
-        lines.append(f"{_relative(record.path, root)}\0{record.label}\0{size}\n")
+        lines.append(f"{relative_path(record.path, root)}\0{record.label}\0{size}\n")
     lines.sort()
     return _digest("".join(lines))[:16]

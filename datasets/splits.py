@@ -21,6 +21,11 @@ class TrainingData:
     test: list[Listing]
     notes: list[str]
 
+    @property
+    def train_records(self) -> list[Record]:
+        """The training records of all datasets."""
+        return [record for listing in self.train for record in listing.records]
+
     def describe(self) -> list[dict]:
         """Plain values for the checkpoint: what was trained on and chosen on."""
         return [

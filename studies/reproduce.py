@@ -28,7 +28,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.spec import closest
+from utils.errors import closest
 from utils.args import EXIT_DONE, EXIT_PARTIAL, check_output_dir, make_parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT

@@ -22,8 +22,6 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from datasets.loading import Batch
-
 ScoredBatch = tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]
 
 TIMEOUT = timedelta(minutes=10)  # without word from the others
@@ -141,20 +139,6 @@ def parallel(detector: Any, device: torch.device) -> Any:
 def unwrap(detector: Any) -> Any:
     """The detector inside what :func:`parallel` returned."""
     return detector.module if team.size > 1 and hasattr(detector, "module") else detector
-
-
-def stand_in(batch: Batch, side: int) -> int:
-    """Let a process whose batch has fewer than two readable images take part in the step of all, with weight 0.
-
-    Returns:
-        1 for an ordinary batch, 0 if black images took its place; without other processes it stays as it is.
-    """
-    if team.size == 1 or len(batch.images) > 1:
-        return 1
-    import torch
-
-    batch.images, batch.labels = torch.zeros(2, 3, side, side), torch.zeros(2)
-    return 0
 
 
 @contextlib.contextmanager

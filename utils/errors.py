@@ -1,8 +1,29 @@
-"""The one exception for a user's mistake."""
+"""The exception for a user's mistake, and hints at the name that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line that says what was expected, what was found and what to do.
+    """A mistake that the user can fix: one line that says what was expected, what was found and what to do.
 
     Every script's ``main`` prints it to stderr without a traceback and returns exit code 2.
     """
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known name nearest to ``name``, or an empty string."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f"; did you mean {by_lower[matches[0]]}?" if matches else ""
+
+
+def closest_sibling(path: str) -> str:
+    """Return "; did you mean X?" for the file nearest in name to a path that does not exist, or an empty string."""
+    try:
+        return closest(os.path.basename(path), os.listdir(os.path.dirname(path) or "."))
+    except OSError:
+        return ""

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -41,8 +40,7 @@ from datasets.forgeries.steps import (
     to_uint8,
 )
 from datasets.perturbations import jpeg
-from datasets.spec import closest
-from utils.errors import UserError
+from utils.errors import UserError, closest
 
 SALT = 0x466F7267  # sets the draws of the forger apart from those of the augmentation, which has the same seed
 QUALITIES = (70, 95)  # of JPEG after forging; the sets that we train on are around 75
@@ -151,20 +149,16 @@ class Forger:
         return self.decoder if self.decoder and name == DECODER else FORGERIES[name]
 
 
-def make_forger(names: str, share: float, decoder_file: str | Path | None = None) -> Forger:
-    """The forger that the text ``blend,splice`` asks for, with the decoder of a file where there is one.
+def make_forger(names: str, share: float, decoder: Forgery | None = None) -> Forger:
+    """Return the forger for the text ``blend,splice``; ``decoder`` is a trained forgery of that name.
 
     Raises:
-        UserError: there is no forgery of a name; the file is no decoder, or is not asked for.
+        UserError: a name is unknown, or the decoder is not among the names.
     """
     chosen = tuple(names.split(","))
     for name in chosen:
         if name not in KINDS:
             raise UserError(f"expected --forgeries of {', '.join(KINDS)}, got {name!r}{closest(name, KINDS)}")
-    if decoder_file is None:
-        return Forger(chosen, share)
-    if DECODER not in chosen:
+    if decoder and DECODER not in chosen:
         raise UserError(f"expected {DECODER} among --forgeries with --forgery-decoder, got {names}; add it")
-    from datasets.forgeries.decoder import load_decoder
-
-    return Forger(chosen, share, load_decoder(decoder_file))
+    return Forger(chosen, share, decoder)

@@ -25,7 +25,7 @@ from datasets.forgeries.forger import DECODER, FORGERIES, KINDS, Forger, Forgery
 from datasets.images import read_image
 from datasets.spec import open_records
 from datasets.transforms import resize_to
-from models.autoencoder import Autoencoder
+from models.autoencoder import STRIDE, Autoencoder
 from utils.args import add_seed, int_in, make_parser, run_script
 from utils.files import write_json
 from utils.runtime import git_commit, hardware, versions
@@ -69,7 +69,7 @@ def main(argv=None) -> dict:
     reals = [record for record in open_records(args.data).records if record.label == 0][: args.n]
     images = [resize_to(read_image(record.path), args.size, args.size) for record in reals]
     summary: list[dict[str, Any]] = []
-    decoder = DecoderForgery(Autoencoder())  # trained or not, it takes as long
+    decoder = DecoderForgery(Autoencoder(), STRIDE)  # trained or not, it takes as long
     kinds: dict[str, Forgery] = {**FORGERIES, DECODER: decoder}
     actions: dict[str, Action] = {
         f"forgery {name}": partial(forge_once, forge, args.seed) for name, forge in kinds.items()

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 import train
-from datasets.forgeries import decoder as decoder_forgery
-from datasets.forgeries.decoder import DecoderForgery, load_decoder, train_decoder, window, with_decoder
+from datasets.forgeries import decoder
+from datasets.forgeries.decoder import DecoderForgery
 from datasets.forgeries.forger import Forger, make_forger
-from datasets.images import read_image
+from datasets.images import read_image, read_record
 from datasets.spec import Record
-from models.autoencoder import Autoencoder
+from models.autoencoder import STRIDE, Autoencoder
 from models.detector import count_parameters
 from models.registry import list_models
 from tests.conftest import write_image
 from utils.errors import UserError
+from utils.training import forgery_decoder
+from utils.training.forgery_decoder import load_decoder, random_window, train_decoder, with_decoder
 
 SEEDS = range(6)
 N_FILES = 10
@@ -38,9 +40,9 @@ def records(tmp_path_factory) -> list[Record]:
 @pytest.fixture(scope="module")
 def trained(records) -> DecoderForgery:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder_forgery, "STEPS", 25)
-        patch.setattr(decoder_forgery, "CROP", 64)
-        return DecoderForgery(train_decoder(records, 0))
+        patch.setattr(forgery_decoder, "STEPS", 25)
+        patch.setattr(forgery_decoder, "CROP", 64)
+        return DecoderForgery(train_decoder(records, 0), STRIDE)
 
 
 def photographs(records: list[Record]) -> list[np.ndarray]:
@@ -109,7 +111,7 @@ def test_putting_detail_back_brings_the_picture_back_and_leaves_the_traces(train
     images = photographs(records)
     errors, traces = [], []
     for share in (0.0, 0.95):
-        monkeypatch.setattr(decoder_forgery, "KEPT_DETAIL", (share, share))
+        monkeypatch.setattr(decoder, "KEPT_DETAIL", (share, share))
         forged = [forge(trained, image, seed) for seed, image in enumerate(images)]
         differences = [new.astype(np.float32) - old for new, old in zip(forged, images, strict=True)]
         errors.append(np.mean([np.abs(cv2.blur(part, (4, 4))).mean() for part in differences]))  # without the waves
@@ -136,11 +138,11 @@ def test_training_reduces_the_loss(trained, records):
         images = [image.astype(np.float32) for image in photographs(records)]
         return float(np.mean([np.abs(forgery.rebuild(image) - image).mean() for image in images]))
 
-    assert error(trained) < 0.6 * error(DecoderForgery(Autoencoder().eval()))
+    assert error(trained) < 0.6 * error(DecoderForgery(Autoencoder().eval(), STRIDE))
 
 
 def test_training_repeats_with_its_seed_and_touches_no_other_draws(records, monkeypatch):
-    monkeypatch.setattr(decoder_forgery, "STEPS", 2)
+    monkeypatch.setattr(forgery_decoder, "STEPS", 2)
     before = torch.get_rng_state()
     first, again, other = (train_decoder(records, seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
@@ -150,18 +152,18 @@ def test_training_repeats_with_its_seed_and_touches_no_other_draws(records, monk
 
 def test_no_more_photographs_are_read_than_needed(records, monkeypatch):
     read = []
-    monkeypatch.setattr(decoder_forgery, "POOL", 4)
-    monkeypatch.setattr(decoder_forgery, "read_image", lambda path: (read.append(path), read_image(path))[1])
-    assert len(decoder_forgery.photographs(records[:N_FILES], np.random.default_rng(0))) == len(read) == 4
+    monkeypatch.setattr(forgery_decoder, "POOL", 4)
+    monkeypatch.setattr(forgery_decoder, "read_record", lambda record: (read.append(record), read_record(record))[1])
+    assert len(forgery_decoder.read_photographs(records[:N_FILES], np.random.default_rng(0))) == len(read) == 4
     with pytest.raises(UserError, match="expected real images to train the forgery decoder on"):
-        decoder_forgery.photographs(records[N_FILES:], np.random.default_rng(0))
+        forgery_decoder.read_photographs(records[N_FILES:], np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("size", [(20, 500), (128, 128), (300, 200)])
 def test_crops_have_their_size(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    assert window(image, 128, np.random.default_rng(0)).shape == (128, 128, 3)
-    assert window(image, 256, np.random.default_rng(0), pad=False).shape == (min(size[0], 256), min(size[1], 256), 3)
+    assert random_window(image, 128, np.random.default_rng(0)).shape == (128, 128, 3)
+    assert random_window(image, 256, np.random.default_rng(0), pad=False).shape == (min(size[0], 256), min(size[1], 256), 3)
 
 
 def test_a_forger_without_it_is_left_as_it_is(tmp_path):
@@ -177,7 +179,7 @@ def test_a_run_keeps_its_decoder_and_resumes_with_it(image_folder, tmp_path, mon
     forgers = []
     prepare = train.prepare
     monkeypatch.setattr(train, "prepare", lambda *args: (forgers.append(args[4]), prepare(*args))[1])
-    monkeypatch.setattr(decoder_forgery, "STEPS", 5)
+    monkeypatch.setattr(forgery_decoder, "STEPS", 5)
     flags = ["--data", str(image_folder), "--model-args", "width=4", "--image-size", "32", "--batch-size", "8"]
     flags += ["--workers", "0", "--threads", "1", "--calibration", "none", "--epochs", "2"]
     run = ("--output-dir", str(tmp_path / "run"))
@@ -187,7 +189,7 @@ def test_a_run_keeps_its_decoder_and_resumes_with_it(image_folder, tmp_path, mon
 
     with pytest.raises(KeyboardInterrupt):
         train.main([*flags, "--forgeries", "decoder,blend", *run], on_epoch=stop)
-    monkeypatch.setattr(decoder_forgery, "train_decoder", None)  # from here on it is read
+    monkeypatch.setattr(forgery_decoder, "train_decoder", None)  # from here on it is read
     assert len(train.main(["--resume", *run])["history"]) == 2
     image = read_image(next(image_folder.glob("train/real/*")))
     assert np.array_equal(*(forge(forger.decoder, image) for forger in forgers))
@@ -197,7 +199,7 @@ def test_a_run_keeps_its_decoder_and_resumes_with_it(image_folder, tmp_path, mon
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "empty", "other weights"])
-def test_a_wrong_file_is_one_line(kind, tmp_path):
+def test_a_wrong_file_is_one_line(kind, tmp_path, trained):
     file = tmp_path / "decoder.pt"
     if kind == "other weights":
         torch.save({"weight": torch.zeros(3)}, file)
@@ -209,12 +211,12 @@ def test_a_wrong_file_is_one_line(kind, tmp_path):
     assert "\n" not in str(caught.value)
     assert not Path(tmp_path / "run").exists()
     with pytest.raises(UserError, match="expected decoder among --forgeries"):
-        make_forger("blend", 0.5, file)
+        make_forger("blend", 0.5, trained)
 
 
 def test_a_saved_decoder_reads_back_and_serves_another_run(trained, records, tmp_path):
     with_decoder(Forger(("decoder",), 0.5, trained), records, tmp_path / "first", 0, False)
-    other = make_forger("decoder", 0.5, tmp_path / "first" / "decoder.pt")
+    other = make_forger("decoder", 0.5, load_decoder(tmp_path / "first" / "decoder.pt"))
     kept = with_decoder(other, [], tmp_path / "second", 1, False)  # of no images nothing could be learnt
     image = photographs(records)[2]
     assert np.array_equal(forge(kept.decoder, image), forge(trained, image))

@@ -15,7 +15,7 @@ import pytest
 
 from datasets import download as script
 from datasets import transfer
-from datasets.archives import unzip
+from datasets.transfer import unzip
 from utils.errors import UserError
 
 PATH = "/datasets/download/someone/faces"
@@ -123,7 +123,7 @@ def test_a_broken_connection_goes_on_where_it_was(server, tmp_path):
 
 def test_the_next_run_goes_on_where_the_last_one_gave_up(server, tmp_path):
     server.breaks = [100] * transfer.ATTEMPTS
-    with pytest.raises(UserError, match="run the command again to go on"):
+    with pytest.raises(UserError, match="run the command again to resume"):
         fetch(server, tmp_path / "140k")
     assert (tmp_path / "140k.zip.part").stat().st_size == 100 * transfer.ATTEMPTS
     server.requests.clear()
@@ -170,7 +170,7 @@ def test_refusals_are_one_line_and_not_repeated(status, says, server, tmp_path):
 
 def test_nobody_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(transfer.time, "sleep", lambda seconds: None)
-    with pytest.raises(UserError, match="nothing has come"):
+    with pytest.raises(UserError, match="no data arrived"):
         transfer.download("http://127.0.0.1:9/file", tmp_path / "file.zip", {})
 
 
@@ -178,12 +178,12 @@ def test_missing_credentials_are_explained(monkeypatch, tmp_path):
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
-    with pytest.raises(UserError, match=r"make a token at https://www\.kaggle\.com/settings"):
+    with pytest.raises(UserError, match=r"create a token at https://www\.kaggle\.com/settings"):
         script.credentials()
     (tmp_path / "kaggle.json").write_text(json.dumps({"username": "me", "key": "secret"}))
     assert script.credentials() == ("me", "secret")
     (tmp_path / "kaggle.json").write_text("[]")
-    with pytest.raises(UserError, match="make a new token"):
+    with pytest.raises(UserError, match="create a new token"):
         script.credentials()
 
 
@@ -228,6 +228,6 @@ def test_a_damaged_archive_leaves_no_folder(damage, tmp_path):
 def test_too_small_a_disk_is_told_beforehand(tmp_path, monkeypatch):
     (tmp_path / "a.zip").write_bytes(make_archive())
     usage = type("usage", (), {"free": 10})
-    monkeypatch.setattr("datasets.archives.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("datasets.transfer.shutil.disk_usage", lambda folder: usage)
     with pytest.raises(UserError, match="GB of free space"):
         unzip(tmp_path / "a.zip", tmp_path / "set")

@@ -12,10 +12,12 @@ import pytest
 import datasets.faces as faces
 import evaluate
 import predict
-from datasets.faces import Face, FacePath, distinct, face_paths, highest_of_each, open_finder, with_margin
-from datasets.images import read_image
-from tests.conftest import write_image
+from datasets.faces import Face, distinct, face_records, open_finder, with_margin
+from datasets.images import read_image, read_record
+from datasets.records import Record
+from tests.conftest import make_table, write_image
 from utils.errors import UserError
+from utils.evaluation.face_scores import highest_faces
 
 TWO = [Face(0, 0, 40), Face(44, 8, 36)]
 
@@ -72,18 +74,22 @@ def test_a_file_that_is_no_detector_is_a_user_error(tmp_path, content):
         open_finder(str(file))
 
 
-def test_a_face_path_reads_as_its_face(photos):
+def test_a_record_of_a_face_reads_as_its_region(photos):
     path = str(photos / "real" / "0.png")
-    named = list(face_paths([path, "missing.png"], lambda image: TWO))
-    assert [(str(name), name.number) for name in named] == [(path, 0), (path, 0), ("missing.png", 1)]
-    np.testing.assert_array_equal(read_image(named[1]), read_image(path)[8:44, 44:80])
-    assert read_image(FacePath(path)).shape == (64, 96, 3)
+    found = list(face_records([Record(path, 0, "real"), Record("missing.png", 1, "gan")], lambda image: TWO))
+    assert [(number, record.path, record.region) for number, record in found] == [
+        (0, path, (0, 0, 40, 40)),
+        (0, path, (44, 8, 80, 44)),
+        (1, "missing.png", None),
+    ]
+    np.testing.assert_array_equal(read_record(found[1][1]), read_image(path)[8:44, 44:80])
+    assert read_record(Record(path, 0, "real")).shape == (64, 96, 3)
 
 
-def test_highest_of_each_keeps_one_row_for_each_picture_and_tier(photos):
-    paths = list(face_paths([str(photos / "real" / "0.png")] * 2, lambda image: TWO))
-    rows = highest_of_each([*paths, *paths], ["clean"] * 4 + ["web"] * 4, np.array([1, 2, 4, 3, 0, -1, 5, 6.0]))
-    assert rows.tolist() == [False, True, True, False, True, False, False, True]
+def test_the_highest_face_of_each_picture_and_tier_is_kept():
+    table = make_table(["a", "a", "b", "b"] * 2, [0] * 8, [1, 2, 4, 3, 0, -1, 5, 6])
+    table.tier = ["clean"] * 4 + ["web"] * 4
+    assert highest_faces(table).logit.tolist() == [2, 4, 0, 6]
 
 
 def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoint, tmp_path):

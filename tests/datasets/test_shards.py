@@ -13,19 +13,12 @@ import pytest
 from datasets import pack
 from datasets.images import UnreadableImage, read_image
 from datasets.loading import EpochSampler, ImageDataset, make_loader
-from datasets.shards import shard_index
 from datasets.spec import open_records
+from datasets.storage import shard_index
 from datasets.transforms import EvalTransform, Geometry
 from utils.errors import UserError
 
 COUNTS = {"train/real": 7, "train/fake/gan": 8, "test/real": 3, "test/fake/gan": 3}
-
-
-@pytest.fixture(autouse=True)
-def fresh_index():
-    shard_index.cache_clear()
-    yield
-    shard_index.cache_clear()
 
 
 @pytest.fixture
@@ -101,7 +94,7 @@ def test_images_before_the_damage_are_used_and_the_rest_counted(folder, shards):
     assert len(listing.records) == len(whole.records) and listing.fingerprint != whole.fingerprint
     batches = list(make_loader(ImageDataset(listing.records, EvalTransform(Geometry("crop", 32))), 4))
     failed = [item for batch in batches for item in batch.unreadable]
-    assert len(failed) == 2 and {item.reason for item in failed} == {"its shard is cut off before it"}
+    assert len(failed) == 2 and {item.reason for item in failed} == {"its shard is truncated before it"}
     assert sum(len(batch.images) for batch in batches) == 13
 
 

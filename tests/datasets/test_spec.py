@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datasets.csv_list import parse_labels, read_csv
-from datasets.folder import class_label, list_images, read_folder
+from datasets.readers.csv_list import parse_labels, read_csv
+from datasets.readers.folder import class_label, list_images, read_folder
 from datasets.spec import KINDS, DatasetSpec, Kind, Record, Source, open_records, parse_spec
 from utils.errors import UserError
 from utils.files import ROOT

@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from datasets.spec import closest
+from utils.errors import closest
 from utils.args import float_in, int_in
 from utils.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.csv_list import read_csv
+from datasets.readers.csv_list import read_csv
 from utils.errors import UserError
 from utils.metrics.binary import metrics_row
 from utils.scoring.table import ScoreTable

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.folder import class_label
+from datasets.records import class_label
 from datasets.images import UnreadableImage, read_image
 from datasets.spec import LABEL_NAMES
 from datasets.transforms import to_tensor

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.shards import stat_image
+from datasets.storage import stat_image
 from datasets.spec import Listing
 from models.operating_point import check_logits
 from utils.errors import UserError

@@ -1,4 +1,4 @@
-"""Three ways to score a list of paths: with a checkpoint, with another engine, with an export that needs no torch.
+"""Three ways to score a list of records: with a checkpoint, with another engine, with an export that needs no torch.
 
 Each returns an iterator over batches, ``(indices, logits, unreadable)`` as ``utils.scoring.scorer.stream_scores`` has
 them, and the checkpoint's description.
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.inputs import PathRecords
 from datasets.parallel import decode_batches
+from datasets.records import Record
 from datasets.transforms import Geometry
 from utils.distributed import join_team, share_batches, team
 from utils.engines.registry import ENGINES, missing
@@ -25,7 +25,7 @@ ScoredBatches = Iterator[tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]]
 
 def open_checkpoint(
     file: Path,
-    paths: Sequence[str],
+    records: Sequence[Record],
     device_name: str,
     precision: str,
     *,
@@ -44,12 +44,12 @@ def open_checkpoint(
     set_threads(threads)
     detector, checkpoint = load_detector(file, device)
     workers = pick_workers(workers, device)
-    return stream_scores(detector, PathRecords(paths), batch_size=batch_size, workers=workers, dtype=dtype), checkpoint
+    return stream_scores(detector, records, batch_size=batch_size, workers=workers, dtype=dtype), checkpoint
 
 
 def open_engine(
     file: Path,
-    paths: Sequence[str],
+    records: Sequence[Record],
     engine: str,
     device_name: str,
     *,
@@ -76,11 +76,11 @@ def open_engine(
     join_team(device)
     checkpoint = load_checkpoint(file)
     run = ENGINES[engine].build(file, threads, str(device))
-    return score_batches(run, Geometry(**checkpoint["geometry"]), paths, batch_size, workers), checkpoint
+    return score_batches(run, Geometry(**checkpoint["geometry"]), records, batch_size, workers), checkpoint
 
 
 def open_exported(
-    file: Path, paths: Sequence[str], engine: str, *, batch_size: int, workers: int | None, threads: int | None
+    file: Path, records: Sequence[Record], engine: str, *, batch_size: int, workers: int | None, threads: int | None
 ) -> tuple[ScoredBatches, dict[str, Any]]:
     """Score with an export and without torch."""
     from utils.engines.exported import load_onnx_detector
@@ -90,13 +90,13 @@ def open_exported(
 
         join_team(torch.device("cpu"))
     detector = load_onnx_detector(file, engine, threads)
-    return score_batches(detector, detector.geometry, paths, batch_size, workers), detector.description
+    return score_batches(detector, detector.geometry, records, batch_size, workers), detector.description
 
 
 def score_batches(
     run: Callable[[np.ndarray], np.ndarray],
     geometry: Geometry,
-    paths: Sequence[str],
+    records: Sequence[Record],
     batch_size: int,
     workers: int | None,
 ) -> ScoredBatches:
@@ -106,11 +106,11 @@ def score_batches(
     cv2.setNumThreads(1)  # images are decoded several at a time
     threads = workers or os.cpu_count() or 1
 
-    def score(wanted: Sequence[str]) -> ScoredBatches:
+    def score(wanted: Sequence[Record]) -> ScoredBatches:
         for indices, images, unreadable in decode_batches(wanted, geometry, batch_size, threads):
             logits = np.asarray(run(images), np.float64).reshape(-1) if len(images) else np.empty(0)
             yield indices, logits, unreadable
 
     if team.size == 1:
-        return score(paths)
-    return share_batches(len(paths), batch_size, lambda own: score([paths[index] for index in own]))
+        return score(records)
+    return share_batches(len(records), batch_size, lambda own: score([records[index] for index in own]))

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.image_cache import pick_records
 from datasets.loading import Batch, ImageDataset, make_loader
 from datasets.perturbations import CLEAN, apply_tier, content_seed
 from datasets.spec import Record
@@ -113,7 +112,7 @@ def stream_jobs(
     yield from share_batches(
         len(records),
         batch_size,
-        lambda own: _stream_alone(jobs, pick_records(records, own.tolist()), batch_size, workers, dtype),
+        lambda own: _stream_alone(jobs, [records[index] for index in own.tolist()], batch_size, workers, dtype),
     )
 
 

@@ -15,6 +15,7 @@ import benchmark
 import evaluate
 import predict
 from datasets.parallel import decode_batches
+from datasets.records import Record
 from datasets.transforms import Geometry
 from models.registry import create_model
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
@@ -176,9 +177,9 @@ def test_unreadable_images_keep_their_place(exported, image_folder, capsys):
 
 
 def test_batches_are_decoded_in_order_and_completely(image_folder):
-    paths = [str(path) for path in sorted(image_folder.rglob("*.png"))]
-    batches = list(decode_batches(paths, Geometry("crop", 32), 3, workers=2))
-    assert np.concatenate([indices for indices, _, _ in batches]).tolist() == list(range(len(paths)))
+    records = [Record(str(path), None, "") for path in sorted(image_folder.rglob("*.png"))]
+    batches = list(decode_batches(records, Geometry("crop", 32), 3, workers=2))
+    assert np.concatenate([indices for indices, _, _ in batches]).tolist() == list(range(len(records)))
     assert all(images.shape[1:] == (3, 32, 32) and images.max() <= 1 for _, images, _ in batches)
 
 

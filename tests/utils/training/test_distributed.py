@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import utils.distributed as distributed
-from datasets.loading import Batch, EpochSampler
+from datasets.loading import Batch, EpochSampler, stand_in
 from tests.utils.training.distributed_worker import gradients
-from utils.distributed import check_enough, expecting_peers, stand_in
+from utils.distributed import check_enough, expecting_peers
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write_bytes
 

@@ -1,12 +1,14 @@
 """CSV lists of images: a header, a column of paths and a column of class names.
 
 The path column is one of `path`, `filename`, `file`, `image`, ...; the label column one of `label_str`,
-`label`, `class`, `target`, ...; columns `generator`, `split` and `mask` are optional; any other goes to the
+`label`, `class`, `target`, ...; columns `generator`, `split` and `mask` are optional; all others go to the
 meta of the record. Classes are mapped by name, never by number: the lists of the 140k set
 (`,original_path,id,label,label_str,path`) say 1 = real, others say 1 = fake. Numbers need an explicit
 `labels=0:real+1:fake`. Relative paths start from the folder of the CSV, or from `real_vs_fake/real-vs-fake/`
-below it. A folder with train.csv, valid.csv and test.csv is a set with these splits.
+below it. A folder with train.csv, valid.csv and test.csv is a dataset with these splits.
 """
+
+from __future__ import annotations
 
 import csv
 import io
@@ -15,11 +17,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from datasets.folder import class_label, sibling_hint
-from datasets.spec import SPLIT_NAMES, Record, Source
-from utils.errors import UserError
+from datasets.records import SPLIT_NAMES, Record, Source, class_label
+from utils.errors import UserError, closest_sibling
 
 PATH_COLUMNS = "path filepath file_path image_path img_path filename file_name file image img".split()
 LABEL_COLUMNS = "label_str label_name label class class_name target category ground_truth".split()
@@ -46,19 +47,19 @@ def parse_labels(text: str) -> dict[str, int]:
 
 
 def read_csv(
-    location: str | os.PathLike[str], labels: dict[str, int] | None = None, require_labels: bool = True
+    location: str | os.PathLike[str], labels: Mapping[str, int] | None = None, require_labels: bool = True
 ) -> Source:
     """Read a CSV list, or a folder with one CSV list per split.
 
     ``labels`` maps values of the label column to 0 (real) or 1 (fake) where they are not class names. Without
-    ``require_labels`` a list may have no label column, and a value that is no class name means label None.
+    ``require_labels`` the label column may be absent, and a value that is not a class name means label None.
 
-    Files that do not exist are kept as long as others do: a warning counts them; later they are unreadable.
+    Files that do not exist are kept as long as others do: a warning counts them, and they turn out unreadable later.
     Raises UserError, in one line, for whatever is wrong with the list.
     """
     path = os.path.expanduser(os.fspath(location)).replace(os.sep, "/").rstrip("/")
     if not os.path.exists(path):
-        raise UserError(f"expected a CSV list, got {location}, which does not exist{sibling_hint(path)}")
+        raise UserError(f"expected a CSV list, got {location}, which does not exist{closest_sibling(path)}")
     if os.path.isdir(path):
         folder, files, name = path, _split_files(path), os.path.basename(os.path.abspath(path))
     else:
@@ -111,7 +112,7 @@ def _delimiter(text: str) -> str:
 
 
 class _Columns:
-    """Which column of a list plays which role; None for roles that no column has."""
+    """The role of each column of a list; None for roles without a column."""
 
     def __init__(self, header: list[str], first_row: list[str], any_number: bool, file: str) -> None:
         names = [_column_name(cell) for cell in header]
@@ -119,16 +120,19 @@ class _Columns:
         def find(candidates: Sequence[str]) -> list[int]:
             return [names.index(name) for name in candidates if name in names]
 
-        paths, labels = find(PATH_COLUMNS), find(LABEL_COLUMNS)
-        if not paths:
+        def first(candidates: Sequence[str]) -> int | None:
+            return next(iter(find(candidates)), None)
+
+        if not (paths := find(PATH_COLUMNS)):
             raise UserError(f"expected a column path (or filename, image, ...) in {file}, got the columns {header}")
-        # Where a list has numbers and names, the names are meant; the first row tells which column has which.
+        # A list may have a column of numbers and one of names; the first row tells which is which.
+        labels = find(LABEL_COLUMNS)
         numeric = [at for at in labels if not any_number and _NUMBER.match("".join(first_row[at : at + 1]).strip())]
         self.path = paths[0]
         self.label = next(iter([at for at in labels if at not in numeric] + numeric), None)
-        self.generator = next(iter(find(GENERATOR_COLUMNS)), None)
-        self.split = next(iter(find(SPLIT_COLUMNS)), None)
-        self.mask = next(iter(find(MASK_COLUMNS)), None)
+        self.generator = first(GENERATOR_COLUMNS)
+        self.split = first(SPLIT_COLUMNS)
+        self.mask = first(MASK_COLUMNS)
         used = {self.path, self.label, self.generator, self.split, self.mask}
         others = [(at, sys.intern(cell.strip())) for at, cell in enumerate(header) if at not in used]
         self.meta = [(at, key) for at, key in others if key]
@@ -138,7 +142,7 @@ class _Columns:
 class _Reader:
     """Turns the rows of one or more lists into records and remembers which files are missing."""
 
-    def __init__(self, name: str, folder: str, labels: dict[str, int], require_labels: bool) -> None:
+    def __init__(self, name: str, folder: str, labels: Mapping[str, int], require_labels: bool) -> None:
         self.name = name
         self.folder = folder
         self.labels = labels
@@ -194,13 +198,13 @@ class _Reader:
         if _NUMBER.match(value) and not self.labels:
             raise UserError(
                 f"expected names such as real and fake in the column {column!r}, got {value} in {where}; "
-                "numbers mean different things in different sets, say which with @labels=0:real+1:fake"
+                "numbers mean different things in different datasets, say which with @labels=0:real+1:fake"
             )
         known = ", ".join(self.labels) or "real, fake or a synonym"
         raise UserError(f"expected the label {known} in {where}, got {value!r}; map others with @labels=VALUE:fake")
 
     def _resolve(self, text: str) -> tuple[str, bool]:
-        """Return the path of a file and whether it exists; the base that served last is tried first."""
+        """Return the path of a file and whether it exists; the base that worked last is tried first."""
         relative = text.removeprefix("./")
         for spelling in dict.fromkeys((relative, relative.replace("\\", "/"))):
             for base in self.bases:

@@ -1,4 +1,4 @@
-"""Folders of images, recognised by what they hold.
+"""Folders of images, recognised by their layout.
 
 Levels may come in any order and may be absent: split (`train`, `valid|val|validation`, `test|testing`), class
 (`real`, `fake` and their synonyms, in any case) and generator (any other name). For example:
@@ -13,40 +13,20 @@ Levels may come in any order and may be absent: split (`train`, `valid|val|valid
 Hidden files and folders named `masks` are skipped; `masks/<split>/<stem>.png` is the mask of a fake.
 """
 
-import functools
+from __future__ import annotations
+
 import logging
 import os
-import re
 from dataclasses import dataclass, field, replace
 
-from datasets.images import IMAGE_SUFFIXES
-from datasets.spec import LABEL_NAMES, SPLIT_NAMES, Record, Source, closest
-from utils.errors import UserError
+from datasets.records import FAKE_NAMES, LABEL_NAMES, REAL_NAMES, SPLIT_NAMES, Record, Source, class_label
+from datasets.storage import IMAGE_SUFFIXES
+from utils.errors import UserError, closest_sibling
 
-_REAL = set("real original authentic genuine nature natural pristine human training_real".split())
-_FAKE = set(
-    "fake ai ai_generated artificial manipulated synthetic synthesized synthesised generated gan deepfake "
-    "forged tampered altered training_fake".split()
-)
-_DECORATION = re.compile(r"^\d+_|_?(images?|imgs?|faces?|photos?|pictures?|sequences?)$")
 _SKIPPED = {"masks", "mask", "__macosx"}
 _WRAPPERS = {"real_vs_fake", "real-vs-fake"}  # the nesting of the 140k set
 
 log = logging.getLogger(__name__)
-
-
-@functools.lru_cache(maxsize=1024)
-def class_label(name: str) -> int | None:
-    """Return 0 for a name of the class real, 1 for fake, None for anything else.
-
-    Case, a leading index (`0_real`), a trailing noun (`fake_images`) and a plural are ignored.
-    """
-    core = re.sub(r"[\s\-]+", "_", name.strip().lower())
-    for candidate in (core, _DECORATION.sub("", core)):
-        for word in (candidate, candidate.removesuffix("s")):
-            if word in _REAL or word in _FAKE:
-                return int(word in _FAKE)
-    return None
 
 
 @dataclass(slots=True)
@@ -56,13 +36,13 @@ class Folder:
     path: str
     name: str
     images: list[str] = field(default_factory=list)
-    folders: list["Folder"] = field(default_factory=list)
+    folders: list[Folder] = field(default_factory=list)
     labels_below: set[int | None] = field(default_factory=set)  # of class names among its subfolders, at any depth
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What the folders on the way down have said so far."""
+    """What the names of the folders above have told so far."""
 
     split: str = ""
     label: int | None = None
@@ -78,10 +58,10 @@ def list_images(location: str | os.PathLike[str]) -> list[str]:
 
 
 def read_folder(location: str | os.PathLike[str], name: str | None = None) -> Source:
-    """Read a folder of real and fake images; ``name`` replaces the name of the folder as the name of the set.
+    """Read a folder of real and fake images; ``name`` is the name of the dataset (default: that of the folder).
 
-    A folder that is itself one split or one class (`data/x/test`) belongs to the set above it. Categories
-    without a generator above them are taken for generators; fakes without either carry the name of the set.
+    A folder that is itself one split or one class (`data/x/test`) belongs to the dataset above it. Categories
+    without a generator above them count as generators; fakes without either carry the name of the dataset.
     Raises UserError for a folder that is absent or empty and for class folders with unknown names.
     """
     tree = _scan_location(os.fspath(location))
@@ -91,7 +71,7 @@ def read_folder(location: str | os.PathLike[str], name: str | None = None) -> So
             break
         tree = tree.folders[0]
         root = tree.path
-    reader = _Reader(name or _set_name(os.fspath(location), tree))
+    reader = _Reader(name or _dataset_name(os.fspath(location), tree))
     reader.walk(tree, place)
     if reader.unmapped:
         raise UserError(_unmapped_message(os.fspath(location), tree, reader.unmapped))
@@ -102,6 +82,8 @@ def read_folder(location: str | os.PathLike[str], name: str | None = None) -> So
 
 
 class _Reader:
+    """Turns a tree of folders into records."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.by_split: dict[str, list[Record]] = {}
@@ -130,15 +112,15 @@ class _Reader:
 
 
 def _split_level(folder: Folder) -> dict[str, str]:
-    """Return split by path of the subfolders, or nothing where their names are no splits.
+    """Return split by path of the subfolders, or nothing where their names do not mean splits.
 
-    ForenSynths has an object category called `train` beside nineteen others, so one split name among other
-    folders that hold classes is not a split.
+    ForenSynths has an object category called `train` among twenty, so a single split name next to folders that hold
+    classes does not count.
     """
     splits = {f.path: SPLIT_NAMES[f.name.lower()] for f in folder.folders if f.name.lower() in SPLIT_NAMES}
     others = [child for child in folder.folders if child.path not in splits]
-    beside_classes = any(child.labels_below or class_label(child.name) is not None for child in others)
-    return {} if len(splits) == 1 and beside_classes else splits
+    has_classes = any(child.labels_below or class_label(child.name) is not None for child in others)
+    return {} if len(splits) == 1 and has_classes else splits
 
 
 def _holds_splits(folder: Folder) -> bool:
@@ -147,7 +129,7 @@ def _holds_splits(folder: Folder) -> bool:
 
 def _enter(child: Folder, place: _Place) -> _Place:
     label = class_label(child.name) if place.label is None else None
-    # A folder `gan` or `ai` that holds both classes is a generator that happens to bear the name of a class.
+    # A folder `gan` or `ai` that holds both classes is a generator whose name happens to be that of a class.
     if label is not None and child.labels_below != {0, 1}:
         if child.labels_below - {label}:
             raise UserError(
@@ -164,7 +146,7 @@ def _has_role(name: str) -> bool:
 
 
 def _climb(tree: Folder) -> tuple[str, _Place]:
-    """Return the root of the set and the place of a folder that is itself a split or a class of it."""
+    """Return the root of the dataset, and the place of a folder that is itself one of its splits or classes."""
     root, place = tree.path, _Place()
     above, name = os.path.split(os.path.abspath(tree.path))
     while name:
@@ -180,13 +162,13 @@ def _climb(tree: Folder) -> tuple[str, _Place]:
     return root, place
 
 
-def _set_name(location: str, tree: Folder) -> str:
+def _dataset_name(location: str, tree: Folder) -> str:
     above, name = os.path.split(os.path.abspath(os.path.expanduser(location)))
     below = next((child.name.lower() for child in tree.folders), "")
     while above != os.path.dirname(above) and (_has_role(name) or name.lower() in _WRAPPERS):
-        # What holds a split, or a class, and only sounds like a class itself (`generated_photos`) is the set.
-        is_set = below in SPLIT_NAMES or class_label(below) is not None
-        if name.lower() not in {*SPLIT_NAMES, *_WRAPPERS, *_REAL, *_FAKE} and is_set:
+        # A folder that holds splits or classes and only sounds like a class (`generated_photos`) is the dataset.
+        is_dataset = below in SPLIT_NAMES or class_label(below) is not None
+        if name.lower() not in {*SPLIT_NAMES, *_WRAPPERS, *REAL_NAMES, *FAKE_NAMES} and is_dataset:
             break
         below = name.lower()
         above, name = os.path.split(above)
@@ -199,19 +181,11 @@ def _scan_location(location: str) -> Folder:
         hint = f"; write csv:{location}" if path.lower().endswith((".csv", ".tsv", ".txt")) else ""
         raise UserError(f"expected a folder of images, got the file {location}{hint}")
     if not os.path.isdir(path):
-        raise UserError(f"expected a folder of images, no such folder: {location}{sibling_hint(path)}")
+        raise UserError(f"expected a folder of images, no such folder: {location}{closest_sibling(path)}")
     tree = _scan(path, frozenset())
     if not tree.images and not tree.folders:
         raise UserError(f"expected images ({', '.join(IMAGE_SUFFIXES[:5])}, ...) in {location}, got none")
     return tree
-
-
-def sibling_hint(path: str) -> str:
-    """Return "; did you mean X?" for the name nearest to an absent path in its folder, or an empty string."""
-    try:
-        return closest(os.path.basename(path), os.listdir(os.path.dirname(path) or "."))
-    except OSError:
-        return ""
 
 
 def _scan(path: str, ancestors: frozenset[tuple[int, int]]) -> Folder:

@@ -1,0 +1,87 @@
+"""What a dataset consists of: records, listings, and the names of classes and splits."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+LABEL_NAMES = ("real", "fake")
+SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
+REAL_NAMES = frozenset("real original authentic genuine nature natural pristine human training_real".split())
+FAKE_NAMES = frozenset(
+    "fake ai ai_generated artificial manipulated synthetic synthesized synthesised generated gan deepfake "
+    "forged tampered altered training_fake".split()
+)
+_DECORATION = re.compile(r"^\d+_|_?(images?|imgs?|faces?|photos?|pictures?|sequences?)$")
+
+Region = tuple[int, int, int, int]  # left, top, right, bottom in px; may reach beyond the image
+
+
+class PixelStore(Protocol):
+    """Decoded images by path, such as datasets.image_cache.ImageCache."""
+
+    def read(self, path: str) -> np.ndarray:
+        """Return ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a dataset, read by ``datasets.images.read_record``.
+
+    ``label`` is 0 for real, 1 for fake, None for unknown; ``generator`` is "real" for real images. ``region`` limits
+    the record to a part of the image, such as one face. ``pixels`` is the cache that holds the decoded image, if any.
+    """
+
+    path: str
+    label: int | None
+    generator: str
+    mask: str | None = None
+    meta: dict[str, str] | None = None
+    region: Region | None = None
+    pixels: PixelStore | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found: records by split ("" for no split) and the folder that their paths start from."""
+
+    name: str
+    root: str
+    by_split: dict[str, list[Record]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The records that a spec selects; ``splits`` are the splits of the whole dataset."""
+
+    name: str
+    split: str
+    records: list[Record] = field(repr=False)
+    fingerprint: str
+    root: str
+    splits: tuple[str, ...]
+
+
+def relative_path(path: str, root: str) -> str:
+    """The path below the root of its dataset, the same on every machine."""
+    return path[len(root) + 1 :] if path.startswith(root + "/") else path
+
+
+@functools.lru_cache(maxsize=1024)
+def class_label(name: str) -> int | None:
+    """Return 0 for a name of the class real, 1 for fake, None for any other name.
+
+    Case, a leading index (`0_real`), a trailing noun (`fake_images`) and a plural are ignored.
+    """
+    core = re.sub(r"[\s\-]+", "_", name.strip().lower())
+    for candidate in (core, _DECORATION.sub("", core)):
+        for word in (candidate, candidate.removesuffix("s")):
+            if word in REAL_NAMES or word in FAKE_NAMES:
+                return int(word in FAKE_NAMES)
+    return None
