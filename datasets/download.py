@@ -84,9 +84,9 @@ def credentials() -> tuple[str, str]:
         return found["username"], found["key"]
     except FileNotFoundError:
         raise UserError(
-            "expected Kaggle credentials, found none: create a token at https://www.kaggle.com/settings (API, Create New "
-            f"Token) and save it as {file}, or set KAGGLE_USERNAME and KAGGLE_KEY; or download the ZIP file by hand "
-            "and save it as data/140k.zip"
+            "expected Kaggle credentials, found none: create a token at https://www.kaggle.com/settings (API, Create "
+            f"New Token) and save it as {file}, or set KAGGLE_USERNAME and KAGGLE_KEY; or download the ZIP file by "
+            "hand and save it as data/140k.zip"
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"expected username and key in {file}, found something else; create a new token") from None

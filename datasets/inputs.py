@@ -58,7 +58,9 @@ def _expand(argument: str, null: bool) -> Iterator[str]:
     elif any(character in argument for character in "*?["):
         yield from _matching(path, argument)
     else:
-        raise UserError(f"expected an image, folder, pattern or CSV list, no such path: {argument}{closest_sibling(path)}")
+        raise UserError(
+            f"expected an image, folder, pattern or CSV list, no such path: {argument}{closest_sibling(path)}"
+        )
 
 
 def _existing(path: str) -> Iterator[str]:

@@ -28,9 +28,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import closest
 from utils.args import EXIT_DONE, EXIT_PARTIAL, check_output_dir, make_parser, run_script
-from utils.errors import UserError
+from utils.errors import UserError, closest
 from utils.files import ROOT
 from utils.reproduction.steps import DONE, FAILED, SKIPPED, TODO, Step, Workshop, read_steps
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-import datasets.loading
+import datasets.images
 import predict
 from datasets.inputs import list_inputs
 from datasets.spec import Record
@@ -412,14 +412,14 @@ def test_failure_leaves_the_old_output_and_nothing_else(checkpoint, monkeypatch)
     Path("out.csv").write_text("old")
     nan = write_checkpoint("nan.pt", FITTED, lambda state: {key: value * float("nan") for key, value in state.items()})
     assert "finite logits" in refused(nan, "a.png", "--output", "out.csv")
-    real_read = datasets.loading.read_image
+    real_read = datasets.images.read_image
 
     def interrupted(path):
         if path == "b.png":
             raise KeyboardInterrupt
         return real_read(path)
 
-    monkeypatch.setattr(datasets.loading, "read_image", interrupted)
+    monkeypatch.setattr(datasets.images, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, "a.png", "b.png", "--batch-size", "1", "--output", "out.csv")
     assert Path("out.csv").read_text() == "old"
@@ -456,14 +456,14 @@ def test_full_disk_is_one_line():
 def test_rows_are_out_before_later_images_are_read(checkpoint, monkeypatch):
     write_images(*[f"photos/{number}.png" for number in range(6)])
     stdout = io.StringIO()
-    real_read, rows_at_read = datasets.loading.read_image, []
+    real_read, rows_at_read = datasets.images.read_image, []
 
     def recording_read(path):
         rows_at_read.append(max(0, stdout.getvalue().count("\n") - 1))
         return real_read(path)
 
     monkeypatch.setattr(sys, "stdout", stdout)
-    monkeypatch.setattr(datasets.loading, "read_image", recording_read)
+    monkeypatch.setattr(datasets.images, "read_image", recording_read)
     run(checkpoint, "photos", "--batch-size", "2")
     assert rows_at_read == [0, 0, 2, 2, 4, 4]
 
@@ -515,8 +515,8 @@ def as_process(*arguments, pipe="", **options):
 import predict
 from utils.args import run_script
 
-def score(args, checkpoint_file, paths):
-    for path in paths:
+def score(args, checkpoint_file, records):
+    for path in (record.path for record in records):
         good, bad = dict(zip(predict.COLUMNS, (path, 1, "fake", 9))), dict(path=path, error="empty file")
         yield [bad if "bad" in path else good]
 

@@ -163,7 +163,11 @@ def test_no_more_photographs_are_read_than_needed(records, monkeypatch):
 def test_crops_have_their_size(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     assert random_window(image, 128, np.random.default_rng(0)).shape == (128, 128, 3)
-    assert random_window(image, 256, np.random.default_rng(0), pad=False).shape == (min(size[0], 256), min(size[1], 256), 3)
+    assert random_window(image, 256, np.random.default_rng(0), pad=False).shape == (
+        min(size[0], 256),
+        min(size[1], 256),
+        3,
+    )
 
 
 def test_a_forger_without_it_is_left_as_it_is(tmp_path):

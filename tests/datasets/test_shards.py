@@ -137,7 +137,7 @@ def test_numbers_need_a_mapping(tmp_path):
                 write_tar(folder / "a.tar", {"real/1.png": png()}),
                 (folder / "a.index.json").write_text("{}x"),
             ),
-            "expected an index",
+            "expected the index",
         ),
     ],
 )

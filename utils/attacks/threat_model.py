@@ -11,9 +11,8 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from utils.errors import closest
 from utils.args import float_in, int_in
-from utils.errors import UserError
+from utils.errors import UserError, closest
 
 METHODS_DIR = Path(__file__).with_name("methods")
 NORMS = ("linf", "l2")

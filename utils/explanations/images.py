@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.records import class_label
 from datasets.images import UnreadableImage, read_image
+from datasets.records import class_label
 from datasets.spec import LABEL_NAMES
 from datasets.transforms import to_tensor
 from models.detector import Detector

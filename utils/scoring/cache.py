@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.storage import stat_image
 from datasets.spec import Listing
+from datasets.storage import stat_image
 from models.operating_point import check_logits
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write_bytes

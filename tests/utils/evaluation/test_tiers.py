@@ -43,7 +43,7 @@ def reads(monkeypatch) -> list[str]:
         paths.append(str(path))
         return read_image(path, *rest)
 
-    monkeypatch.setattr("datasets.loading.read_image", spy)
+    monkeypatch.setattr("datasets.images.read_image", spy)
     return paths
 
 
