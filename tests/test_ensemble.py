@@ -17,7 +17,9 @@ from models.registry import create_model
 from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
-from utils.explanations.cam import capture, gradcam
+from utils.explanations.layers import capture
+from utils.explanations.maps import Question
+from utils.explanations.methods.cam import gradcam
 from utils.scoring.scorer import score_records
 
 SHARP = {"method": "temperature", "temperature": 0.5}
@@ -136,7 +138,7 @@ def test_maps_of_an_ensemble_are_the_weighted_sum_of_those_of_its_members():
         share = signed[0].numel() / sides.numel()  # a place that is drawn on many counts as often in each of them
         wanted = wanted + factor * share * torch.nn.functional.interpolate(signed, sides)
         effects.append(factor * (alone.activations * alone.gradients).sum((1, 2, 3)))
-    assert torch.allclose(gradcam(found), wanted[:, 0].relu(), atol=1e-6)
+    assert torch.allclose(gradcam(Question(joined, images, sign)), wanted[:, 0].relu(), atol=1e-6)
     assert wanted.max() > 1e-4
     assert torch.allclose((found.activations * found.gradients).sum((1, 2, 3)), sum(effects), rtol=1e-4)
 

@@ -37,7 +37,7 @@ def app(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
     page = tmp_path_factory.mktemp("no-build")
     app = serve.create_app([_tiny_checkpoint_file], LIMITS, threads=1, page=page)
     yield app
-    app.extensions["service"].batcher.close()
+    app.extensions["service"].close()
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_token_guards_all_but_health_and_page(tiny_checkpoint, tmp_path):
         assert client.get(url, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert upload(client, "/plain", [(jpeg(), "a.jpg")], field="images").status_code == 401
     assert upload(client, "/plain", [(jpeg(), "a.jpg")], field="images", token=TOKEN).status_code == 200
-    app.extensions["service"].batcher.close()
+    app.extensions["service"].close()
 
 
 def test_only_known_host_names_are_served(tiny_checkpoint, tmp_path):
@@ -296,7 +296,7 @@ def test_only_known_host_names_are_served(tiny_checkpoint, tmp_path):
     assert client.get("/api/health", base_url="http://evil.example").status_code == 400
     assert serve.host_names("0.0.0.0", []) is None
     assert serve.host_names("127.0.0.1", ["faces.example.org"])[-1] == "faces.example.org"
-    app.extensions["service"].batcher.close()
+    app.extensions["service"].close()
 
 
 # ------------------------------------------------------------------------------------------------------ parts

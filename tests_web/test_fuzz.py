@@ -39,7 +39,7 @@ OPERATIONS += [("GET", path) for path in ("/api/models", "/api/health", "/metric
 def api(_tiny_checkpoint_file: Path):
     app = serve.create_app([_tiny_checkpoint_file], Limits(max_mb=1, max_files=3), threads=1)
     yield schemathesis.openapi.from_wsgi("/api/openapi.json", app)
-    app.extensions["service"].batcher.close()
+    app.extensions["service"].close()
 
 
 def test_every_operation_is_fuzzed(api):

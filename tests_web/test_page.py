@@ -28,7 +28,7 @@ def app(_tiny_checkpoint_file: Path):
     # An untrained detector often finds no evidence at all, and there would be no map to look at.
     app.extensions["service"].offers[0].explain = lambda view, target: (np.eye(32, dtype=np.float32), "gradcam")
     yield app
-    app.extensions["service"].batcher.close()
+    app.extensions["service"].close()
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_token_is_asked_for_and_sent(browser, _tiny_checkpoint_file, photos):
         choose(page, photos[:1])
         assert page.locator(".chip.failed").count() == 0
         page.close()
-    app.extensions["service"].batcher.close()
+    app.extensions["service"].close()
 
 
 def test_history_stays_in_the_browser_until_it_is_deleted(page, photos):

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from utils.explanations.cam import TwoLogits, find_layer
 
 from models.detector import Detector
 from models.registry import create_model
 from utils.args import int_in, make_parser, run_script
-from utils.explanations.cam import TwoLogits, find_layer
 from utils.explanations.methods import explain
 from utils.files import atomic_write_text, write_json
 from utils.runtime import git_commit, hardware, versions

@@ -13,7 +13,7 @@ from models.views import VIEWS, blur, crops, flip
 from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
-from utils.explanations.cam import capture
+from utils.explanations.layers import capture
 from utils.scoring.scorer import score_records
 
 CNN = {"model": "cnn", "model_args": {"width": 4}, "geometry": {"mode": "crop", "size": 32}}

@@ -1,7 +1,7 @@
-"""One thread that runs the detectors for all requests: what waits together is scored together, and the wait is bounded.
+"""One thread runs the detectors for all requests: waiting images are scored together, and the wait is bounded.
 
-No request waits for a batch to fill up: while the detector is busy others arrive, and these are the next batch. Batches
-so grow with the load and a lonely request is served at once.
+No request waits for a batch to fill up: the requests that arrive while the detector is busy form the next batch, so
+batches grow with the load and a single request is served at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Score = Callable[[np.ndarray], np.ndarray]  # views (N, size, size, 3) uint8 -> 
 
 @dataclass
 class Ticket:
-    """Work that waits: views for a score function, or an action that needs the detector for itself."""
+    """Waiting work: views for a score function, or an action that must run alone."""
 
     size: int
     score: Score | None = None
@@ -33,7 +33,7 @@ class Ticket:
 
 
 class MicroBatcher:
-    """A bounded queue in front of the detectors, which are run by one thread and never by two at a time."""
+    """A bounded queue in front of the detectors, which run in one thread."""
 
     def __init__(self, capacity: int, max_batch: int) -> None:
         self.capacity = capacity
@@ -51,16 +51,16 @@ class MicroBatcher:
         """Score views ``(N, size, size, 3)`` uint8 and return their logits ``(N,)``.
 
         Raises:
-            Refused: the queue is full, or ``seconds`` were not enough.
+            Refused: the queue is full, or ``seconds`` have passed.
         """
         return self._wait(Ticket(len(views), score=score, views=views), seconds)
 
     def run(self, action: Callable[[], Any], seconds: float, size: int = 1) -> Any:
-        """Run an action while no detector runs; it counts as ``size`` images of the queue. Raises as :meth:`score`."""
+        """Run an action while no detector runs; it counts as ``size`` images. Raises Refused as :meth:`score`."""
         return self._wait(Ticket(size, action=action), seconds)
 
     def close(self) -> None:
-        """Turn away what waits and end the thread once its batch is done."""
+        """Refuse the waiting requests and end the thread after the current batch."""
         with self._change:
             self._open = False
             for ticket in self._tickets:
@@ -71,7 +71,7 @@ class MicroBatcher:
 
     def _wait(self, ticket: Ticket, seconds: float) -> Any:
         with self._change:
-            # An empty queue takes a request of any size: its size is bounded already, and it could never be served.
+            # An empty queue takes a request of any size; otherwise one larger than the queue could never be served.
             if not self._open or (self.waiting and self.waiting + ticket.size > self.capacity):
                 raise Refused(503, "busy", "The server is busy. Please try again in a few seconds.", retry_after=2)
             self._tickets.append(ticket)
@@ -81,20 +81,20 @@ class MicroBatcher:
             return ticket.result.result(timeout=seconds)
         except FutureTimeout:
             ticket.result.cancel()
-            raise Refused(503, "too_slow", "The server did not get to this in time. Please try again.", 5) from None
+            raise Refused(503, "too_slow", "The server could not answer in time. Please try again.", 5) from None
 
     def _work(self) -> None:
         while (tickets := self._next()) is not None:
             live = [ticket for ticket in tickets if ticket.result.set_running_or_notify_cancel()]
             try:
                 self._serve(live)
-            except Exception as error:  # a request that fails must not end the thread that serves all others
+            except Exception as error:  # one failing request must not end the thread that serves all
                 for ticket in live:
                     if not ticket.result.done():
                         ticket.result.set_exception(error)
 
     def _next(self) -> list[Ticket] | None:
-        """Wait for work; returns tickets that can be scored together, None when the queue is closed."""
+        """Wait for work; returns tickets that can be scored together, or None once the queue is closed."""
         with self._change:
             while self._open and not self._tickets:
                 self._change.wait()

@@ -1,4 +1,4 @@
-"""What stands before every request: host names, token, rate limit; and the headers behind every answer."""
+"""Checks before every request (token, origin, rate limit) and headers on every answer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from flask import Request, Response
 
 from utils.serving.settings import Refused
 
-LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
-MAX_CLIENTS = 10_000  # addresses whose requests are remembered; the one that was quiet for longest is forgotten
+MAX_CLIENTS = 10_000  # addresses in memory; the least recently seen is dropped
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -30,7 +29,7 @@ HEADERS = {
 
 
 class RateLimit:
-    """A token bucket per address: bursts of up to ``per_minute`` requests, refilled evenly."""
+    """A token bucket per address: bursts of up to ``per_minute`` requests, refilled continuously."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_minute = per_minute
@@ -39,7 +38,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def check(self, address: str) -> None:
-        """Count a request. Raises Refused (429): this address has used up its share."""
+        """Count a request. Raises Refused (429): the address has reached its limit."""
         if not self.per_minute:
             return
         with self._lock:
@@ -55,26 +54,20 @@ class RateLimit:
             raise Refused(429, "too_many_requests", "Too many requests. Please wait a moment.", retry_after=wait)
 
 
-def check_token(request: Request, token: str | None) -> None:
-    """Compare the bearer token, if one is asked for, in constant time. Raises Refused (401): it is missing or wrong."""
-    if token:
-        check_given_token(request.headers.get("Authorization", "").removeprefix("Bearer "), token)
-
-
-def check_given_token(given: str, token: str) -> None:
-    """Compare two tokens. Raises Refused (401): they differ."""
-    if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
+def check_token(given: str, token: str | None) -> None:
+    """Compare tokens in constant time; a ``token`` of None needs none. Raises Refused (401): they differ."""
+    if token and not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
         raise Refused(401, "token_needed", "This server needs an access token.")
 
 
 def check_same_site(request: Request) -> None:
-    """Refuse what a page of another site makes a browser send; programs do not send the header and may pass."""
+    """Refuse requests that a page of another site makes a browser send; programs do not send the header."""
     if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
         raise Refused(403, "cross_site", "Requests from other web sites are not accepted.")
 
 
 def protect(response: Response, api: bool) -> Response:
-    """Add the security headers to a response; answers of the API are kept in no cache."""
+    """Add the security headers; answers of the API must not be cached."""
     for name, value in HEADERS.items():
         response.headers[name] = value
     if api:

@@ -1,4 +1,4 @@
-"""A detector as the server offers it: a score function, an explanation, an operating point and a card for readers."""
+"""Detectors as the server offers them: a score function, an explanation, a decision and a card for readers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
 from utils.args import check_checkpoint_file
-from utils.engines.exported import OnnxDetector, is_onnx
-from utils.errors import UserError
+from utils.checkpoints.file import load_detector
+from utils.engines.exported import is_onnx, load_onnx_detector
+from utils.evaluation.evaluate import checkpoint_names
+from utils.explanations.maps import Question, explain
+from utils.explanations.methods.occlusion import occlusion
+from utils.explanations.registry import usable_methods
+from utils.runtime import autocast, pick_device, pick_precision, set_threads
 from utils.serving.batching import Score
 
-OCCLUSION_GRID = 7  # windows along a side, for detectors without a gradient
 TEST_FIGURES = ("dataset", "n_real", "n_fake", "auc", "auc_ci", "acc", "acc_ci", "real_acc", "fake_acc")
 
 # A view (size, size, 3) uint8 and the target ("fake" or "real") -> map (size, size), not below 0, and its method.
@@ -34,27 +39,31 @@ class Offer:
     explain: Explain
     card: dict[str, Any]
 
+    @property
+    def decision(self) -> dict[str, Any]:
+        """How the detector decides: the part that all answers share."""
+        band = self.operating_point.band
+        return {
+            "model": self.name,
+            "threshold": self.operating_point.threshold(),
+            "unsure": list(band) if band else None,
+        }
+
     def answers(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """What the API says about logits ``(N,)``: ``{"p_fake", "verdict", "logit"}`` each, as predict.py has them."""
+        """``{"p_fake", "verdict", "logit"}`` for each of the logits ``(N,)``, as in predict.py."""
         p_fake = self.operating_point.p_fake(logits)
-        names = self.operating_point.verdicts(p_fake)
-        rows = zip(p_fake.tolist(), names, logits.tolist(), strict=True)
+        rows = zip(p_fake.tolist(), self.operating_point.verdicts(p_fake), logits.tolist(), strict=True)
         return [{"p_fake": p, "verdict": verdict, "logit": logit} for p, verdict, logit in rows]
 
 
 def open_offers(
     files: Sequence[str | Path], device: str = "auto", precision: str = "auto", threads: int | None = None
 ) -> list[Offer]:
-    """Load checkpoints and exports; each is offered under the name of its run folder or its file.
+    """Load checkpoints and exports; each is named after its run folder or file.
 
     Raises:
         UserError: as ``load_detector`` and ``load_onnx_detector``.
     """
-    from utils.evaluation.evaluate import checkpoint_names
-    from utils.runtime import set_threads
-
-    if not files:
-        raise UserError("expected at least one --checkpoint, got none")
     paths = [check_checkpoint_file(file) for file in files]
     set_threads(threads)
     return [
@@ -64,74 +73,58 @@ def open_offers(
 
 
 def _open_checkpoint(name: str, path: Path, device_name: str, precision: str) -> Offer:
-    import torch
-
-    from datasets.loading import Batch
-    from datasets.perturbations import CLEAN
-    from utils.checkpoints.file import load_detector
-    from utils.explanations.methods import explain, usable_methods
-    from utils.runtime import pick_device, pick_precision
-    from utils.scoring.scorer import JobViews, score_batch
-
     device = pick_device(device_name)
     dtype = pick_precision(precision, device, training=False)
     detector, checkpoint = load_detector(path, device)
     detector.to(memory_format=torch.channels_last)
-    rows = JobViews([(detector, CLEAN)])
-    usable = usable_methods(detector)
-    method = "gradcam" if "gradcam" in usable else "occlusion"
-
-    def tensors(views: np.ndarray) -> torch.Tensor:
-        return next(rows.split(torch.from_numpy(views.reshape(len(views), -1)).to(device)))[1]
+    method = "gradcam" if "gradcam" in usable_methods(detector) else "occlusion"
 
     def score(views: np.ndarray) -> np.ndarray:
-        unknown = torch.empty(0)
-        return score_batch(detector, Batch(tensors(views), unknown, unknown, []), device, dtype)
+        with torch.inference_mode(), autocast(device, dtype):
+            return detector(_tensors(views, device)).double().cpu().numpy()
 
     def show(view: np.ndarray, target: str) -> tuple[np.ndarray, str]:
-        sign = torch.tensor([1.0 if target == "fake" else -1.0], device=device)
-        return explain(detector, tensors(view[None]), [method], sign, dtype=dtype)[method][0].numpy(), method
+        images = _tensors(view[None], device)
+        return explain(detector, images, [method], _sign(target, device), dtype=dtype)[method][0].numpy(), method
 
     return Offer(name, detector.geometry, detector.operating_point, score, show, make_card(name, checkpoint))
 
 
 def _open_export(name: str, path: Path, threads: int | None) -> Offer:
-    from utils.engines.exported import load_onnx_detector
-
     detector = load_onnx_detector(path, threads=threads)
 
     def score(views: np.ndarray) -> np.ndarray:
         return detector(np.ascontiguousarray(views.transpose(0, 3, 1, 2), np.float32) / np.float32(255))
 
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(detector(images.numpy()))
+
     def show(view: np.ndarray, target: str) -> tuple[np.ndarray, str]:
-        return _occlude(detector, view, target), "occlusion"
+        question = Question(run, _tensors(view[None], "cpu").contiguous(), _sign(target, "cpu"))  # type: ignore[arg-type]
+        return occlusion(question)[0].numpy(), "occlusion"  # an export has no gradient
 
     card = make_card(name, detector.description)
     return Offer(name, detector.geometry, detector.operating_point, score, show, card)
 
 
-def _occlude(detector: OnnxDetector, view: np.ndarray, target: str) -> np.ndarray:
-    """Explain an export, which has no gradient, by blurring one window after the other."""
-    import torch
+def _tensors(views: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """Views ``(N, size, size, 3)`` uint8 as images ``(N, 3, size, size)`` in [0, 1]."""
+    images = torch.from_numpy(views).to(device).permute(0, 3, 1, 2).float()
+    return images.div_(torch.tensor(255.0, device=device))
 
-    from datasets.transforms import to_tensor
-    from utils.explanations.perturbation import occlusion
 
-    def run(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(detector(images.numpy()))
-
-    sign = torch.tensor([1.0 if target == "fake" else -1.0])
-    return occlusion(run, to_tensor(view)[None], sign, OCCLUSION_GRID)[0].numpy()  # type: ignore[arg-type]
+def _sign(target: str, device: torch.device | str) -> torch.Tensor:
+    return torch.tensor([1.0 if target == "fake" else -1.0], device=device)
 
 
 def make_card(name: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a reader should know of a detector: what it learnt from, how it was tested and how it decides.
+    """Facts about a detector for readers: training data, test results and decision.
 
-    It holds names of data sets and figures, never a path or a command of the machine where it was trained.
+    Contains names of data sets and figures, never a path or a command of the machine that trained it.
     """
-    data = checkpoint.get("data") or []
     point = OperatingPoint.from_checkpoint(checkpoint)
     tests = (checkpoint.get("metrics") or {}).get("test") or []
+    data = checkpoint.get("data") or []
     return {
         "name": name,
         "model": checkpoint["model"],

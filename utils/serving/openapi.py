@@ -1,4 +1,4 @@
-"""The API described for programs: an OpenAPI 3.0 document, built from the server's own limits and detectors."""
+"""OpenAPI 3.0 document of the API, built from the server's limits and detectors."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _BAND: Schema = {
     "minItems": 2,
     "maxItems": 2,
     "nullable": True,
-    "description": "p_fake from .. to in which the verdict is unsure",
+    "description": "range of p_fake in which the verdict is unsure",
 }
 _SCORES: Schema = {"p_fake": _P_FAKE, "verdict": _VERDICT, "logit": _NUMBER}
 _DECISION: Schema = {"model": _TEXT, "threshold": _NUMBER, "unsure": _BAND}
 REFUSALS = {
     "400": "no image, or an unknown detector",
     "401": "the token is missing or wrong",
-    "403": "sent by a page of another site",
+    "403": "request from a page of another site",
     "413": "too many bytes, files or pixels",
-    "415": "not an image of an accepted kind",
-    "422": "a damaged image",
+    "415": "not an image of an accepted type",
+    "422": "a damaged image, or one that takes too long to decode",
     "429": "too many requests from this address; see Retry-After",
     "503": "busy; see Retry-After",
 }
@@ -101,7 +101,7 @@ def _upload(path: str, field: str, many: int, models: Sequence[str], summary: st
     fields = {
         field: images,
         "model": {"type": "string", "enum": list(models), "description": "default: the first"},
-        "faces": {"type": "string", "enum": ["true", "false"], "description": "judge faces, where the server can"},
+        "faces": {"type": "string", "enum": ["true", "false"], "description": "score each face, if the server runs with --faces"},
     }
     content = {"multipart/form-data": {"schema": _object(fields, ["model", "faces"])}}
     refusals = {status: _answer(text, _reference("Error")) for status, text in REFUSALS.items()}
@@ -129,13 +129,13 @@ def _reading(operation: str, summary: str, answer: Schema, guarded: bool) -> Sch
 
 
 def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> Schema:
-    """Build the document that ``/api/openapi.json`` delivers."""
+    """Build the document served at ``/api/openapi.json``."""
     document: Schema = {
         "openapi": "3.0.3",
         "info": {
             "title": "Deepfake Image Engine",
             "version": "1",
-            "description": "Scores of a detector for AI-made or manipulated faces. A verdict is a hint, never proof.",
+            "description": "Scores of a detector for AI-made or manipulated faces. A verdict is a hint, not proof.",
         },
         "paths": {
             "/api/predict": _upload(
@@ -147,14 +147,14 @@ def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> 
                 "Prediction",
             ),
             "/api/explain": _upload(
-                "/api/explain", "image", 0, models, "Where the evidence lies: an overlay and the raw map", "Explanation"
+                "/api/explain", "image", 0, models, "Evidence for the verdict: an overlay and the raw map", "Explanation"
             ),
             "/api/stress": _upload(
                 "/api/stress",
                 "image",
                 0,
                 models,
-                "How the score moves under JPEG, resizing, screenshots and sharing",
+                "Scores after JPEG compression, resizing, screenshots and sharing",
                 "Stress",
             ),
             "/api/models": _reading(
@@ -164,7 +164,7 @@ def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> 
                 guarded=True,
             ),
             "/api/health": _reading(
-                "health", "Whether the server works", _answer("it does", _reference("Health")), guarded=False
+                "health", "Whether the server is up", _answer("done", _reference("Health")), guarded=False
             ),
             "/api/openapi.json": _reading(
                 "openapi", "This document", _answer("done", {"type": "object"}), guarded=False

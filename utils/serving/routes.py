@@ -1,4 +1,4 @@
-"""The addresses of the server: the API, the page, and the plain form for browsers without it."""
+"""Routes of the server: the API, the page, and a plain form for browsers without JavaScript."""
 
 from __future__ import annotations
 
@@ -35,15 +35,13 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
         return value == "true"
 
     def one(work: Any) -> Response:
-        uploads = read_uploads(request, "image", limits)
-        if len(uploads) > 1:
-            raise Refused(413, "too_many_files", f"Expected one image, got {len(uploads)}.")
-        return jsonify(work(uploads[0], service.offer(request.form.get("model")), wants_faces()))
+        (upload,) = read_uploads(request, "image", 1)
+        return jsonify(work(upload, service.offer(request.form.get("model")), wants_faces()))
 
     @api.post("/api/predict")
     def predict() -> Response:
         offer = service.offer(request.form.get("model"))
-        return jsonify(service.predict(read_uploads(request, "images", limits), offer, wants_faces()))
+        return jsonify(service.predict(read_uploads(request, "images", limits.max_files), offer, wants_faces()))
 
     @api.post("/api/explain")
     def explain() -> Response:
@@ -72,9 +70,9 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
         batcher = service.batcher
         text = service.telemetry.text(
             {
-                "queue_images": ("gauge", "Images that wait for the detector.", lambda: batcher.waiting),
-                "batches_total": ("counter", "Batches that detectors scored.", lambda: batcher.batches),
-                "scored_total": ("counter", "Regions that detectors scored.", lambda: batcher.scored),
+                "queue_images": ("gauge", "Images waiting for the detector.", lambda: batcher.waiting),
+                "batches_total": ("counter", "Batches scored.", lambda: batcher.batches),
+                "scored_total": ("counter", "Regions scored.", lambda: batcher.scored),
             }
         )
         return Response(text, content_type=telemetry.MEDIA_TYPE)
@@ -83,7 +81,7 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
 
 
 def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
-    """Build the blueprint of the page; without a build in ``dist`` the plain form takes its place."""
+    """Build the blueprint of the page; without a build in ``dist`` the plain form is served instead."""
     page = Blueprint("page", __name__)
     built = (dist / "index.html").is_file()
 
@@ -97,7 +95,7 @@ def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
 
     @page.get("/assets/<path:name>")
     def asset(name: str) -> Response:
-        # Their names carry a digest of their content, so a browser need never ask again.
+        # The names contain a digest of the content, so browsers may cache them for a year.
         return send_from_directory(dist / "assets", name, max_age=31_536_000)
 
     @page.route("/plain", methods=["GET", "POST"])
@@ -105,9 +103,8 @@ def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
         if request.method == "GET":
             return form()
         try:
-            if token:
-                guard.check_given_token(request.form.get("token", ""), token)
-            uploads = read_uploads(request, "images", service.limits)
+            guard.check_token(request.form.get("token", ""), token)
+            uploads = read_uploads(request, "images", service.limits.max_files)
             answer = service.predict(uploads, service.offer(request.form.get("model")), faces=True)
         except Refused as refusal:
             return form(error=refusal.message), refusal.status
@@ -129,7 +126,7 @@ def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
 
 
 def add_guards(app: Flask, service: Service, token: str | None) -> None:
-    """Check every request before it is served, and finish every answer: headers, counts, one log line."""
+    """Check every request, and add headers, counts and a log line to every answer."""
     rate = guard.RateLimit(service.limits.per_minute)
 
     @app.before_request
@@ -140,7 +137,7 @@ def add_guards(app: Flask, service: Service, token: str | None) -> None:
         if guarded or request.method == "POST":
             rate.check(request.remote_addr or "")
         if guarded:
-            guard.check_token(request, token)
+            guard.check_token(request.headers.get("Authorization", "").removeprefix("Bearer "), token)
 
     @app.after_request
     def finish(response: Response) -> Response:

@@ -1,196 +1,148 @@
-"""What the server answers: scores, explanations and stress tests of uploads, as plain dicts."""
+"""The answers of the server: scores, explanations and stress tests of uploads, as plain dicts."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 
-from datasets.faces import Face, Finder
-from datasets.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
+from datasets.faces import Face
+from datasets.images import UnreadableImage
 from utils.explanations.overlay import normalise, overlay, view_box
 from utils.serving.batching import MicroBatcher
 from utils.serving.offers import Offer
+from utils.serving.preparation import STRESS_PIXELS, Prepared, prepare, prepare_stress, stress_steps
 from utils.serving.settings import Limits, Refused
 from utils.serving.telemetry import Telemetry
-from utils.serving.uploads import Upload, with_pixels
-
-SHOWN_SIDE = 1024  # px, the longer side of an overlay
-STRESS_PIXELS = 16_000_000  # of a picture that is to be degraded a dozen times
-SCREENSHOTS = {0.75: 85, 1.25: 85}  # display scale to JPEG quality of the post
-SHARED = {"web": "one upload to a web site", "hard": "shared several times"}
-
-Step = tuple[str, float | None, str, Callable[[np.ndarray], np.ndarray]]  # kind, level, label, what it does
-
-
-def stress_steps() -> list[Step]:
-    """What a picture meets on its way: ladders of ``datasets.perturbations``, screenshots and whole journeys."""
-
-    def tier(name: str) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda image: apply_tier(image, name)
-
-    def capture(scale: float, quality: int) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda image: screenshot(image, scale, quality)
-
-    steps: list[Step] = [("original", None, "as it is", tier("clean"))]
-    steps += [("jpeg", q, f"JPEG quality {q:g}", tier(severity_name("jpeg", q))) for q in SEVERITIES["jpeg"]]
-    smaller = sorted((scale for scale in SEVERITIES["resize"] if scale < 1), reverse=True)
-    steps += [("resize", s, f"scaled to {s:.0%}", tier(severity_name("resize", s))) for s in smaller]
-    steps += [("screenshot", s, f"screenshot at {s:.0%}", capture(s, q)) for s, q in SCREENSHOTS.items()]
-    return steps + [("shared", None, label, tier(name)) for name, label in SHARED.items()]
-
-
-@dataclass
-class Region:
-    """A part of a picture that is judged: the detector's view of it, and the face, or None for the whole picture."""
-
-    view: np.ndarray
-    face: Face | None
-
-
-@dataclass
-class Shown:
-    """A picture reduced for the screen, with the region to explain and where its view lies in the reduced picture."""
-
-    picture: np.ndarray
-    region: Region
-    box: tuple[int, int, int, int]  # top, left, bottom, right
+from utils.serving.uploads import Upload
+from utils.serving.workers import WorkerPool
 
 
 @dataclass
 class Service:
-    """The offers of a server and all that its requests share."""
+    """The detectors of a server and everything that its requests share; ``finder`` is for ``open_finder``."""
 
     offers: Sequence[Offer]
     limits: Limits
-    batcher: MicroBatcher
-    telemetry: Telemetry
-    finder: Finder | None = None
+    finder: str | None = None
+    telemetry: Telemetry = field(default_factory=Telemetry)
+
+    def __post_init__(self) -> None:
+        self.batcher = MicroBatcher(self.limits.queue, self.limits.max_batch)
+        seconds = self.limits.max_seconds
+        self.workers = WorkerPool(seconds, seconds / 3, "utils.serving.preparation")
+
+    def close(self) -> None:
+        """Stop the threads and processes behind the server."""
+        self.workers.close()
+        self.batcher.close()
 
     def offer(self, name: str | None) -> Offer:
-        """Look a detector up; the first one by default. Raises Refused (400): there is none of that name."""
+        """Look up a detector; the first one by default. Raises Refused (400): the name is unknown."""
         for offer in self.offers:
             if name in (None, "", offer.name):
                 return offer
-        raise Refused(400, "unknown_model", "There is no detector of this name; /api/models lists them.")
+        raise Refused(400, "unknown_model", "There is no detector with this name; /api/models lists them.")
 
     def predict(self, uploads: Sequence[Upload], offer: Offer, faces: bool) -> dict[str, Any]:
-        """Score uploads; an unreadable one has an ``error`` in the place of its scores.
+        """Score uploads; an unreadable one has an ``error`` instead of scores.
 
         Raises:
-            Refused: all are unreadable, or the server is too busy.
+            Refused: all are unreadable, or the server is busy.
         """
-        prepared: list[tuple[list[Region], tuple[int, int]] | Refused] = []
+        found: list[Prepared | Refused] = []
         for upload in uploads:
             try:
-                prepared.append(with_pixels(upload, self.limits, lambda pixels: self._regions(pixels, offer, faces)))
+                found.append(self._prepare(upload, offer, faces))
             except Refused as refusal:
                 if refusal.status == 503 or len(uploads) == 1:
                     raise
-                prepared.append(refusal)
-        views = [region.view for item in prepared if not isinstance(item, Refused) for region in item[0]]
-        if not views:
-            raise next(item for item in prepared if isinstance(item, Refused))
-        logits = self.batcher.score(offer.score, np.stack(views), self.limits.max_seconds)
-        answers = iter(offer.answers(logits))
+                found.append(refusal)
+        readable = [item for item in found if isinstance(item, Prepared)]
+        if not readable:
+            raise next(item for item in found if isinstance(item, Refused))
+        answers = iter(offer.answers(self._score(offer, np.concatenate([item.views for item in readable]))))
         images = []
-        for upload, item in zip(uploads, prepared, strict=True):
-            if isinstance(item, Refused):
-                images.append({"name": upload.name, "error": item.to_dict()})
-            else:
-                images.append(self._scored(upload.name, *item, [next(answers) for _ in item[0]]))
-        return {**self._decision(offer), "images": images}
+        for upload, item in zip(uploads, found, strict=True):
+            answer = {"error": item.to_dict()} if isinstance(item, Refused) else self._scored(item, answers)
+            images.append({"name": upload.name, **answer})
+        return {**offer.decision, "images": images}
 
     def explain(self, upload: Upload, offer: Offer, faces: bool) -> dict[str, Any]:
-        """Score an upload, or its most suspicious face, and show where the evidence for that verdict lies."""
+        """Score an upload, or its most suspicious face, and show the evidence for the verdict."""
+        found = self._prepare(upload, offer, faces, show=True)
+        index = self._worst(found, offer)
 
-        def prepare(pixels: np.ndarray) -> Shown:
-            region, _ = self._worst(pixels, offer, faces)
-            return _reduce(pixels, region, offer)
+        def work() -> tuple[dict[str, Any], str, np.ndarray, str]:
+            answer = offer.answers(offer.score(found.views[index : index + 1]))[0]
+            target = "fake" if answer["p_fake"] >= offer.decision["threshold"] else "real"
+            return answer, target, *offer.explain(found.views[index], target)
 
-        shown = with_pixels(upload, self.limits, prepare)
-
-        def work() -> tuple[np.ndarray, np.ndarray, str]:
-            logits = offer.score(shown.region.view[None])
-            target = "fake" if offer.answers(logits)[0]["p_fake"] >= offer.operating_point.threshold() else "real"
-            return logits, *offer.explain(shown.region.view, target)
-
-        logits, heat, method = self.batcher.run(work, self.limits.max_seconds)
-        answer = self._count(offer.answers(logits)[0])
+        answer, target, heat, method = self.batcher.run(work, self.limits.max_seconds)
+        self.telemetry.verdict(answer["verdict"])
+        assert found.shown is not None
         return {
-            **self._decision(offer),
+            **offer.decision,
             "name": upload.name,
             **answer,
-            "face": _face_dict(shown.region.face),
-            "target": "fake" if answer["p_fake"] >= offer.operating_point.threshold() else "real",
+            "face": _face_dict(found.faces[index]),
+            "target": target,
             "method": method,
             "all_zero": not bool(heat.any()),
-            "overlay": _encoded(_draw(shown, heat), ".jpg"),
+            "overlay": _encoded(_draw(found.shown, found.size, found.faces[index], offer, heat), ".jpg"),
             "map": {**_encoded((normalise(heat) * 255).round().astype(np.uint8), ".png"), "max": float(heat.max())},
         }
 
     def stress(self, upload: Upload, offer: Offer, faces: bool) -> dict[str, Any]:
-        """Score an upload, or its most suspicious face, as it is and after everything it may meet on its way."""
-        steps = stress_steps()
-
-        def prepare(pixels: np.ndarray) -> np.ndarray:
-            if pixels.shape[0] * pixels.shape[1] > STRESS_PIXELS:
-                limit = f"{STRESS_PIXELS / 1e6:g} megapixels"
-                raise Refused(413, "too_many_pixels", f"The stress test takes pictures of at most {limit}.")
-            _, part = self._worst(pixels, offer, faces)
-            return np.stack([offer.geometry(degrade(part)) for *_, degrade in steps])
-
-        views = with_pixels(upload, self.limits, prepare)
-        answers = offer.answers(self.batcher.score(offer.score, views, self.limits.max_seconds))
+        """Score an upload, or its most suspicious face, unchanged and after each stress step."""
+        upload.check()
+        face = None
+        if faces and self.finder:
+            found = self._prepare(upload, offer, faces)
+            face = found.faces[self._worst(found, offer)]
+        limit = min(self.limits.max_pixels, STRESS_PIXELS)
+        views = self._decode(limit, prepare_stress, upload.data, limit, offer.geometry, face)
+        answers = offer.answers(self._score(offer, views))
         rows = [
             {"kind": kind, "level": level, "label": label, **answer}
-            for (kind, level, label, _), answer in zip(steps, answers, strict=True)
+            for (kind, level, label, _), answer in zip(stress_steps(), answers, strict=True)
         ]
         held = sum(row["verdict"] == rows[0]["verdict"] for row in rows[1:])
-        return {**self._decision(offer), "name": upload.name, "original": rows[0], "steps": rows[1:], "held": held}
+        return {**offer.decision, "name": upload.name, "original": rows[0], "steps": rows[1:], "held": held}
 
-    def _decision(self, offer: Offer) -> dict[str, Any]:
-        band = offer.operating_point.band
-        return {
-            "model": offer.name,
-            "threshold": offer.operating_point.threshold(),
-            "unsure": list(band) if band else None,
-        }
+    def _prepare(self, upload: Upload, offer: Offer, faces: bool, show: bool = False) -> Prepared:
+        upload.check()
+        limit, finder = self.limits.max_pixels, self.finder if faces else None
+        return self._decode(limit, prepare, upload.data, limit, offer.geometry, finder, show)
 
-    def _regions(self, pixels: np.ndarray, offer: Offer, faces: bool) -> tuple[list[Region], tuple[int, int]]:
-        found = self.finder(pixels) if faces and self.finder else []
-        if not found:
-            return [Region(offer.geometry(pixels).copy(), None)], pixels.shape[:2]
-        return [Region(offer.geometry(face.crop(pixels)).copy(), face) for face in found], pixels.shape[:2]
+    def _decode(self, max_pixels: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function in a worker. Raises Refused: no worker is free, or the image is unreadable or too large."""
+        try:
+            return self.workers.run(function, *arguments)
+        except (UnreadableImage, MemoryError) as error:
+            if str(error).startswith("too large"):
+                limit = f"{max_pixels / 1e6:g} megapixels"
+                raise Refused(413, "too_many_pixels", f"The picture has more than {limit}.") from None
+            raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
 
-    def _worst(self, pixels: np.ndarray, offer: Offer, faces: bool) -> tuple[Region, np.ndarray]:
-        """The region with the highest score, and its pixels."""
-        regions, _ = self._regions(pixels, offer, faces)
-        worst = regions[0]
-        if len(regions) > 1:
-            views = np.stack([region.view for region in regions])
-            worst = regions[int(self.batcher.score(offer.score, views, self.limits.max_seconds).argmax())]
-        return worst, worst.face.crop(pixels) if worst.face else pixels
+    def _score(self, offer: Offer, views: np.ndarray) -> np.ndarray:
+        return self.batcher.score(offer.score, views, self.limits.max_seconds)
 
-    def _scored(
-        self, name: str, regions: Sequence[Region], size: tuple[int, int], answers: Sequence[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """An image of the answer: the scores of its most suspicious region, and those of all its faces."""
-        highest = max(answers, key=lambda answer: answer["logit"])
-        faces = [
-            {**(_face_dict(region.face) or {}), **answer}
-            for region, answer in zip(regions, answers, strict=True)
-            if region.face
-        ]
-        return {"name": name, "width": size[1], "height": size[0], **self._count(highest), "faces": faces}
+    def _worst(self, found: Prepared, offer: Offer) -> int:
+        """Index of the view with the highest score."""
+        return int(self._score(offer, found.views).argmax()) if len(found.views) > 1 else 0
 
-    def _count(self, answer: dict[str, Any]) -> dict[str, Any]:
-        self.telemetry.verdict(answer["verdict"])
-        return answer
+    def _scored(self, found: Prepared, answers: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """The scores of the most suspicious view, and of all faces."""
+        rows = [(face, next(answers)) for face in found.faces]
+        highest = max((answer for _, answer in rows), key=lambda answer: answer["logit"])
+        self.telemetry.verdict(highest["verdict"])
+        faces = [{**(_face_dict(face) or {}), **answer} for face, answer in rows if face]
+        return {"width": found.size[1], "height": found.size[0], **highest, "faces": faces}
 
 
 def _face_dict(face: Face | None) -> dict[str, Any] | None:
@@ -199,42 +151,27 @@ def _face_dict(face: Face | None) -> dict[str, Any] | None:
     return {"left": face.left, "top": face.top, "side": face.side, "confidence": face.confidence}
 
 
-def _reduce(pixels: np.ndarray, region: Region, offer: Offer) -> Shown:
-    """Shrink a picture for the screen, so that the full one need not be kept while the map is made."""
-    height, width = pixels.shape[:2]
-    factor = min(1.0, SHOWN_SIDE / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    picture = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if factor < 1 else pixels.copy()
-    part = region.face.crop(pixels).shape[:2] if region.face else (height, width)
-    top, left = (region.face.top, region.face.left) if region.face else (0, 0)
-    edges = view_box(offer.geometry, *part)
-    box = [edge + (left if place % 2 else top) for place, edge in enumerate(edges)]
-    first = int(box[0] * factor), int(box[1] * factor)
-    last = (
-        min(picture.shape[0], max(first[0] + 1, round(box[2] * factor))),
-        min(picture.shape[1], max(first[1] + 1, round(box[3] * factor))),
-    )
-    return Shown(picture, region, (min(first[0], last[0] - 1), min(first[1], last[1] - 1), *last))
-
-
-def _draw(shown: Shown, heat: np.ndarray) -> np.ndarray:
-    """Lay the map over the reduced picture."""
-    top, left, bottom, right = shown.box
-    placed = np.zeros(shown.picture.shape[:2], np.float32)
+def _draw(picture: np.ndarray, size: tuple[int, int], face: Face | None, offer: Offer, heat: np.ndarray) -> np.ndarray:
+    """Draw the map of a face, or of the whole picture, over the picture reduced from ``size``."""
+    offset = (face.top, face.left) if face else (0, 0)
+    part = [min(face.side, side - start) for side, start in zip(size, offset, strict=True)] if face else size
+    edges = np.reshape(view_box(offer.geometry, *part), (2, 2)) + offset  # (top, left), (bottom, right)
+    height, width = picture.shape[:2]
+    factor = max(height, width) / max(size)
+    top, left = np.minimum((edges[0] * factor).astype(int), (height - 1, width - 1))
+    bottom, right = np.clip((edges[1] * factor).round().astype(int), (top + 1, left + 1), (height, width))
+    placed, seen = np.zeros((height, width), np.float32), np.zeros((height, width), bool)
     placed[top:bottom, left:right] = cv2.resize(heat, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
-    seen = np.zeros(placed.shape, bool)
     seen[top:bottom, left:right] = True
-    return overlay(shown.picture, placed, seen)
+    return overlay(picture, placed, seen)
 
 
 def _encoded(image: np.ndarray, suffix: str) -> dict[str, Any]:
-    """An image of the answer, RGB or grey, as base64 text."""
+    """An RGB or grey image as base64 text."""
     colours = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    data = cv2.imencode(suffix, colours)[1].tobytes()
-    media_type = "image/png" if suffix == ".png" else "image/jpeg"
     return {
-        "media_type": media_type,
+        "media_type": "image/png" if suffix == ".png" else "image/jpeg",
         "width": image.shape[1],
         "height": image.shape[0],
-        "base64": base64.b64encode(data).decode(),
+        "base64": base64.b64encode(cv2.imencode(suffix, colours)[1].tobytes()).decode(),
     }

@@ -1,4 +1,4 @@
-"""What a server allows its clients, in one place; errors that a client is meant to see."""
+"""Limits of a server, and the errors that its clients see."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what one request, one client and the whole server may use.
+    """Bounds on one request, one client and the whole server.
 
     Attributes:
-        max_mb: megabytes of one request, all its images together.
-        max_pixels: of one image, read from its header before anything is decoded.
+        max_mb: megabytes of one request, all images together.
+        max_pixels: of one image, checked in its header before anything is decoded.
         max_files: images in one request.
-        max_seconds: how long an upload may take, and how long a request may then wait for its scores.
-        queue: images that may wait for the detector; more are turned away.
+        max_seconds: for an upload, and to wait for a decoder and for scores; decoding may take a third of it.
+        queue: images that may wait for the detector; further requests are refused.
         max_batch: images that the detector scores at once.
-        per_minute: requests to the API that one address may make in a minute; 0 for any number.
+        per_minute: API requests of one address per minute; 0 for no limit.
     """
 
     max_mb: float = 32
@@ -34,9 +34,9 @@ class Limits:
 
 
 class Refused(Exception):  # noqa: N818
-    """A request that is turned down: HTTP status, a code for programs and a sentence for people.
+    """A refused request: HTTP status, a code for programs and a sentence for people.
 
-    The sentence says nothing about the server's inside. ``retry_after`` (seconds) is sent with a 429 or 503.
+    The sentence reveals nothing about the server. ``retry_after`` (seconds) is sent with a 429 or 503.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
@@ -47,5 +47,5 @@ class Refused(Exception):  # noqa: N818
         self.retry_after = retry_after
 
     def to_dict(self) -> dict[str, str]:
-        """The error as the API delivers it."""
+        """The error in an answer of the API."""
         return {"code": self.code, "message": self.message}

@@ -1,6 +1,6 @@
-"""Counts of what a server did, in the text format of Prometheus (exposition format 0.0.4).
+"""Request counts in the text format of Prometheus (exposition format 0.0.4).
 
-Nothing of a picture, a name or a client is counted: labels are endpoints, status codes and verdicts only.
+Labels are endpoints, status codes and verdicts; nothing about pictures, names or clients is recorded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Telemetry:
-    """Counters and one histogram; safe to use from several threads."""
+    """Counters and one histogram; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,19 +26,19 @@ class Telemetry:
         self._seconds: Counter[str] = Counter()
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
-        """Count a request and how long it took."""
+        """Count a request and its duration."""
         with self._lock:
             self._requests[endpoint, status] += 1
             self._buckets[endpoint, bisect_left(SECONDS, seconds)] += 1
             self._seconds[endpoint] += seconds  # type: ignore[assignment]
 
     def verdict(self, verdict: str) -> None:
-        """Count a verdict on one image."""
+        """Count the verdict on an image."""
         with self._lock:
             self._verdicts[verdict] += 1
 
     def text(self, gauges: Mapping[str, tuple[str, str, Callable[[], float]]]) -> str:
-        """Write all counts, and ``gauges`` (name to kind, help and a function that reads the value now)."""
+        """Format all counts, and ``gauges`` (name to kind, help and a function that returns the value)."""
         with self._lock:
             lines = _header("requests_total", "counter", "Requests by endpoint and HTTP status.")
             lines += [

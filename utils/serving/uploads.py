@@ -1,34 +1,25 @@
-"""From a request to decoded pictures: every check that can be made on bytes is made before a pixel is decoded.
+"""Uploads of a request, checked by their bytes before anything is decoded.
 
-The type is read from the content, never from a name or a declared media type. Nothing is written to disk: uploads stay
-in memory, where the size of the request bounds them, and end with it.
+The type is read from the content, never from the name or the declared media type. Nothing is written to disk: uploads
+stay in memory, bounded by the size of the request.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, TypeVar
+from typing import IO
 
-import numpy as np
 from flask import Request
 
-from datasets.images import UnreadableImage, decode_image
-from utils.serving.settings import Limits, Refused
+from utils.serving.settings import Refused
 
 ACCEPTED = "JPEG, PNG, WebP, AVIF, GIF or BMP"
-MAX_NAME = 100  # characters of a file name that are repeated to the client
-
-T = TypeVar("T")
-
-_room = threading.BoundedSemaphore(os.cpu_count() or 1)
+MAX_NAME = 100  # characters of a file name in an answer
 
 
 class MemoryRequest(Request):
-    """A Flask request whose uploads never touch the disk; Werkzeug would spool those above 500 kB to a file."""
+    """A Flask request that keeps uploads in memory; Werkzeug would write those above 500 kB to a temporary file."""
 
     def _get_file_stream(
         self,
@@ -42,14 +33,21 @@ class MemoryRequest(Request):
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a request: a name fit to be shown, and its bytes."""
+    """A file of a request: a name that is safe to show, and its bytes."""
 
     name: str
     data: bytes
 
+    def check(self) -> None:
+        """Raise Refused if the file is empty or not an accepted image."""
+        if not self.data:
+            raise Refused(422, "unreadable", "The file is empty.")
+        if sniff(self.data) is None:
+            raise Refused(415, "not_an_image", f"This is not a {ACCEPTED} file.")
+
 
 def sniff(data: bytes) -> str | None:
-    """The format that the first bytes of a file declare, of those that are accepted; None for anything else."""
+    """Accepted format that the first bytes of a file declare, None for anything else."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -64,45 +62,20 @@ def sniff(data: bytes) -> str | None:
 
 
 def shown_name(name: str | None) -> str:
-    """Reduce the name that a client gave a file to its last part, without control characters; it opens nothing."""
+    """Last part of a client's file name without control characters; for display only."""
     last = (name or "").replace("\\", "/").rpartition("/")[2]
     return "".join(character for character in last if character.isprintable())[:MAX_NAME] or "image"
 
 
-def read_uploads(request: Request, field: str, limits: Limits) -> list[Upload]:
+def read_uploads(request: Request, field: str, max_files: int) -> list[Upload]:
     """Take the files of a multipart request, at least one.
 
     Raises:
-        Refused: there are none, or too many.
+        Refused: there are none or too many.
     """
     files = request.files.getlist(field)
     if not files:
         raise Refused(400, "no_image", f"Expected a multipart form with an image in the field '{field}', got none.")
-    if len(files) > limits.max_files:
-        raise Refused(413, "too_many_files", f"Expected at most {limits.max_files} images, got {len(files)}.")
+    if len(files) > max_files:
+        raise Refused(413, "too_many_files", f"Expected at most {max_files} {'images' if max_files > 1 else 'image'}, got {len(files)}.")
     return [Upload(shown_name(file.filename), file.stream.read()) for file in files]
-
-
-def with_pixels(upload: Upload, limits: Limits, use: Callable[[np.ndarray], T]) -> T:
-    """Decode an upload, ``(H, W, 3)`` uint8 RGB, and return what ``use`` makes of it before the pixels are let go.
-
-    A decoded picture is many times its file, so only as many are held at a time as there are cores to decode them.
-
-    Raises:
-        Refused: it is no image of an accepted kind, damaged, too large, or there was no room in time.
-    """
-    if not upload.data:
-        raise Refused(422, "unreadable", "The file is empty.")
-    if sniff(upload.data) is None:
-        raise Refused(415, "not_an_image", f"This is no {ACCEPTED} file.")
-    if not _room.acquire(timeout=limits.max_seconds):
-        raise Refused(503, "busy", "The server is busy. Please try again in a few seconds.", retry_after=2)
-    try:
-        return use(decode_image(upload.data, limits.max_pixels))
-    except (UnreadableImage, MemoryError) as error:
-        if str(error).startswith("too large"):
-            limit = f"{limits.max_pixels / 1e6:g} megapixels"
-            raise Refused(413, "too_many_pixels", f"The picture has more than {limit}.") from None
-        raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
-    finally:
-        _room.release()

@@ -1,4 +1,4 @@
-"""The production server around the app: waitress, with bounds on memory and on the time of an upload."""
+"""The production server: waitress, with bounds on memory and on the duration of an upload."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from waitress.server import create_server
 from utils.errors import UserError
 from utils.serving.settings import Limits
 
-REQUEST_THREADS = 16  # they decode while one other thread runs the detector
+REQUEST_THREADS = 16  # they wait for workers that decode and for the thread of the detector
 MAX_HEADER_BYTES = 16_384
 MAX_CONNECTIONS = 100
 BACKLOG = 256
 
 
 def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: str | None = None) -> tuple[Any, int]:
-    """Bind a waitress server, to be started with ``.run()``; returns it and its port.
+    """Bind a waitress server; returns it and its port. ``.run()`` starts it.
 
     Raises:
-        UserError: the address is taken or is none of this machine.
+        UserError: the address is taken or does not belong to this machine.
     """
     proxy: dict[str, Any] = {}
     if trusted_proxy:
@@ -41,9 +41,9 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
             channel_timeout=int(limits.max_seconds),
             cleanup_interval=5,
             max_request_header_size=MAX_HEADER_BYTES,
-            # A little more than the app allows, so that it is the app which says so, in JSON.
+            # Slightly above the limit of the app, so that the app refuses larger requests, in JSON.
             max_request_body_size=limits.max_bytes + 1_000_000,
-            # Above this waitress would move a body to a file; uploads are to stay in memory.
+            # Above this size waitress would write the body to a file; uploads stay in memory.
             inbuf_overflow=limits.max_bytes + 2_000_000,
             outbuf_overflow=64_000_000,
             ident="",
@@ -54,9 +54,9 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"expected a free address of this machine to serve at, got --host {host} --port {port} ({reason}); "
-            "choose another one"
+            "choose another address"
         ) from None
-    # A name such as localhost stands for several addresses, and then there is one server for each behind this one.
+    # A name such as localhost has several addresses, with one server for each behind this one.
     parts = [server, *getattr(server, "map", {}).values()]
     parts = [part for part in parts if hasattr(part, "channel_class")]
     for part in parts:
@@ -65,10 +65,9 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
 
 
 class _TimedChannel(HTTPChannel):
-    """A connection that is closed when one request takes longer than ``max_seconds`` to arrive.
+    """A connection that is closed when a request takes longer than ``max_seconds`` to arrive.
 
-    Waitress itself only closes connections on which nothing happens; a client that sends a byte now and then would
-    keep its place for ever.
+    Waitress itself closes only idle connections; a client that sends a byte now and then could stay for ever.
     """
 
     max_seconds: float

@@ -9,15 +9,48 @@ import torch
 from datasets.transforms import Geometry
 from models.registry import create_model
 from utils.errors import UserError
-from utils.explanations.cam import FORMULAS, TwoLogits, capture, enlarge, find_layer, scorecam, step_relevance
-from utils.explanations.classical import attribute
-from utils.explanations.methods import Budget, check_usable, explain, explain_clips, targets_of, usable_methods
-from utils.explanations.names import METHODS, check_methods
+from utils.explanations.layers import capture, find_layer
+from utils.explanations.maps import Question, blurred, enlarge, explain, targets_of
+from utils.explanations.methods.features import attribute
+from utils.explanations.methods.integrated_gradients import attributions
+from utils.explanations.methods.lstm_steps import step_relevance
+from utils.explanations.methods.occlusion import spans
+from utils.explanations.methods.superpixels import local_weights
 from utils.explanations.overlay import normalise, overlay, place_map, seen_mask, view_box
-from utils.explanations.perturbation import blurred, integrated_gradients, local_weights, spans
-from utils.explanations.superpixels import segment, top_segments
+from utils.explanations.regions import segment, top_segments
+from utils.explanations.registry import (
+    FILES,
+    all_methods,
+    check_methods,
+    check_usable,
+    method_names,
+    register_explanation,
+    usable_methods,
+)
 
-TINY = Budget(score_channels=2, gradient_steps=1, occlusion_grid=2, samples=4, segments=6)
+TINY = {
+    "scorecam": {"channels": 2},
+    "integrated_gradients": {"gradient_steps": 1},
+    "occlusion": {"grid": 2},
+    "superpixels": {"samples": 4, "segments": 6},
+}
+MAPS = [name for name, method in all_methods().items() if method.makes_maps]
+
+
+class TwoLogits(torch.nn.Module):
+    """A detector as a two-class classifier with logits ``[0, z]``, as the package expects."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch):
+        logits = self.detector(batch)
+        return torch.stack([torch.zeros_like(logits), logits], dim=1)
+
+
+def run(method, question, **options):
+    return all_methods()[method].function(question, **options)
 
 
 def build(name, **args):
@@ -56,12 +89,12 @@ def test_the_formulas_agree_with_the_grad_cam_package(family):
         "hirescam": package.HiResCAM,
         "layercam": package.LayerCAM,
     }
-    found = capture(detector, batch, torch.ones(2))
+    question = Question(detector, batch, torch.ones(2))
     for method, cls in classes.items():
         layer = detector.get_submodule(find_layer(detector, None))
         with cls(TwoLogits(detector), [layer], reshape_transform=detector.cam_reshape) as cam:
             theirs = cam(batch, targets=[ClassifierOutputTarget(1)] * 2)
-        ours = scaled(enlarge(scaled(FORMULAS[method](found)), batch.shape[-2:]))
+        ours = scaled(enlarge(scaled(run(method, question)), batch.shape[-2:]))
         np.testing.assert_allclose(ours.numpy(), theirs, atol=2e-3, err_msg=method)
 
 
@@ -71,15 +104,15 @@ def test_eigen_and_score_cam_agree_with_the_package():
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 
     detector, batch = build("cnn", width=4), images()
-    found = capture(detector, batch, torch.ones(2))
-    theirs = get_2d_projection(found.activations.numpy())
-    ours = FORMULAS["eigencam"](found).numpy()
-    for one, other in zip(ours, theirs, strict=True):  # a component has no sign of its own
+    question = Question(detector, batch, torch.ones(2))
+    theirs = get_2d_projection(question.capture.activations.numpy())
+    ours = run("eigencam", question).numpy()
+    for one, other in zip(ours, theirs, strict=True):  # the sign of a component is arbitrary
         assert min(np.abs(one - np.maximum(s * other, 0)).max() for s in (1, -1)) < 1e-4
     with ScoreCAM(TwoLogits(detector), [detector.get_submodule("trunk")]) as cam:
         theirs = cam(batch, targets=[ClassifierOutputTarget(1)] * 2)
     # The package enlarges the channels with aligned corners, which the deprecated layer that it uses implies.
-    ours = scaled(enlarge(scaled(scorecam(detector, batch, torch.ones(2), found)), batch.shape[-2:])).numpy()
+    ours = scaled(enlarge(scaled(run("scorecam", question)), batch.shape[-2:])).numpy()
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.98
 
 
@@ -87,9 +120,9 @@ def test_eigen_and_score_cam_agree_with_the_package():
 def test_every_usable_method_gives_a_map_of_the_size_of_the_input(family):
     name, args = FAMILIES[family]
     detector, batch = build(name, **args), images()
-    methods = [method for method in usable_methods(detector) if method in METHODS]
-    assert set(METHODS) - set(methods) == (set() if family == "cnn_lstm" else {"steps"})
-    maps = explain(detector, batch, methods, torch.tensor([1.0, -1.0]), budget=TINY)
+    methods = [method for method in usable_methods(detector) if method in MAPS]
+    assert set(MAPS) - set(methods) == (set() if family == "cnn_lstm" else {"steps"})
+    maps = explain(detector, batch, methods, torch.tensor([1.0, -1.0]), options=TINY)
     for method, heat in maps.items():
         assert heat.shape == (2, 64, 64) and heat.dtype == torch.float32, method
         assert torch.isfinite(heat).all() and (heat >= 0).all(), method
@@ -106,10 +139,10 @@ def test_fake_and_real_are_explained_by_opposite_evidence():
 
 def test_a_frozen_detector_is_explained_alike_and_nothing_is_left_behind():
     detector, batch, sign = build("cnn", width=4), images(), torch.ones(2)
-    before = explain(detector, batch, ["gradcam", "integrated_gradients"], sign, budget=TINY)
+    before = explain(detector, batch, ["gradcam", "integrated_gradients"], sign, options=TINY)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in detector.parameters())
     detector.requires_grad_(False)
-    after = explain(detector, batch, ["gradcam", "integrated_gradients"], sign, budget=TINY)
+    after = explain(detector, batch, ["gradcam", "integrated_gradients"], sign, options=TINY)
     assert all(torch.equal(before[method], after[method]) for method in before)
     assert not any(module._forward_hooks for module in detector.modules())
 
@@ -127,14 +160,14 @@ def test_an_unknown_layer_lists_the_closest_first():
     for odd in (" ", "trunk none"):
         with pytest.raises(UserError, match="expected --layer to be a layer of the detector"):
             capture(build("cnn", width=4), images(1), torch.ones(1), odd)
-    with pytest.raises(UserError, match=r"made for it is trunk"):
+    with pytest.raises(UserError, match=r"own layer is trunk"):
         capture(build("cnn", width=4), images(1), torch.ones(1), "head")
 
 
 def test_methods_without_their_means_are_refused_with_those_that_work():
     classical = build("logistic_regression", features="dct")
-    assert usable_methods(classical) == ["occlusion", "superpixels", "features"]
-    with pytest.raises(UserError, match="no gradient; use --methods occlusion superpixels features"):
+    assert usable_methods(classical) == ["features", "occlusion", "superpixels"]
+    with pytest.raises(UserError, match="no gradient; use --methods features occlusion superpixels"):
         check_usable(classical, ["gradcam"])
     with pytest.raises(UserError, match="reads no sequence"):
         check_usable(build("cnn", width=4), ["steps"])
@@ -144,16 +177,24 @@ def test_methods_without_their_means_are_refused_with_those_that_work():
 
 def test_steps_and_clips_of_a_cnn_lstm():
     detector, clips = build("cnn_lstm", width=4, hidden=8), images(6).unflatten(0, (2, 3))
-    rows, columns = step_relevance(detector, clips, torch.ones(2))
+    question = Question(detector, clips, torch.ones(2))
+    rows, columns = step_relevance(question)
     assert rows.shape == columns.shape == (2, 3 * 4)  # three frames, four steps each
-    per_step, pooled = explain_clips(detector, clips, "gradcam", torch.ones(2))
-    assert per_step.shape == (2, 3, 64, 64)
-    assert torch.allclose(pooled, per_step.mean(1))
+    assert run("gradcam", question).shape == (2 * 3, 4, 4)  # a map for each frame
+
+
+def test_names_read_from_the_source_are_those_that_are_registered():
+    assert method_names() == list(all_methods())
+    assert {method.function.__module__.rpartition(".")[2] for method in all_methods().values()} == {
+        file.stem for file in FILES
+    }
+    with pytest.raises(ValueError, match="registered twice"):
+        register_explanation("gradcam", "Grad-CAM")(print)
 
 
 def test_integrated_gradients_sum_to_the_difference_of_the_logits():
     detector, batch = build("cnn", width=4), images()
-    total = integrated_gradients(detector, batch, torch.tensor([1.0, -1.0]), steps=64).sum((1, 2))
+    total = attributions(Question(detector, batch, torch.tensor([1.0, -1.0])), 64).sum((1, 2))
     with torch.no_grad():
         gap = (detector(batch) - detector(blurred(batch))) * torch.tensor([1.0, -1.0])
     torch.testing.assert_close(total, gap, atol=0.03, rtol=0.1)
@@ -170,8 +211,8 @@ class Corner(torch.nn.Module):
 
 @pytest.mark.parametrize("method", ["occlusion", "superpixels", "integrated_gradients"])
 def test_a_detector_that_looks_at_one_corner_is_found_out(method):
-    budget = Budget(occlusion_grid=7, samples=80, segments=16, gradient_steps=8)
-    heat = explain(Corner(), images(1), [method], torch.ones(1), budget=budget)[method][0]
+    options = {"superpixels": {"samples": 80, "segments": 16}, "integrated_gradients": {"gradient_steps": 8}}
+    heat = explain(Corner(), images(1), [method], torch.ones(1), options=options)[method][0]
     assert heat[:32, :32].mean() > 5 * heat[32:, 32:].mean()
 
 

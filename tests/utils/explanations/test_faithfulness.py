@@ -5,12 +5,16 @@ import pytest
 import torch
 
 from models.registry import create_model
-from utils.explanations.cells import METRICS
-from utils.explanations.controls import control_maps, randomised, rank_correlation
-from utils.explanations.faithfulness import attacked_segments, impute, insertion_deletion, removal_order, road_combined
-from utils.explanations.localisation import find_face, mask_iou, mosaics, pointing_game, share_inside
-from utils.explanations.superpixels import segment
-from utils.explanations.table import (
+from utils.explanations.faithfulness.cells import METRICS
+from utils.explanations.faithfulness.controls import control_maps, randomised, rank_correlation
+from utils.explanations.faithfulness.removal import (
+    attacked_segments,
+    impute,
+    insertion_deletion,
+    removal_order,
+    road_combined,
+)
+from utils.explanations.faithfulness.table import (
     FAITHFUL,
     UNFAITHFUL,
     better_than_random,
@@ -21,6 +25,7 @@ from utils.explanations.table import (
     verdict,
     write_raw,
 )
+from utils.explanations.regions import find_face, mask_iou, mosaics, pointing_game, segment, share_inside
 
 SIDE = 32
 
@@ -89,7 +94,7 @@ def test_pointing_iou_and_share():
 
 
 def test_a_mosaic_moves_the_mask_away_from_the_middle():
-    fakes, reals = torch.ones(6, 3, 8, 8), torch.zeros(3, 3, 8, 8)
+    fakes, reals = torch.ones(6, 3, 8, 8), list(torch.zeros(3, 3, 8, 8))
     mask = np.zeros((6, 8, 8), bool)
     mask[:, 2:6, 2:6] = True
     images, wide = mosaics(fakes, mask, reals, seed=0)

@@ -1,4 +1,4 @@
-"""From the raw numbers of cells to tables: means with intervals, tests against the random map, a verdict."""
+"""Tables from the raw numbers of cells: means with intervals, tests against the random map, verdicts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.explanations.names import CONTROLS, title_of
+from utils.explanations.registry import CONTROLS, title_of
 from utils.files import atomic_write_text, read_text
 from utils.tables import write_table
 
 ALPHA = 0.05
-UNCHANGED = 0.5  # rank correlation with the maps of random weights from which on a method ignores the detector
+UNCHANGED = 0.5  # a method ignores the detector if its maps correlate this much with those of random weights
 FAITHFUL, UNFAITHFUL, CONTROL = "beats random", "not faithful here", "control"
 KEYS = (("checkpoint", "Checkpoint"), ("dataset", "Data"), ("title", "Method"), ("n", "Images"))
 FAITHFULNESS = (
@@ -47,7 +47,7 @@ Raw = list[dict[str, Any]]
 
 
 def write_raw(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write the rows of a cell as CSV, floats with six significant digits, NaN as an empty field."""
+    """Write the rows of a cell as CSV: floats with six significant digits, NaN as an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -63,10 +63,10 @@ def _compact(value: Any) -> Any:
 
 
 def read_raw(path: Path, metrics: Sequence[str]) -> Raw:
-    """Read the rows of a cell back, metrics as floats with NaN for an empty field.
+    """Read the rows of a cell; metrics are floats, NaN for an empty field.
 
     Raises:
-        UserError: there is no such file or a column is missing.
+        UserError: the file does not exist or a column is missing.
     """
     rows: Raw = list(csv.DictReader(io.StringIO(read_text(path, "the raw numbers of a cell"))))
     if not rows or not {"method", *metrics} <= set(rows[0]):
@@ -79,7 +79,7 @@ def read_raw(path: Path, metrics: Sequence[str]) -> Raw:
 
 
 def mean_interval(values: np.ndarray, n_boot: int, seed: int) -> tuple[float | None, list[float] | None]:
-    """Mean of the values that exist with its 95 % percentile bootstrap interval (None below two values)."""
+    """Mean of the finite values and its 95 % percentile bootstrap interval (None below two values)."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None, None
@@ -91,7 +91,7 @@ def mean_interval(values: np.ndarray, n_boot: int, seed: int) -> tuple[float | N
 
 
 def better_than_random(gains: np.ndarray) -> float | None:
-    """One-sided p-value of Wilcoxon's signed-rank test that paired gains lie above 0; None without any."""
+    """One-sided p-value of Wilcoxon's signed-rank test for paired gains above 0; None below two gains."""
     from scipy.stats import wilcoxon
 
     gains = gains[np.isfinite(gains)]
@@ -101,7 +101,7 @@ def better_than_random(gains: np.ndarray) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p-values for their number (Holm, Scandinavian Journal of Statistics 1979); None stays None."""
+    """Adjust p-values for multiple testing (Holm, Scandinavian Journal of Statistics 1979); None stays None."""
     present = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -112,7 +112,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def cell_rows(raw: Raw, checkpoint: str, dataset: str, metrics: Sequence[str], n_boot: int, seed: int) -> Raw:
-    """One row per method of a cell: means with intervals, the test against the random map, the verdict."""
+    """One row per method of a cell: means with intervals, test against the random map, verdict."""
     methods = list(dict.fromkeys(row["method"] for row in raw))
     columns = {
         (method, metric): np.array([row[metric] for row in raw if row["method"] == method])
@@ -147,7 +147,7 @@ def cell_rows(raw: Raw, checkpoint: str, dataset: str, metrics: Sequence[str], n
 
 
 def verdict(method: str, p_value: float | None, gain: float, random_weights: float | None) -> str:
-    """Whether to believe a method here: it must beat the random map and change when the weights are shuffled."""
+    """Verdict on a method: faithful if it beats the random map and changes when the weights are shuffled."""
     if method in CONTROLS:
         return CONTROL
     beats = p_value is not None and p_value < ALPHA and gain > 0
@@ -156,7 +156,7 @@ def verdict(method: str, p_value: float | None, gain: float, random_weights: flo
 
 
 def write_tables(rows: Raw, folder: Path) -> None:
-    """Write ``faithfulness`` and, where there are masks or faces, ``localisation`` as .csv, .md and .tex."""
+    """Write ``faithfulness`` and, if there are masks or faces, ``localisation`` as .csv, .md and .tex."""
     write_table(
         rows,
         FAITHFULNESS,

@@ -1,4 +1,4 @@
-"""What an explanation must beat: maps that know nothing of the detector, and a detector that knows nothing."""
+"""Controls: maps that do not depend on the detector, and a detector with shuffled weights."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from models.detector import Detector
-from utils.explanations.cam import enlarge
-from utils.explanations.names import CONTROLS
+from utils.explanations.maps import enlarge
 
-RANDOM_GRID = 8  # cells a side: as coarse as most activation maps, so that grain alone decides nothing
+RANDOM_GRID = 8  # cells per side: as coarse as most activation maps
 CENTRE_WIDTH = 0.25  # of the side, sigma
 
 
 def control_maps(images: Tensor, seed: int) -> dict[str, Tensor]:
-    """Maps of ``(N, 3, H, W)`` images that need no detector, each ``(N, H, W)`` float32, not below 0.
+    """Maps of images ``(N, 3, H, W)`` that need no detector, ``(N, H, W)`` float32 each, not below 0.
 
-    ``random`` is uniform noise on a coarse grid, drawn anew for each image; ``centre`` a Gaussian in the middle, where
+    ``random`` is uniform noise on a coarse grid, different for each image; ``centre`` a Gaussian in the middle, where
     faces are; ``edges`` the strength of the luma gradient.
     """
     count, _, height, width = images.shape
     noise = np.random.default_rng(seed).random((count, RANDOM_GRID, RANDOM_GRID), dtype=np.float32)
-    maps = {
+    return {
         "random": enlarge(torch.from_numpy(noise), (height, width)),
         "centre": centre_map(height, width).expand(count, -1, -1),
         "edges": torch.from_numpy(np.stack([edge_map(image) for image in images.cpu().numpy()])),
     }
-    return {name: maps[name] for name in CONTROLS}
 
 
 def centre_map(height: int, width: int) -> Tensor:
@@ -41,17 +39,17 @@ def centre_map(height: int, width: int) -> Tensor:
 
 
 def edge_map(image: np.ndarray) -> np.ndarray:
-    """Strength of the luma gradient of ``(3, H, W)`` float RGB, smoothed a little."""
+    """Strength of the luma gradient of ``(3, H, W)`` float RGB, slightly smoothed."""
     luma = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), image.astype(np.float32), 1)
     strength = np.hypot(cv2.Sobel(luma, cv2.CV_32F, 1, 0), cv2.Sobel(luma, cv2.CV_32F, 0, 1))
     return cv2.GaussianBlur(strength, (0, 0), max(image.shape[1:]) / 64)
 
 
 def randomised(detector: Detector, seed: int) -> Detector:
-    """A copy of the detector with the entries of every parameter shuffled: it knows nothing, at the same scale.
+    """A copy of the detector with the entries of every parameter shuffled.
 
-    Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292); all layers at once, and
-    shuffled instead of drawn anew, so that no layer saturates.
+    Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292). Deviation: all layers at once,
+    and shuffled instead of redrawn, so that no layer saturates.
     """
     stranger = copy.deepcopy(detector)
     generator = torch.Generator().manual_seed(seed)
@@ -63,7 +61,7 @@ def randomised(detector: Detector, seed: int) -> Detector:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's correlation of two maps; NaN if one of them is the same everywhere."""
+    """Spearman's correlation of two maps; NaN if one of them is constant."""
     ranks = [rankdata(each) for each in (first, second)]
     if min(np.ptp(each) for each in ranks) == 0:
         return float("nan")

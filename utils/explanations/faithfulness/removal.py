@@ -1,4 +1,4 @@
-"""Does a map show what the detector reads? Take the places away, and see whether the logit follows."""
+"""Faithfulness by removal: take the places marked by a map away and measure how the logit reacts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.detector import Detector
-from utils.explanations.cam import frozen
-from utils.explanations.perturbation import blurred
-from utils.explanations.superpixels import top_segments
+from utils.explanations.layers import frozen
+from utils.explanations.maps import blurred
+from utils.explanations.regions import top_segments
 
 SHARES = (0.2, 0.5)  # of the pixels, removed by ROAD
-CURVE = (0.15, 0.45)  # of the pixels, deleted or inserted; 0 and 1 are known from the image and its blur
+CURVE = (0.15, 0.45)  # of the pixels, deleted or inserted; 0 and 1 are the image and its blur
 NOISE = 0.01  # added to imputed pixels, as in the paper
 JACOBI_STEPS = 6
-COARSE_SHARE = 0.5  # known part from which on a cell of the next coarser size counts as known
+COARSE_SHARE = 0.5  # a coarse cell counts as known if at least this share of it is known
 NEIGHBOURS = torch.tensor([[1.0, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
 ATTACKED = 5  # segments
 ATTACK_EPS = 2 / 255
@@ -27,7 +27,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 def removal_order(heat: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Rank ``(H, W)`` of each pixel, 0 for the most relevant; equal values are ordered at random."""
+    """Rank ``(H, W)`` of each pixel, 0 for the most relevant; ties are ordered at random."""
     noise = np.random.default_rng(seed).random(heat.size)
     order = np.lexsort((noise, -heat.reshape(-1)))
     ranks = np.empty(heat.size, np.int64)
@@ -36,11 +36,11 @@ def removal_order(heat: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def impute(images: Tensor, missing: Tensor, noise: float = NOISE, seed: int = 0) -> Tensor:
-    """Fill missing pixels so that each is the weighted mean of its eight neighbours, plus a little noise.
+    """Replace missing pixels by the weighted mean of their eight neighbours, plus a little noise.
 
     Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022 (arXiv
-    2202.00449). Deviation: the linear system is not solved exactly but from coarse to fine with a few Jacobi steps at
-    each size, for a whole batch at once. The tests hold the difference against the exact solution.
+    2202.00449). Deviation: the linear system is solved from coarse to fine with a few Jacobi steps per size, for a
+    whole batch at once; the tests bound the difference from the exact solution.
 
     Args:
         images: ``(N, 3, H, W)``.
@@ -54,7 +54,7 @@ def impute(images: Tensor, missing: Tensor, noise: float = NOISE, seed: int = 0)
 
 
 def _fill(values: Tensor, known: Tensor) -> Tensor:
-    """Solve for what is not known: ``values`` (N, 3, h, w) is 0 there, ``known`` (N, 1, h, w) is 0 or 1."""
+    """Solve for the unknown pixels: ``values`` (N, 3, h, w) is 0 there, ``known`` (N, 1, h, w) is 0 or 1."""
     if min(known.shape[-2:]) <= 2:
         total = known.mean((2, 3), keepdim=True).clamp(min=1e-6)
         return torch.where(known > 0, values, values.mean((2, 3), keepdim=True) / total)
@@ -71,10 +71,10 @@ def _fill(values: Tensor, known: Tensor) -> Tensor:
 
 
 def road_combined(score: Score, images: Tensor, ranks: Tensor, shares: Sequence[float] = SHARES) -> Tensor:
-    """ROAD: logit left after removing the least relevant pixels minus that after removing the most, halved.
+    """ROAD: half the difference between the logits after removing the least and the most relevant pixels.
 
     Args:
-        score: gives the target's logit ``(N,)`` of images.
+        score: returns the target's logit ``(N,)`` for images.
         ranks: ``(N, H, W)``, 0 for the most relevant pixel.
 
     Returns:
@@ -90,11 +90,11 @@ def road_combined(score: Score, images: Tensor, ranks: Tensor, shares: Sequence[
 
 
 def insertion_deletion(score: Score, images: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas under the curves of the target's probability while pixels go and come, most relevant first.
+    """Areas under the insertion and deletion curves of the target's probability, ``(N,)`` in [0, 1] each.
 
-    Petsiuk et al., "RISE", BMVC 2018 (arXiv 1806.07421); pixels are exchanged with those of the blurred image. A good
-    map has a high insertion and a low deletion area, both ``(N,)`` in [0, 1]. Where the blurred image is itself
-    evidence for the target, both mislead; ROAD is less prone to that.
+    Petsiuk et al., "RISE", BMVC 2018 (arXiv 1806.07421); removed pixels are those of the blurred image. A good map has
+    a high insertion and a low deletion area. Both mislead where the blurred image is itself evidence for the target;
+    ROAD is less prone to that.
     """
     blank = blurred(images)
     shares = np.array([0, *CURVE, 1])
@@ -119,10 +119,10 @@ def attack_direction(detector: Detector, images: Tensor) -> Tensor:
 def attacked_segments(
     images: Tensor, direction: Tensor, heats: np.ndarray, segments: Sequence[np.ndarray], says_fake: Tensor
 ) -> Tensor:
-    """Push the strongest segments of each image against its verdict, by one step of ``ATTACK_EPS``.
+    """Attack the strongest segments of each image against its verdict, by one step of ``ATTACK_EPS``.
 
-    Tsigos et al. (arXiv 2404.18649) attack the top segments of an explanation; here the attack is FGSM (Goodfellow et
-    al., ICLR 2015, arXiv 1412.6572) within the mask, whose gradient all methods share.
+    After Tsigos et al. (arXiv 2404.18649); the attack is FGSM (Goodfellow et al., ICLR 2015, arXiv 1412.6572) inside
+    the mask, and all methods share its gradient.
     """
     top = [top_segments(heat, part, ATTACKED) > 0 for heat, part in zip(heats, segments, strict=True)]
     mask = torch.from_numpy(np.stack(top)).to(images)[:, None]

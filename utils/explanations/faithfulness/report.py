@@ -1,0 +1,149 @@
+"""The faithfulness report: cells are measured once, tables and the figure are made from their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets.spec import Listing
+from utils.errors import UserError
+from utils.evaluation.evaluate import Candidate
+from utils.explanations.faithfulness.cells import COLUMNS, METRICS, CellMeter
+from utils.explanations.faithfulness.table import UNFAITHFUL, cell_rows, read_raw, write_raw, write_tables
+from utils.explanations.maps import Settings
+from utils.explanations.registry import all_methods, check_usable, table_options, title_of, usable_methods
+from utils.figures import GREY, new_figure, save_figure, styled
+from utils.files import read_json, write_json
+from utils.runtime import git_commit, hardware
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RAW = "raw"
+N_BOOT = 1000
+
+
+def cell_methods(candidate: Candidate, wanted: Sequence[str], layer: str | None) -> tuple[str, ...]:
+    """Methods to measure a detector with: the wanted ones, or all that work for it.
+
+    Raises:
+        UserError: a wanted method does not work for this detector.
+    """
+    names = [name for name in wanted or usable_methods(candidate.detector, layer) if all_methods()[name].makes_maps]
+    check_usable(candidate.detector, names, layer)
+    return tuple(names)
+
+
+def cell_key(candidate: Candidate, listing: Listing, settings: Settings) -> str:
+    """Digest of everything that decides the numbers of a cell; a cell with the same key is not measured again."""
+    facts = {**dataclasses.asdict(settings), "dtype": str(settings.dtype), "options": table_options(settings.methods)}
+    facts.pop("batch_size")
+    text = json.dumps([candidate.digest, listing.fingerprint, listing.split, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def ensure_cell(
+    folder: Path,
+    candidate: Candidate,
+    dataset: str,
+    listing: Listing,
+    settings: Settings,
+    command: str,
+    overwrite: bool,
+) -> Path:
+    """Measure a cell unless its files exist; returns the path of the raw numbers.
+
+    Raises:
+        UserError: files of another measurement exist, and ``overwrite`` is False; or no image can be read.
+    """
+    file = folder / RAW / f"{candidate.name}__{dataset}__{listing.split}.csv"
+    facts_file, key = file.with_suffix(".json"), cell_key(candidate, listing, settings)
+    if file.exists() and facts_file.exists():
+        if read_json(facts_file).get("key") == key:
+            print(f"{file.name}: taken from an earlier run", file=sys.stderr)
+            return file
+        if not overwrite:
+            raise UserError(
+                f"expected an --output-dir without results of other settings, found {file}; "
+                "choose another folder or pass --overwrite"
+            )
+    meter = CellMeter(candidate.detector, settings)
+    rows = meter.measure(listing.records, f"{candidate.name} on {dataset}")
+    for item in meter.unreadable:
+        print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
+    if not rows:
+        raise UserError(f"expected images in {dataset}, but none of {len(listing.records)} could be read")
+    write_raw(file, rows, COLUMNS)
+    write_json(
+        facts_file,
+        {
+            "key": key,
+            "checkpoint": candidate.name,
+            "model": candidate.checkpoint["model"],
+            "dataset": dataset,
+            "split": listing.split,
+            "n_images": len(listing.records) - len(meter.unreadable),
+            "unreadable": meter.unreadable,
+            "data_fingerprint": listing.fingerprint,
+            "target": settings.target,
+            "layer": settings.layer,
+            "seed": settings.seed,
+            "precision": str(settings.dtype).removeprefix("torch."),
+            "options": table_options(settings.methods),
+            "command": command,
+            "hardware": hardware(),
+            "git_commit": git_commit(),
+        },
+    )
+    return file
+
+
+def write_report(files: Sequence[Path], folder: Path, seed: int) -> list[dict[str, Any]]:
+    """Write the tables and the figure of cells from their files alone; returns the rows."""
+    rows = []
+    for file in files:
+        facts = read_json(file.with_suffix(".json"), "the facts of a cell")
+        raw = read_raw(file, METRICS)
+        rows += cell_rows(raw, facts["checkpoint"], facts["dataset"], METRICS, N_BOOT, seed)
+    write_tables(rows, folder)
+    save_figure(effect_figure(rows), folder / "faithfulness")
+    return rows
+
+
+@styled
+def effect_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Methods against cells: ROAD above the random map, in standard deviations; a cross marks unfaithful methods."""
+    cells = list(dict.fromkeys((row["checkpoint"], row["dataset"]) for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "random"))
+    values = np.full((len(methods), len(cells)), np.nan)
+    figure, (axes,) = new_figure(2.6 + 0.95 * len(cells), 2.2 + 0.34 * len(methods))
+    for row in rows:
+        if row["method"] == "random":
+            continue
+        place = methods.index(row["method"]), cells.index((row["checkpoint"], row["dataset"]))
+        values[place] = row["effect"]
+        mark = f"{row['effect']:+.2f}" + (" \N{MULTIPLICATION SIGN}" if row["verdict"] == UNFAITHFUL else "")
+        axes.text(
+            place[1],
+            place[0],
+            mark,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if abs(row["effect"]) > 0.75 else "black",
+        )
+    axes.set_facecolor(GREY)
+    shown = axes.imshow(values, cmap="PuOr_r", vmin=-1.2, vmax=1.2, aspect="auto")
+    axes.set(xticks=range(len(cells)), yticks=range(len(methods)), yticklabels=[title_of(name) for name in methods])
+    axes.set_xticklabels([f"{checkpoint}\n{dataset}" for checkpoint, dataset in cells], rotation=35, ha="right")
+    axes.grid(visible=False)
+    figure.colorbar(shown, ax=axes, label="ROAD above the random map (sd)", extend="both")
+    axes.set_title("Faithfulness; \N{MULTIPLICATION SIGN} not faithful here", fontsize=10)
+    return figure

@@ -1,0 +1,113 @@
+"""Processes that decode uploads: one that takes too long is killed and replaced, so no image can block the server."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from utils.serving.settings import Refused
+
+T = TypeVar("T")
+
+_context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+
+
+def _work(connection: Connection) -> None:
+    """Run calls in a worker process until the server closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends its workers
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = True, function(*arguments)
+        except Exception as error:  # raised again in the server
+            answer = False, error
+        connection.send(answer)
+
+
+class Worker:
+    """A process that is started by its first call."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+
+    def call(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function in the process.
+
+        Raises:
+            TimeoutError: it took longer than ``seconds``; the process was killed.
+            EOFError: the process died.
+        """
+        if self._process is None:
+            self._connection, end = _context.Pipe()
+            self._process = _context.Process(target=_work, args=(end,), daemon=True)
+            self._process.start()
+            end.close()
+        try:
+            self._connection.send((function, arguments))
+            if not self._connection.poll(seconds):
+                raise TimeoutError
+            done, answer = self._connection.recv()
+        except (OSError, EOFError) as error:
+            self.stop()
+            raise error if isinstance(error, TimeoutError) else EOFError from None
+        if not done:
+            raise answer
+        return answer
+
+    def stop(self) -> None:
+        """Kill the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+            self._process = None
+
+
+class WorkerPool:
+    """A bounded number of workers, one per core by default.
+
+    Args:
+        wait: seconds that a call may wait for a free worker.
+        seconds: seconds that a call may run; shorter than ``wait``, so that slow images do not starve other requests.
+        preload: module that workers share; it must not start threads when imported.
+    """
+
+    def __init__(self, wait: float, seconds: float, preload: str, size: int | None = None) -> None:
+        self._wait, self._seconds = wait, seconds
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        self._workers = [Worker() for _ in range(size or os.cpu_count() or 1)]
+        for worker in self._workers:
+            self._idle.put(worker)
+        _context.set_forkserver_preload([preload])
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function of an importable module in a worker; exceptions of the function are passed on.
+
+        Raises:
+            Refused: no worker was free in time (503), or the image took too long or crashed the decoder (422).
+        """
+        try:
+            worker = self._idle.get(timeout=self._wait)
+        except queue.Empty:
+            raise Refused(503, "busy", "The server is busy. Please try again in a few seconds.", 2) from None
+        try:
+            return worker.call(self._seconds, function, *arguments)
+        except TimeoutError:
+            raise Refused(422, "too_complex", "The image takes too long to decode.") from None
+        except EOFError:
+            raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """Kill all workers."""
+        for worker in self._workers:
+            worker.stop()
