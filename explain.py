@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import torch
 
     from models.detector import Detector
+    from utils.explanations.images import Explained
     from utils.explanations.maps import Settings
 
 COLUMNS = ("path", "p_fake", "verdict", "target", "method", "all_zero", "figure")
@@ -228,7 +229,8 @@ def draw_maps(
     from utils.explanations.sheets import COMPARED_IMAGES, write_sheets
     from utils.figures import save_figure
 
-    rows, kept = [], []
+    rows: list[dict[str, Any]] = []
+    kept: list[Explained] = []
     results = tqdm(explain_files(detector, paths, settings), total=len(paths), unit="img", disable=None, leave=False)
     for stem, (path, item) in zip(stems, results, strict=True):
         if isinstance(item, str):

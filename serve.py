@@ -69,7 +69,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     for name, (kind, meaning) in LIMITS.items():
         default = getattr(Limits, name)
         flag = f"--{name.replace('_', '-')}"
-        limits.add_argument(flag, type=kind, default=default, help=f"{meaning} (default: {default:,g})")
+        limits.add_argument(flag, type=kind, default=default, help=f"{meaning} (default: {default:,})")
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="default: fp32")

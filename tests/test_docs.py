@@ -65,11 +65,11 @@ def run_example():
     from datasets.spec import KINDS
     from models import registry
     from utils.attacks import registry as attack_registry
-    from utils.explanations import cam
-    from utils.explanations import names as explanation_names
+    from utils.explanations import registry as explanations
 
-    tables = [KINDS, registry._FACTORIES, attack_registry._ATTACKS, cam.FORMULAS, explanation_names.METHODS]
+    tables = [KINDS, registry._FACTORIES, attack_registry._ATTACKS, explanations._METHODS]
     registry.list_models()  # registers the project's own before the tables are copied
+    explanations.all_methods()
     before = [set(table) for table in tables]
 
     def run(path: str) -> dict:
@@ -134,9 +134,9 @@ def test_example_attack_stays_in_the_ball_and_does_harm(run_example):
 
 def test_example_explanation_makes_maps(run_example):
     from models.registry import create_model
-    from utils.explanations.methods import explain
+    from utils.explanations.maps import explain
 
-    run_example("utils/sensitivity_cam.py")
+    run_example("utils/explanations/methods/sensitivity.py")
     torch.manual_seed(0)
     detector = create_model("cnn", width=4).eval()
     heat = explain(detector, torch.rand(2, 3, 64, 64), ["sensitivity"], torch.ones(2))["sensitivity"]

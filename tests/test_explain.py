@@ -9,9 +9,8 @@ import pytest
 import explain
 from tests.conftest import write_image
 from utils.errors import UserError
-from utils.explanations.methods import Budget
 
-TINY = Budget(score_channels=2, gradient_steps=1, occlusion_grid=2, samples=4, segments=6)
+TINY = {"occlusion": {"grid": 2}}
 
 
 def save_nothing(figure, stem):
@@ -23,10 +22,15 @@ def save_nothing(figure, stem):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
     if "many" not in request.node.name:
-        for module in ("figures", "explanations.outputs", "explanations.report", "explanations.classical"):
+        for module in (
+            "figures",
+            "explanations.sheets",
+            "explanations.faithfulness.report",
+            "explanations.methods.features",
+        ):
             monkeypatch.setattr(f"utils.{module}.save_figure", save_nothing)
-    monkeypatch.setattr("utils.explanations.cells.COMPARED", 2)
-    monkeypatch.setattr("utils.explanations.cells.Settings.budget", TINY)
+    monkeypatch.setattr("utils.explanations.faithfulness.cells.COMPARED", 2)
+    monkeypatch.setattr("utils.explanations.faithfulness.cells.table_options", lambda names: TINY)
 
 
 def run(*words):
@@ -107,7 +111,7 @@ def test_a_classical_detector_shows_its_features_and_refuses_gradients(tmp_path)
     flags = ("--checkpoint", tmp_path / "best.pt", tmp_path / "a.png", "--output-dir", tmp_path / "out")
     result = run(*flags)
     assert result["rows"][0]["method"] == "features" and (tmp_path / "out" / "a__features.pdf").exists()
-    with pytest.raises(UserError, match="use --methods occlusion superpixels features"):
+    with pytest.raises(UserError, match="use --methods features occlusion superpixels"):
         run(*flags, "--overwrite", "--methods", "gradcam")
 
 
@@ -140,7 +144,7 @@ def test_faithfulness_keeps_its_cells_and_makes_the_tables_of_them(tiny_checkpoi
     facts = json.loads(next((tmp_path / "out" / "raw").glob("*.json")).read_text())
     assert facts["command"].startswith("python explain.py") and facts["n_images"] == 8 and facts["hardware"]
     table = (tmp_path / "out" / "faithfulness.csv").read_bytes()
-    monkeypatch.setattr("utils.explanations.report.measure_cell", None)  # nothing is measured again
+    monkeypatch.setattr("utils.explanations.faithfulness.report.CellMeter", None)  # nothing is measured again
     run(*flags)
     assert (tmp_path / "out" / "faithfulness.csv").read_bytes() == table
     with pytest.raises(UserError, match="other settings"):

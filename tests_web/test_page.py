@@ -159,7 +159,7 @@ def test_files_that_cannot_be_checked_say_why(page, photos, tmp_path):
     text.write_text("<svg onload=alert(1)>")
     cv2.imwrite(str(large), np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8))
     choose(page, [str(text), str(large), photos[0]])
-    assert "This is no JPEG" in page.locator(".verdict").text_content()
+    assert "This is not a JPEG" in page.locator(".verdict").text_content()
     page.locator(".thumb").nth(1).click()
     assert "larger than 2 MB" in page.locator(".verdict").text_content()
     assert page.locator(".gallery-head p").text_content().endswith("2 could not be read")

@@ -1,26 +1,26 @@
-"""Speed of batched Grad-CAM against a forward pass and against the grad-cam package, image by image.
+"""Speed of batched Grad-CAM compared with a forward pass and with the grad-cam package.
 
   python -m studies.speed.explanation_speed
 
-All three run in turns in one process on the same images, fp32, random weights; the first turn is thrown away. The
-figures are ratios of the times of one turn: their median and range. A forward pass is a batched one without gradient.
-Writes a JSON file and, beside it, the table as .md.
+All three take turns in one process on the same images, in fp32 with random weights; the first turn is discarded. The
+results are ratios of the times of one turn, as median and range. The forward pass is batched and without gradient.
+Writes a JSON file and the table as .md next to it.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from utils.explanations.cam import TwoLogits, find_layer
 
 from models.detector import Detector
 from models.registry import create_model
 from utils.args import int_in, make_parser, run_script
-from utils.explanations.methods import explain
+from utils.explanations.layers import find_layer
+from utils.explanations.maps import explain
 from utils.files import atomic_write_text, write_json
 from utils.runtime import git_commit, hardware, versions
 from utils.tables import markdown_table
@@ -28,8 +28,20 @@ from utils.tables import markdown_table
 COLUMNS = (("what", "Time of batched Grad-CAM"), ("median", "Median"), ("range", "Range"), ("bound", "Must be"))
 
 
+class TwoLogits(torch.nn.Module):
+    """A detector as a classifier with the logits ``[0, z]``, as grad-cam expects."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.detector(images)
+        return torch.stack([torch.zeros_like(logits), logits], dim=1)
+
+
 def package_cam(detector: Detector) -> Callable[[torch.Tensor], None]:
-    """Grad-CAM as the package's own examples run it: one image at a time through the two-logit wrapper."""
+    """Grad-CAM as in the examples of the package: one image at a time."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -42,17 +54,10 @@ def package_cam(detector: Detector) -> Callable[[torch.Tensor], None]:
     return run
 
 
-def seconds(work: Callable[[torch.Tensor], object], images: torch.Tensor) -> float:
-    """Time of one call."""
-    started = time.perf_counter()
-    work(images)
-    return time.perf_counter() - started
-
-
 def measure(model: str, size: int, batch_size: int, repeats: int) -> dict:
-    """Time forward pass, batched Grad-CAM and the package in turns; returns seconds per image and the ratios."""
+    """Time the three in turns; returns seconds per image and the ratios."""
     torch.manual_seed(0)
-    # The package's hooks stay on the model that it was given, so it gets one of its own.
+    # The package leaves its hooks on the model, so it gets a separate one.
     ours, theirs = (create_model(model).eval().to(memory_format=torch.channels_last) for _ in range(2))
     images = torch.rand(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
     sign = torch.ones(batch_size)
@@ -64,9 +69,10 @@ def measure(model: str, size: int, batch_size: int, repeats: int) -> dict:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, work in runs.items():
-            elapsed = seconds(work, images)
+            started = time.perf_counter()
+            work(images)
             if turn:
-                times[name].append(elapsed / batch_size)
+                times[name].append((time.perf_counter() - started) / batch_size)
     ratios = {
         "forward_passes": [a / b for a, b in zip(times["batched"], times["forward"], strict=True)],
         "faster_than_package": [a / b for a, b in zip(times["package"], times["batched"], strict=True)],
@@ -82,10 +88,10 @@ def measure(model: str, size: int, batch_size: int, repeats: int) -> dict:
 
 
 def table(row: dict) -> str:
-    """The result as Markdown."""
+    """Format the result as Markdown."""
     names = {
         "forward_passes": ("in forward passes", "at most 2.5"),
-        "faster_than_package": ("the package takes so many times as long", "at least 2"),
+        "faster_than_package": ("speed-up over the package", "at least 2"),
     }
     rows = [
         {
@@ -99,7 +105,7 @@ def table(row: dict) -> str:
     return markdown_table(rows, COLUMNS, ".2f")
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Measure and write the results files."""
     parser = make_parser(__doc__, "python -m studies.speed.explanation_speed")
     parser.add_argument("--model", default="efficientnet_b0")

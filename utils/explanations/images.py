@@ -106,16 +106,16 @@ def _explain_batch(detector: Detector, images: Mapping[str, np.ndarray], setting
     maps = explain(detector, inputs, settings.methods, sign, layer=settings.layer, dtype=settings.dtype)
     found = {}
     for index, (path, image) in enumerate(images.items()):
-        size, segments = image.shape[:2], segment(views[index])
+        (height, width), segments = image.shape[:2], segment(views[index])
         heats = {method: maps[method][index].numpy() for method in settings.methods}
         tops = {method: top_segments(heat, segments, REGIONS) for method, heat in heats.items()}
         label, source = label_of(path)
         found[path] = Explained(
             path=path,
             image=image,
-            heats={method: place_map(heat, detector.geometry, *size) for method, heat in heats.items()},
-            regions={method: place_map(top, detector.geometry, *size, nearest=True) for method, top in tops.items()},
-            seen=seen_mask(detector.geometry, *size),
+            heats={method: place_map(heat, detector.geometry, height, width) for method, heat in heats.items()},
+            regions={method: place_map(top, detector.geometry, height, width, True) for method, top in tops.items()},
+            seen=seen_mask(detector.geometry, height, width),
             p_fake=float(p_fake[index]),
             verdict=point.verdicts(p_fake)[index],
             target="fake" if sign[index] > 0 else "real",

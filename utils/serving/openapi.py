@@ -101,7 +101,11 @@ def _upload(path: str, field: str, many: int, models: Sequence[str], summary: st
     fields = {
         field: images,
         "model": {"type": "string", "enum": list(models), "description": "default: the first"},
-        "faces": {"type": "string", "enum": ["true", "false"], "description": "score each face, if the server runs with --faces"},
+        "faces": {
+            "type": "string",
+            "enum": ["true", "false"],
+            "description": "score each face, if the server runs with --faces",
+        },
     }
     content = {"multipart/form-data": {"schema": _object(fields, ["model", "faces"])}}
     refusals = {status: _answer(text, _reference("Error")) for status, text in REFUSALS.items()}
@@ -147,7 +151,12 @@ def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> 
                 "Prediction",
             ),
             "/api/explain": _upload(
-                "/api/explain", "image", 0, models, "Evidence for the verdict: an overlay and the raw map", "Explanation"
+                "/api/explain",
+                "image",
+                0,
+                models,
+                "Evidence for the verdict: an overlay and the raw map",
+                "Explanation",
             ),
             "/api/stress": _upload(
                 "/api/stress",

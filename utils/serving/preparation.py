@@ -68,10 +68,7 @@ def prepare_stress(data: bytes, max_pixels: int, geometry: Geometry, face: Face 
 
 
 def stress_steps() -> list[Step]:
-    """What happens to a picture online: JPEG and resize ladders, screenshots and sharing; the first step changes nothing.
-
-    The ladders are those of ``datasets.perturbations``.
-    """
+    """What happens to a picture online: JPEG, resizing, screenshots and sharing; the first step changes nothing."""
 
     def tier(name: str) -> Callable[[np.ndarray], np.ndarray]:
         return lambda image: apply_tier(image, name)

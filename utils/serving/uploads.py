@@ -77,5 +77,9 @@ def read_uploads(request: Request, field: str, max_files: int) -> list[Upload]:
     if not files:
         raise Refused(400, "no_image", f"Expected a multipart form with an image in the field '{field}', got none.")
     if len(files) > max_files:
-        raise Refused(413, "too_many_files", f"Expected at most {max_files} {'images' if max_files > 1 else 'image'}, got {len(files)}.")
+        raise Refused(
+            413,
+            "too_many_files",
+            f"Expected at most {max_files} {'images' if max_files > 1 else 'image'}, got {len(files)}.",
+        )
     return [Upload(shown_name(file.filename), file.stream.read()) for file in files]

@@ -57,7 +57,7 @@ export function App() {
         <div className={items.length ? "intro small" : "intro"}>
           <h1>Real or fake?</h1>
           <p>
-            Give it a picture of a face. A detector looks for the traces that AI image generators and face swaps leave
+            Upload a picture of a face. A detector looks for the traces that AI image generators and face swaps leave
             behind, and says how sure it is.
           </p>
         </div>
@@ -100,8 +100,8 @@ export function App() {
       </main>
       <footer>
         <p>
-          Pictures are sent to this server only, kept in memory until they are answered, and never stored. A verdict is a
-          hint to look closer, never proof.
+          Pictures are sent to this server only, stay in memory until they are scored, and are never stored. A verdict is a
+          hint to look closer, not proof.
         </p>
       </footer>
     </>
@@ -129,7 +129,7 @@ function Options({ server, choice, onChange }: { server: Server; choice: Choice;
             checked={choice.faces}
             onChange={(event) => onChange({ ...choice, faces: event.target.checked })}
           />{" "}
-          Judge each face
+          Score each face
         </label>
       )}
     </div>

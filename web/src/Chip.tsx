@@ -1,7 +1,7 @@
 import type { Verdict } from "./api";
 import type { Item } from "./items";
 
-/** A shape for each verdict, so that colour is never the only sign. */
+/** A shape for each verdict, so that colour is not the only cue. */
 export function Sign({ verdict }: { verdict: Verdict }) {
   return (
     <svg className={`sign ${verdict}`} viewBox="0 0 16 16" aria-hidden="true">
@@ -12,9 +12,9 @@ export function Sign({ verdict }: { verdict: Verdict }) {
   );
 }
 
-/** The state of a picture in a word. */
+/** The state of a picture in one word. */
 export function Chip({ item }: { item: Item }) {
-  if (item.status === "failed") return <span className="chip failed">not read</span>;
+  if (item.status === "failed") return <span className="chip failed">unreadable</span>;
   if (!item.scored) return <span className="chip busy">checking</span>;
   return (
     <span className={`chip ${item.scored.verdict}`}>

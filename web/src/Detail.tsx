@@ -16,7 +16,7 @@ interface Props {
   onChange: (id: number, change: Partial<Item>) => void;
 }
 
-/** One picture in full: the verdict and what it means, where the evidence lies, and whether it survives sharing. */
+/** One picture in detail: verdict, evidence and stress test. */
 export function Detail({ item, card, choice, onChange }: Props) {
   const { id, file, scored, prediction, explanation } = item;
   const stressWanted = item.stress === "";
@@ -71,7 +71,7 @@ export function Detail({ item, card, choice, onChange }: Props) {
             <Meter p={scored.p_fake} verdict={scored.verdict} decision={prediction} />
             <p>{meaning(scored.verdict, scored.p_fake, card)}</p>
             {choice.faces && scored.faces.length === 0 && (
-              <p>No face was found, so the picture was judged as a whole.</p>
+              <p>No face was found, so the whole picture was scored.</p>
             )}
             {scored.faces.length > 1 && (
               <p>
@@ -94,7 +94,7 @@ export function Detail({ item, card, choice, onChange }: Props) {
       {scored && card && (
         <p className="printed">
           Detector {card.name} ({card.model}), threshold {card.threshold.toFixed(3)}, {new Date().toLocaleString()}. A
-          verdict is a hint to look closer, never proof.
+          verdict is a hint to look closer, not proof.
         </p>
       )}
     </article>

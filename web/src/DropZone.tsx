@@ -4,7 +4,7 @@ import { Webcam } from "./Webcam";
 
 const isImage = (file: File) => file.type.startsWith("image/") || file.type === "";
 
-/** Where pictures come in: dropped anywhere on the page, pasted, chosen or taken with the camera. */
+/** Input for pictures: dropped anywhere on the page, pasted, chosen or taken with the camera. */
 export function DropZone({ compact, onFiles }: { compact: boolean; onFiles: (files: File[]) => void }) {
   const input = useRef<HTMLInputElement>(null);
   const [over, setOver] = useState(false);
@@ -15,7 +15,7 @@ export function DropZone({ compact, onFiles }: { compact: boolean; onFiles: (fil
       const files = [...(event.clipboardData?.files ?? [])].filter(isImage);
       if (files.length) onFiles(files);
     };
-    // A picture that misses the field would otherwise open in the place of this page.
+    // Otherwise a picture dropped outside the field would replace this page.
     const refuse = (event: Event) => event.preventDefault();
     document.addEventListener("paste", paste);
     document.addEventListener("dragover", refuse);

@@ -11,7 +11,7 @@ interface Props {
   onClear: () => void;
 }
 
-/** All pictures with their verdicts; one of them is shown in full below. */
+/** All pictures with their verdicts; the selected one is shown in detail below. */
 export function Gallery({ items, selected, onSelect, onRemove, onClear }: Props) {
   const open = items.filter((item) => item.status === "waiting" || item.status === "working").length;
   const failed = items.filter((item) => item.status === "failed").length;

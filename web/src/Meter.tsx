@@ -1,7 +1,7 @@
 import type { Decision, Verdict } from "./api";
 import { percent } from "./words";
 
-/** The score on a line from real to fake, with the range in which no verdict is given. */
+/** The score on a scale from real to fake, with the unsure range. */
 export function Meter({ p, verdict, decision }: { p: number; verdict: Verdict; decision: Decision }) {
   const [low, high] = decision.unsure ?? [decision.threshold, decision.threshold];
   const label = `${percent(p)} on a scale from real to fake; fake from ${percent(high)}, real below ${percent(low)}`;

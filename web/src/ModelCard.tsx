@@ -1,7 +1,7 @@
 import type { Card } from "./api";
 import { percent, sees, share } from "./words";
 
-/** What a reader should know of the detector before believing it. */
+/** Facts that help to decide how far to trust the detector. */
 export function ModelCard({ card }: { card: Card }) {
   return (
     <details className="panel">
@@ -9,7 +9,7 @@ export function ModelCard({ card }: { card: Card }) {
       <dl>
         <dt>Model</dt>
         <dd>{card.model}</dd>
-        <dt>Learnt from</dt>
+        <dt>Trained on</dt>
         <dd>{card.trained_on.join(", ") || "not recorded"}</dd>
         <dt>Looks at</dt>
         <dd>{sees(card)}</dd>
@@ -22,13 +22,13 @@ export function ModelCard({ card }: { card: Card }) {
       <h3>Where it fails</h3>
       <ul>
         <li>
-          On generators and cameras that it has not learnt from. The figures above hold for pictures like those it was
+          On generators and cameras that it was not trained on. The figures above hold for pictures like those it was
           tested on; elsewhere detectors of this kind often do little better than chance.
         </li>
-        <li>On pictures that were shrunk, compressed or captured from a screen. The stress test shows how much.</li>
-        <li>When somebody sets out to fool it: changes that no eye can see are enough.</li>
-        {card.geometry.mode === "crop" && <li>On manipulations outside of the part that it looks at.</li>}
-        <li>On pictures without a face, for which it was not made.</li>
+        <li>On pictures that were scaled down, compressed or captured from a screen. The stress test shows how much.</li>
+        <li>When somebody tries to fool it: invisible changes are enough.</li>
+        {card.geometry.mode === "crop" && <li>On manipulations outside the part that it looks at.</li>}
+        <li>On pictures without a face, which it was not designed for.</li>
       </ul>
     </details>
   );

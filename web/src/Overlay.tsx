@@ -4,7 +4,7 @@ import type { FaceBox, Scores } from "./api";
 import type { Item } from "./items";
 import { percent } from "./words";
 
-const START = 60; // per cent of the heat map that is shown at first
+const START = 60; // per cent opacity of the heat map at the start
 
 const TALLEST = 34; // rem
 
@@ -45,7 +45,7 @@ export function Overlay({ item }: { item: Item }) {
         <figcaption>
           {!explanation && <p>Looking for the evidence …</p>}
           {typeof explanation === "string" && <p>There is no heat map: {explanation}</p>}
-          {found?.all_zero && <p>No place speaks for this verdict by itself, so there is no heat map.</p>}
+          {found?.all_zero && <p>No single region supports this verdict, so there is no heat map.</p>}
           {found && !found.all_zero && (
             <>
               <label className="slider">
@@ -72,7 +72,7 @@ export function Overlay({ item }: { item: Item }) {
   );
 }
 
-/** The shape of the picture, so that nothing moves when layers come; no taller than a screen. */
+/** The shape of the picture, so that the layout does not shift when layers load; at most as tall as the screen. */
 const frame = (aspect: number) => ({ aspectRatio: aspect, width: `min(100%, ${(TALLEST * aspect).toFixed(1)}rem)` });
 
 function Faces({ faces, width, height }: { faces: (FaceBox & Scores)[]; width: number; height: number }) {

@@ -6,28 +6,28 @@ import { percent } from "./words";
 
 const GROUPS: Partial<Record<Step["kind"], string>> = {
   jpeg: "Compressed again",
-  resize: "Made smaller",
+  resize: "Scaled down",
   screenshot: "Captured from a screen",
   shared: "Sent through a service",
 };
 
 interface Props {
-  stress: Stress | string | undefined; // an empty string while it is computed, else the reason why there is none
+  stress: Stress | string | undefined; // an empty string while it is computed, or the reason why it failed
   onStart: () => void;
 }
 
-/** Would the verdict survive a messenger? A chart that is also a table. */
+/** Stress test as a chart that is also a table. */
 export function StressTable({ stress, onStart }: Props) {
   return (
     <section className="stress" aria-label="Stress test">
-      <h3>Would this verdict survive a messenger?</h3>
+      <h3>Would this verdict survive sharing?</h3>
       {typeof stress === "object" ? (
         <Chart stress={stress} />
       ) : (
         <>
           <p>
-            Services shrink and compress what is sent through them, and that wipes out traces. See how the score moves
-            when this happens to your picture.
+            Messengers and social networks scale and compress pictures, which removes traces. See how that changes the
+            score of your picture.
           </p>
           {stress && <p role="alert">{stress}</p>}
           <button type="button" disabled={stress === ""} onClick={onStart}>

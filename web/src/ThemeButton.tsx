@@ -31,7 +31,7 @@ export function ThemeButton() {
         try {
           localStorage.setItem(KEY, other);
         } catch {
-          // Then the choice lives as long as the page.
+          // Storage is not available: the choice lasts until the page is closed.
         }
       }}
     >

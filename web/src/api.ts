@@ -89,7 +89,7 @@ export interface Prediction extends Decision {
   images: Scored[];
 }
 
-/** What went wrong, in words that can be shown. */
+/** An error with a message for people. */
 export class ApiError extends Error {
   constructor(
     message: string,
@@ -125,7 +125,7 @@ async function request<T>(path: string, body?: FormData): Promise<T> {
 
 const pause = (seconds: number) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-/** Ask again, as the server wants it, while it is too busy. */
+/** Retry while the server is busy, after the delay that it asks for. */
 async function patient<T>(path: string, body?: FormData): Promise<T> {
   for (let attempt = 1; ; attempt++) {
     try {

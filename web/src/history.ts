@@ -34,7 +34,7 @@ function write(entries: Past[]) {
   try {
     localStorage.setItem(KEY, JSON.stringify(entries));
   } catch {
-    // The store is full or switched off: the list then lives as long as the page.
+    // Storage is full or disabled: the list lasts until the page is closed.
   }
   listeners.forEach((listener) => listener());
 }

@@ -13,7 +13,7 @@ export interface Item {
   error?: string;
   prediction?: Prediction;
   scored?: Scored;
-  explanation?: Explanation | string; // a string is the reason why there is none
+  explanation?: Explanation | string; // a string is the reason why it failed
   stress?: Stress | string;
 }
 
@@ -39,16 +39,16 @@ function reduce(items: Item[], action: Action): Item[] {
   }
 }
 
-const AT_ONCE = 3; // requests that one page has open
+const AT_ONCE = 3; // open requests of one page
 let nextId = 1;
 
 export const reasonOf = (error: unknown) =>
   error instanceof ApiError ? error.message : "Something went wrong in the browser.";
 
-/** Pictures with a queue behind them that has each one scored. */
+/** Pictures and the queue that scores them. */
 export function useItems(choice: Choice | null, maxBytes: number) {
   const [items, dispatch] = useReducer(reduce, []);
-  const round = useRef(0); // answers to questions of an earlier round are dropped
+  const round = useRef(0); // answers to an earlier round are ignored
 
   const change = useCallback((id: number, change: Partial<Item>) => dispatch({ type: "change", id, change }), []);
 

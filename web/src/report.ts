@@ -1,12 +1,12 @@
-/** Results as a file. */
+/** Export of results. */
 
 import type { Item } from "./items";
 
-/** Download what is known about some pictures as JSON; the pictures themselves are not in it. */
+/** Download the results of some pictures as JSON, without the pictures. */
 export function save(items: Item[]) {
   const report = {
     written: new Date().toISOString(),
-    note: "A verdict is a hint to look closer, never proof.",
+    note: "A verdict is a hint to look closer, not proof.",
     images: items.map((item) => ({
       name: item.file.name,
       ...(item.error ? { error: item.error } : {}),

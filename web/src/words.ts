@@ -1,4 +1,4 @@
-/** Numbers and verdicts in plain words. */
+/** Texts for numbers and verdicts. */
 
 import type { Card, Verdict } from "./api";
 
@@ -22,12 +22,12 @@ export const share = (p: number | null) => (p === null ? "–" : `${(100 * p).to
 
 export function meaning(verdict: Verdict, p: number, card: Card | undefined): string {
   const calibrated = card?.calibrated
-    ? `Of pictures like the detector's own validation images that score like this one, ${chance(p)} are fakes.`
-    : "This detector's scores are not calibrated, so read the number as an order, not as a probability.";
+    ? `Among pictures like the detector's validation images with a similar score, ${chance(p)} are fakes.`
+    : "This detector's scores are not calibrated, so use the number to rank pictures, not as a probability.";
   const advice: Record<Verdict, string> = {
-    real: "That it finds no traces does not prove that there are none: new generators leave traces that it has never seen.",
-    fake: "Look closer before you act on it: filters, heavy retouching and strong compression can set it off, too.",
-    unsure: "The score lies where this detector was wrong too often in its own tests, so it gives no verdict.",
+    real: "Finding no traces does not prove that there are none: new generators leave traces that the detector has never seen.",
+    fake: "Look closer before you act on it: filters, heavy retouching and strong compression can also cause this verdict.",
+    unsure: "In this range of scores the detector made too many mistakes on its validation images, so it gives no verdict.",
   };
   return `${calibrated} ${advice[verdict]}`;
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.images import UnreadableImage, read_image
+from datasets.images import UnreadableImage, read_image, read_record
 from datasets.spec import Record
 from datasets.transforms import to_tensor
 from models.detector import Detector
@@ -105,7 +105,7 @@ class CellMeter:
         views, geometry = [], self.detector.geometry
         for record in records:
             try:
-                image = read_image(record.path)
+                image = read_record(record)
                 mask = read_image(record.mask) if record.mask else None
             except UnreadableImage as error:
                 self.unreadable.append({"path": record.path, "reason": str(error)})
