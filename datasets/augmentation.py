@@ -1,7 +1,7 @@
-"""Random degradations of training images, as delivery channels cause them, on OpenCV and a few draws.
+"""Random degradations of training images, as delivery channels cause them, with OpenCV.
 
-albumentations' steps of the same names take twice as long here, most of it for noise, which is drawn anew for
-every image there, and for bookkeeping; studies/speed/input_pipeline.py compares the two.
+The same steps in albumentations take twice as long, mostly because it draws the noise of every image; see
+studies/speed/input_pipeline.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-NOISE_POOL = 1 << 22  # numbers; an image takes a stretch of them that begins anywhere
+NOISE_POOL = 1 << 22  # numbers; an image takes a slice that starts anywhere
 
 Degradation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -35,8 +35,8 @@ def downscale(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def blur(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Gaussian blur of sigma 0.3..2 px.
 
-    In two passes of floats, which take half the time of OpenCV's own blur: that is exact to the last bit on every
-    machine, here a pixel may differ by one level.
+    Two passes in floating point take half the time of cv2.GaussianBlur. That one gives the same pixels on every
+    machine; here a pixel may differ by one level.
     """
     sigma = generator.uniform(0.3, 2.0)
     kernel = cv2.getGaussianKernel(round(6 * sigma + 1) | 1, sigma, cv2.CV_32F)
@@ -46,7 +46,7 @@ def blur(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def noise(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Gaussian noise of 0.5..4 % of the range per pixel and channel.
 
-    Numbers are taken from a pool of four million and not drawn: drawing them takes longer than all other steps.
+    The numbers come from a pool of four million, because drawing them takes longer than all other steps.
     """
     pool, n = noise_pool(), image.size
     std = 255 * generator.uniform(0.005, 0.04)
@@ -64,9 +64,9 @@ def jpeg(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def zoom(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A window of 0.55..1 of the sides, enlarged to the whole: the tight, soft faces of small pictures.
+    """A window of 0.55..1 of the sides, enlarged to full size: the tight, soft faces of small pictures.
 
-    Without it a detector learns from sets in which every face is framed alike that soft means fake.
+    Without it, a detector trained on identically framed faces learns that soft means fake.
     """
     rows, columns = window_sides(image, generator.uniform(0.55, 1.0))
     top = int(generator.integers(image.shape[0] - rows + 1))
@@ -95,7 +95,7 @@ def enlarge(image: np.ndarray, window: np.ndarray) -> np.ndarray:
 def tone(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Another camera or editor: gamma 0.7..1.4, contrast, white balance and saturation; one in six becomes grey.
 
-    No trace of a generator is in the tones, but one set's studio light must not pass for one.
+    Tones carry no trace of a generator; without this step the studio light of one dataset may be taken for one.
     """
     gamma, contrast = generator.uniform(0.7, 1.4), generator.uniform(0.75, 1.2)
     balance = generator.uniform(0.92, 1.08, 3)
@@ -108,7 +108,7 @@ def tone(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def share_online(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What a site does to an upload and the detector to the download: scale 0.4..1, JPEG or WebP of 50..90, enlarge."""
+    """An upload to a website, enlarged by the detector: scale 0.4..1, JPEG or WebP of quality 50..90, full size."""
     height, width = image.shape[:2]
     scale = generator.uniform(0.4, 1.0)
     small = cv2.resize(
@@ -123,15 +123,15 @@ def share_online(image: np.ndarray, generator: np.random.Generator) -> np.ndarra
 
 
 def recode(image: np.ndarray, extension: str, options: Sequence[int]) -> np.ndarray:
-    """Encode ``(H, W, 3)`` uint8 RGB as OpenCV does for a file name with this ending, and decode it again."""
+    """Encode ``(H, W, 3)`` uint8 RGB in the format of this file extension and decode it again."""
     _, data = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert decoded is not None  # it was encoded a line above
     return decoded
 
 
-# The steps of each preset in their order, with their probabilities; every preset but `none` flips first. A preset
-# degrades more than those above it.
+# The steps of each preset in order, with their probabilities; every preset but `none` flips first. Each preset
+# degrades more than the ones above it.
 STEPS: dict[str, tuple[tuple[Degradation, float], ...]] = {
     "none": (),
     "light": (),
@@ -142,10 +142,10 @@ STEPS: dict[str, tuple[tuple[Degradation, float], ...]] = {
 
 
 def is_flipped(seed: int) -> bool:
-    """Whether the image with this seed is flipped, as half of them are.
+    """Whether the image with this seed is flipped; half of them are.
 
-    It is the second number of Python's generator because it was so when albumentations drew it, and published runs
-    should come out again bit for bit.
+    The second draw of Python's generator decides, as in the albumentations version of the published runs, which must
+    stay reproducible bit for bit.
     """
     draws = random.Random(seed)
     draws.random()
@@ -155,7 +155,7 @@ def is_flipped(seed: int) -> bool:
 def augment(
     image: np.ndarray, steps: tuple[tuple[Degradation, float], ...], generator: np.random.Generator, seed: int
 ) -> np.ndarray:
-    """Flip ``(H, W, 3)`` uint8 RGB half of the time, then apply each step with its probability."""
+    """Flip ``(H, W, 3)`` uint8 RGB with probability 0.5, then apply each step with its probability."""
     if is_flipped(seed):
         image = cv2.flip(image, 1)
     for step, probability in steps:

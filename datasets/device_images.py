@@ -1,7 +1,7 @@
-"""The whole training set in the memory of the device, where batches are cropped and flipped without the host.
+"""The whole training set in device memory, where batches are cropped and flipped without the host.
 
-140,000 images of 256 px are 27 GB as bytes: they fit beside a model on a large GPU, and an epoch then reads no file,
-decodes nothing and sends nothing over the bus.
+140,000 images of 256 px take 27 GB as bytes and fit on a large GPU together with a model. An epoch then reads no file,
+decodes nothing and transfers nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from datasets.images import UnreadableImage
 from datasets.loading import Batch, EpochSampler, ImageDataset, Unreadable, make_loader
 from datasets.transforms import TrainTransform
 
-ROOM = 0.5  # of the free memory of the device may go to images; the model wants the rest
+ROOM = 0.5  # share of the free device memory for images; the model needs the rest
 
 
 class DeviceLoader:
-    """Yields the batches that a DataLoader over the same dataset and sampler would, pixel for pixel, from the device.
+    """Yields the batches of a DataLoader over the same dataset and sampler, pixel for pixel, from device memory.
 
-    It takes images of one size that need no rescaling, and the presets of augmentation that only crop and flip: JPEG
-    compression has no counterpart on a GPU that gives the same pixels. Holds ``(N, H, W, 3)`` uint8 on ``device``.
+    Images must have one size and need no rescaling, and the augmentation may only crop and flip, since no JPEG encoder
+    on a GPU gives the same pixels as OpenCV. Holds ``(N, H, W, 3)`` uint8 on ``device``.
 
     Raises:
-        ValueError: the set cannot be kept so; the message says why.
+        ValueError: the dataset does not qualify; the message says why.
     """
 
     num_workers = 0
@@ -51,9 +51,9 @@ class DeviceLoader:
         """Decode every image once, with as many threads as there are cores."""
         first, size = self._first_image(), len(self.dataset)
         if self.transform.geometry.scale(first, at_least=self.transform.size).shape != first.shape:
-            raise ValueError("the images are to be rescaled")
+            raise ValueError("the images must be rescaled")
         if (need := first.nbytes * size) > (room := free_bytes(self.device) * ROOM):
-            raise ValueError(f"{need / 2**30:.1f} GiB of images are too much for {room / 2**30:.1f} GiB")
+            raise ValueError(f"{need / 2**30:.1f} GiB of images exceed {room / 2**30:.1f} GiB")
         images = torch.empty((size, *first.shape), dtype=torch.uint8, device=self.device)
 
         def decode(index: int) -> None:
@@ -64,8 +64,8 @@ class DeviceLoader:
                 return
             if image.shape != first.shape:
                 raise ValueError(
-                    f"the images have several sizes, {first.shape[1]} x {first.shape[0]} px and "
-                    f"{image.shape[1]} x {image.shape[0]} px among them"
+                    f"the images differ in size: {first.shape[1]} x {first.shape[0]} px and "
+                    f"{image.shape[1]} x {image.shape[0]} px"
                 )
             images[index] = torch.from_numpy(np.array(image))
 
@@ -85,7 +85,7 @@ class DeviceLoader:
         return len(self.sampler) // self.batch_size if self.drop_last else -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        torch.empty((), dtype=torch.int64).random_()  # as DataLoader draws one, so that dropout is the same after it
+        torch.empty((), dtype=torch.int64).random_()  # DataLoader draws one too, which keeps dropout the same
         pairs = list(self.sampler)
         for number in range(len(self)):
             yield self._batch(pairs[number * self.batch_size : (number + 1) * self.batch_size])
@@ -106,7 +106,7 @@ class DeviceLoader:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory of the device that is free; that of the host has no limit here, for it is the caller's own choice."""
+    """Free device memory; unlimited on the CPU, which is used only on request."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 
@@ -119,9 +119,9 @@ def make_training_loader(
     device: torch.device,
     place: str = "auto",
 ) -> tuple[DataLoader | DeviceLoader, str]:
-    """A loader of training batches, and a line that says where the images are.
+    """Return a loader of training batches, and a line that says where the images are.
 
-    ``place`` is ``host``, ``device`` (of any kind), or ``auto``: on a GPU if the set fits there.
+    ``place`` is ``host``, ``device`` (of any kind), or ``auto``: on a GPU if the images fit there.
     """
     why = ""
     if place == "device" or (place == "auto" and device.type == "cuda"):

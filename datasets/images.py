@@ -1,12 +1,12 @@
 """Decoding of image files into RGB arrays, strict about broken files.
 
 OpenCV decodes ordinary JPEG and PNG files (about twice as fast as Pillow, same pixels), Pillow all others.
-The type is taken from the content, never from the file name. What every decoded image has in common:
+The content decides on the format, never the file name. For every decoded image:
 
 - The EXIF orientation is applied exactly once.
 - Transparent pixels are composited over white, as a browser shows them.
 - 16-bit samples are scaled to 8 bits (divided by 257), not clipped.
-- Of an animation or a multi-page file the first frame is taken.
+- The first frame of an animation or a multi-page file counts.
 - Embedded colour profiles are ignored, as in the training sets of the field.
 """
 
@@ -63,8 +63,8 @@ def read_size(path: str) -> tuple[int, int] | None:
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode the bytes of an image file into an RGB array of shape (H, W, 3), uint8.
 
-    A JPEG whose bytes are damaged in the middle decodes with garbled blocks, as in every viewer: only a
-    missing end can be told for certain.
+    A JPEG whose bytes are damaged in the middle decodes with garbled blocks, as in every viewer: only a missing end
+    can be detected reliably.
 
     Raises UnreadableImage with a short reason.
     """
@@ -91,14 +91,14 @@ def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """Decode a grey or three-channel JPEG; None for what Pillow should judge (CMYK, odd headers)."""
+    """Decode a grey or three-channel JPEG; None for files that need Pillow (CMYK, unusual headers)."""
     header = _jpeg_header(data)
     if header is None:
         return None
     width, height, channels, exif, scan = header
     _check_size(width, height, max_pixels)
-    # Decoders differ in what they do without an end marker: some fill the rest with grey and say nothing.
-    # The search starts at the scan because a thumbnail inside the EXIF block has an end marker of its own.
+    # Without an end marker some decoders silently fill the rest with grey. The search starts at the scan because a
+    # thumbnail in the EXIF block ends with a marker as well.
     if data.find(b"\xff\xd9", scan) < 0:
         raise UnreadableImage("truncated")
     if channels not in (1, 3):
@@ -151,7 +151,7 @@ def _apply_orientation(image: np.ndarray, exif_block: bytes) -> np.ndarray:
 
 
 def _decode_png(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """Decode an opaque 8-bit or a 16-bit PNG; None for what needs Pillow (palette alpha, EXIF, animation)."""
+    """Decode an opaque 8-bit or a 16-bit PNG; None for files that need Pillow (palette alpha, EXIF, animation)."""
     chunks = _png_chunks(data)
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     depth, colour_type = data[24], data[25]
@@ -168,7 +168,7 @@ def _decode_png(data: bytes, max_pixels: int) -> np.ndarray | None:
 
 
 def _png_chunks(data: bytes) -> set[bytes]:
-    """Return the chunk types of a whole PNG; checksums are compared because decoders disagree on errors."""
+    """Return the chunk types of a complete PNG; checksums are verified because decoders disagree on errors."""
     chunks: set[bytes] = set()
     at, view = 8, memoryview(data)
     while at + 12 <= len(data):

@@ -6,6 +6,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from datasets.readers.csv_list import read_csv
 from datasets.readers.folder import list_images
@@ -17,7 +18,7 @@ LIST_SUFFIXES = (".csv", ".tsv")
 
 
 class PathRecords(Sequence[Record]):
-    """Unlabelled records of a list of paths, made when asked for: a million images are a million strings."""
+    """Unlabelled records of a list of paths, created on access: a million images take a million strings."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
@@ -25,25 +26,25 @@ class PathRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return Record(self.paths[index], None, "")
 
 
 def list_inputs(arguments: Sequence[str], null: bool = False) -> list[str]:
-    """Return the paths of all images that the arguments name, argument after argument; none is opened.
+    """Return the paths of all images named by the arguments, in order, without opening any.
 
     - a folder: the image files below it, sorted by path, chosen by suffix;
-    - a file that ends in .csv or .tsv, or anything after ``csv:``: the paths of this list, see
-      ``datasets.csv_list``; labels are not needed;
+    - a file that ends in .csv or .tsv, or any file after ``csv:``: the paths of this list, see
+      datasets/readers/csv_list.py; labels are optional;
     - ``-``: one path per line of standard input, or null-terminated paths (``find -print0``) with ``null``;
     - any other file: itself, whatever its suffix;
-    - a pattern with ``*``, ``?`` or ``[]`` that is no file: what the shell would have made of it. ``**`` crosses
-      folders, and then only files with the suffix of an image count.
+    - a pattern with ``*``, ``?`` or ``[]`` that is not a file: the paths that the shell would expand it to. ``**``
+      crosses folders, and then only image files count.
 
-    Files that a CSV list or standard input names need not exist: they turn out unreadable later.
+    Files named by a CSV list or on standard input need not exist: they turn out unreadable later.
 
     Raises:
-        UserError: a path does not exist (the message has the nearest name), or an argument names no image.
+        UserError: a path does not exist, or an argument names no image.
     """
     return [path for argument in arguments for path in _expand(argument, null)]
 
@@ -79,7 +80,7 @@ def _listed(path: str) -> Iterator[str]:
 
 def _matching(pattern: str, argument: str) -> Iterator[str]:
     found = sorted(glob.iglob(pattern, recursive=True))
-    if "**" in pattern:  # it matches every folder on the way too, which would name each image many times
+    if "**" in pattern:  # it also matches every folder on the way, which would repeat images
         found = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
     if not found:
         raise UserError(f"expected images that match {argument!r}, got none; check the folder and the suffix")

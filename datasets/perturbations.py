@@ -1,10 +1,10 @@
-"""Degradations that images meet on their way to a reader: single steps, ladders of severity, and tiers.
+"""Degradations of images between camera and viewer: single steps, ladders of severity, and tiers.
 
-All take and return RGB images ``(H, W, 3)`` uint8 and never change their input. Random choices come from a generator
-that is seeded by the pixels of the image and by the kind of degradation (:func:`apply_tier`): the same image is
-degraded the same way in every run, for every checkpoint, wherever its file lies and whatever it is called.
+All functions take and return RGB images ``(H, W, 3)`` uint8 and never change their input. The random generator is
+seeded by the pixels of the image and the kind of degradation (:func:`apply_tier`), so an image is degraded identically
+in every run and for every checkpoint, wherever its file is.
 
-What holds for each step, and is tested:
+Properties of each step, all tested:
 
     step        changes the size   random   identity at
     jpeg, webp  no                 no       never (lossy even at 100)
@@ -14,8 +14,7 @@ What holds for each step, and is tested:
     crop        yes                yes      fraction 1
     screenshot  yes                no       never
 
-A degraded image may be smaller than the input of a model; the geometry of the checkpoint then enlarges it, as it does
-with any small image.
+A degraded image may be smaller than the input of a model; the geometry of the checkpoint then enlarges it.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 
+import cv2
 import numpy as np
 
 from datasets.augmentation import recode
@@ -30,7 +30,7 @@ from datasets.transforms import Geometry
 from utils.errors import UserError, closest
 
 CLEAN = "clean"
-MAX_SIDE = {".jpg": 65_500, ".webp": 16_383}  # px; longer images cannot be written in these formats
+MAX_SIDE = {".jpg": 65_500, ".webp": 16_383}  # px, the limit of the format
 SEVERITIES: dict[str, tuple[float, ...]] = {
     "jpeg": (95, 85, 75, 60, 45, 30),  # quality
     "resize": (0.25, 0.5, 0.75, 1.5, 2),  # of each side
@@ -39,8 +39,8 @@ SEVERITIES: dict[str, tuple[float, ...]] = {
     "crop": (0.95, 0.9, 0.75, 0.5),  # of each side
 }
 COMMON_SIDE, COMMON_QUALITY = 256, 75  # of the 140k set: px of the shorter side, JPEG quality
-NO_CHANGE = {"jpeg": 100.0, "resize": 1.0, "blur": 0.0, "noise": 0.0, "crop": 1.0}  # the place of clean on a ladder
-# What each training preset applies.
+NO_CHANGE = {"jpeg": 100.0, "resize": 1.0, "blur": 0.0, "noise": 0.0, "crop": 1.0}  # the position of clean on a ladder
+# The degradations that each training preset applies.
 OVERLAPS = {
     "forensic": ("web", "hard", "common", "jpeg", "resize", "blur", "noise"),
     "delivery": ("web", "hard", "common", "jpeg", "resize", "blur", "noise", "crop"),
@@ -50,31 +50,25 @@ OVERLAPS = {
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     """Compress as JPEG of quality 1..100 with halved chroma, as most services do, and decode."""
-    import cv2
-
     return _recode(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
 
 
 def webp(image: np.ndarray, quality: int) -> np.ndarray:
     """Compress as lossy WebP of quality 1..100 and decode."""
-    import cv2
-
     return _recode(image, ".webp", [cv2.IMWRITE_WEBP_QUALITY, int(quality)])
 
 
 def _recode(image: np.ndarray, kind: str, settings: list[int]) -> np.ndarray:
-    """Encode and decode; of an image that is too long for the format the middle part remains."""
+    """Encode and decode; an image too long for the format is cropped to its middle."""
     top, left = (max(0, (side - MAX_SIDE[kind]) // 2) for side in image.shape[:2])
     return recode(image[top : top + MAX_SIDE[kind], left : left + MAX_SIDE[kind]], kind, settings)
 
 
 def resize(image: np.ndarray, scale: float) -> np.ndarray:
-    """Scale both sides, by area averaging when shrinking (no aliasing) and bicubic interpolation when enlarging.
+    """Scale both sides, at least to 1 px: area averaging when shrinking (no aliasing), bicubic when enlarging.
 
-    The image is delivered at its new size and not scaled back; no side gets shorter than 1 px.
+    The image keeps its new size.
     """
-    import cv2
-
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image
@@ -83,8 +77,6 @@ def resize(image: np.ndarray, scale: float) -> np.ndarray:
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Blur with a Gaussian of standard deviation ``sigma`` px; the border is mirrored."""
-    import cv2
-
     return cv2.GaussianBlur(image, (0, 0), float(sigma)) if sigma > 0 else image
 
 
@@ -97,7 +89,7 @@ def noise(image: np.ndarray, std: float, generator: np.random.Generator) -> np.n
 
 
 def crop(image: np.ndarray, fraction: float, generator: np.random.Generator) -> np.ndarray:
-    """Keep ``fraction`` of each side, at a random place, so that the JPEG grid moves too."""
+    """Keep ``fraction`` of each side at a random position, which also moves the JPEG grid."""
     height, width = (max(1, round(side * fraction)) for side in image.shape[:2])
     down, along = generator.random(2)
     top, left = int(down * (image.shape[0] - height + 1)), int(along * (image.shape[1] - width + 1))
@@ -105,10 +97,10 @@ def crop(image: np.ndarray, fraction: float, generator: np.random.Generator) -> 
 
 
 def screenshot(image: np.ndarray, scale: float, quality: int) -> np.ndarray:
-    """Show the image at a display scale, capture it as PNG and post that as JPEG.
+    """Show the image at a display scale, capture it and post the capture as JPEG.
 
-    PNG is lossless, so the capture itself changes no pixel; what it does is to freeze the scaled pixels of an image
-    that usually has been compressed before, and the second compression then has a block grid of its own.
+    The capture is lossless: it freezes the scaled pixels, so the JPEG grid of the post differs from that of the
+    original file.
     """
     return jpeg(resize(image, scale), quality)
 
@@ -122,14 +114,14 @@ def clean(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def web(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What a web site does to an upload: scale 0.5..1, then JPEG or WebP (evenly) of quality 60..90."""
+    """An upload to a website: scale 0.5..1, then JPEG or WebP (evenly) of quality 60..90."""
     image = resize(image, generator.uniform(0.5, 1.0))
     codec = jpeg if generator.random() < 0.5 else webp
     return codec(image, int(generator.integers(60, 91)))
 
 
 def hard(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What a few rounds of sharing leave: a small, soft, noisy image that was compressed twice.
+    """An image shared several times: small, soft, noisy and compressed twice.
 
     Scale 0.25..0.5, blur of sigma 0.3..1 px, noise of 0.5..2 % of the range, JPEG of quality 30..60, then a screenshot
     at display scale 1..1.25 with JPEG of quality 60..85. The sides end at 0.25..0.625 of what they were.
@@ -142,9 +134,9 @@ def hard(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def common(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """One recipe for sets of different formats: shorter side 256 px, JPEG of quality 75, as in the 140k set.
+    """One recipe for datasets of different formats: shorter side 256 px, JPEG of quality 75, as in the 140k set.
 
-    What is left to tell real from fake by is the picture, not its size or its format.
+    It removes size and format as clues to the label.
     """
     return jpeg(Geometry("crop", COMMON_SIDE, COMMON_SIDE).scale(image), COMMON_QUALITY)
 
@@ -161,18 +153,17 @@ STEPS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]]
 
 
 def content_seed(image: np.ndarray) -> bytes:
-    """A digest of the size and the pixels of an image, from which all its random choices follow."""
+    """A digest of the size and the pixels of an image, which seeds its degradations."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
     return digest.digest()
 
 
 def apply_tier(image: np.ndarray, tier: str, seed: bytes | None = None) -> np.ndarray:
-    """Degrade an image by a tier (``web``) or a step of a ladder (``jpeg-75``), always in the same way.
+    """Degrade an image by a tier (``web``) or a step of a ladder (``jpeg-75``), deterministically.
 
-    The levels of one ladder share their random numbers: noise of 0.1 is the noise of 0.01, ten times as strong, so
-    that a curve over the levels shows the levels and not the draws. ``seed`` is the image's ``content_seed``, for
-    callers that need it several times.
+    The levels of one ladder share their random numbers (noise of 0.1 is the noise of 0.01, ten times as strong), so a
+    curve over the levels is not blurred by the draws. ``seed`` is the image's ``content_seed``, if known.
     """
     if tier == CLEAN:
         return image
@@ -188,7 +179,7 @@ def severity_name(kind: str, level: float) -> str:
 
 
 def parse_severity(tier: str) -> tuple[str, float] | None:
-    """Kind and level of a step of a ladder; None for what is no such name."""
+    """Kind and level of a step of a ladder; None for any other name."""
     kind, dash, level = tier.partition("-")
     try:
         return (kind, float(level)) if dash and kind in SEVERITIES else None
@@ -197,7 +188,7 @@ def parse_severity(tier: str) -> tuple[str, float] | None:
 
 
 def ladder_place(kind: str, level: float) -> tuple[int, float]:
-    """A sort key that puts ladders, and the levels of each, into the order of SEVERITIES."""
+    """A sort key that follows the order of SEVERITIES."""
     falling = SEVERITIES[kind][0] > SEVERITIES[kind][-1]
     return list(SEVERITIES).index(kind), -level if falling else level
 
@@ -209,11 +200,7 @@ def is_trained_on(tier: str, augmentation: str | None) -> bool:
 
 
 def pick_tiers(tiers: Iterable[str], severities: Iterable[str] = ()) -> list[str]:
-    """The names that --tiers and --severity ask for, each once; ``all`` means every ladder.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    """The names requested by --tiers and --severity, each once; ``all`` means every ladder. Raises UserError."""
     chosen = list(tiers)
     for name in chosen:
         if name not in TIERS:

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AUGMENTATIONS = tuple(STEPS)
-MAX_ASPECT = 8  # of an image that must be enlarged; a 1 x 1,000,000 px strip would otherwise fill the memory
-JPEG_GRID = 8  # px; crops start on it, so that the blocks of a JPEG file stay where a model expects them
-TRAIN_GRID = 16  # px; random crops also keep to the coding units of JPEG with halved chroma, which span two blocks
+MAX_ASPECT = 8  # of an enlarged image; a 1 x 1,000,000 px strip would fill the memory
+JPEG_GRID = 8  # px; crops start on this grid, so that JPEG blocks stay where a model expects them
+TRAIN_GRID = 16  # px; the coding units of JPEG with halved chroma span two blocks
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image of any size becomes a square input; chosen once in training and kept in the checkpoint.
+    """How an image of any size becomes a square input; chosen in training and kept in the checkpoint.
 
-    ``crop`` scales the shorter side to ``resize_to`` (never when it already has that length; None keeps the
-    native resolution) and cuts out the central ``size`` x ``size`` pixels, so traces at pixel level survive.
-    ``resize`` squeezes the whole image into ``size`` x ``size``.
+    ``crop`` scales the shorter side to ``resize_to`` (None keeps the native resolution) and cuts out the central
+    ``size`` x ``size`` pixels, which preserves traces at pixel level. ``resize`` squeezes the whole image into
+    ``size`` x ``size``.
     """
 
     mode: str = "crop"
@@ -85,13 +85,13 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """Turn ``(H, W, 3)`` uint8 RGB into ``(3, H, W)`` float32 in [0, 1]."""
-    import torch  # here, because an exported detector needs the geometry and no torch
+    import torch  # here, because exported detectors use the geometry without torch
 
     return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1).float().div_(255)
 
 
 def to_bytes(image: np.ndarray) -> Tensor:
-    """Turn ``(H, W, 3)`` uint8 RGB into a tensor of the same shape and type, which `as_floats` turns into an input."""
+    """Turn ``(H, W, 3)`` uint8 RGB into a tensor of the same shape and type; :func:`as_floats` converts batches."""
     import torch
 
     return torch.from_numpy(np.require(image, requirements=["C", "W"]))
@@ -100,7 +100,7 @@ def to_bytes(image: np.ndarray) -> Tensor:
 def as_floats(images: Tensor) -> Tensor:
     """Turn a batch ``(N, H, W, 3)`` uint8 into ``(N, 3, H, W)`` float32 in [0, 1], colours last in memory.
 
-    A batch that is one already only gets that order.
+    Of a batch of floats only the memory order changes.
     """
     import torch
 
@@ -124,26 +124,24 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Random augmentation whose every draw depends on the ``seed`` of the call and on nothing else.
+    """Random augmentation that depends on the ``seed`` of the call only.
 
-    Each item is seeded by (run seed, epoch, index), so the augmented set does not depend on the number of workers and
-    an interrupted run continues with exactly the images it would have seen. The corner of a crop lies on the JPEG grid:
-    with corners anywhere, a network that reads block spectra, such as ``cnn``, sees noise instead of the traces that it
-    looks for.
+    Each item is seeded by (run seed, epoch, index), so the augmented images do not depend on the number of workers,
+    and a resumed run sees the images it would have seen. Crops start on the JPEG grid: with corners anywhere, a network
+    that reads block spectra, such as ``cnn``, sees noise instead of traces.
 
     ``light`` flips. ``forensic`` also degrades as delivery channels do (datasets/augmentation.py): rescaling by
     0.5..0.95 and back, Gaussian blur of sigma 0.3..2 px, Gaussian noise of up to 4 % of the range, JPEG quality 40..95,
-    each with a probability. ``delivery`` puts what sites and messengers do first: a window of the face enlarged,
-    scaling by 0.4..1 with JPEG or WebP and enlarging again, and less of the others. ``wild`` is for photographs of any
-    origin: faces without surroundings, other tones, uploads, and fewer of the steps that wipe out traces. Wang et al.,
-    "CNN-generated images are surprisingly easy to spot... for now", CVPR 2020 (arXiv 1912.11035), blur and compress to
-    the same end.
+    each with a probability. ``delivery`` first imitates sites and messengers: an enlarged window of the face, scaling
+    by 0.4..1 with JPEG or WebP and back, and less of the others. ``wild`` is for photographs of any origin: faces
+    without surroundings, other tones, uploads, and fewer of the steps that destroy traces. Wang et al., "CNN-generated
+    images are surprisingly easy to spot... for now", CVPR 2020 (arXiv 1912.11035), blur and compress for the same
+    purpose.
 
-    With ``as_bytes`` images stay ``(H, W, 3)`` uint8: on the way from a loader worker and to a GPU they are a quarter
-    of what they are as floats, and whole batches are converted faster, see :func:`as_floats`.
+    With ``as_bytes`` images stay ``(H, W, 3)`` uint8: they are a quarter of their size as floats on the way from a
+    loader worker to a GPU, and :func:`as_floats` converts whole batches faster.
 
-    Raises:
-        UserError: there is no preset of the name ``augmentation``.
+    Raises UserError for an unknown preset.
     """
 
     def __init__(
@@ -168,7 +166,7 @@ class TrainTransform:
         return self.finish(image)
 
     def view(self, shape: tuple[int, ...], seed: int) -> tuple[int, int, bool]:
-        """Top and left of the crop of an image ``(H, W)`` that is not rescaled, and whether it is flipped then."""
+        """Top and left of the crop of an unscaled image ``(H, W)``, and whether it is flipped."""
         top, left = self._corner(shape, np.random.default_rng(seed))
         return top, left, self.is_random and is_flipped(seed)
 

@@ -1,8 +1,8 @@
-"""Several processes that torchrun started, as one run: who writes, who scores what, and what they tell each other.
+"""Several processes started by torchrun as one run: who writes, who scores which images, and how results are shared.
 
     torchrun --nproc-per-node 4 train.py --model tf_efficientnet_b0 --data data/140k
 
-Without torchrun every function here is that of a single process. ``--batch-size`` is that of each process.
+Without torchrun every function here behaves as for a single process. ``--batch-size`` is per process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ScoredBatch = tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]
 
-TIMEOUT = timedelta(minutes=10)  # without word from the others
+TIMEOUT = timedelta(minutes=10)  # without a message from the others
 SIGNS_OF_A_LOST_PEER = ("gloo", "nccl", "connection", "peer", "timed out", "socket")
 
 
@@ -40,7 +40,7 @@ team = Team()
 
 
 def join_team(device: torch.device) -> None:
-    """Meet the other processes, if torchrun started any; only the first one goes on printing results.
+    """Connect to the other processes, if torchrun started any; only the first one keeps printing results.
 
     Raises:
         UserError: the machine has fewer GPUs than processes, or the others cannot be reached.
@@ -66,16 +66,16 @@ def join_team(device: torch.device) -> None:
     team.rank, team.size = distributed.get_rank(), distributed.get_world_size()
     if team.rank:
         torch.manual_seed(torch.initial_seed() + team.rank)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the rest of this process's life)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
 
 
 def is_first() -> bool:
-    """Whether this process writes files and prints results; known before the processes have met."""
+    """Whether this process writes files and prints results; known before the processes are connected."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def check_enough(n_images: int) -> None:
-    """Raise UserError unless each process gets training images of its own, and batch norm at least two."""
+    """Raise UserError unless each process gets at least two training images, as batch norm requires."""
     if n_images < 2 * team.size:
         raise UserError(
             f"expected at least two training images per process, got {n_images} for {team.size} processes; "
@@ -84,7 +84,7 @@ def check_enough(n_images: int) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process passed, in the order of their ranks; all of them must call this."""
+    """The values passed by all processes, in the order of their ranks; every process must call this."""
     if team.size == 1:
         return [value]
     from torch import distributed
@@ -98,13 +98,13 @@ def gather(value: Any) -> list[Any]:
 def share_batches(
     count: int, batch_size: int, score: Callable[[np.ndarray], Iterator[ScoredBatch]]
 ) -> Iterator[ScoredBatch]:
-    """Let each process score every n-th batch of ``count`` images and give all of them all results, in order.
+    """Let each process score every n-th batch of ``count`` images; all of them yield all results, in order.
 
     Args:
         count: number of images.
-        batch_size: images per batch; ``score`` must cut what it is given into batches of the same size.
-        score: from the indices of the own images ``(N,)`` to their batches, ``(indices, logits, unreadable)`` as
-            ``utils.scoring.scorer.stream_scores`` yields them, with indices that count the own images.
+        batch_size: images per batch, also of ``score``.
+        score: from the indices ``(N,)`` of this process's images to their batches ``(indices, logits, unreadable)``,
+            with indices into these images.
     """
     order = np.arange(count)
     blocks = [order[start : start + batch_size] for start in range(0, count, batch_size)]
@@ -119,14 +119,14 @@ def share_batches(
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come to this point: what the first one wrote before can then be read."""
+    """Wait until every process has reached this point: files written by the first one can then be read."""
     gather(None)
 
 
 def parallel(detector: Any, device: torch.device) -> Any:
-    """The detector as the processes train it together, averaging their gradients; itself if there is one process.
+    """Wrap the detector so that gradients are averaged over the processes; a single process gets it unchanged.
 
-    Batch norm looks at the images of its own process only: keep --batch-size, which each process has, at 16 or more.
+    Batch norm sees the images of one process only: keep --batch-size, which is per process, at 16 or more.
     """
     if team.size == 1:
         return detector
@@ -137,17 +137,13 @@ def parallel(detector: Any, device: torch.device) -> Any:
 
 
 def unwrap(detector: Any) -> Any:
-    """The detector inside what :func:`parallel` returned."""
+    """The detector inside the wrapper of :func:`parallel`."""
     return detector.module if team.size > 1 and hasattr(detector, "module") else detector
 
 
 @contextlib.contextmanager
 def expecting_peers() -> Iterator[None]:
-    """Turn what torch says when another process is gone into one line.
-
-    Raises:
-        UserError: another process has stopped.
-    """
+    """Turn torch's error for a lost process into one line. Raises UserError."""
     try:
         yield
     except RuntimeError as error:

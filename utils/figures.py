@@ -1,9 +1,8 @@
-"""Figures for papers and result pages: their common look, training curves, values with intervals.
+"""Figures for papers and result pages: their common style, training curves, values with intervals.
 
-Every function returns a ``matplotlib.figure.Figure`` made without pyplot, so there is no global state and
-nothing to close. Curves differ in colour, dash and marker: they can be told apart in grey and by colour-blind
-readers. The palette: Okabe and Ito, "Color Universal Design", 2008. matplotlib is imported on the first call,
-not with the module.
+Every function returns a ``matplotlib.figure.Figure`` created without pyplot, so there is no global state and nothing
+to close. Curves differ in colour, dash and marker, which also works in grey and for colour-blind readers. Palette:
+Okabe and Ito, "Color Universal Design", 2008. matplotlib is imported on the first call, not with the module.
 """
 
 import functools
@@ -52,12 +51,11 @@ STYLE: Any = {  # matplotlib types its own keys one by one
 }
 
 
-LETTERS_PER_INCH = 12  # of the legend's type
+LETTERS_PER_INCH = 12  # in a legend
 
 
 def styled(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a function under STYLE and leave matplotlib's own settings, which belong to the caller, as they
-    were."""
+    """Run a function under STYLE without changing the caller's matplotlib settings."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -73,8 +71,7 @@ def styled(function: Callable[P, T]) -> Callable[P, T]:
 
 @styled
 def new_figure(width: float, height: float, n_columns: int = 1, **subplots: Any) -> "tuple[Figure, np.ndarray]":
-    """An empty figure of width x height inches and its axes as an array, one row unless ``nrows`` is
-    given."""
+    """An empty figure of width x height inches and its axes as an array, in one row unless ``nrows`` is given."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -86,10 +83,9 @@ def new_figure(width: float, height: float, n_columns: int = 1, **subplots: Any)
 
 @styled
 def save_figure(figure: "Figure", stem: str | os.PathLike[str]) -> list[Path]:
-    """Write ``stem``.pdf (embedded TrueType fonts) and ``stem``.png (200 dpi), atomically; return their
-    paths.
+    """Write ``stem``.pdf (embedded TrueType fonts) and ``stem``.png (200 dpi), atomically; return their paths.
 
-    The files carry no date and no version, so the same figure gives the same bytes.
+    The files contain no date and no version, so equal figures give equal bytes.
 
     Raises:
         UserError: a file cannot be written.
@@ -106,7 +102,7 @@ def save_figure(figure: "Figure", stem: str | os.PathLike[str]) -> list[Path]:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour, dash and marker of the curve with this index; they differ for at least eight curves."""
+    """Colour, dash and marker of the curve with this index, different for at least eight curves."""
     return {
         "color": PALETTE[index % len(PALETTE)],
         "linestyle": DASHES[index % len(DASHES)],
@@ -117,8 +113,7 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def legend_below(figure: "Figure", axes: "Axes", n_columns: int = 2) -> None:
-    """A legend under the axes, where it hides no curve; the reference line, drawn first to lie beneath, comes
-    last."""
+    """A legend below the axes, where it hides no curve; reference lines come last."""
     handles, names = axes.get_legend_handles_labels()
     order = sorted(range(len(names)), key=lambda index: names[index] in ("chance", "perfect calibration"))
     if names:
@@ -137,8 +132,8 @@ def legend_below(figure: "Figure", axes: "Axes", n_columns: int = 2) -> None:
 def training_curve_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> "Figure":
     """Training history, one row per epoch: epoch, train_loss, valid_loss, valid_auc, lr.
 
-    Values may be text, as a log.csv gives them; what is missing, empty or None is not drawn. The best epoch
-    by valid_auc is marked, since that is the checkpoint that is kept.
+    Values may be text, as in log.csv; missing, empty and None values are not drawn. The best epoch by valid_auc,
+    whose checkpoint is kept, is marked.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -175,8 +170,7 @@ def training_curve_figure(history: Sequence[Mapping[str, Any]], title: str = "")
 
 
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """One column of the history as floats, NaN where there is no value; epochs count from 1 if they are
-    missing."""
+    """One column of the history as floats, NaN for missing values; missing epochs count from 1."""
     values = [row.get(key, index + 1 if key == "epoch" else None) for index, row in enumerate(history)]
     return np.array([float(value) if value not in (None, "") else np.nan for value in values])
 
@@ -191,11 +185,10 @@ def interval_bar_figure(
     chance: float | None = None,
     groups: Sequence[str] | None = None,
 ) -> "Figure":
-    """A point per value with its interval as a line, top to bottom in the given order, the numbers at the
-    right.
+    """A point per value with its interval as a line, top to bottom in the given order, the numbers on the right.
 
-    Points and not bars, because a bar would need to start at 0 to be honest. ``groups`` (one name per value)
-    sets colour and marker; None as a value leaves an empty row with an en dash; ``chance`` is a dotted line.
+    Points instead of bars, because bars should start at 0. ``groups`` (one name per value) sets colour and marker; a
+    value None gives an empty row with an en dash; ``chance`` is a dotted line.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -1,7 +1,7 @@
 """Result tables, from rows of plain values to CSV, Markdown and LaTeX.
 
-A column is (key, title). Where a row has a value under ``<key>_ci``, the interval [low, high] is shown behind
-the figure. The CSV is for programs: full precision, keys as headers, the interval in two columns of its own.
+A column is (key, title). If a row has a value under ``<key>_ci``, the interval [low, high] follows the figure. The CSV
+is for programs: full precision, keys as headers, the interval in two separate columns.
 """
 
 import csv
@@ -44,8 +44,7 @@ LATEX_SPECIAL = {
 def format_value(value: Any, fmt: str = DEFAULT_FORMAT, interval: Sequence[float] | None = None) -> str:
     """The text of one cell: ``0.968 [0.951, 0.983]``; an en dash for None and NaN.
 
-    ``fmt`` is a format specification for floats, such as ".3f" or ".1%"; integers, text and booleans (yes,
-    no) are written as they are.
+    ``fmt`` is a format specification for floats, such as ".3f" or ".1%".
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -67,31 +66,28 @@ def _cells(rows: Sequence[Row], columns: Columns, fmt: Formats) -> list[list[str
 
 
 def _is_numeric(rows: Sequence[Row], key: str) -> bool:
-    """Whether a column holds numbers only (or nothing), and so belongs flush right."""
+    """Whether a column holds only numbers (or nothing) and is aligned to the right."""
     values = [row.get(key) for row in rows if row.get(key) is not None]
     return bool(values) and all(isinstance(value, int | float | np.number) for value in values)
 
 
 def markdown_table(rows: Sequence[Row], columns: Columns, fmt: Formats = DEFAULT_FORMAT) -> str:
-    """The table as GitHub Markdown, padded so that it also reads well as plain text; ends with a line
-    feed."""
+    """The table as GitHub Markdown, padded to be readable as plain text; ends with a line feed."""
     titles = [_markdown(title) for _, title in columns]
     body = [[_markdown(cell) for cell in line] for line in _cells(rows, columns, fmt)]
     right = [_is_numeric(rows, key) for key, _ in columns]
     widths = [max(3, *(len(line[i]) for line in [titles, *body])) for i in range(len(columns))]
     rule = ["-" * (width - 1) + ":" if flush else "-" * width for width, flush in zip(widths, right, strict=True)]
-    padded = [
-        [
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(line, widths, right, strict=True)
-        ]
-        for line in [titles, *body]
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [padded[0], rule, *padded[1:]])
+    sides = [">" if flush else "<" for flush in right]
+
+    def padded(line: Sequence[str]) -> list[str]:
+        return [f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)]
+
+    return "".join(f"| {' | '.join(line)} |\n" for line in [padded(titles), rule, *map(padded, body)])
 
 
 def _markdown(text: str) -> str:
-    """Keep a cell in its cell."""
+    """Escape characters that would end a cell."""
     return text.replace("|", r"\|").replace("\r", " ").replace("\n", " ")
 
 
@@ -102,7 +98,7 @@ def latex_table(
     align = "".join("r" if _is_numeric(rows, key) else "l" for key, _ in columns)
     lines = [" & ".join(_latex(title) for _, title in columns) + r" \\", r"\midrule"]
     lines += [" & ".join(_latex(cell) for cell in line) + r" \\" for line in _cells(rows, columns, fmt)]
-    # A row that opens with a bracket would be read as the optional argument of the line break before it.
+    # LaTeX reads a bracket after a line break as its optional argument.
     lines = [f"{{}}{line}" if line.startswith("[") else line for line in lines]
     tabular = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"]
     if caption:
@@ -112,13 +108,12 @@ def latex_table(
 
 
 def _latex(text: str) -> str:
-    """Escape what LaTeX would take as a command."""
+    """Escape the special characters of LaTeX."""
     return "".join(LATEX_SPECIAL.get(character, character) for character in " ".join(text.split()))
 
 
 def csv_table(rows: Sequence[Row], columns: Columns) -> str:
-    """The table as CSV with full precision; ``<key>_low,<key>_high`` follow a key that any row has an
-    interval for.
+    """The table as CSV with full precision; ``<key>_low,<key>_high`` follow a key with intervals.
 
     None and NaN are empty fields.
     """
@@ -139,7 +134,7 @@ def csv_table(rows: Sequence[Row], columns: Columns) -> str:
 
 
 def _raw(value: Any) -> Any:
-    """A value as the csv module should see it: plain, and empty where there is none."""
+    """A plain value for the csv module, empty for None and NaN."""
     if isinstance(value, np.generic):
         value = value.item()
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
@@ -164,7 +159,7 @@ def write_table(
     texts = {".csv": csv_table(rows, columns), ".md": markdown, ".tex": latex_table(rows, columns, caption, label, fmt)}
     paths = []
     for ending, text in texts.items():
-        # Not with_suffix: a stem such as "eps_0.5" has a dot of its own.
+        # Not with_suffix: a stem such as "eps_0.5" contains a dot.
         path = Path(f"{os.fspath(stem)}{ending}")
         atomic_write_text(path, text)
         paths.append(path)

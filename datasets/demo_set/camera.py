@@ -1,4 +1,4 @@
-"""A small camera: scene radiance in, an 8-bit photograph out, and the JPEG encoder that every image goes through.
+"""A simulated camera: from scene radiance to an 8-bit photograph, and the JPEG encoder of all demo images.
 
 The sensor follows the Poisson-Gaussian model of A. Foi, M. Trimeche, V. Katkovnik and K. Egiazarian, "Practical
 Poissonian-Gaussian Noise Modeling and Fitting for Single-Image Raw-Data", IEEE Transactions on Image Processing,
@@ -62,7 +62,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Encode uint8 RGB (H, W, 3) as baseline JPEG with 4:2:0 chroma, always by the same encoder settings."""
+    """Encode uint8 RGB (H, W, 3) as baseline JPEG with 4:2:0 chroma, always with the same encoder settings."""
     return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1].tobytes()
 
 

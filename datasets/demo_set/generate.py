@@ -1,8 +1,8 @@
-"""Make the demo set: procedural portraits, half of them forged, without any download.
+"""Generate the demo set: procedural portraits, half of them forged, without any download.
 
-Reals are rendered and photographed by a simulated camera (``demo_camera``); fakes are other people, photographed the
-same way and then forged by one of three generators (``demo_fakes``, which names the papers). Every image depends on
-(seed, index) only, so the files are the same bytes for any number of workers.
+Real images are rendered and photographed by a simulated camera (camera.py); fakes show other people, photographed the
+same way and then forged by one of three generators (fakes.py, which cites the papers). Every image depends on
+(seed, index) only, so the files have the same bytes for any number of workers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUALITIES = (70, 95)
 
 @dataclass(frozen=True)
 class Job:
-    """One image to make; ``generator`` is None for a real one."""
+    """One image to generate; ``generator`` is None for a real one."""
 
     folder: str
     seed: int
@@ -42,21 +42,21 @@ class Job:
 
 
 def demo_folder_name(n: int = 2400, size: int = 128, seed: int = 0) -> str:
-    """Return the name of the folder that holds the demo set with these settings."""
+    """The name of the folder of the demo set with these settings."""
     return f"demo-v{DEMO_VERSION}-n{n}-s{size}-seed{seed}"
 
 
 def make_demo(
     root: Path, n: int = 2400, size: int = 128, seed: int = 0, workers: int | None = None, progress: bool = True
 ) -> Path:
-    """Make the demo set under ``root``, or find it there, and return its folder ``root/demo_folder_name(...)``.
+    """Generate the demo set under ``root`` unless it is there, and return its folder ``root/demo_folder_name(...)``.
 
     The folder holds ``{train,valid,test}/{real,fake/<generator>}/*.jpg`` (size x size, RGB), the soft masks of the
     blended fakes, ``masks/<split>/<stem>.png`` (8-bit grey, 255 where the face was replaced), and ``demo.json``.
-    It appears whole or not at all.
+    It appears only when it is complete.
 
     Raises:
-        UserError: n, size or seed are out of range, or the folder exists and is not this demo set.
+        UserError: n, size or seed is out of range, or the folder holds something else.
     """
     if n < 60 or size < 64 or size % 2 or seed < 0:
         raise UserError(f"expected n >= 60, an even size >= 64 and a seed >= 0, got n={n}, size={size}, seed={seed}")
@@ -74,7 +74,7 @@ def make_demo(
         try:
             draft.rename(folder)
         except OSError:
-            # Another process may have finished the same set in the meantime; its files are the same.
+            # Another process may have generated the same files in the meantime.
             return _reused(folder, card)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -94,7 +94,7 @@ def _reused(folder: Path, card: dict[str, int]) -> Path:
 def plan(folder: Path, n: int, size: int, seed: int) -> list[Job]:
     """List every image: half real, the fakes shared equally by the generators, each group split 70/10/20.
 
-    Indices are dealt at random, so that neither a file's name nor its place in a listing tells its label.
+    Indices are assigned at random, so that neither name nor position of a file reveals its label.
     """
     names: list[str | None] = [None] * (n - n // 2) + [list(GENERATORS)[i % len(GENERATORS)] for i in range(n // 2)]
     indices = np.random.default_rng([seed, n, DEMO_VERSION]).permutation(n)
@@ -109,7 +109,7 @@ def plan(folder: Path, n: int, size: int, seed: int) -> list[Job]:
 
 
 def make_image(job: Job) -> None:
-    """Make one image and write it; nothing but (seed, index), the generator and the size decides its bytes."""
+    """Generate and write one image, which depends on (seed, index), the generator and the size only."""
     rng = np.random.default_rng([job.seed, job.index, DEMO_VERSION])
     quality = int(rng.integers(QUALITIES[0], QUALITIES[1] + 1))
     place = Path(job.folder) / job.split / (f"fake/{job.generator}" if job.generator else "real")
@@ -132,7 +132,12 @@ def _make_images(jobs: list[Job], workers: int, progress: bool) -> None:
     for split in SPLITS:
         for part in (f"{split}/real", f"masks/{split}", *(f"{split}/fake/{name}" for name in GENERATORS)):
             (folder / part).mkdir(parents=True, exist_ok=True)
-    bar = {"total": len(jobs), "desc": "making the demo set", "unit": "image", "disable": None if progress else True}
+    bar = {
+        "total": len(jobs),
+        "desc": "generating the demo set",
+        "unit": "image",
+        "disable": None if progress else True,
+    }
     threads = cv2.getNumThreads()
     # OpenCV's thread pool does not survive a fork: stop it before the workers start.
     cv2.setNumThreads(0)

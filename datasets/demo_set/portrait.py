@@ -1,4 +1,4 @@
-"""Put a procedural portrait together: features, skin, hair, clothes and background under one light."""
+"""Assemble a procedural portrait: features, skin, hair, clothes and background under one light."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _figure_height(figure: Figure, size: int, covered: np.ndarray, front: np.nda
 
 
 def _finish(figure: Figure, radiance: np.ndarray, light: dict[str, np.ndarray], gaze: float) -> None:
-    """Add what sits on top of the lit surface: glints in the eyes and glasses."""
+    """Add what lies on top of the lit surface: glints in the eyes and glasses."""
     apart, black = figure.who.eye[0], f32([0.012, 0.011, 0.012])
     glint = gaze + float(light["direction"][0]) * 0.03
     spots = [ellipse(side * apart + glint, -0.028, 0.014, 0.014, count=10) for side in SIDES]

@@ -1,4 +1,4 @@
-"""Draw a contact sheet of the demo set: labelled rows of reals and of each generator's fakes."""
+"""Draw a contact sheet of the demo set: labelled rows of real images and of the fakes of each generator."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from utils.errors import UserError
 
 
 def contact_sheet(root: Path, out_png: Path, columns: int = 8, split: str = "test") -> Path:
-    """Draw rows real / upsampled / blended / denoised from a demo folder and return ``out_png``.
+    """Draw rows real / upsampled / blended / denoised of the folder ``root`` that ``make_demo`` returned.
 
-    ``root`` is the folder that ``make_demo`` returns. Below the blended row the same images show the outline of the
-    region that was swapped.
-
-    Raises:
-        UserError: the folder does not hold the demo set, or one of its images cannot be read.
+    Below the blended row, the same images show the outline of the swapped region. Returns ``out_png``. Raises
+    UserError if ``root`` does not hold the demo set or one of its images cannot be read.
     """
     root, rows = Path(root), []
     for label in ("real", *GENERATORS):

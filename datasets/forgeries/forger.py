@@ -1,22 +1,22 @@
-"""Forgeries made from real photographs while training, so that a detector learns more than the traces of generators.
+"""Forgeries of real photographs during training, so that a detector learns more than the traces of generators.
 
-    blend      the face again, with another colour, sharpness and place, behind a seam. K. Shiohara, T. Yamasaki,
+    blend      the same face with another colour, sharpness and place, behind a seam. K. Shiohara, T. Yamasaki,
                "Detecting Deepfakes with Self-Blended Images", CVPR 2022 (arXiv 2204.08376)
-    splice     an eye, the nose or the mouth of another scale, angle, side or compression history, as composites are
-               made by hand
+    splice     an eye, the nose or the mouth with another scale, angle, side or compression history, as in manual
+               composites
     upsample   the whole picture through a simulated decoder. X. Zhang, S. Karaman, S.-F. Chang, "Detecting and
                Simulating Artifacts in GAN Fake Images", WIFS 2019 (arXiv 1907.06515)
-    smooth     skin smoothed and features moved, as beauty filters and retouching do; S.-Y. Wang et al., "Detecting
-               Photoshopped Faces by Scripting Photoshop", ICCV 2019 (arXiv 1906.05856), move them likewise
+    smooth     smoothed skin and moved features, as by beauty filters and retouching; S.-Y. Wang et al., "Detecting
+               Photoshopped Faces by Scripting Photoshop", ICCV 2019 (arXiv 1906.05856), warp similarly
     decoder    the whole picture through a small autoencoder, which needs weights (datasets/forgeries/decoder.py)
 
 Each takes an image ``(H, W, 3)`` uint8 RGB of 32 px or more and a numpy Generator, and returns the forged image and a
-mask ``(H, W)`` float32 in [0, 1]: the weight with which each pixel was replaced. Where it is 0 nothing has changed. The
-face is expected in the middle, as in all our sets (datasets/forgeries/masks.py).
+mask ``(H, W)`` float32 in [0, 1]: the weight with which each pixel was replaced, 0 where nothing changed. The face is
+expected in the middle (datasets/forgeries/masks.py).
 
-Deviations: the face prior stands for landmarks; of self-blended images only the inner copy is altered, in both
-directions (sharper and softer, brighter and darker), which makes the same contrasts with a surround that is left as
-it was; ``upsample`` simulates the up-sampling of AutoGAN by random kernels and trains no network.
+Deviations: a face prior replaces landmarks; self-blended images alter only the inner copy, in both directions (sharper
+and softer, brighter and darker), which gives the same contrasts; ``upsample`` simulates the up-sampling of AutoGAN by
+random kernels, without training a network.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from datasets.forgeries.steps import (
 from datasets.perturbations import jpeg
 from utils.errors import UserError, closest
 
-SALT = 0x466F7267  # sets the draws of the forger apart from those of the augmentation, which has the same seed
-QUALITIES = (70, 95)  # of JPEG after forging; the sets that we train on are around 75
+SALT = 0x466F7267  # separates these draws from those of the augmentation, which has the same seed
+QUALITIES = (70, 95)  # of JPEG after forging; the usual training sets are around 75
 BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 
 Forgery = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 def blend(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Replace the face by a copy of itself with another colour or sharpness that is moved and scaled by a little."""
+    """Replace the face by a slightly moved and scaled copy with another colour or sharpness."""
     copy = change_colour(image, rng) if rng.random() < 0.7 else image
     copy = change_sharpness(copy, rng) if copy is image or rng.random() < 0.6 else copy
     copy = move(copy, rng, shift=0.03, scale=0.05, degrees=2.0)
@@ -59,7 +59,7 @@ def blend(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
 
 
 def splice(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Replace a feature by one of another picture of the same person: scaled, turned, mirrored or compressed."""
+    """Replace a feature as if by that of another picture of the person: scaled, turned, mirrored or compressed."""
     face = find_face(image, rng)
     mask = feature_mask(image.shape, face, rng)
     copy = mirror(image, face) if rng.random() < 0.3 else image
@@ -75,9 +75,9 @@ def splice(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def upsample(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Re-create the picture at half, sometimes a quarter, of its size by the up-sampling layers of generators.
+    """Rebuild the picture from half, sometimes a quarter, of its size by the up-sampling layers of generators.
 
-    A random share of the detail that scaling would lose is put back, so that blur is not the trace to learn.
+    A random share of the detail lost by scaling is added back, so that blur is not the trace to learn.
     """
     height, width = image.shape[:2]
     levels = 2 if rng.random() < 0.25 else 1
@@ -94,7 +94,7 @@ def upsample(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
 
 
 def smooth(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth the face and keep its edges, or move one or two of its features, or both."""
+    """Smooth the face but not its edges, or move one or two of its features, or both."""
     face = find_face(image, rng)
     kind = rng.random()
     mask = np.zeros(image.shape[:2], np.float32)
@@ -110,7 +110,7 @@ def smooth(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 FORGERIES: dict[str, Forgery] = {"blend": blend, "splice": splice, "upsample": upsample, "smooth": smooth}
-DECODER = "decoder"  # the one that is no pure function: it comes with the weights of a network
+DECODER = "decoder"  # not a pure function: it needs the weights of a network
 KINDS = (*FORGERIES, DECODER)
 
 
@@ -121,12 +121,12 @@ KINDS = (*FORGERIES, DECODER)
 class Forger:
     """Turns a ``share`` of the real training images into fakes of the kinds ``names``; picklable for loader workers.
 
-    Forged images are compressed as JPEG again, or the lack of its traces would give them away. So that compressing
-    twice is no clue either, the same is done to as large a share of the real images that stay real as there are
-    forgeries among all fakes, in a set of as many fakes as reals: ``share / (1 + share)``. Labelled fakes are left
-    alone. The draws depend on the seed of the item and leave those of the augmentation as they are.
+    Forged images are compressed as JPEG again, since missing JPEG traces would give them away. To keep double
+    compression from becoming a clue, the same share of the remaining real images is compressed again as there are
+    forgeries among all fakes, assuming as many fakes as reals: ``share / (1 + share)``. Labelled fakes do not change.
+    The draws depend on the seed of the item and do not affect those of the augmentation.
 
-    ``decoder`` is the forgery of that name, which has to be there before the first image if ``names`` has it.
+    ``decoder`` is the forgery of that name, required if ``names`` contains it.
     """
 
     names: tuple[str, ...]

@@ -1,8 +1,8 @@
-"""Where a forgery is made: a guess of where the face is, and masks of the face and of its features.
+"""Where a forgery is made: an estimate of the position of the face, and masks of the face and its features.
 
-All sets of this project are crops around one face, so the face is expected in the middle, upright, and only its width
-is estimated, from how far the colour in the middle of the picture reaches to both sides. No landmark model is needed.
-Where the guess is wrong, the seam runs through hair or background instead, and is a seam all the same.
+Training images are crops around one face, so the face is expected upright in the middle, and only its width is
+estimated, from the extent of the skin colour to both sides. No landmark model is needed. Where the estimate is wrong,
+the seam runs through hair or background and is still a seam.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-THUMBNAIL = 32  # px, side of what the width of the face is read from
+THUMBNAIL = 32  # px, side of the picture from which the width of the face is estimated
 SKIN_DISTANCE = 22.0  # grey levels of chroma, plus a quarter of those of luma, between one skin and another
 WIDTHS = (0.12, 0.36)  # half the width of a face as a fraction of the picture: from loose to tight crops
-GRID = 64  # px, side of what face masks are drawn on before they are enlarged: they are soft anyway
+GRID = 64  # px, side of face masks before they are enlarged; they are soft anyway
 FAINT = 1 / 255  # smaller weights change no pixel
 OUTLINE = 24  # corners of the outline of a face
 
@@ -31,7 +31,7 @@ FEATURES: dict[str, tuple[tuple[float, float, float, float], ...]] = {
 
 @dataclass(frozen=True)
 class FaceFrame:
-    """Where a face is: its middle, and half its width and height, as fractions of the sides of the picture."""
+    """The middle of a face, and half its width and height, as fractions of the sides of the picture."""
 
     x: float
     y: float
@@ -40,7 +40,7 @@ class FaceFrame:
 
 
 def find_face(image: np.ndarray, rng: np.random.Generator) -> FaceFrame:
-    """Guess where the face is in ``(H, W, 3)`` uint8 RGB, with some jitter; the width is drawn if nothing is seen."""
+    """Estimate the face in ``(H, W, 3)`` uint8 RGB, with jitter; an invisible width is drawn at random."""
     small = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     luma_chroma = cv2.cvtColor(small, cv2.COLOR_RGB2YCrCb).astype(np.float32)
     rows, middle = slice(13, 21), THUMBNAIL // 2
@@ -49,20 +49,20 @@ def find_face(image: np.ndarray, rng: np.random.Generator) -> FaceFrame:
     other = distance.mean(0) > SKIN_DISTANCE
     reach = [int(np.argmax(side)) if side.any() else middle for side in (other[:middle][::-1], other[middle:])]
     half = sum(reach) / 2 / THUMBNAIL
-    if not WIDTHS[0] / 1.5 <= half < 0.45:  # no border is seen, or one within the face
+    if not WIDTHS[0] / 1.5 <= half < 0.45:  # no border is visible, or only one within the face
         half = rng.uniform(0.2, WIDTHS[1])
     half = float(np.clip(half, *WIDTHS)) * rng.uniform(0.88, 1.12)
-    down = 0.55 - max(0.0, half - 0.25) * 0.6  # tight crops leave out the hair, so the face is higher in them
+    down = 0.55 - max(0.0, half - 0.25) * 0.6  # tight crops exclude the hair, so the face is higher
     shift = float(np.clip((reach[1] - reach[0]) / 2 / THUMBNAIL, -0.06, 0.06))
     height, width = image.shape[:2]
-    tall = 1.25 * half * float(np.clip(width / height, 0.7, 1.4))  # crops that are higher than wide show taller faces
+    tall = 1.25 * half * float(np.clip(width / height, 0.7, 1.4))  # portrait crops show taller faces
     return FaceFrame(0.5 + shift + rng.uniform(-0.02, 0.02), down + rng.uniform(-0.04, 0.04), half, tall)
 
 
 def face_mask(shape: tuple[int, ...], face: FaceFrame, rng: np.random.Generator) -> np.ndarray:
-    """A soft mask ``(H, W)`` float32 in [0, 1] of a face: an outline with random corners, bent and blurred at random.
+    """A soft mask ``(H, W)`` float32 in [0, 1] of a face: a random outline, bent and blurred at random.
 
-    It ends at the brows, at the hairline or between; Shiohara and Yamasaki draw one of four hulls of landmarks.
+    It ends between brows and hairline; Shiohara and Yamasaki draw one of four hulls of landmarks.
     """
     angles = np.linspace(0, 2 * np.pi, OUTLINE, endpoint=False)
     radius = 1 + 0.12 * smooth_noise(rng, OUTLINE // 4, OUTLINE)
@@ -77,7 +77,7 @@ def face_mask(shape: tuple[int, ...], face: FaceFrame, rng: np.random.Generator)
 
 
 def feature_mask(shape: tuple[int, ...], face: FaceFrame, rng: np.random.Generator) -> np.ndarray:
-    """A mask ``(H, W)`` float32 in [0, 1] of the eyes, one eye, the nose or the mouth; its edge is hard or soft."""
+    """A mask ``(H, W)`` float32 in [0, 1] of the eyes, one eye, the nose or the mouth, with a hard or soft edge."""
     height, width = shape[:2]
     name = list(FEATURES)[rng.integers(len(FEATURES))]
     grow, sharp = rng.uniform(0.9, 1.5), rng.random() < 0.3
@@ -106,7 +106,7 @@ def enlarge(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def drop_faint(mask: np.ndarray) -> np.ndarray:
-    """Set to 0 what is too faint to change a pixel, so that the mask ends where the change ends."""
+    """Set weights too small to change a pixel to 0, so that the mask ends where the change ends."""
     return np.where(mask < FAINT, np.float32(0), np.minimum(mask, np.float32(1)))
 
 

@@ -1,7 +1,7 @@
-"""What forgeries are made of: other colours, sharpness and places, up-sampling layers, skin filters, small warps.
+"""Building blocks of forgeries: colour, sharpness and position changes, up-sampling layers, skin filters, warps.
 
-Images are ``(H, W, 3)`` RGB, uint8 except where up-sampling works on float32 grey levels. Nothing changes its input,
-and all draws come from the generator.
+Images are ``(H, W, 3)`` RGB uint8; up-sampling works on float32 grey levels. No function changes its input, and all
+draws come from the generator.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datasets.forgeries.masks import FaceFrame
 
 
 def composite(image: np.ndarray, copy: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mix two images uint8 by the weight ``(H, W)`` of the second; where it is 0 the first stays exactly as it is."""
+    """Mix two uint8 images by the weight ``(H, W)`` of the second; pixels of weight 0 stay unchanged."""
     return cv2.blendLinear(image, copy, 1 - mask, mask)
 
 
@@ -28,13 +28,13 @@ def change_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gain = rng.uniform(0.88, 1.12) * (1 + 0.04 * rng.standard_normal(3))
     saturation, offset = rng.uniform(0.75, 1.25), 8 * rng.standard_normal() + 4 * rng.standard_normal(3)
     mixing = saturation * np.eye(3) + (1 - saturation) * np.array([0.299, 0.587, 0.114])
-    pivot = image[::8, ::8].mean(axis=(0, 1))  # contrast turns around the mean, so that the skin stays skin
+    pivot = image[::8, ::8].mean(axis=(0, 1))  # contrast is relative to the mean, which keeps skin tones plausible
     matrix = gain[:, None] * mixing
     return cv2.transform(image, np.column_stack([matrix, pivot - matrix @ pivot + offset]).astype(np.float32))
 
 
 def change_sharpness(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Softer, by scaling down and up or by blur, or sharper."""
+    """Soften, by scaling down and up or by blur, or sharpen."""
     kind = rng.random()
     height, width = image.shape[:2]
     if kind < 0.4:
@@ -50,7 +50,7 @@ def change_sharpness(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def move(image: np.ndarray, rng: np.random.Generator, shift: float, scale: float, degrees: float) -> np.ndarray:
-    """Shift by up to ``shift`` of the sides, scale by up to 1 +- ``scale`` and turn around the middle."""
+    """Shift by up to ``shift`` of the sides, scale by up to 1 +- ``scale`` and rotate around the middle."""
     height, width = image.shape[:2]
     turn, factor = rng.uniform(-degrees, degrees), 1 + rng.uniform(-scale, scale)
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), turn, factor)
@@ -60,7 +60,7 @@ def move(image: np.ndarray, rng: np.random.Generator, shift: float, scale: float
 
 
 def mirror(image: np.ndarray, face: FaceFrame) -> np.ndarray:
-    """Swap left and right around the middle of the face, so that one eye takes the place of the other."""
+    """Mirror around the middle of the face, so that the eyes change places."""
     matrix = np.array([[-1, 0, 2 * face.x * image.shape[1] - 1], [0, 1, 0]], np.float32)
     return cv2.warpAffine(image, matrix, image.shape[1::-1], borderMode=cv2.BORDER_REFLECT_101)
 
@@ -71,7 +71,7 @@ def transposed_convolution(low: np.ndarray, rng: np.random.Generator, flaw: floa
 
 
 def nearest_convolution(low: np.ndarray, rng: np.random.Generator, flaw: float) -> np.ndarray:
-    """Double the size by repeating pixels, then a random small kernel; its phases differ by ``flaw`` all the same."""
+    """Double the size by repeating pixels, then apply a small random kernel and phases that differ by ``flaw``."""
     high = cv2.resize(low, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     taps = np.array([0.15, 0.7, 0.15]) + 0.05 * rng.standard_normal(3)
     kernel = np.outer(taps, taps) * (1 + 0.1 * rng.standard_normal((3, 3)))
@@ -79,12 +79,12 @@ def nearest_convolution(low: np.ndarray, rng: np.random.Generator, flaw: float) 
 
 
 def pixel_shuffle(low: np.ndarray, rng: np.random.Generator, flaw: float) -> np.ndarray:
-    """Double the size smoothly, with another gain for each of the four pixels that one pixel becomes."""
+    """Double the size smoothly, with a different gain for each of the four pixels that replace one."""
     return phase_gains(cv2.resize(low, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR), rng, flaw)
 
 
 def phase_gains(high: np.ndarray, rng: np.random.Generator, flaw: float) -> np.ndarray:
-    """Multiply each of the four phases of a grid of 2 x 2 px by about 1 +- ``flaw``, and each channel a bit apart."""
+    """Multiply each of the four phases of a 2 x 2 px grid by about 1 +- ``flaw``, slightly different per channel."""
     grey, colour = rng.standard_normal((2, 2, 1)), rng.standard_normal((2, 2, 3))
     gains = (1 + flaw * (grey + 0.4 * colour)).astype(np.float32)
     return high * np.tile(gains, (high.shape[0] // 2, high.shape[1] // 2, 1))
@@ -94,12 +94,12 @@ UPSAMPLERS = (transposed_convolution, nearest_convolution, pixel_shuffle)
 
 
 def bilateral(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Smooth skin and keep edges."""
+    """Smooth skin but not edges."""
     return cv2.bilateralFilter(image, 7, rng.uniform(20, 60), rng.uniform(2, 4))
 
 
 def median(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Remove what is small."""
+    """Remove small details."""
     return cv2.medianBlur(image, 5 if rng.random() < 0.5 else 7)
 
 
@@ -122,7 +122,7 @@ SMOOTHERS = (bilateral, median, guided)
 
 
 def liquify(image: np.ndarray, face: FaceFrame, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Push, widen or narrow a round part of the face, most at its middle and nothing at its border."""
+    """Push, widen or narrow a round part of the face, strongest in its middle."""
     height, width = image.shape[:2]
     unit = face.half_width * width
     centre = np.array([face.x * width, face.y * height]) + unit * rng.uniform(-0.6, 0.6, 2)

@@ -57,8 +57,8 @@ def test_batches_are_those_of_the_host_pixel_for_pixel(records, augmentation, dr
     [
         ({"augmentation": "forensic"}, "only crops and flips"),
         ({"forger": Forger(("blend",), 0.5)}, "only crops and flips"),
-        ({"geometry": Geometry("crop", 32, 48)}, "to be rescaled"),
-        ({"size": 96}, "to be rescaled"),
+        ({"geometry": Geometry("crop", 32, 48)}, "must be rescaled"),
+        ({"size": 96}, "must be rescaled"),
     ],
 )
 def test_what_the_device_cannot_do_stays_on_the_host_and_says_so(records, change, says):
@@ -70,13 +70,13 @@ def test_what_the_device_cannot_do_stays_on_the_host_and_says_so(records, change
 def test_images_of_several_sizes_stay_on_the_host(records, tmp_path):
     cv2.imwrite(str(tmp_path / "7.png"), np.zeros((90, 90, 3), np.uint8))
     _, where = make_training_loader(dataset(records), 4, EpochSampler(len(records), 0), 0, True, CPU, "device")
-    assert "several sizes" in where
+    assert "differ in size" in where
 
 
 def test_too_many_images_stay_on_the_host(records, monkeypatch):
     monkeypatch.setattr("datasets.device_images.free_bytes", lambda _: 10_000)
     _, where = make_training_loader(dataset(records), 4, EpochSampler(len(records), 0), 0, True, CPU, "device")
-    assert "too much" in where
+    assert "exceed" in where
 
 
 def test_without_a_gpu_auto_means_host(records):
