@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.checkpoints.file import load_checkpoint, save_checkpoint
     from utils.evaluation.finalize import finalize
     from utils.runtime import pick_device, set_threads
+    from utils.scoring.scorer import Settings
 
     set_threads(args.threads)
     checkpoint = load_checkpoint(path)
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     checkpoint["train_args"] = {**checkpoint["train_args"], "calibrated_by": command}
     checkpoint.pop("format_version")  # save_checkpoint writes its own
     save_checkpoint(target, checkpoint)
-    rows, unreadable = finalize(target, data, args.batch_size, pick_device(args.device), args.calibration, tiers)
+    settings = Settings(args.batch_size)
+    rows, unreadable = finalize(target, data, settings, pick_device(args.device), args.calibration, tiers)
     return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE}
 
 

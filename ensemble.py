@@ -82,12 +82,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.checkpoints.file import save_checkpoint
     from utils.evaluation.finalize import finalize
     from utils.runtime import pick_device, set_threads
+    from utils.scoring.scorer import Settings
 
     device = pick_device(args.device)
     set_threads(args.threads)
     join = show_views if args.views else soup if args.method == "soup" else fit_ensemble
     save_checkpoint(folder / "best.pt", join(args, paths, data, device))
-    rows, unreadable = finalize(folder / "best.pt", data, args.batch_size, device)
+    rows, unreadable = finalize(folder / "best.pt", data, Settings(args.batch_size), device)
     return {"checkpoint": str(folder / "best.pt"), "rows": rows, "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE}
 
 

@@ -192,10 +192,11 @@ def score_all(
     All checkpoints go over a data set together, so that its images are read once.
     """
     from datasets.image_cache import cache_listing
-    from utils.evaluation.evaluate import evaluate_tiers
+    from utils.evaluation.evaluate import evaluate_tiers, load_candidates
     from utils.evaluation.face_scores import highest_faces, with_faces
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
     from utils.scoring.cache import ScoreCache
+    from utils.scoring.scorer import Settings
     from utils.scoring.table import relative_path
 
     device = pick_device(args.device)
@@ -207,20 +208,12 @@ def score_all(
     # are kept of whole pictures only.
     no_cache = args.no_score_cache or team.size > 1 or finder_name(args)
     cache = ScoreCache(None if no_cache else Path(args.score_cache), f"{device.type} {dtype}")
+    settings = Settings(args.batch_size, pick_workers(args.workers, device), dtype)
     files: dict[tuple[int, int], Path] = {}
     for column, (dataset, listing) in enumerate(data):
         warn_of_training_images(candidates, dataset, listing)
         listing = cache_listing(listing, Path(args.cache) if args.cache else None)
-        results = evaluate_tiers(
-            candidates,
-            with_faces(listing, finder_name(args)),
-            tiers,
-            cache,
-            dataset=dataset,
-            batch_size=args.batch_size,
-            workers=pick_workers(args.workers, device),
-            dtype=dtype,
-        )
+        results = evaluate_tiers(candidates, with_faces(listing, finder_name(args)), tiers, cache, settings, dataset)
         if finder_name(args):
             results = [(highest_faces(table), unreadable) for table, unreadable in results]
         for item in results[0][1]:  # the same for every checkpoint
@@ -234,19 +227,6 @@ def score_all(
             write_scored(file, candidate, listing, table, facts)
             files[row, column] = file
     return [files[key] for key in sorted(files)]
-
-
-def load_candidates(paths: list[Path], device) -> list[Candidate]:
-    """Load all checkpoints, each under a name of its own."""
-    from utils.checkpoints.file import load_detector
-    from utils.evaluation.evaluate import Candidate, checkpoint_names
-    from utils.scoring.cache import file_digest
-
-    names = checkpoint_names(paths)
-    return [
-        Candidate(name, *load_detector(path, device), file_digest(path))
-        for name, path in zip(names, paths, strict=True)
-    ]
 
 
 def warn_of_training_images(candidates: Sequence[Candidate], dataset: str, listing: Listing) -> None:

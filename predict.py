@@ -183,7 +183,7 @@ def check_flags_of_export(args: argparse.Namespace) -> None:
 def rows_of_batches(
     scores: Iterator, records: Sequence[Record], point: OperatingPoint, threshold: str | float
 ) -> Iterator[list[Row]]:
-    """Turn what ``stream_scores`` yields into one list of rows per batch."""
+    """Turn what the scorer yields into one list of rows per batch."""
     for indices, logits, unreadable in scores:
         rows: dict[int, Row] = {index: {"path": records[index].path, "error": reason} for index, reason in unreadable}
         p_fake = point.p_fake(logits)

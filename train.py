@@ -393,9 +393,10 @@ def finish(args, data: TrainingData, folder: Path, device, unreadable: dict[str,
     """Fit the operating point of best.pt on validation and report the test splits."""
     from utils.distributed import wait_for_all
     from utils.evaluation.finalize import finalize
+    from utils.scoring.scorer import Settings
 
     wait_for_all()
-    rows, failed = finalize(folder / "best.pt", data, args.batch_size, device, args.calibration)
+    rows, failed = finalize(folder / "best.pt", data, Settings(args.batch_size), device, args.calibration)
     exit_code = EXIT_PARTIAL if unreadable or failed else EXIT_DONE
     return {"checkpoint": str(folder / "best.pt"), "rows": rows, "history": [], "exit_code": exit_code}
 

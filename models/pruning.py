@@ -58,7 +58,9 @@ def prune_channels(detector: Detector, share: float) -> Channels:
         raise UserError(
             f"expected a network whose channels can be removed for --prune, but in {type(detector).__name__}: {reason}"
         ) from None
-    return {name: width for name, width in layer_widths(detector).items() if width != before[name]}
+    channels = {name: width for name, width in layer_widths(detector).items() if width != before[name]}
+    detector.model_args = {**detector.model_args, "channels": channels}
+    return channels
 
 
 def layer_widths(detector: nn.Module) -> Channels:

@@ -9,7 +9,7 @@ from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.errors import UserError
 from utils.evaluation.operating_point import fit_operating_point
-from utils.scoring.scorer import score_jobs, score_table
+from utils.scoring.scorer import Job, score, score_table
 
 
 def test_weights_stay_and_the_operating_point_is_new(tiny_checkpoint, image_folder, tmp_path, capsys):
@@ -44,7 +44,7 @@ def test_images_count_as_the_tiers_deliver_them(tiny_checkpoint, image_folder, t
     flags = ["--checkpoint", str(tiny_checkpoint), "--data", str(image_folder), "--threads", "1"]
     detector, _ = load_detector(tiny_checkpoint)
     records = open_records(str(image_folder), "valid").records
-    scores = score_jobs([(detector, "clean"), (detector, "web")], records)
+    scores = score([Job(detector), Job(detector, "web")], records)
     as_is, delivered = (score_table(records, one, OperatingPoint(), "images", "any") for one in scores)
     wanted = {"clean": [as_is], "web": [delivered], "clean web": [as_is, delivered]}
     aucs = set()

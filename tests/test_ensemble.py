@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.explanations.layers import capture
 from utils.explanations.maps import Question
 from utils.explanations.methods.cam import gradcam
-from utils.scoring.scorer import score_records
+from utils.scoring.scorer import Job, score
 
 SHARP = {"method": "temperature", "temperature": 0.5}
 SHIFTED = {"method": "temperature", "temperature": 4.0, "bias": -0.7}
@@ -87,12 +87,12 @@ def calibrated(file: Path, records) -> np.ndarray:
     """A member's own calibrated logits, image files in."""
     detector, checkpoint = load_detector(file)
     calibration = checkpoint["calibration"] or {}
-    logits = score_records(detector, records).logits
+    logits = score([Job(detector)], records)[0].logits
     return logits / calibration.get("temperature", 1.0) + calibration.get("bias", 0.0)
 
 
 def logits_of(file: Path, records) -> np.ndarray:
-    return score_records(load_detector(file)[0], records).logits
+    return score([Job(load_detector(file)[0])], records)[0].logits
 
 
 # The joined logits
@@ -152,7 +152,7 @@ def test_weights_follow_the_validation_auc(member, join, image_folder, monkeypat
     assert detector.bias == 0
     records = open_records(str(image_folder)).records
     wanted = np.array([0.4, 0.2, 0.01]) / 0.61 @ np.stack([calibrated(file, records) for file in files])
-    assert np.allclose(score_records(detector, records).logits, wanted, atol=1e-5)
+    assert np.allclose(score([Job(detector)], records)[0].logits, wanted, atol=1e-5)
 
 
 def test_stacking_is_a_logistic_regression_on_validation(member, join, image_folder):
@@ -167,7 +167,7 @@ def test_stacking_is_a_logistic_regression_on_validation(member, join, image_fol
     assert np.allclose(detector.bias.item(), fitted.intercept_[0], atol=1e-3)
     test = open_records(str(image_folder)).records
     columns = np.stack([calibrated(file, test) for file in files], axis=1)
-    assert np.allclose(score_records(detector, test).logits, fitted.decision_function(columns), atol=1e-3)
+    assert np.allclose(score([Job(detector)], test)[0].logits, fitted.decision_function(columns), atol=1e-3)
 
 
 def test_perfect_and_useless_members_get_weights():

@@ -24,7 +24,7 @@ from models.registry import create_model
 from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT, open_output
-from utils.scoring.scorer import JobViews, score_records
+from utils.scoring.scorer import Job, Settings, Views, score
 
 FITTED = {"balanced": 0.5, "fpr1": 0.7, "fpr01": 0.9, "unsure_low": 0.4, "unsure_high": 0.6}
 
@@ -96,7 +96,7 @@ def test_logits_and_p_fake_are_those_of_the_evaluation_loop(checkpoint, capsys):
     assert run(checkpoint, "photos", "--batch-size", "3")["exit_code"] == 0
     rows = csv_rows(capsys.readouterr().out)
     detector, _ = load_detector(checkpoint)
-    scores = score_records(detector, [Record(name, None, "") for name in names], batch_size=3)
+    scores = score([Job(detector)], [Record(name, None, "") for name in names], Settings(3))[0]
     assert [row["path"] for row in rows] == names
     assert [float(row["logit"]) for row in rows] == scores.logits.tolist()
     assert [float(row["p_fake"]) for row in rows] == detector.operating_point.p_fake(scores.logits).tolist()
@@ -470,7 +470,7 @@ def test_rows_are_out_before_later_images_are_read(checkpoint, monkeypatch):
 
 def test_memory_does_not_grow_with_the_number_of_images(checkpoint, monkeypatch, capsys):
     name = write_images("a.png")[0]
-    real_call, tensors, most = JobViews.__call__, [], [0]
+    real_call, tensors, most = Views.__call__, [], [0]
 
     def counting_call(self, image, seed=None):
         tensor = real_call(self, image, seed)
@@ -478,7 +478,7 @@ def test_memory_does_not_grow_with_the_number_of_images(checkpoint, monkeypatch,
         most[0] = max(most[0], sum(reference() is not None for reference in tensors))
         return tensor
 
-    monkeypatch.setattr(JobViews, "__call__", counting_call)
+    monkeypatch.setattr(Views, "__call__", counting_call)
     assert run(checkpoint, *[name] * 60, "--batch-size", "4")["n_images"] == 60
     assert len(tensors) == 60 and most[0] <= 8
 

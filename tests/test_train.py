@@ -23,7 +23,7 @@ from tests.conftest import FACES_PER_CLASS, TINY, assert_same, assert_same_run, 
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.scoring.scorer import score_records
+from utils.scoring.scorer import Job, score
 from utils.training.finetune import parameter_groups, warmup_cosine
 from utils.training.state import TrainingState
 
@@ -438,7 +438,7 @@ def test_label_smoothing_mixes_the_two_labels(plain_run, faces):
         losses[smoothing] = result["history"][0]["train_loss"]
     detector, _ = load_detector(folder / "best.pt")
     records = open_records(f"{faces}@split=train").records
-    logits = score_records(detector, records).logits
+    logits = score([Job(detector)], records)[0].logits
     labels = np.array([record.label for record in records])
     right, wrong = (np.logaddexp(0, np.where(labels == side, -logits, logits)).mean() for side in (1, 0))
     assert losses["0"] == pytest.approx(right, rel=1e-5)

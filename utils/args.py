@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +51,19 @@ def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_DONE)
     sys.exit(result.get("exit_code", EXIT_DONE))
+
+
+def command_line(script: str, argv: Sequence[str] | None) -> str:
+    """Return the command of a script as text that a shell reads back: ``python evaluate.py --data 'my photos'``.
+
+    ``argv`` is that of ``main``: None stands for the arguments of this process.
+    """
+    return shlex.join(["python", *script.split(), *(sys.argv[1:] if argv is None else argv)])
+
+
+def exit_code(failed: int | bool) -> int:
+    """Return EXIT_PARTIAL if some inputs failed, EXIT_DONE otherwise."""
+    return EXIT_PARTIAL if failed else EXIT_DONE
 
 
 # ---------------------------------------------------------------------------------------------- value types

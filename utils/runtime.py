@@ -6,14 +6,44 @@ import contextlib
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from utils.distributed import join_team
 from utils.errors import UserError
 from utils.files import ROOT
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a script computes: device, arithmetic, loader processes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    workers: int
+
+
+def set_up(
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int | None = None,
+    threads: int | None = None,
+    training: bool = False,
+) -> Machine:
+    """Turn the flags of ``utils.args.add_device_group`` into a machine; meet the other processes under torchrun.
+
+    Raises:
+        UserError: this machine has no such device, or the other processes cannot be reached.
+    """
+    found = pick_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        join_team(found)
+    set_threads(threads)
+    return Machine(found, pick_precision(precision, found, training), pick_workers(workers, found))
 
 
 def pick_device(name: str = "auto") -> torch.device:

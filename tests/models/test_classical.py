@@ -22,7 +22,7 @@ from tests.conftest import write_image
 from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
-from utils.scoring.scorer import score_records
+from utils.scoring.scorer import Job, score
 from utils.training.classical import fit_classical, write_importance
 
 SMALL = {
@@ -147,9 +147,9 @@ def test_a_checkpoint_gives_the_same_logits_to_the_bit(runs, faces, model, tmp_p
     records = open_records(str(faces)).records
     detector, checkpoint = load_detector(runs[model]["checkpoint"])
     assert not detector.has_input_gradient
-    first = score_records(detector, records)
+    first = score([Job(detector)], records)[0]
     save_checkpoint(tmp_path / "again.pt", {**checkpoint, "state_dict": detector.state_dict()})
-    again = score_records(load_detector(tmp_path / "again.pt")[0], records)
+    again = score([Job(load_detector(tmp_path / "again.pt")[0])], records)[0]
     assert first.logits.dtype == np.float64
     assert np.array_equal(first.logits, again.logits)
 
@@ -199,7 +199,7 @@ def test_training_twice_gives_the_same_logits(runs, faces, tmp_path):
     for model in ("random_forest", "lightgbm"):
         again = train.main(flags_of(model, faces, tmp_path / model))
         one, other = (load_detector(run["checkpoint"])[0] for run in (runs[model], again))
-        assert np.array_equal(score_records(one, records).logits, score_records(other, records).logits)
+        assert np.array_equal(score([Job(one)], records)[0].logits, score([Job(other)], records)[0].logits)
 
 
 # What is refused

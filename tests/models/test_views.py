@@ -14,7 +14,7 @@ from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.explanations.layers import capture
-from utils.scoring.scorer import score_records
+from utils.scoring.scorer import Job, score
 
 CNN = {"model": "cnn", "model_args": {"width": 4}, "geometry": {"mode": "crop", "size": 32}}
 
@@ -84,9 +84,9 @@ def test_a_checkpoint_of_views_needs_the_single_one_no_more(single, image_folder
     assert checkpoint["model_args"]["views"] == ["flip", "blur"]  # each once
     assert detector.geometry == plain.geometry == Geometry("crop", 32)
     records = open_records(f"{image_folder}@split=test").records
-    found = score_records(detector, records).logits
-    assert found.shape == score_records(plain, records).logits.shape
-    assert not torch.allclose(torch.tensor(found), torch.tensor(score_records(plain, records).logits))
+    found = score([Job(detector)], records)[0].logits
+    assert found.shape == score([Job(plain)], records)[0].logits.shape
+    assert not torch.allclose(torch.tensor(found), torch.tensor(score([Job(plain)], records)[0].logits))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from utils.args import check_checkpoint_file
 from utils.engines.exported import is_onnx
 from utils.errors import UserError
 from utils.files import atomic_write_bytes
+from utils.runtime import git_commit, versions
 
 FORMAT_VERSION = 1
 REQUIRED_KEYS = ("format_version", "model", "model_args", "state_dict", "geometry", "thresholds", "calibration")
@@ -82,6 +83,28 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"expected a dict as {', '.join(odd)} of checkpoint {str(path)!r}, found something else")
     checkpoint["state_dict"] = {key: _single(value) for key, value in checkpoint["state_dict"].items()}
     return checkpoint
+
+
+def describe_checkpoint(
+    detector: Detector, train_args: Mapping[str, Any], data: list[dict], seed: int = 0, epoch: int = 0
+) -> dict[str, Any]:
+    """Return everything in a new checkpoint but the weights; ``finalize`` fills in operating point and metrics.
+
+    ``train_args`` and ``data`` (see ``TrainingData.describe``) hold plain values only.
+    """
+    return {
+        "model": detector.name,
+        "model_args": detector.model_args,
+        "geometry": detector.geometry.to_dict(),
+        **OperatingPoint().to_checkpoint(),
+        "metrics": {},
+        "train_args": dict(train_args),
+        "data": data,
+        "seed": seed,
+        "epoch": epoch,
+        "git_commit": git_commit(),
+        "versions": versions(),
+    }
 
 
 def _single(value: Any) -> Any:

@@ -13,65 +13,82 @@ from datasets.perturbations import CLEAN
 from datasets.splits import TrainingData
 from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
-from utils.evaluation.evaluate import Evaluation, evaluate_listing, measure, summary_line
 from utils.evaluation.operating_point import fit_operating_point
 from utils.files import plain_values
-from utils.scoring.scorer import score_jobs, score_table
+from utils.metrics.binary import metrics_row
+from utils.scoring.scorer import Job, Settings, score, score_table
+from utils.scoring.table import ScoreTable
 
 
 def finalize(
     path: Path,
     data: TrainingData,
-    batch_size: int,
+    settings: Settings,
     device: torch.device,
     calibration: str = "temperature",
     tiers: Sequence[str] = (CLEAN,),
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Fit calibration and thresholds on validation, store them and all metrics in the checkpoint, print the test rows.
+    """Fit the operating point on validation, store it and all metrics in the checkpoint, print the test rows.
 
-    Every image is scored once per tier: the ``calibration`` (temperature, isotonic or none) is applied to the logits
-    afterwards. It and the thresholds are fitted on the validation images as each of the ``tiers`` delivers them; the
-    metrics are of the images as they are.
+    The operating point is fitted on the validation images as each of the ``tiers`` delivers them; ``calibration`` is
+    temperature, isotonic or none. The metrics are those of the clean images.
 
     Returns:
         The metrics rows of the test splits, and ``{path: reason}`` of the unreadable images.
     """
     detector, checkpoint = load_detector(path, device)
-
-    def score(listings: Sequence) -> list[Evaluation]:
-        return [evaluate_listing(detector, part, batch_size=batch_size, n_boot=0) for part in listings]
-
-    valid, test = score(data.valid), score(data.test)
-    fitted_on = [result.table for result in valid] if CLEAN in tiers else []
-    if delivered := [tier for tier in tiers if tier != CLEAN]:
-        for listing in data.valid:
-            jobs = [(detector, tier) for tier in delivered]
-            found = score_jobs(jobs, listing.records, batch_size=batch_size, description=f"{listing.name} delivered")
-            for tier, scores in zip(delivered, found, strict=True):
-                fitted_on.append(score_table(listing.records, scores, OperatingPoint(), listing.name, tier))
-    point = fit_operating_point(fitted_on, calibration)
-    checkpoint.update(point.to_checkpoint())
+    delivered: dict[str, list[ScoreTable]] = {tier: [] for tier in (CLEAN, *tiers)}
+    clean: dict[str, list[tuple[str, ScoreTable, int]]] = {"valid": [], "test": []}
+    unreadable: dict[str, str] = {}
+    for split, tables in clean.items():
+        jobs = [Job(detector, tier) for tier in (delivered if split == "valid" else (CLEAN,))]
+        for listing in getattr(data, split):
+            found = score(jobs, listing.records, settings, f"{listing.name} {split}")
+            for job, scores in zip(jobs, found, strict=True):
+                table = score_table(listing.records, scores, OperatingPoint(), listing.name, job.tier)
+                if split == "valid":
+                    delivered[job.tier].append(table)
+                if job.tier == CLEAN:
+                    tables.append((listing.name, table, len(scores.unreadable)))
+            unreadable |= {listing.records[index].path: reason for index, reason in found[0].unreadable}
+    point = fit_operating_point([table for tier in tiers for table in delivered[tier]], calibration)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for split, results in (("valid", valid), ("test", test)):
-        for result in results:
-            result.table.p_fake = point.p_fake(result.table.logit)
-        identity = {"checkpoint": str(path), "model": checkpoint["model"], "split": split}
+    for split, tables in clean.items():
+        identity = {"checkpoint": str(path), "model": detector.name, "split": split}
         rows[split] = [
-            measure(result, point, dataset=listing.name, **identity)
-            for result, listing in zip(results, getattr(data, split), strict=True)
+            measure(table, point, dataset=name, unreadable=failed, **identity) for name, table, failed in tables
         ]
-    checkpoint["metrics"] = {"best_epoch": checkpoint["epoch"], **plain_values(rows)}
-    save_checkpoint(path, {**checkpoint, "state_dict": load_checkpoint(path)["state_dict"]})
+    metrics = {"best_epoch": checkpoint["epoch"], **plain_values(rows)}
+    weights = load_checkpoint(path)["state_dict"]
+    save_checkpoint(path, {**checkpoint, **point.to_checkpoint(), "metrics": metrics, "state_dict": weights})
     for row in rows["test"]:
         print(summary_line(row))
     print(f"checkpoint {path}")
-    unreadable = {item["path"]: item["reason"] for result in (*valid, *test) for item in result.unreadable}
     report_unreadable(list(unreadable.items()))
     return rows["test"], unreadable
 
 
+def measure(table: ScoreTable, point: OperatingPoint, n_boot: int = 1000, **identity: Any) -> dict[str, Any]:
+    """Return the metrics row of logits at an operating point and its ``balanced`` threshold."""
+    p_fake = point.p_fake(table.logit)
+    return metrics_row(table.label, p_fake, point.threshold(), n_boot=n_boot, tier=CLEAN, **identity)
+
+
+def summary_line(row: dict[str, Any]) -> str:
+    """Format a metrics row as ``test demo n_real=240 ... auc=0.981 [0.970,0.990] ...``, without missing values."""
+    parts = [f"{row['split']} {row['dataset']}", f"n_real={row['n_real']}", f"n_fake={row['n_fake']}"]
+    for key in ("auc", "acc", "real_acc", "fake_acc"):
+        if row[key] is not None:
+            interval = row.get(f"{key}_ci")
+            parts.append(f"{key}={row[key]:.3f}" + (f" [{interval[0]:.3f},{interval[1]:.3f}]" if interval else ""))
+    parts.append(f"threshold={row['threshold']:.3f}")
+    if row["unreadable"]:
+        parts.append(f"unreadable={row['unreadable']}")
+    return " ".join(parts)
+
+
 def report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
-    """Say on stderr which images (path, reason) could not be read; they were skipped."""
+    """List skipped images, ``(path, reason)``, on stderr."""
     for path, reason in unreadable[:10]:
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
     if len(unreadable) > 10:

@@ -1,6 +1,6 @@
 """Three ways to score a list of records: with a checkpoint, with another engine, with an export that needs no torch.
 
-Each returns an iterator over batches, ``(indices, logits, unreadable)`` as ``utils.scoring.scorer.stream_scores`` has
+Each returns an iterator over batches, ``(indices, logits, unreadable)`` as ``utils.scoring.scorer.stream`` has
 them, and the checkpoint's description.
 """
 
@@ -36,15 +36,16 @@ def open_checkpoint(
     """Score with the loop that evaluate.py uses."""
     from utils.checkpoints.file import load_detector
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
-    from utils.scoring.scorer import stream_scores
+    from utils.scoring.scorer import Job, Settings, stream
 
     device = pick_device(device_name)
     join_team(device)
     dtype = pick_precision(precision, device, training=False)
     set_threads(threads)
     detector, checkpoint = load_detector(file, device)
-    workers = pick_workers(workers, device)
-    return stream_scores(detector, records, batch_size=batch_size, workers=workers, dtype=dtype), checkpoint
+    settings = Settings(batch_size, pick_workers(workers, device), dtype)
+    batches = stream([Job(detector)], records, settings)
+    return ((indices, logits[0], unreadable) for indices, logits, unreadable in batches), checkpoint
 
 
 def open_engine(

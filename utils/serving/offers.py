@@ -19,7 +19,8 @@ from utils.evaluation.evaluate import checkpoint_names
 from utils.explanations.maps import Question, explain
 from utils.explanations.methods.occlusion import occlusion
 from utils.explanations.registry import usable_methods
-from utils.runtime import autocast, pick_device, pick_precision, set_threads
+from utils.runtime import pick_device, pick_precision, set_threads
+from utils.scoring.scorer import as_inputs, score_inputs
 from utils.serving.batching import Score
 
 TEST_FIGURES = ("dataset", "n_real", "n_fake", "auc", "auc_ci", "acc", "acc_ci", "real_acc", "fake_acc")
@@ -80,11 +81,10 @@ def _open_checkpoint(name: str, path: Path, device_name: str, precision: str) ->
     method = "gradcam" if "gradcam" in usable_methods(detector) else "occlusion"
 
     def score(views: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(), autocast(device, dtype):
-            return detector(_tensors(views, device)).double().cpu().numpy()
+        return score_inputs(detector, _inputs(views, device), dtype)
 
     def show(view: np.ndarray, target: str) -> tuple[np.ndarray, str]:
-        images = _tensors(view[None], device)
+        images = _inputs(view[None], device)
         return explain(detector, images, [method], _sign(target, device), dtype=dtype)[method][0].numpy(), method
 
     return Offer(name, detector.geometry, detector.operating_point, score, show, make_card(name, checkpoint))
@@ -100,17 +100,15 @@ def _open_export(name: str, path: Path, threads: int | None) -> Offer:
         return torch.from_numpy(detector(images.numpy()))
 
     def show(view: np.ndarray, target: str) -> tuple[np.ndarray, str]:
-        question = Question(run, _tensors(view[None], "cpu").contiguous(), _sign(target, "cpu"))  # type: ignore[arg-type]
+        question = Question(run, _inputs(view[None], "cpu").contiguous(), _sign(target, "cpu"))  # type: ignore[arg-type]
         return occlusion(question)[0].numpy(), "occlusion"  # an export has no gradient
 
     card = make_card(name, detector.description)
     return Offer(name, detector.geometry, detector.operating_point, score, show, card)
 
 
-def _tensors(views: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """Views ``(N, size, size, 3)`` uint8 as images ``(N, 3, size, size)`` in [0, 1]."""
-    images = torch.from_numpy(views).to(device).permute(0, 3, 1, 2).float()
-    return images.div_(torch.tensor(255.0, device=device))
+def _inputs(views: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    return as_inputs(torch.from_numpy(views).to(device))
 
 
 def _sign(target: str, device: torch.device | str) -> torch.Tensor:

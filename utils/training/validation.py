@@ -13,7 +13,7 @@ from datasets.transforms import EvalTransform
 from models.detector import Detector
 from models.operating_point import sigmoid
 from utils.metrics.binary import auc
-from utils.scoring.scorer import score_records
+from utils.scoring.scorer import Job, Settings, score
 from utils.training.adversarial import probe
 
 PROBE_IMAGES = 200  # of each data set: enough to see a collapse, and a PGD probe costs 20 times a clean pass
@@ -25,7 +25,7 @@ def clean_figures(
     """``valid_loss`` over all images, and ``valid_auc``, its mean over the data sets that hold both classes."""
     aucs, labels, logits = [], [], []
     for listing in listings:
-        scores = score_records(detector, listing.records, batch_size=batch_size, dtype=dtype, description="valid")
+        scores = score([Job(detector)], listing.records, Settings(batch_size, dtype=dtype), "valid")[0]
         labels.append(np.array([listing.records[i].label for i in scores.indices]))
         logits.append(scores.logits)
         value = auc(labels[-1], sigmoid(scores.logits)) if len(scores.logits) else None

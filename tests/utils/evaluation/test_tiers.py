@@ -18,7 +18,7 @@ from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.evaluation.curves import coverage
 from utils.metrics.thresholds import unsure_band
-from utils.scoring.scorer import score_jobs, score_records, stream_jobs
+from utils.scoring.scorer import Job, Settings, score, stream
 from utils.scoring.table import read_scores, read_sidecar, write_scores
 
 QUICK = ["--n-boot", "0", "--threads", "1"]
@@ -94,7 +94,7 @@ def test_each_image_is_decoded_once_for_all_checkpoints_and_tiers(run, variant, 
         detector, _ = load_detector(path if number == 0 else Path(other) / "best.pt")
         records = open_records(str(image_folder)).records
         logits = by_tier(result, number)
-        alone = score_records(detector, records).logits
+        alone = score([Job(detector)], records)[0].logits
         assert [logits["clean"][record.path] for record in records] == alone.tolist()
         transform = EvalTransform(detector.geometry)
         for tier in ("web", "hard"):
@@ -109,14 +109,14 @@ def test_many_jobs_give_what_each_gives_alone(tiny_checkpoint, variant, image_fo
     wide = load_detector(Path(variant("wide", geometry=Geometry("crop", 48).to_dict())) / "best.pt")[0]
     records = open_records(str(image_folder), "train").records
     Path(records[5].path).write_bytes(b"no image")
-    jobs = [(wide, "hard"), (detector, "clean"), (wide, "clean"), (detector, "jpeg-30"), (detector, "hard")]
-    together = score_jobs(jobs, records, batch_size=4, workers=workers)
+    jobs = [Job(wide, "hard"), Job(detector), Job(wide), Job(detector, "jpeg-30"), Job(detector, "hard")]
+    together = score(jobs, records, Settings(4, workers))
     for job, scores in zip(jobs, together, strict=True):
-        (alone,) = score_jobs([job], records, batch_size=4)
+        (alone,) = score([job], records, Settings(4))
         assert np.array_equal(scores.logits, alone.logits)
         assert scores.indices.tolist() == [index for index in range(16) if index != 5]
         assert [index for index, _ in scores.unreadable] == [5]
-    assert np.array_equal(together[1].logits, score_records(detector, records, batch_size=4).logits)
+    assert np.array_equal(together[1].logits, score([Job(detector)], records, Settings(4))[0].logits)
     assert len({tuple(scores.logits) for scores in together}) == 5
 
 
@@ -127,8 +127,8 @@ def test_the_place_of_an_image_in_the_list_and_its_name_do_not_matter(tiny_check
     for record, copy in zip(records, copies, strict=True):
         shutil.copy(record.path, copy.path)
     for tier in ("web", "hard", "crop-0.5", "noise-0.1"):
-        (first,) = score_jobs([(detector, tier)], records)
-        (again,) = score_jobs([(detector, tier)], copies[::-1])
+        (first,) = score([Job(detector, tier)], records)
+        (again,) = score([Job(detector, tier)], copies[::-1])
         assert np.allclose(first.logits, again.logits[::-1], atol=1e-5), tier
 
 
@@ -136,7 +136,7 @@ def test_a_tier_smaller_than_the_crop_is_enlarged(tiny_checkpoint, make_folder):
     records = open_records(str(make_folder("set", {"real": 2, "fake": 2}))).records  # 40 px; the crop is 32 px
     detector = load_detector(tiny_checkpoint)[0]
     assert all(apply_tier(read_image(record.path), "hard").shape[0] < 32 for record in records)
-    for scores in score_jobs([(detector, "hard"), (detector, "resize-0.25"), (detector, "crop-0.5")], records):
+    for scores in score([Job(detector, tier) for tier in ("hard", "resize-0.25", "crop-0.5")], records):
         assert len(scores.logits) == 4 and np.all(np.isfinite(scores.logits)) and np.ptp(scores.logits) > 0
 
 
@@ -144,8 +144,8 @@ def test_a_batch_without_a_readable_image(tiny_checkpoint, image_folder):
     records = open_records(str(image_folder), "test").records
     for record in records[:4]:
         Path(record.path).write_bytes(b"")
-    jobs = [(load_detector(tiny_checkpoint)[0], tier) for tier in ("clean", "web")]
-    batches = list(stream_jobs(jobs, records, batch_size=4))
+    jobs = [Job(load_detector(tiny_checkpoint)[0], tier) for tier in ("clean", "web")]
+    batches = list(stream(jobs, records, Settings(4)))
     assert [logits.shape for _, logits, _ in batches] == [(2, 0), (2, 4)]
     assert [len(unreadable) for _, _, unreadable in batches] == [4, 0]
 
@@ -167,7 +167,7 @@ def test_a_second_run_reads_no_image(run, image_folder, reads, capsys):
 def test_an_interrupted_evaluation_goes_on_where_it_was(run, make_folder, reads, monkeypatch):
     sets = [make_folder(name, {"real": 2, "fake": 2}) for name in ("one", "two")]
     with monkeypatch.context() as patch:
-        patch.setattr("utils.evaluation.evaluate.score_jobs", fail_on_second(KeyboardInterrupt))
+        patch.setattr("utils.evaluation.evaluate.score", fail_on_second(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run("--tiers", "clean", "hard", data=sets)
     done = list(reads)
@@ -183,7 +183,7 @@ def fail_on_second(error: type[BaseException]):
         calls.append(1)
         if len(calls) > 1:
             raise error
-        return score_jobs(*args, **kwargs)
+        return score(*args, **kwargs)
 
     return scored
 

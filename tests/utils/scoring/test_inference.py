@@ -1,6 +1,5 @@
 """Scoring: each readable image once, in order, whatever the batches; and what is made of the scores."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,14 @@ import torch
 
 from datasets.images import read_image
 from datasets.spec import Record, open_records
+from datasets.splits import open_training_data
 from datasets.transforms import EvalTransform
 from models.operating_point import OperatingPoint, sigmoid
 from utils.checkpoints.file import load_detector
-from utils.evaluation.evaluate import checkpoint_names, evaluate_listing, summary_line
+from utils.evaluation.evaluate import checkpoint_names
+from utils.evaluation.finalize import finalize, measure, summary_line
 from utils.evaluation.operating_point import fit_operating_point
-from utils.scoring.scorer import score_records, score_table, stream_scores
+from utils.scoring.scorer import Job, Settings, score, score_table, stream
 
 TEMPERATURE = {"method": "temperature", "temperature": 2.0}
 
@@ -35,7 +36,7 @@ def break_images(records: list[Record], *indices: int) -> None:
 
 
 def test_a_score_is_the_models_logit_of_the_transformed_image(detector, listing):
-    scores = score_records(detector, listing.records)
+    scores = score([Job(detector)], listing.records)[0]
     transform = EvalTransform(detector.geometry)
     for index in (0, 9):
         with torch.no_grad():
@@ -50,8 +51,8 @@ def test_a_score_is_the_models_logit_of_the_transformed_image(detector, listing)
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 0), (16, 0), (100, 0), (5, 2)])
 def test_batches_and_workers_change_nothing(detector, listing, batch_size, workers):
     break_images(listing.records, 0, 7, 15)
-    expected = score_records(detector, listing.records, batch_size=4)
-    scores = score_records(detector, listing.records, batch_size=batch_size, workers=workers)
+    expected = score([Job(detector)], listing.records, Settings(4))[0]
+    scores = score([Job(detector)], listing.records, Settings(batch_size, workers))[0]
     assert scores.indices.tolist() == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14]
     assert [index for index, _ in scores.unreadable] == [0, 7, 15]
     assert scores.unreadable == expected.unreadable
@@ -59,10 +60,10 @@ def test_batches_and_workers_change_nothing(detector, listing, batch_size, worke
 
 
 def test_scoring_turns_training_off_and_repeats_exactly(detector, listing):
-    expected = score_records(detector, listing.records).logits
+    expected = score([Job(detector)], listing.records)[0].logits
     state = {key: value.clone() for key, value in detector.state_dict().items()}
     detector.train()
-    assert np.array_equal(score_records(detector, listing.records).logits, expected)
+    assert np.array_equal(score([Job(detector)], listing.records)[0].logits, expected)
     assert not detector.training
     assert all(torch.equal(value, state[key]) for key, value in detector.state_dict().items())
 
@@ -70,39 +71,39 @@ def test_scoring_turns_training_off_and_repeats_exactly(detector, listing):
 def test_scoring_keeps_no_graph(detector, listing):
     for parameter in detector.parameters():
         parameter.requires_grad_(True)
-    score_records(detector, listing.records)
+    score([Job(detector)], listing.records)
     assert all(parameter.grad is None for parameter in detector.parameters())
 
 
 def test_images_are_scored_as_the_stream_is_read(detector, listing):
-    stream = stream_scores(detector, listing.records, batch_size=6)
-    indices, logits, unreadable = next(stream)
+    batches = stream([Job(detector)], listing.records, Settings(6))
+    indices, logits, unreadable = next(batches)
     assert indices.tolist() == [0, 1, 2, 3, 4, 5]
-    assert logits.shape == (6,)
+    assert logits.shape == (1, 6)
     assert unreadable == []
     break_images(listing.records, *range(6, 16))  # what is broken now was not read ahead
-    assert [len(failures) for _, _, failures in stream] == [6, 4]
+    assert [len(failures) for _, _, failures in batches] == [6, 4]
 
 
 def test_nothing_readable_and_nothing_at_all(detector, listing):
     break_images(listing.records, *range(16))
-    scores = score_records(detector, listing.records, batch_size=5)
+    scores = score([Job(detector)], listing.records, Settings(5))[0]
     assert len(scores.indices) == len(scores.logits) == 0
     assert [index for index, _ in scores.unreadable] == list(range(16))
     assert all(reason for _, reason in scores.unreadable)
-    empty = score_records(detector, [])
+    empty = score([Job(detector)], [])[0]
     assert (len(empty.indices), len(empty.logits), empty.unreadable) == (0, 0, [])
 
 
 def test_reduced_precision_stays_close(detector, listing):
-    full = score_records(detector, listing.records).logits
-    half = score_records(detector, listing.records, dtype=torch.bfloat16).logits
+    full = score([Job(detector)], listing.records)[0].logits
+    half = score([Job(detector)], listing.records, Settings(dtype=torch.bfloat16))[0].logits
     assert np.abs(full - half).max() < 0.2 * max(1.0, np.abs(full).max())
 
 
 def test_the_table_names_each_scored_image(detector, listing):
     break_images(listing.records, 3)
-    scores = score_records(detector, listing.records)
+    scores = score([Job(detector)], listing.records)[0]
     table = score_table(listing.records, scores, OperatingPoint(TEMPERATURE), "faces", "web")
     assert table.path == [record.path for index, record in enumerate(listing.records) if index != 3]
     assert table.label.tolist() == [r.label for r in listing.records if r.path in set(table.path)]
@@ -118,36 +119,40 @@ def test_the_table_names_each_scored_image(detector, listing):
 # -------------------------------------------------------------------------------------------------- reports
 
 
-def test_a_listing_is_measured_at_the_checkpoints_threshold(tiny_checkpoint, listing):
-    detector, _ = load_detector(tiny_checkpoint)
-    break_images(listing.records, 0, 9)
-    detector.operating_point = replace(detector.operating_point, thresholds={"balanced": 0.0})  # everything is fake
-    result = evaluate_listing(detector, listing, name="tiny", n_boot=10)
-    row = result.row
-    assert (row["checkpoint"], row["model"], row["dataset"], row["split"]) == ("tiny", "cnn", "faces", "train")
-    assert (row["n_real"], row["n_fake"], row["unreadable"], row["threshold"]) == (7, 7, 2, 0.0)
-    assert (row["real_acc"], row["fake_acc"], row["acc"]) == (0.0, 1.0, 0.5)
-    assert sorted(item["path"] for item in result.unreadable) == sorted(listing.records[i].path for i in (0, 9))
-    assert len(result.table) == 14
-    assert np.array_equal(result.table.p_fake, sigmoid(result.table.logit / 2.0))  # the checkpoint's temperature
+def test_scores_are_measured_at_an_operating_point(detector, listing):
+    scores = score([Job(detector)], listing.records)[0]
+    table = score_table(listing.records, scores, OperatingPoint(), "faces")
+    point = OperatingPoint(TEMPERATURE, {"balanced": 0.0})  # everything is fake
+    identity = {"checkpoint": "tiny", "model": detector.name, "dataset": "faces", "split": "train", "unreadable": 2}
+    row = measure(table, point, n_boot=10, **identity)
+    assert (row["model"], row["n_real"], row["n_fake"], row["threshold"]) == ("cnn", 8, 8, 0.0)
+    assert (row["real_acc"], row["fake_acc"], row["acc"], row["unreadable"]) == (0.0, 1.0, 0.5, 2)
+    assert measure(table, OperatingPoint(), n_boot=0, dataset="faces")["threshold"] == 0.5
 
 
-def test_a_checkpoint_without_thresholds_is_measured_at_one_half(tiny_checkpoint, listing):
-    detector, _ = load_detector(tiny_checkpoint)
-    detector.operating_point = OperatingPoint()
-    assert evaluate_listing(detector, listing, n_boot=0).row["threshold"] == 0.5
-
-
-def test_one_class_gets_the_figures_it_can_have(tiny_checkpoint, image_folder):
-    detector, _ = load_detector(tiny_checkpoint)
+def test_one_class_gets_the_figures_it_can_have(detector, image_folder):
     reals = open_records(f"{image_folder}@split=test,classes=real")
-    row = evaluate_listing(detector, reals, n_boot=10).row
+    table = score_table(reals.records, score([Job(detector)], reals.records)[0], OperatingPoint(), "faces")
+    row = measure(table, OperatingPoint(), n_boot=10, dataset="faces", split="test")
     assert row["auc"] is row["fake_acc"] is None
     assert row["real_acc"] is not None
     line = summary_line(row)
     assert line.startswith("test faces n_real=4 n_fake=0 ")
     assert "real_acc=" in line
     assert "auc=" not in line
+
+
+def test_finalize_stores_operating_point_and_metrics(tiny_checkpoint, image_folder, capsys):
+    data = open_training_data([str(image_folder)])
+    break_images(data.test[0].records, 0)
+    rows, unreadable = finalize(tiny_checkpoint, data, Settings(4), torch.device("cpu"))
+    assert list(unreadable) == [data.test[0].records[0].path]
+    assert (rows[0]["n_real"], rows[0]["n_fake"], rows[0]["unreadable"]) == (4, 3, 1)
+    detector, checkpoint = load_detector(tiny_checkpoint)
+    point = detector.operating_point
+    assert point.fitted_on == ("faces",) and rows[0]["threshold"] == point.threshold()
+    assert checkpoint["metrics"]["test"][0]["auc"] == rows[0]["auc"]
+    assert summary_line(rows[0]) in capsys.readouterr().out
 
 
 def test_summary_line_of_a_full_row():
@@ -185,7 +190,7 @@ def test_checkpoints_have_different_names():
 def test_the_operating_point_is_fitted_on_all_validation_sets_together(detector, listing, image_folder):
     """A detector that is right and a detector that is overconfident: thresholds and temperature follow."""
     records = listing.records
-    scores = score_records(detector, records)
+    scores = score([Job(detector)], records)[0]
     rng = np.random.default_rng(0)
     logits = np.where([r.label == 1 for r in records], 8.0, -8.0) + rng.normal(0, 8, 16) + 20
     tables = []

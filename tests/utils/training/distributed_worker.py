@@ -37,7 +37,7 @@ class Small(Detector):
 
 def gradients(folder: Path, batch_size: int) -> dict:
     """Indices and gradients of every step of one epoch, and the figures of an evaluation."""
-    from utils.scoring.scorer import score_records
+    from utils.scoring.scorer import Job, Settings, score
 
     listing = open_records(f"{folder / 'faces'}@split=train")
     dataset = ImageDataset(listing.records, EvalTransform(Geometry("crop", 32)))
@@ -54,7 +54,7 @@ def gradients(folder: Path, batch_size: int) -> dict:
             loss.backward()
         grads = torch.cat([p.grad.flatten() for p in detector.parameters()])
         steps.append({"indices": batch.indices.tolist(), "gradient": grads.tolist(), "weight": weight})
-    scores = score_records(detector, listing.records, batch_size=3)
+    scores = score([Job(detector)], listing.records, Settings(3))[0]
     return {
         "steps": steps,
         "scored": scores.indices.tolist(),
