@@ -54,7 +54,7 @@ def finalize(
     point = fit_operating_point([table for tier in tiers for table in delivered[tier]], calibration)
     rows: dict[str, list[dict[str, Any]]] = {}
     for split, tables in clean.items():
-        identity = {"checkpoint": str(path), "model": detector.name, "split": split}
+        identity: dict[str, Any] = {"checkpoint": str(path), "model": detector.name, "split": split}
         rows[split] = [
             measure(table, point, dataset=name, unreadable=failed, **identity) for name, table, failed in tables
         ]
