@@ -4,6 +4,7 @@
   python explain.py --checkpoint best.pt photo.jpg
   python explain.py --checkpoint best.pt photos/ --methods gradcam occlusion superpixels --contact-sheet
   python explain.py --checkpoint a/best.pt b/best.pt --data demo data/wild --faithfulness --limit 200
+  python explain.py --from-raw results/explanations --output-dir tables/
 
 The first three forms write a figure for each image (original, overlay, map, strongest regions, score, verdict) as .pdf
 and .png, and the overlay at the size of the image as <name>__<method>.png. Several methods are compared in
@@ -20,8 +21,8 @@ detector, and the spectrum). A detector without a gradient supports occlusion, s
 A plausible map proves nothing. --faithfulness measures every method on the test split of each data set, together with
 three controls that do not use the detector (random map, centre prior, edges): ROAD, insertion, deletion, verdicts
 flipped by attacking the strongest segments and, where manipulation masks exist, whether the map points at them. A
-method that does not beat the random map, or does not change when the weights are shuffled, is "not faithful here". Raw
-numbers are kept in raw/ and reused by the next run; the tables are made from them.
+method that does not beat every control, its own maps with shuffled weights included, is "not faithful here". Raw
+numbers are kept in raw/ and reused by the next run; --from-raw makes the tables from them alone.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     table = parser.add_argument_group("faithfulness")
     table.add_argument("--faithfulness", action="store_true", help="measure the methods on --data instead")
     table.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets; their test split by default")
+    table.add_argument("--from-raw", metavar="DIR", help="make the tables of an earlier --output-dir again")
     table.add_argument("--limit", type=int_in(2), metavar="N", help="images per data set, balanced over the classes")
     add_seed(table)
     how = parser.add_argument_group("how")
@@ -105,10 +107,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if not args.faithfulness:  # a single checkpoint; argparse took the paths after it for more checkpoints
         args.paths, args.checkpoint = args.checkpoint[1:] + args.paths, args.checkpoint[:1]
-    if args.faithfulness != bool(args.data) or args.faithfulness == bool(args.paths):
-        parser.error("expected either PATH..., or --faithfulness with --data SPEC...")
+    tasks = [bool(args.paths), args.faithfulness, bool(args.from_raw)]
+    if tasks.count(True) != 1 or args.faithfulness != bool(args.data):
+        parser.error("expected either PATH..., or --faithfulness with --data SPEC..., or --from-raw DIR")
     if args.limit and not args.faithfulness:
         parser.error("expected --limit with --faithfulness only, got it with PATH...; name fewer images")
+    if args.from_raw:
+        return rebuild(Path(args.from_raw), check_output_dir(args.output_dir), args.seed)
     methods = tuple(check_methods(args.methods))
     command = shlex.join(["python", "explain.py", *(sys.argv[1:] if argv is None else argv)])
     checkpoints = [checkpoint_or_release(path) for path in args.checkpoint or [None]]
@@ -128,6 +133,18 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.faithfulness:
         return measure(checkpoints, listings, folder, settings, device, command, args.overwrite)
     return explain_images(checkpoints[0], paths, folder, settings, device, args.contact_sheet)
+
+
+def rebuild(source: Path, folder: Path, seed: int) -> dict:
+    """Write the faithfulness tables from the raw numbers of an earlier run. Raises UserError: there are none."""
+    from utils.explanations.faithfulness.report import RAW, write_report
+
+    files = sorted(source.glob(f"{RAW}/*.csv"))
+    if not files:
+        raise UserError(f"expected --from-raw with a folder of --faithfulness, found no {RAW}/*.csv in {source}")
+    rows = write_report(files, folder, seed)
+    print((folder / "faithfulness.md").read_text(encoding="utf-8"), end="")
+    return {"rows": rows, "n_unreadable": 0, "exit_code": EXIT_DONE}
 
 
 def empty_output_dir(path: str, overwrite: bool) -> Path:
@@ -174,7 +191,7 @@ def measure(
         chosen = replace(settings, methods=cell_methods(candidate, settings.methods, settings.layer))
         for dataset, listing in zip(names, listings, strict=True):
             files.append(ensure_cell(folder, candidate, dataset, listing, chosen, command, overwrite))
-    rows = write_report(files, folder, settings.seed)
+    rows = write_report(sorted(files), folder, settings.seed)
     print((folder / "faithfulness.md").read_text(encoding="utf-8"), end="")
     unreadable = sum(len(read_json(file.with_suffix(".json"))["unreadable"]) for file in files)
     if unreadable:

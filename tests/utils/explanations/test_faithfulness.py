@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.registry import create_model
-from utils.explanations.faithfulness.cells import METRICS
+from utils.explanations.faithfulness.cells import spread
 from utils.explanations.faithfulness.controls import control_maps, randomised, rank_correlation
 from utils.explanations.faithfulness.removal import (
     attacked_segments,
@@ -14,18 +14,20 @@ from utils.explanations.faithfulness.removal import (
     removal_order,
     road_combined,
 )
+from utils.explanations.faithfulness.report import write_report
 from utils.explanations.faithfulness.table import (
     FAITHFUL,
+    METRICS,
     UNFAITHFUL,
-    better_than_random,
+    better,
     cell_rows,
     holm,
     mean_interval,
     read_raw,
-    verdict,
     write_raw,
 )
 from utils.explanations.regions import find_face, mask_iou, mosaics, pointing_game, segment, share_inside
+from utils.files import ROOT
 
 SIDE = 32
 
@@ -116,51 +118,83 @@ def test_only_the_top_segments_are_attacked():
 
 def test_shuffled_weights_change_the_logits_and_not_the_original():
     detector = create_model("cnn", width=4).eval()
+    norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.copy_(torch.randn(len(norm.running_mean)))
     before = detector(noise_images()).detach()
     stranger = randomised(detector, 0)
     assert torch.equal(detector(noise_images()), before)
     assert not torch.allclose(stranger(noise_images()), before)
     for own, other in zip(detector.parameters(), stranger.parameters(), strict=True):
         assert torch.equal(own.flatten().sort().values, other.flatten().sort().values)
+    for own, other in zip(norms, (m for m in stranger.modules() if isinstance(m, torch.nn.BatchNorm2d)), strict=True):
+        assert torch.equal(own.running_mean.sort().values, other.running_mean.sort().values)
+        assert not torch.equal(own.running_mean, other.running_mean)
+    assert torch.equal(detector.mean, stranger.mean)
     ramp = np.arange(12.0)
     assert rank_correlation(ramp, ramp**3) == pytest.approx(1) and np.isnan(rank_correlation(ramp, ramp * 0))
 
 
-def raw_cell(gain, similarity, n=30):
+def test_samples_are_spread_over_a_sorted_list():
+    assert spread([0, 1, 2], 5) == [0, 1, 2] and spread([], 4) == []
+    assert spread(list(range(100)), 4) == [0, 33, 66, 99]
+
+
+def raw_cell(gains, similarity=0.1, shuffled=-1.0, n=30):
+    """Raw rows: ROAD of the method is above each control by ``gains``, and above shuffled weights by ``-shuffled``."""
     generator = np.random.default_rng(0)
     rows = []
     for index in range(n):
-        chance = generator.normal()
-        swing = 0.01 * (1 + index // 2) * (-1) ** index  # symmetric about 0, so that no gain is no gain exactly
-        for method, road in (("gradcam", chance + gain + swing), ("random", chance)):
-            values = dict.fromkeys(METRICS, float("nan")) | {"road": road, "zero": 0.0, "random_weights": similarity}
-            rows.append({"path": f"{index}.png", "method": method, **values})
+        road = generator.normal()
+        swing = 0.01 * (1 + index // 2) * (-1) ** index  # symmetric about 0
+        values = {"gradcam": road, **{name: road - gain + swing for name, gain in gains.items()}}
+        for method, value in values.items():
+            row = dict.fromkeys(METRICS, float("nan")) | {"road": value, "zero": 0.0}
+            if method == "gradcam":
+                row |= {"random_weights": similarity, "random_weights_road": road + shuffled + swing}
+            rows.append({"path": f"{index}.png", "label": 1, "generator": "", "logit": 0.0, "method": method, **row})
     return rows
 
 
+WIN = {"random": 0.5, "centre": 0.6, "edges": 0.7}
+
+
 @pytest.mark.parametrize(
-    ("gain", "similarity", "expected"),
-    [(0.5, 0.1, FAITHFUL), (0.0, 0.1, UNFAITHFUL), (-0.5, 0.1, UNFAITHFUL), (0.5, 0.9, UNFAITHFUL)],
+    ("cell", "best", "expected"),
+    [
+        (raw_cell(WIN), "Random map", FAITHFUL),
+        (raw_cell(WIN | {"random": 0.0}), "Random map", UNFAITHFUL),
+        (raw_cell(WIN | {"centre": -0.1}), "Centre prior", UNFAITHFUL),  # beats the random map and the edges only
+        (raw_cell(WIN | {"edges": 0.0}), "Edge map", UNFAITHFUL),
+        (raw_cell(WIN, shuffled=0.2), "Shuffled weights", UNFAITHFUL),
+        (raw_cell(WIN, similarity=0.9), "Random map", UNFAITHFUL),
+    ],
 )
-def test_a_method_must_beat_random_and_depend_on_the_weights(gain, similarity, expected):
-    rows = {row["method"]: row for row in cell_rows(raw_cell(gain, similarity), "a", "b", METRICS, 100, 0)}
-    assert rows["gradcam"]["verdict"] == expected
-    assert rows["random"]["verdict"] == "control" and rows["random"]["p_value"] is None
+def test_a_method_must_beat_every_control_and_depend_on_the_weights(cell, best, expected):
+    rows = {row["method"]: row for row in cell_rows(cell, "a", "b", 0)}
+    assert rows["gradcam"]["verdict"] == expected and rows["gradcam"]["best_control"] == best
+    assert rows["random"]["verdict"] == "control" and "p_value" not in rows["random"]
     assert rows["gradcam"]["road_ci"][0] <= rows["gradcam"]["road"] <= rows["gradcam"]["road_ci"][1]
 
 
 def test_raw_numbers_give_the_same_table_from_the_file(tmp_path):
-    rows = raw_cell(0.5, 0.1)
-    columns = ("path", "method", *METRICS)
-    write_raw(tmp_path / "cell.csv", rows, columns)
-    read = read_raw(tmp_path / "cell.csv", METRICS)
+    rows = raw_cell(WIN)
+    write_raw(tmp_path / "cell.csv", rows)
+    read = read_raw(tmp_path / "cell.csv")
     assert [row["road"] for row in read] == pytest.approx([row["road"] for row in rows], rel=1e-5)
     assert all(np.isnan(row["pointing"]) for row in read)
 
 
+def test_the_published_tables_follow_from_the_published_raw_numbers(tmp_path, monkeypatch):
+    folder = ROOT / "results" / "explanations"
+    monkeypatch.setattr("utils.explanations.faithfulness.report.save_figure", lambda figure, stem: None)
+    write_report(sorted(folder.glob("raw/*.csv")), tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (folder / file.name).read_bytes(), file.name
+
+
 def test_statistics():
-    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
-    assert better_than_random(np.array([])) is None and better_than_random(np.zeros(5)) == 1
-    assert better_than_random(np.arange(1, 12.0)) < 0.01 < 0.9 < better_than_random(-np.arange(1, 12.0))
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert better(np.array([])) == 1 == better(np.zeros(5))
+    assert better(np.arange(1, 12.0)) < 0.01 < 0.9 < better(-np.arange(1, 12.0))
     assert mean_interval(np.array([np.nan]), 10, 0) == (None, None)
-    assert verdict("gradcam", None, 1.0, 0.0) == UNFAITHFUL

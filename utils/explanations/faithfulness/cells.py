@@ -39,22 +39,9 @@ from utils.explanations.regions import (
 from utils.explanations.registry import table_options
 from utils.runtime import autocast
 
-METRICS = (
-    "zero",
-    "road",
-    "deletion",
-    "insertion",
-    "flip",
-    "pointing",
-    "mask_iou",
-    "grid_pointing",
-    "face_share",
-    "random_weights",
-)
-COLUMNS = ("path", "label", "generator", "logit", "method", *METRICS)
 SEGMENTS = 20  # of an image, the strongest of which are attacked
-COMPARED = 16  # images whose maps are also computed with random weights
-MOSAICS = 40  # fakes with a mask that are shown in mosaics with three reals
+COMPARED = 32  # images, half of them real, whose maps are also computed with random weights
+MOSAICS = 40  # fakes with a mask that are shown in mosaics with three of as many reals
 
 
 @dataclass
@@ -84,21 +71,23 @@ class CellMeter:
             ``{path, reason}`` of the images without rows.
         """
         size = self.settings.batch_size
-        first: list[View] = []
-        forged: list[View] = []
-        reals: list[Tensor] = []
+        labelled = [[record for record in records if record.label == label] for label in (0, 1)]
+        compared = {id(record) for part in labelled for record in spread(part, COMPARED // 2)}
+        forged = {id(record) for record in spread([record for record in labelled[1] if record.mask], MOSAICS)}
+        reals = {id(record) for record in spread(labelled[0], MOSAICS)} if forged else set()
+        kept: list[View] = []
         for start in tqdm(range(0, len(records), size), desc=description, unit="batch", disable=None, leave=False):
             views = self._read(records[start : start + size])
-            if not views:
-                continue
-            self._measure_batch(views, self.settings.seed + start)
-            first += views[: COMPARED - len(first)]
-            forged += [view for view in views if view.mask is not None][: MOSAICS - len(forged)]
-            reals += [view.image for view in views if view.record.label == 0][: MOSAICS - len(reals)]
-        if first and next(self.detector.parameters(), None) is not None:
-            self._compare_with_random_weights(first)
-        if forged and len(reals) >= 3 and self.detector.any_size:
-            self._play_grid_pointing(forged, reals)
+            if views:
+                self._measure_batch(views, self.settings.seed + start)
+            kept += [view for view in views if id(view.record) in compared | forged | reals]
+        if next(self.detector.parameters(), None) is not None:
+            self._compare_with_random_weights([view for view in kept if id(view.record) in compared])
+        if self.detector.any_size:
+            self._play_grid_pointing(
+                [view for view in kept if id(view.record) in forged and view.mask is not None],
+                [view.image for view in kept if id(view.record) in reals],
+            )
         return list(self.rows.values())
 
     def _read(self, records: Sequence[Record]) -> list[View]:
@@ -160,7 +149,7 @@ class CellMeter:
             heats = maps.numpy()
             ranks = np.stack([removal_order(heat, seed) for heat in heats])
             on_device = torch.from_numpy(ranks).to(images.device)
-            road = road_combined(score, images, on_device)
+            road = self._road(images, sign, ranks)
             insertion, deletion = insertion_deletion(score, images, on_device)
             flips = np.full(len(images), np.nan)
             if direction is not None:
@@ -178,24 +167,32 @@ class CellMeter:
                     "deletion": float(deletion[index]),
                     "insertion": float(insertion[index]),
                     "flip": float(flips[index]),
-                    "grid_pointing": np.nan,
-                    "random_weights": np.nan,
+                    **dict.fromkeys(("grid_pointing", "random_weights", "random_weights_road"), np.nan),
                     **_places(view, heats[index], ranks[index], explains_fake=bool(sign[index] > 0)),
                 }
 
     def _compare_with_random_weights(self, views: Sequence[View]) -> None:
-        """Fill in the rank correlation between the maps of the detector and of its copy with shuffled weights."""
+        """Fill in how similar the maps of a copy with shuffled weights are, and the ROAD of those maps."""
         seed, stranger = self.settings.seed, randomised(self.detector, self.settings.seed)
         for part, images in self._batches(views, self.settings.batch_size):
-            sign = torch.ones(len(images), device=images.device)
+            sign = targets_of(self._says_fake(self._logits(images)), self.settings.target)
             known, unknown = self._maps(images, sign, seed), self._maps(images, sign, seed, stranger)
-            for method, maps in known.items():
-                for view, *pair in zip(part, maps.numpy(), unknown[method].numpy(), strict=True):
+            for method in self.settings.methods:
+                heats = unknown[method].numpy()
+                road = self._road(images, sign, np.stack([removal_order(heat, seed) for heat in heats]))
+                for view, *pair, value in zip(part, known[method].numpy(), heats, road, strict=True):
                     small = [cv2.resize(heat, (32, 32), interpolation=cv2.INTER_AREA) for heat in pair]
-                    self.rows[view.record.path, method]["random_weights"] = rank_correlation(*small)
+                    row = self.rows[view.record.path, method]
+                    row |= {"random_weights": rank_correlation(*small), "random_weights_road": float(value)}
+
+    def _road(self, images: Tensor, sign: Tensor, ranks: np.ndarray) -> Tensor:
+        on_device = torch.from_numpy(ranks).to(images.device)
+        return road_combined(lambda changed: self._logits(changed) * sign, images, on_device)
 
     def _play_grid_pointing(self, forged: Sequence[View], reals: Sequence[Tensor]) -> None:
         """Fill in the pointing game on mosaics of a fake and three reals."""
+        if len(reals) < 3:
+            return
         seed = self.settings.seed
         for part, fakes in self._batches(forged, max(1, self.settings.batch_size // 4)):
             masks = np.stack([view.mask for view in part if view.mask is not None])
@@ -206,6 +203,12 @@ class CellMeter:
                 for view, heat, mask in zip(part, maps.numpy(), wide, strict=True):
                     self.rows[view.record.path, method]["grid_pointing"] = pointing_game(heat, mask)
             seed += len(part)
+
+
+def spread(records: Sequence[Record], count: int) -> list[Record]:
+    """Up to ``count`` records at even distances, so that every generator of a sorted list is represented."""
+    places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return [records[place] for place in places]
 
 
 def _face_in_view(detector: Detector, image: np.ndarray) -> Box | None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.detector import Detector
 from utils.explanations.maps import enlarge
@@ -46,17 +46,19 @@ def edge_map(image: np.ndarray) -> np.ndarray:
 
 
 def randomised(detector: Detector, seed: int) -> Detector:
-    """A copy of the detector with the entries of every parameter shuffled.
+    """A copy of the detector with the entries of every parameter and of the batch-norm statistics shuffled.
 
     Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292). Deviation: all layers at once,
     and shuffled instead of redrawn, so that no layer saturates.
     """
     stranger = copy.deepcopy(detector)
     generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in stranger.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    statistics = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
     with torch.no_grad():
-        for parameter in stranger.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.reshape(-1)[order].view_as(parameter))
+        for tensor in (*stranger.parameters(), *statistics):
+            order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+            tensor.copy_(tensor.reshape(-1)[order].view_as(tensor))
     return stranger
 
 

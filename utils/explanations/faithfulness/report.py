@@ -15,10 +15,10 @@ import numpy as np
 from datasets.spec import Listing
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
-from utils.explanations.faithfulness.cells import COLUMNS, METRICS, CellMeter
+from utils.explanations.faithfulness.cells import CellMeter
 from utils.explanations.faithfulness.table import UNFAITHFUL, cell_rows, read_raw, write_raw, write_tables
 from utils.explanations.maps import Settings
-from utils.explanations.registry import all_methods, check_usable, table_options, title_of, usable_methods
+from utils.explanations.registry import CONTROLS, all_methods, check_usable, table_options, title_of, usable_methods
 from utils.figures import GREY, new_figure, save_figure, styled
 from utils.files import read_json, write_json
 from utils.runtime import git_commit, hardware
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RAW = "raw"
-N_BOOT = 1000
 
 
 def cell_methods(candidate: Candidate, wanted: Sequence[str], layer: str | None) -> tuple[str, ...]:
@@ -80,7 +79,7 @@ def ensure_cell(
         print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
     if not rows:
         raise UserError(f"expected images in {dataset}, but none of {len(listing.records)} could be read")
-    write_raw(file, rows, COLUMNS)
+    write_raw(file, rows)
     write_json(
         facts_file,
         {
@@ -105,45 +104,35 @@ def ensure_cell(
     return file
 
 
-def write_report(files: Sequence[Path], folder: Path, seed: int) -> list[dict[str, Any]]:
+def write_report(files: Sequence[Path], folder: Path, seed: int = 0) -> list[dict[str, Any]]:
     """Write the tables and the figure of cells from their files alone; returns the rows."""
     rows = []
     for file in files:
         facts = read_json(file.with_suffix(".json"), "the facts of a cell")
-        raw = read_raw(file, METRICS)
-        rows += cell_rows(raw, facts["checkpoint"], facts["dataset"], METRICS, N_BOOT, seed)
+        rows += cell_rows(read_raw(file), facts["checkpoint"], facts["dataset"], seed)
     write_tables(rows, folder)
-    save_figure(effect_figure(rows), folder / "faithfulness")
+    save_figure(effect_figure([row for row in rows if row["method"] not in CONTROLS]), folder / "faithfulness")
     return rows
 
 
 @styled
 def effect_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Methods against cells: ROAD above the random map, in standard deviations; a cross marks unfaithful methods."""
+    """Methods against cells: ROAD above the best control, in standard deviations; a cross marks unfaithful methods."""
     cells = list(dict.fromkeys((row["checkpoint"], row["dataset"]) for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "random"))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
     values = np.full((len(methods), len(cells)), np.nan)
     figure, (axes,) = new_figure(2.6 + 0.95 * len(cells), 2.2 + 0.34 * len(methods))
     for row in rows:
-        if row["method"] == "random":
-            continue
         place = methods.index(row["method"]), cells.index((row["checkpoint"], row["dataset"]))
         values[place] = row["effect"]
         mark = f"{row['effect']:+.2f}" + (" \N{MULTIPLICATION SIGN}" if row["verdict"] == UNFAITHFUL else "")
-        axes.text(
-            place[1],
-            place[0],
-            mark,
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if abs(row["effect"]) > 0.75 else "black",
-        )
+        colour = "white" if abs(row["effect"]) > 0.75 else "black"
+        axes.text(place[1], place[0], mark, ha="center", va="center", fontsize=8, color=colour)
     axes.set_facecolor(GREY)
     shown = axes.imshow(values, cmap="PuOr_r", vmin=-1.2, vmax=1.2, aspect="auto")
     axes.set(xticks=range(len(cells)), yticks=range(len(methods)), yticklabels=[title_of(name) for name in methods])
     axes.set_xticklabels([f"{checkpoint}\n{dataset}" for checkpoint, dataset in cells], rotation=35, ha="right")
     axes.grid(visible=False)
-    figure.colorbar(shown, ax=axes, label="ROAD above the random map (sd)", extend="both")
+    figure.colorbar(shown, ax=axes, label="ROAD above the best control (sd)", extend="both")
     axes.set_title("Faithfulness; \N{MULTIPLICATION SIGN} not faithful here", fontsize=10)
     return figure
