@@ -137,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def write_extras(args: argparse.Namespace, sets: Sequence[ScoredSet], folder: Path) -> None:
     """Make what was asked for beyond tables and figures; the comparison is printed."""
-    from utils.evaluation.extras import write_failures, write_one_class, write_pair, write_subgroup_table
+    from utils.evaluation.comparison import write_pair
+    from utils.evaluation.extras import write_failures, write_one_class, write_subgroup_table
 
     if args.pair:
         print("\n" + write_one_class(sets, args.pair, folder, args.n_boot), end="")

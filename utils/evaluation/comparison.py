@@ -1,121 +1,125 @@
 """A comparison of two detectors as a table, a figure and files."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from datasets.spec import LABEL_NAMES
+from utils.errors import UserError
+from utils.evaluation.report import ScoredSet
 from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, legend_below, new_figure, save_figure, styled
 from utils.files import atomic_write_text, write_json
-from utils.metrics.comparison import match_images
+from utils.metrics.comparison import compare_tiers, match_images
 from utils.scoring.table import ScoreTable
-from utils.tables import csv_table, markdown_table, write_table
+from utils.tables import csv_table, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DISAGREEMENT_KEYS = ("path", "dataset", "tier", "label", "p_fake_a", "p_fake_b")
-FORMATS = {"p": ".2g"}
 
 
-def comparison_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row for each test of ``compare_scores``: figure, a, b, difference (with intervals), test and p."""
-    mcnemar, drawn, delong = result["mcnemar"], result["bootstrap"], result["delong"] or {}
-    keys = ("a", "a_ci", "b", "b_ci")
-    auc = {"figure": "AUC", **{key: delong.get(f"auc_{key}") for key in keys}, "difference": delong.get("difference")}
-    acc = {"figure": "Acc", **{key: mcnemar.get(f"acc_{key}") for key in keys}, "difference": mcnemar["difference"]}
-    return [
-        {**auc, "difference_ci": delong.get("difference_ci"), "test": "DeLong", "p": delong.get("p")},
-        {**acc, "difference_ci": drawn["acc_difference_ci"], "test": "McNemar, exact", "p": mcnemar["p_exact"]},
-        {**acc, "difference_ci": drawn["acc_difference_ci"], "test": "McNemar, mid-p", "p": mcnemar["p_mid"]},
-    ]
+def write_pair(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> str:
+    """Compare the two checkpoints whose scores these are; returns the table as Markdown.
+
+    Writes comparison.json (everything), comparison.csv, .md and .tex (the table), disagreements.csv (the images on
+    which the verdicts differ, the widest gap in p_fake first) and comparison.pdf and .png (the first tier).
+
+    Raises:
+        UserError: the scores are not of exactly two checkpoints, or not on the same images.
+    """
+    names = list(dict.fromkeys(scored.info["checkpoint"] for scored in sets))
+    if len(names) != 2:
+        raise UserError(f"expected scores of two checkpoints for --compare, got {len(names)}: {', '.join(names)}")
+    sides = [[scored for scored in sets if scored.info["checkpoint"] == name] for name in names]
+    thresholds = [{scored.threshold for scored in side} for side in sides]
+    if any(len(values) > 1 for values in thresholds):
+        raise UserError("expected one threshold per checkpoint for --compare, got several; score the sets again")
+    limits = (thresholds[0].pop(), thresholds[1].pop())
+    a, b = match_images(*(ScoreTable.join([scored.table for scored in side]) for side in sides))
+    results = compare_tiers(a, b, *limits, n_boot)
+    images = disagreements(a, b, *limits)
+    write_json(folder / "comparison.json", {"name_a": names[0], "name_b": names[1], "tiers": results, "images": images})
+    columns = [("tier", "Tier"), ("figure", "Figure"), ("a", names[0]), ("b", names[1]), ("difference", "Difference")]
+    columns += [("test", "Test"), ("p", "p"), ("p_holm", "p, Holm")]
+    formats = {"p": ".2g", "p_holm": ".2g"}
+    paths = write_table(comparison_rows(results), columns, folder / "comparison", caption(results, names), formats)
+    listed = [{**image, "label": LABEL_NAMES[image["label"]]} for image in images]
+    atomic_write_text(folder / "disagreements.csv", csv_table(listed, [(key, key) for key in DISAGREEMENT_KEYS]))
+    first = np.array(a.tier) == a.tier[0]
+    figure = comparison_figure(a.select(first), b.select(first), limits, (names[0], names[1]))
+    save_figure(figure, folder / "comparison")
+    return paths[1].read_text(encoding="utf-8")
 
 
-def comparison_columns(names: tuple[str, str]) -> list[tuple[str, str]]:
-    """The columns of the table of ``comparison_rows``, with the names of the two detectors."""
-    return [
-        ("figure", "Figure"),
-        ("a", names[0]),
-        ("b", names[1]),
-        ("difference", "Difference"),
-        ("test", "Test"),
-        ("p", "p"),
-    ]
+def comparison_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two rows per tier, one for AUC and one for accuracy: a, b, difference (with intervals), test and p values."""
+    rows = []
+    for result in results:
+        mcnemar, delong = result["mcnemar"], result["delong"] or {}
+        row: dict[str, Any] = {"tier": result["tier"], "figure": "AUC", "test": "DeLong"}
+        row |= {key: delong.get(f"auc_{key}") for key in ("a", "a_ci", "b", "b_ci")}
+        rows.append(row | {key: delong.get(key) for key in ("difference", "difference_ci", "p", "p_holm")})
+        row = {"tier": result["tier"], "figure": "Acc", "test": "McNemar, mid-p"}
+        row |= {key: mcnemar[f"acc_{key}"] for key in ("a", "b")}
+        row |= {key: mcnemar[key] for key in ("difference", "p", "p_holm")}
+        rows.append(row | {"difference_ci": result["acc_difference_ci"]})
+    return rows
 
 
-def comparison_caption(result: Mapping[str, Any], names: tuple[str, str]) -> str:
-    """What the table shows, on how many images, and how the verdicts split; one paragraph."""
-    counts, n_boot = result["mcnemar"], result["bootstrap"]["n_boot"]
+def caption(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Say what the table shows and how the verdicts split, tier by tier."""
     text = (
-        f"{names[0]} minus {names[1]} on the same {result['n_real']:,} real and {result['n_fake']:,} fake images, "
-        f"thresholds {result['threshold_a']:.3g} and {result['threshold_b']:.3g}. 95 % intervals: AUC by DeLong, the "
-        f"difference in accuracy by {n_boot:,} paired bootstrap resamples. Both right: {counts['both_right']:,}, only "
-        f"{names[0]}: {counts['only_a_right']:,}, only {names[1]}: {counts['only_b_right']:,}, neither: "
-        f"{counts['both_wrong']:,}."
+        f"{names[0]} minus {names[1]} on the same images, thresholds {results[0]['threshold_a']:.3g} and "
+        f"{results[0]['threshold_b']:.3g}. 95 % intervals: AUC by DeLong, the difference in accuracy by paired "
+        f"bootstrap. Tiers are copies of the same images: each is tested alone, and Holm's method corrects p for their "
+        f"number."
     )
-    return f"{text} No AUC: {result['delong_reason']}." if result["delong_reason"] else text
+    for result in results:
+        counts = result["mcnemar"]
+        text += (
+            f" {result['tier']}: {result['n_real']:,} real and {result['n_fake']:,} fake; both right "
+            f"{counts['both_right']:,}, only {names[0]} {counts['only_a_right']:,}, only {names[1]} "
+            f"{counts['only_b_right']:,}, neither {counts['both_wrong']:,}."
+        )
+        text += f" No AUC: {result['delong_reason']}." if result["delong_reason"] else ""
+    return text
 
 
-def comparison_markdown(result: Mapping[str, Any], names: tuple[str, str] = ("a", "b")) -> str:
-    """The comparison as a paragraph and a Markdown table; ends with a line feed."""
-    table = markdown_table(comparison_rows(result), comparison_columns(names), FORMATS)
-    return f"{comparison_caption(result, names)}\n\n{table}"
+def disagreements(a: ScoreTable, b: ScoreTable, threshold_a: float, threshold_b: float) -> list[dict[str, Any]]:
+    """List the images of matched tables on which the verdicts differ, the widest gap in p_fake first."""
+    differ = np.flatnonzero((a.p_fake >= threshold_a) != (b.p_fake >= threshold_b))
+    order = differ[np.argsort(-np.abs(a.p_fake - b.p_fake)[differ], kind="stable")]
+    columns = (a.path, a.dataset, a.tier, a.label.tolist(), a.p_fake.tolist(), b.p_fake.tolist())
+    return [dict(zip(DISAGREEMENT_KEYS, (column[row] for column in columns), strict=True)) for row in order]
 
 
 @styled
 def comparison_figure(
-    a: ScoreTable, b: ScoreTable, threshold_a: float, threshold_b: float, names: tuple[str, str] = ("a", "b")
-) -> "Figure":
-    """The p_fake of both detectors, one point per image; the images on which the verdicts differ stand out.
+    a: ScoreTable, b: ScoreTable, thresholds: tuple[float, float], names: tuple[str, str] = ("a", "b")
+) -> Figure:
+    """Draw p_fake of both detectors on matched images; the images on which the verdicts differ stand out.
 
-    The dotted lines are the thresholds: disagreements lie in the upper left and the lower right field.
-
-    Raises:
-        UserError: the tables do not hold the same images with the same labels.
+    Dotted lines are the thresholds: disagreements lie in the upper left and the lower right field.
     """
-    a, b = match_images(a, b)
-    differ = (a.p_fake >= threshold_a) != (b.p_fake >= threshold_b)
+    differ = (a.p_fake >= thresholds[0]) != (b.p_fake >= thresholds[1])
     figure, (axes,) = new_figure(5.2, 5.8)
-    axes.axvline(threshold_a, color=GREY, linewidth=1, linestyle=":", zorder=1)
-    axes.axhline(threshold_b, color=GREY, linewidth=1, linestyle=":", zorder=1)
+    axes.axvline(thresholds[0], color=GREY, linewidth=1, linestyle=":", zorder=1)
+    axes.axhline(thresholds[1], color=GREY, linewidth=1, linestyle=":", zorder=1)
+    clear = {"s": 42, "edgecolors": "black", "linewidths": 0.8, "alpha": 0.95, "zorder": 3}
+    faint = {"s": 16, "edgecolors": "none", "alpha": 0.45, "zorder": 2}
     for label, colour, marker in ((0, REAL_COLOUR, "o"), (1, FAKE_COLOUR, "^")):
-        for marked in (False, True):
+        for text, look, marked in (("same verdict", faint, False), ("verdicts differ", clear, True)):
             rows = (a.label == label) & (differ == marked)
-            look = {"s": 42, "edgecolors": "black", "linewidths": 0.8, "alpha": 0.95, "zorder": 3}
-            faint = {"s": 16, "edgecolors": "none", "alpha": 0.45, "zorder": 2}
-            name = f"{LABEL_NAMES[label]}, {'verdicts differ' if marked else 'same verdict'} ({int(rows.sum()):,})"
+            name = f"{LABEL_NAMES[label]}, {text} ({int(rows.sum()):,})"
             if rows.any():
-                axes.scatter(
-                    a.p_fake[rows],
-                    b.p_fake[rows],
-                    marker=marker,
-                    color=colour,
-                    label=name,
-                    **(look if marked else faint),
-                )
+                axes.scatter(a.p_fake[rows], b.p_fake[rows], marker=marker, color=colour, label=name, **look)
     # Room beyond 0 and 1, where most points lie: none is cut in half by the frame.
     limits = (-0.03, 1.03)
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"p_fake, {names[0]}", ylabel=f"p_fake, {names[1]}")
     legend_below(figure, axes)
     return figure
-
-
-def write_comparison(
-    result: Mapping[str, Any], a: ScoreTable, b: ScoreTable, folder: Path, names: tuple[str, str] = ("a", "b")
-) -> list[Path]:
-    """Write the comparison of tables a and b, ``compare_scores(a, b, ...)``, to a folder; returns the paths.
-
-    comparison.json (everything), comparison.csv, .md and .tex (the table), disagreements.csv (the images on which the
-    verdicts differ) and comparison.pdf and .png (the figure).
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    data, listed = folder / "comparison.json", folder / "disagreements.csv"
-    write_json(data, {"name_a": names[0], "name_b": names[1], **result})
-    rows, columns = comparison_rows(result), comparison_columns(names)
-    tables = write_table(rows, columns, folder / "comparison", comparison_caption(result, names), FORMATS)
-    images = [{**image, "label": LABEL_NAMES[image["label"]]} for image in result["disagreements"]]
-    atomic_write_text(listed, csv_table(images, [(key, key) for key in DISAGREEMENT_KEYS]))
-    figure = comparison_figure(a, b, result["threshold_a"], result["threshold_b"], names)
-    return [data, *tables, listed, *save_figure(figure, folder / "comparison")]

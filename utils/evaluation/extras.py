@@ -16,29 +16,6 @@ from utils.tables import write_table
 ONE_CLASS_COLUMNS = [column for column in COLUMNS if column[0] not in ("ece", "brier", "unreadable")]
 
 
-def write_pair(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> str:
-    """Compare the two checkpoints whose scores these are, on all images that both scored; returns the table as text.
-
-    Raises:
-        UserError: the scores are not of exactly two checkpoints, or not on the same images.
-    """
-    from utils.evaluation.comparison import comparison_markdown, write_comparison
-    from utils.metrics.comparison import compare_scores
-
-    names = list(dict.fromkeys(scored.info["checkpoint"] for scored in sets))
-    if len(names) != 2:
-        raise UserError(f"expected scores of two checkpoints for --compare, got {len(names)}: {', '.join(names)}")
-    sides = [[scored for scored in sets if scored.info["checkpoint"] == name] for name in names]
-    thresholds = [{scored.threshold for scored in side} for side in sides]
-    if any(len(values) > 1 for values in thresholds):
-        raise UserError("expected one threshold per checkpoint for --compare, got several; score the sets again")
-    a, b = (ScoreTable.join([scored.table for scored in side]) for side in sides)
-    result = compare_scores(a, b, thresholds[0].pop(), thresholds[1].pop(), max(n_boot, 1))
-    pair = (names[0], names[1])
-    write_comparison(result, a, b, folder, pair)
-    return comparison_markdown(result, pair)
-
-
 def write_one_class(sets: Sequence[ScoredSet], reals: Sequence[str], folder: Path, n_boot: int) -> str:
     """Measure sets of fakes only against the real images of the data sets ``reals``; returns the table as text.
 

@@ -6,19 +6,17 @@ import numpy as np
 
 from utils.metrics.ranked import CountedScores, RankedScores
 
-THRESHOLD_FREE = ("auc", "ap", "eer", "tpr_at_fpr1", "ece", "brier")
-AT_THRESHOLD = ("acc", "real_acc", "fake_acc", "f1")
+FIGURES = ("auc", "ap", "acc", "real_acc", "fake_acc", "f1", "eer", "tpr_at_fpr1", "ece", "brier")
 LEVEL = 0.95
-BLOCK_CELLS = 1 << 18  # counts per block: the matrices of a block stay in the processor's cache
+BLOCK_CELLS = 1 << 18  # counts per block: the matrices of a block fit into the processor's cache
 
 
 def resample_counts(n_real: int, n_fake: int, n_boot: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield blocks of resamples as counts: (b, n_real) and (b, n_fake), float64; every row sums to n_real,
-    n_fake.
+    """Yield blocks of resamples as counts ``(b, n_real)`` and ``(b, n_fake)``, float64.
 
-    Stratified: reals are drawn with replacement from the reals and fakes from the fakes, so that each
-    resample has both classes and the class balance, which the collector of a set chose, is not treated as
-    random. The same arguments give the same counts.
+    Reals are drawn with replacement from the reals and fakes from the fakes: each resample has both classes, and the
+    class balance, which whoever collected the set chose, is not treated as random. The same arguments give the same
+    counts.
     """
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2)]
     block = max(1, BLOCK_CELLS // max(1, n_real + n_fake))
@@ -37,7 +35,7 @@ def _draw(stream: np.random.Generator, rows: int, n: int) -> np.ndarray:
 
 
 def all_metrics(scores: CountedScores, threshold: float) -> dict[str, np.ndarray]:
-    """Every figure of merit of the metrics row for B resamples: key -> (B,), NaN where it cannot exist."""
+    """Return the FIGURES of B resamples, each ``(B,)``, NaN where it does not exist."""
     return {
         "auc": scores.auc(),
         "ap": scores.ap(),
@@ -53,33 +51,27 @@ def all_metrics(scores: CountedScores, threshold: float) -> dict[str, np.ndarray
 
 
 def bootstrap_values(ranked: RankedScores, threshold: float, n_boot: int, seed: int) -> dict[str, np.ndarray]:
-    """Every figure of merit of every resample: key -> (n_boot,)."""
-    blocks = []
-    for real_counts, fake_counts in resample_counts(len(ranked.real), len(ranked.fake), n_boot, seed):
-        blocks.append(all_metrics(CountedScores(ranked, real_counts, fake_counts), threshold))
-    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]} if blocks else {}
+    """Return every figure of merit of every resample as ``(n_boot,)``."""
+    counts = resample_counts(len(ranked.real), len(ranked.fake), n_boot, seed)
+    blocks = [all_metrics(CountedScores(ranked, reals, fakes), threshold) for reals, fakes in counts]
+    return {key: np.concatenate([np.empty(0), *(block[key] for block in blocks)]) for key in FIGURES}
 
 
 def bootstrap_intervals(
     ranked: RankedScores, threshold: float, n_boot: int = 1000, seed: int = 0, level: float = LEVEL
 ) -> dict[str, list[float] | None]:
-    """Stratified percentile bootstrap intervals [low, high], one per figure of merit.
+    """Return stratified percentile bootstrap intervals [low, high], one per figure of merit.
 
-    The images are drawn in ascending order of p_fake, so the intervals do not depend on the order of the
-    rows. None where the figure does not exist, where ``n_boot`` is 0, or where a class that the figure rests
-    on has fewer than two images. The percentile method cannot look beyond the data: a figure of exactly 1
-    gets the interval [1, 1] however small the set, and ECE, which resampling inflates, tends to lie low in
-    its interval. The method: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics
-    7, 1979.
+    They do not depend on the order of the images. None where the figure does not exist, where ``n_boot`` is 0, or
+    where a class that the figure rests on has fewer than two images. The percentile method cannot look beyond the
+    data: a figure of exactly 1 gets the interval [1, 1] however small the set. Efron, "Bootstrap methods: another look
+    at the jackknife", Annals of Statistics 7, 1979.
     """
-    keys = THRESHOLD_FREE + AT_THRESHOLD
     sizes = {"real_acc": [len(ranked.real)], "fake_acc": [len(ranked.fake)]}
     both = [size for size in (len(ranked.real), len(ranked.fake)) if size > 0]
-    values = bootstrap_values(ranked, threshold, n_boot, seed)
-    intervals: dict[str, list[float] | None] = dict.fromkeys(keys)
-    for key, drawn in values.items():
-        enough = min(sizes.get(key, both), default=0) >= 2
-        if enough and np.all(np.isfinite(drawn)):
-            tail = 100 * (1 - level) / 2
-            intervals[key] = [float(value) for value in np.percentile(drawn, [tail, 100 - tail])]
+    intervals: dict[str, list[float] | None] = {}
+    for key, drawn in bootstrap_values(ranked, threshold, n_boot, seed).items():
+        enough = len(drawn) and min(sizes.get(key, both), default=0) >= 2 and np.all(np.isfinite(drawn))
+        tail = 50 * (1 - level)
+        intervals[key] = [float(value) for value in np.percentile(drawn, [tail, 100 - tail])] if enough else None
     return intervals

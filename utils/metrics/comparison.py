@@ -1,7 +1,7 @@
 """Is one detector better than another on the same images, or was it luck? Tests for paired scores.
 
-Two detectors that score the same images make related errors, so their separate intervals say little about the
-difference: each test here works on the pairs. Every difference is a minus b: positive means that a is better.
+Two detectors make related errors on the same images, so their separate intervals say little about the difference: each
+test here works on the pairs. Every difference is a minus b: positive means that a is better.
 """
 
 import math
@@ -13,57 +13,79 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.metrics.bootstrap import LEVEL, resample_counts
-from utils.metrics.ranked import CountedScores, RankedScores
 from utils.scoring.table import ScoreTable
 
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
-def compare_scores(
+def compare_tiers(
     a: ScoreTable, b: ScoreTable, threshold_a: float, threshold_b: float, n_boot: int = 2000, seed: int = 0
-) -> dict[str, Any]:
-    """Compare two detectors on the same images, each at its own threshold; the row order does not matter.
+) -> list[dict[str, Any]]:
+    """Compare two detectors on the same images, one tier at a time; the row order does not matter.
 
-    Returns plain values: ``n_real``, ``n_fake``, both thresholds, ``delong`` (None with ``delong_reason`` where it
-    cannot exist), ``mcnemar``, ``bootstrap`` (stratified and paired: both detectors are measured on the same drawn
-    images) and ``disagreements``, the images on which the verdicts differ, the widest gap in p_fake first.
+    The tiers of an image are copies of it, so they are never pooled. Each entry has ``tier``, the result of
+    :func:`compare_scores`, and in ``delong`` and ``mcnemar`` the p value ``p_holm``, corrected for the number of tiers.
 
     Raises:
         UserError: the tables do not hold the same images with the same labels, or a threshold is not finite.
     """
-    for threshold in (threshold_a, threshold_b):
-        if not math.isfinite(threshold):
-            raise UserError(f"expected finite thresholds, got {threshold}")
     a, b = match_images(a, b)
-    fake_a, fake_b = a.p_fake >= threshold_a, b.p_fake >= threshold_b
+    results = []
+    for (tier,), part in a.groups("tier"):
+        other = b.select(np.array(b.tier) == tier)
+        results.append({"tier": tier, **compare_scores(part, other, threshold_a, threshold_b, n_boot, seed)})
+    for test in ("delong", "mcnemar"):
+        found = [result[test] for result in results if result[test]]
+        for entry, corrected in zip(found, holm([entry["p"] for entry in found]), strict=True):
+            entry["p_holm"] = corrected
+    return results
+
+
+def compare_scores(
+    a: ScoreTable, b: ScoreTable, threshold_a: float, threshold_b: float, n_boot: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Compare two detectors on the same images in the same order, each at its own threshold.
+
+    Returns plain values: ``n_real``, ``n_fake``, both thresholds, ``delong`` (None with ``delong_reason`` where it does
+    not exist), ``mcnemar`` and ``acc_difference_ci``, from a stratified and paired bootstrap.
+
+    Raises:
+        UserError: a threshold is not finite.
+    """
+    if not math.isfinite(threshold_a) or not math.isfinite(threshold_b):
+        raise UserError(f"expected finite thresholds, got {threshold_a} and {threshold_b}")
+    is_fake = a.label == 1
+    right_a, right_b = (a.p_fake >= threshold_a) == is_fake, (b.p_fake >= threshold_b) == is_fake
     delong, reason = delong_test(a.label, a.p_fake, b.p_fake)
-    differ = np.flatnonzero(fake_a != fake_b)
-    gap = np.abs(a.p_fake - b.p_fake)[differ]
     return {
-        "n_real": int(np.sum(a.label == 0)),
-        "n_fake": int(np.sum(a.label == 1)),
+        "n_real": int(np.sum(~is_fake)),
+        "n_fake": int(np.sum(is_fake)),
         "threshold_a": float(threshold_a),
         "threshold_b": float(threshold_b),
         "delong": delong,
         "delong_reason": reason,
-        "mcnemar": mcnemar_test(fake_a == (a.label == 1), fake_b == (a.label == 1)),
-        "bootstrap": paired_bootstrap(a.label, a.p_fake, b.p_fake, (threshold_a, threshold_b), n_boot, seed),
-        "disagreements": [
-            {
-                "path": a.path[row],
-                "dataset": a.dataset[row],
-                "tier": a.tier[row],
-                "label": int(a.label[row]),
-                "p_fake_a": float(a.p_fake[row]),
-                "p_fake_b": float(b.p_fake[row]),
-            }
-            for row in differ[np.argsort(-gap, kind="stable")]
-        ],
+        "mcnemar": mcnemar_test(right_a, right_b),
+        "acc_difference_ci": paired_bootstrap(is_fake, right_a.astype(float) - right_b, n_boot, seed),
     }
 
 
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p values for their number, so that any of them is below 0.05 by chance in at most 5 % of cases.
+
+    None stays None and is not counted. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
+    Journal of Statistics 6, 1979; valid however the tests depend on each other.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[place] = largest
+    return corrected
+
+
 def match_images(a: ScoreTable, b: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
-    """Both tables with their rows in one order, matched by path, dataset and tier.
+    """Return both tables with their rows in one order, matched by path, dataset and tier.
 
     Raises:
         UserError: an image is in one table only, twice in one, or has two labels.
@@ -75,8 +97,9 @@ def match_images(a: ScoreTable, b: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
             f"expected scores of the same images, got {only_a} only in the first ({len(a)}) and {only_b} only in the "
             f"second ({len(b)}); score both on the same data and tiers (path, dataset and tier must agree)"
         )
-    images = sorted(rows_a)
-    first, second = _in_order(a, [rows_a[image] for image in images]), _in_order(b, [rows_b[image] for image in images])
+    tiers = list(dict.fromkeys(a.tier))
+    images = sorted(rows_a, key=lambda image: (tiers.index(image[2]), image))
+    first, second = a.take([rows_a[image] for image in images]), b.take([rows_b[image] for image in images])
     differ = np.flatnonzero(first.label != second.label)
     if len(differ):
         raise UserError(
@@ -94,43 +117,20 @@ def _rows_by_image(table: ScoreTable) -> dict[tuple[str, str, str], int]:
     return rows
 
 
-def _in_order(table: ScoreTable, rows: Sequence[int]) -> ScoreTable:
-    columns: dict[str, Any] = {
-        name: column[list(rows)] if isinstance(column, np.ndarray) else [column[row] for row in rows]
-        for name, column in vars(table).items()
-    }
-    return ScoreTable(**columns)
-
-
 def delong_test(labels: np.ndarray, p_a: np.ndarray, p_b: np.ndarray) -> tuple[dict[str, Any] | None, str | None]:
-    """DeLong's test that two paired AUC are equal; (None, reason) without two images of each class.
+    """Test whether two paired AUC are equal; returns (None, reason) without two images of each class.
 
-    Keys: auc_a, auc_b, difference, each with an interval under ``_ci``; variance_a, variance_b, covariance,
-    variance (of the difference), z and the two-sided p. Intervals of the AUC are cut at 0 and 1. Where the variance
-    is 0, p is 1 if the AUC are equal (z 0), and z and p are None if not: the normal approximation ends there.
-
-    DeLong, DeLong and Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver Operating
-    Characteristic Curves", Biometrics 44, 1988; in O(n log n) with midranks as in Sun and Xu, "Fast Implementation of
-    DeLong's Algorithm", IEEE Signal Processing Letters 21, 2014. A tie counts one half.
+    Keys: ``auc_a``, ``auc_b`` and ``difference``, each with an interval under ``_ci``, z and the two-sided p. Intervals
+    of the AUC are cut at 0 and 1. Where the variance is 0, p is 1 if the AUC are equal, and z and p are None if not:
+    the normal approximation does not exist.
     """
     is_fake = np.asarray(labels) == 1
     n_real, n_fake = int(np.sum(~is_fake)), int(np.sum(is_fake))
     if min(n_real, n_fake) < 2:
         return None, f"DeLong's test needs two real and two fake images, got {n_real} real and {n_fake} fake"
-    placed = [_placements(np.asarray(p, dtype=np.float64), is_fake) for p in (p_a, p_b)]
-    # Sums of whole and half counts, so exact: two detectors that rank alike differ by 0 and not by rounding.
-    auc_a, auc_b = (float(fakes.sum() / (n_real * n_fake)) for fakes, _ in placed)
-    (fakes_a, reals_a), (fakes_b, reals_b) = placed
-
-    def covariance(fakes: np.ndarray, reals: np.ndarray, fakes_too: np.ndarray, reals_too: np.ndarray) -> float:
-        of_fakes = np.cov(fakes, fakes_too)[0, 1] / n_real**2 / n_fake
-        return float(of_fakes + np.cov(reals, reals_too)[0, 1] / n_fake**2 / n_real)
-
-    var_a, var_b = covariance(*placed[0], *placed[0]), covariance(*placed[1], *placed[1])
-    gap = (fakes_a - fakes_b, reals_a - reals_b)
-    variance, difference = covariance(*gap, *gap), auc_a - auc_b
-    z = difference / math.sqrt(variance) if variance > 0 else (0.0 if difference == 0 else None)
-    reach_a, reach_b, reach = (Z * math.sqrt(max(0.0, value)) for value in (var_a, var_b, variance))
+    (auc_a, auc_b, difference), covariance = delong_covariance(is_fake, p_a, p_b)
+    reach_a, reach_b, reach = (Z * np.sqrt(np.maximum(0.0, np.diag(covariance)))).tolist()
+    z = Z * difference / reach if reach > 0 else (0.0 if difference == 0 else None)
     return {
         "auc_a": auc_a,
         "auc_a_ci": [max(0.0, auc_a - reach_a), min(1.0, auc_a + reach_a)],
@@ -138,13 +138,24 @@ def delong_test(labels: np.ndarray, p_a: np.ndarray, p_b: np.ndarray) -> tuple[d
         "auc_b_ci": [max(0.0, auc_b - reach_b), min(1.0, auc_b + reach_b)],
         "difference": difference,
         "difference_ci": [difference - reach, difference + reach],
-        "variance_a": var_a,
-        "variance_b": var_b,
-        "covariance": covariance(*placed[0], *placed[1]),
-        "variance": variance,
         "z": z,
         "p": None if z is None else math.erfc(abs(z) / math.sqrt(2)),
     }, None
+
+
+def delong_covariance(is_fake: np.ndarray, p_a: np.ndarray, p_b: np.ndarray) -> tuple[list[float], np.ndarray]:
+    """Return the AUC of a, the AUC of b and their difference, and the covariance matrix (3, 3) of the three.
+
+    DeLong, DeLong and Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver Operating
+    Characteristic Curves", Biometrics 44, 1988; in O(n log n) with midranks as in Sun and Xu, "Fast Implementation of
+    DeLong's Algorithm", IEEE Signal Processing Letters 21, 2014. A tie counts one half.
+    """
+    placed = [_placements(np.asarray(p, dtype=np.float64), is_fake) for p in (p_a, p_b)]
+    fakes, reals = (np.stack([a, b, a - b]) for a, b in zip(*placed, strict=True))
+    n_fake, n_real = fakes.shape[1], reals.shape[1]
+    # Sums of whole and half counts are exact: two detectors that rank alike differ by 0 and not by a rounding error.
+    aucs = (fakes.sum(1) / (n_real * n_fake)).tolist()
+    return aucs, np.cov(fakes) / n_real**2 / n_fake + np.cov(reals) / n_fake**2 / n_real
 
 
 def _placements(p_fake: np.ndarray, is_fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,21 +172,19 @@ def _midranks(values: np.ndarray) -> np.ndarray:
 
 
 def mcnemar_test(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
-    """McNemar's test that two accuracies on the same images are equal, from booleans (N,) of right verdicts.
+    """Test whether two accuracies on the same images are equal, from booleans ``(N,)`` of correct verdicts.
 
-    Only images that one of the two gets right speak about the difference. ``p_exact`` is the two-sided binomial test
-    on them; it is conservative, and ``p_mid`` counts half of the observed table's own probability (Fagerland, Lydersen
-    and Laake, "The McNemar test for binary matched-pairs data", BMC Medical Research Methodology 13, 2013, who
-    recommend it). McNemar, Psychometrika 12, 1947.
+    Only images that one of the two gets right count. ``p_exact`` is the two-sided binomial test on them; it is
+    conservative. ``p`` is its mid-p version, which counts half of the observed table's own probability. McNemar,
+    Psychometrika 12, 1947; mid-p recommended by Fagerland, Lydersen and Laake, "The McNemar test for binary
+    matched-pairs data", BMC Medical Research Methodology 13, 2013.
     """
     only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
     n, fewer = only_a + only_b, min(only_a, only_b)
-    # Whole numbers of any length: no logarithm, no rounding before the last division.
-    term = tail = 1
+    term = tail = 1  # integers of any length: exact up to the last division
     for k in range(fewer):
         term = term * (n - k) // (k + 1)
         tail += term
-    p_exact = min(1.0, 2 * tail / 2**n)
     return {
         "acc_a": float(np.mean(right_a)),
         "acc_b": float(np.mean(right_b)),
@@ -184,33 +193,19 @@ def mcnemar_test(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
         "only_a_right": only_a,
         "only_b_right": only_b,
         "both_wrong": int(np.sum(~right_a & ~right_b)),
-        "p_exact": p_exact,
-        "p_mid": min(1.0, (2 * tail - term) / 2**n),
+        "p_exact": min(1.0, 2 * tail / 2**n),
+        "p": min(1.0, (2 * tail - term) / 2**n),
     }
 
 
-def paired_bootstrap(
-    labels: np.ndarray, p_a: np.ndarray, p_b: np.ndarray, thresholds: tuple[float, float], n_boot: int, seed: int
-) -> dict[str, Any]:
-    """Percentile intervals of the difference in AUC and in accuracy, both detectors on the same drawn images.
+def paired_bootstrap(is_fake: np.ndarray, gain: np.ndarray, n_boot: int, seed: int) -> list[float] | None:
+    """Percentile interval of the mean of ``gain`` (N,), reals and fakes resampled separately.
 
-    Keys: n_boot, auc_difference_ci, acc_difference_ci; None where the figure cannot exist, without two images of each
-    class that is there, or with n_boot 0.
+    ``gain`` is 1 where only a is right, -1 where only b is, else 0. None without two images of each class that is
+    present, or with ``n_boot=0``.
     """
-    ranked = [RankedScores(labels, p) for p in (p_a, p_b)]
-    n_real, n_fake = len(ranked[0].real), len(ranked[0].fake)
-    # RankedScores sorts each class: the columns of the counts follow, for each detector in its own order.
-    orders = [[np.argsort(p[labels == label], kind="stable") for label in (0, 1)] for p in (p_a, p_b)]
-    drawn: dict[str, list[np.ndarray]] = {"auc": [], "acc": []}
-    for reals, fakes in resample_counts(n_real, n_fake, n_boot, seed):
-        one, two = (CountedScores(r, reals[:, o[0]], fakes[:, o[1]]) for r, o in zip(ranked, orders, strict=True))
-        drawn["auc"].append(one.auc() - two.auc())
-        drawn["acc"].append(one.acc(thresholds[0]) - two.acc(thresholds[1]))
-    result: dict[str, Any] = {"n_boot": n_boot}
-    enough = min(size for size in (n_real, n_fake) if size) >= 2
-    for key, blocks in drawn.items():
-        values = np.concatenate(blocks) if blocks else np.array([np.nan])
-        limits = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
-        known = enough and bool(np.all(np.isfinite(values)))
-        result[f"{key}_difference_ci"] = [float(v) for v in np.percentile(values, limits)] if known else None
-    return result
+    reals, fakes = gain[~is_fake], gain[is_fake]
+    if not n_boot or min(len(part) for part in (reals, fakes) if len(part)) < 2:
+        return None
+    drawn = [n @ reals + m @ fakes for n, m in resample_counts(len(reals), len(fakes), n_boot, seed)]
+    return np.percentile(np.concatenate(drawn) / len(gain), [50 * (1 - LEVEL), 50 * (1 + LEVEL)]).tolist()

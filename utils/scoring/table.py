@@ -9,7 +9,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,13 @@ class ScoreTable:
 
     def select(self, mask: np.ndarray) -> "ScoreTable":
         """The rows where the boolean mask (N,) is true."""
-        rows = np.flatnonzero(mask)
+        return self.take(np.flatnonzero(mask))
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "ScoreTable":
+        """The rows with these numbers, in this order."""
         columns: dict[str, Any] = {}
         for name, column in vars(self).items():
-            columns[name] = column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
+            columns[name] = column[list(rows)] if isinstance(column, np.ndarray) else [column[row] for row in rows]
         return ScoreTable(**columns)
 
     def groups(self, *columns: str) -> Iterator[tuple[tuple[str, ...], "ScoreTable"]]:
@@ -74,9 +77,7 @@ class ScoreTable:
         for row, values in enumerate(zip(*(getattr(self, name) for name in columns), strict=True)):
             rows_of.setdefault(values, []).append(row)
         for values, rows in rows_of.items():
-            mask = np.zeros(len(self), dtype=bool)
-            mask[rows] = True
-            yield values, self.select(mask)
+            yield values, self.take(rows)
 
     def relative_to(self, root: str) -> "ScoreTable":
         """The same rows with paths that start from ``root``; paths outside of it stay as they are."""

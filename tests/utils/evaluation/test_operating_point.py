@@ -21,15 +21,16 @@ def test_thresholds_are_the_best_that_any_cut_can_do(decimals):
     fitted = fit_thresholds(labels, p_fake)
 
     def balanced(threshold):
-        return (metrics.real_acc(labels, p_fake, threshold) + metrics.fake_acc(labels, p_fake, threshold)) / 2
+        found = metrics.figures(labels, p_fake, threshold)
+        return (found["real_acc"] + found["fake_acc"]) / 2
 
     cuts = [*np.unique(p_fake), 1.1]
     assert balanced(fitted["balanced"]) == pytest.approx(max(balanced(cut) for cut in cuts))
     for name, target in (("fpr1", 0.01), ("fpr01", 0.001)):
-        legal = [cut for cut in cuts if 1 - metrics.real_acc(labels, p_fake, cut) <= target + 1e-12]
-        assert 1 - metrics.real_acc(labels, p_fake, fitted[name]) <= target + 1e-12
-        assert metrics.fake_acc(labels, p_fake, fitted[name]) == max(
-            metrics.fake_acc(labels, p_fake, cut) for cut in legal
+        legal = [cut for cut in cuts if 1 - metrics.figures(labels, p_fake, cut)["real_acc"] <= target + 1e-12]
+        assert 1 - metrics.figures(labels, p_fake, fitted[name])["real_acc"] <= target + 1e-12
+        assert metrics.figures(labels, p_fake, fitted[name])["fake_acc"] == max(
+            metrics.figures(labels, p_fake, cut)["fake_acc"] for cut in legal
         )
     assert fitted == fit_thresholds(labels[::-1], p_fake[::-1])
     assert all(type(value) is float for value in fitted.values())
@@ -52,8 +53,8 @@ def test_unsure_band_buys_accuracy_and_keeps_coverage():
     low, high = unsure_band(labels, p_fake, 0.4, target_acc=0.88)
     assert low < 0.4 < high
     kept = (p_fake < low) | (p_fake >= high)
-    assert metrics.acc(labels[kept], p_fake[kept], 0.4) >= 0.88
-    assert metrics.acc(labels, p_fake, 0.4) < 0.88 and kept.mean() >= 0.5
+    assert metrics.figures(labels[kept], p_fake[kept], 0.4)["acc"] >= 0.88
+    assert metrics.figures(labels, p_fake, 0.4)["acc"] < 0.88 and kept.mean() >= 0.5
     logit = np.log([low / (1 - low), 0.4 / 0.6, high / (1 - high)])
     assert logit[1] - logit[0] == pytest.approx(logit[2] - logit[1])
     wide = unsure_band(labels, p_fake, 0.4, target_acc=0.9999)
@@ -145,7 +146,7 @@ def test_the_isotonic_curve_calibrates_and_keeps_the_ranking():
     curve = fit_isotonic(*make_logits(4000, seed=1))
     labels, logits = make_logits(4000, seed=2)
     p_fake = apply_calibration(logits, curve)
-    assert metrics.ece(labels, p_fake) < 0.03 < 0.1 < metrics.ece(labels, sigmoid(logits))
+    assert metrics.figures(labels, p_fake)["ece"] < 0.03 < 0.1 < metrics.figures(labels, sigmoid(logits))["ece"]
     assert metrics.auc(labels, p_fake) == metrics.auc(labels, sigmoid(logits))
     near = np.sort(logits[np.abs(logits) < 25])
     assert np.all(np.diff(apply_calibration(near, curve)) > 0), "no two images are tied by a level stretch"

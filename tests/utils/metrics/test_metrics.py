@@ -10,7 +10,7 @@ from tests.conftest import make_scores
 from utils.errors import UserError
 from utils.evaluation.curves import confusion, pr_curve, reliability, roc_curve
 from utils.metrics import binary as metrics
-from utils.metrics.bootstrap import bootstrap_intervals, bootstrap_values, resample_counts
+from utils.metrics.bootstrap import FIGURES, bootstrap_intervals, bootstrap_values, resample_counts
 from utils.metrics.ranked import RankedScores
 
 
@@ -58,31 +58,25 @@ def test_point_metrics_match_sklearn(decimals, seed):
         assert row[key] == pytest.approx(expected, abs=1e-12), key
 
 
-def test_single_functions_agree_with_the_row():
+def test_figures_agree_with_the_row():
     labels, p_fake = make_scores(decimals=2)
     row = metrics.metrics_row(labels, p_fake, 0.3, n_boot=0)
     assert metrics.auc(labels, p_fake) == row["auc"]
-    assert metrics.average_precision(labels, p_fake) == row["ap"]
-    assert metrics.eer(labels, p_fake) == row["eer"]
-    assert metrics.tpr_at_fpr(labels, p_fake) == row["tpr_at_fpr1"]
-    assert metrics.ece(labels, p_fake) == row["ece"]
-    assert metrics.brier(labels, p_fake) == row["brier"]
-    for key in ("acc", "real_acc", "fake_acc", "f1"):
-        assert getattr(metrics, key)(labels, p_fake, 0.3) == row[key]
-    assert metrics.tpr_at_fpr(labels, p_fake, max_fpr=1.0) == 1.0
+    found = metrics.figures(labels, p_fake, 0.3)
+    assert found == {key: row[key] for key in FIGURES}
+    assert RankedScores(labels, p_fake).observed().tpr_at_fpr(max_fpr=1.0) == 1.0
 
 
 def test_known_values_by_hand():
     labels, p_fake = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.4, 0.8])
     assert metrics.auc(labels, p_fake) == 0.875
-    assert metrics.acc(labels, p_fake, 0.4) == 0.75, "a score at the threshold is called fake"
-    assert metrics.tpr_at_fpr(labels, p_fake) == 0.5
-    assert metrics.brier(labels, p_fake) == pytest.approx((0.01 + 0.16 + 0.36 + 0.04) / 4)
-    assert metrics.auc(labels, np.full(4, 0.7)) == 0.5
-    assert metrics.eer(labels, np.full(4, 0.7)) == 0.5
-    assert metrics.eer(labels, labels.astype(float)) == 0.0
-    assert metrics.eer(labels, 1.0 - labels) == 1.0
-    assert metrics.ece(labels, labels.astype(float)) == 0.0
+    found = metrics.figures(labels, p_fake, 0.4)
+    assert found["acc"] == 0.75, "a score at the threshold is called fake"
+    assert found["tpr_at_fpr1"] == 0.5
+    assert found["brier"] == pytest.approx((0.01 + 0.16 + 0.36 + 0.04) / 4)
+    tied, right = metrics.figures(labels, np.full(4, 0.7)), metrics.figures(labels, labels.astype(float))
+    assert (tied["auc"], tied["eer"], right["eer"], right["ece"]) == (0.5, 0.5, 0, 0)
+    assert metrics.figures(labels, 1.0 - labels)["eer"] == 1.0
 
 
 def test_the_row_has_the_keys_of_the_metrics_file_and_is_json():
@@ -93,7 +87,7 @@ def test_the_row_has_the_keys_of_the_metrics_file_and_is_json():
         "tpr_at_fpr1 ece brier threshold unreadable"
     ).split()
     assert list(row)[: len(contract)] == contract
-    assert set(row) - set(contract) == set(metrics.EXTRA_CI_KEYS)
+    assert set(row) - set(contract) == {f"{key}_ci" for key in FIGURES} - {"auc_ci", "acc_ci"}
     assert (row["dataset"], row["tier"], row["split"], row["unreadable"]) == ("demo", "web", None, 2)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     with pytest.raises(TypeError, match="datset"):
@@ -182,7 +176,7 @@ def test_curves_match_sklearn_and_the_area_under_them(decimals):
     assert (roc.fpr[0], roc.tpr[0], roc.fpr[-1], roc.tpr[-1]) == (0, 0, 1, 1)
     assert np.trapezoid(roc.tpr, roc.fpr) == pytest.approx(metrics.auc(labels, p_fake))
     area = np.sum(np.diff(pr.recall) * pr.precision[1:])
-    assert area == pytest.approx(metrics.average_precision(labels, p_fake))
+    assert area == pytest.approx(metrics.figures(labels, p_fake)["ap"])
     with pytest.raises(UserError, match="0 fake"):
         roc_curve([0, 0], [0.1, 0.2])
 
@@ -194,4 +188,4 @@ def test_confusion_and_reliability_count_every_image():
     assert bins.n_images.sum() == len(labels)
     filled = bins.n_images > 0
     gap = np.abs(bins.mean_p_fake - bins.fraction_fake)[filled] @ bins.n_images[filled] / len(labels)
-    assert gap == pytest.approx(metrics.ece(labels, p_fake))
+    assert gap == pytest.approx(metrics.figures(labels, p_fake)["ece"])
