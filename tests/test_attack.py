@@ -95,10 +95,10 @@ def test_one_row_for_each_attack_and_eps_from_files_alone(run, tmp_path, capsys)
 
 def test_cell_is_a_scores_file_and_decides_at_the_threshold_of_the_checkpoint(run, tmp_path):
     run("--attacks", "fgsm", "--eps", "2/255")
-    (file,) = (tmp_path / "out" / "cells").glob("*.csv")
+    (file,) = (tmp_path / "out" / "cells").glob("*.csv.gz")
     table = read_scores(file)
-    cell = read_cell(file.with_suffix(".json"))
-    assert set(table.tier) == {"fgsm linf 2/255"} and len(table) == 8
+    cell = read_cell(next((tmp_path / "out" / "cells").glob("*.json")))
+    assert set(table.tier) == {"fgsm linf 2/255"} and len(table) == 8 and table.path[0] == "test/fake/000.png"
     assert cell.info["threshold"] == 0.5 and cell.info["hardware"] and "attack.py" in cell.info["command"]
     assert cell.right().tolist() == ((table.p_fake >= 0.5) == (table.label == 1)).tolist()
     assert cell.extra["linf"].max() == pytest.approx(2 / 255, rel=1e-4)
@@ -119,7 +119,7 @@ def test_interrupted_grid_goes_on_where_it_was(run, tmp_path, monkeypatch):
         run(*grid)
     finished = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cells").iterdir()}
     assert len(finished) == 4
-    (tmp_path / "out" / "cells" / "half.csv").write_text("path")  # a cell that was killed before its JSON file
+    (tmp_path / "out" / "cells" / "half.csv.gz").write_bytes(b"path")  # a cell that was killed before its JSON file
     done.clear()
     assert len(run(*grid)["rows"]) == 3 and done == [4 / 255]
     files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cells").iterdir()}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import benchmark
+from datasets.spec import open_records
 from utils.benchmarking.cells import score
-from utils.benchmarking.data import open_part, read_images
+from utils.benchmarking.images import read_images
 from utils.benchmarking.report import pareto_front, summary_row, write_benchmark
 from utils.benchmarking.worker import Served, as_floats
 from utils.checkpoints.file import load_detector
@@ -26,8 +27,6 @@ FLAGS = [
     "1",
     "--threads",
     "1",
-    "--n-boot",
-    "20",
     "--adversarial-images",
     "2",
 ]
@@ -99,7 +98,7 @@ def test_cells_hold_the_logits_of_the_checkpoint(benchmarked, _tiny_checkpoint_f
     import torch
 
     detector = load_detector(_tiny_checkpoint_file)[0]
-    listing = open_part(str(benchmarked["root"] / "faces"), None)
+    listing = open_records(str(benchmarked["root"] / "faces"))
     images = as_floats(read_images(listing.records, detector.geometry)[0])
     file = next((benchmarked["root"] / "out" / "cells").glob("*__eager.json"))
     with torch.no_grad():

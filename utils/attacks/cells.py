@@ -1,6 +1,6 @@
 """Cells: the result of one attack on one data set, from which every table and figure is drawn.
 
-``cells/<name>.csv`` is a scores file of the adversarial images with further columns: ``attacked`` (0 for images that
+``cells/<name>.csv.gz`` is a scores file of the adversarial images with further columns: ``attacked`` (0 for images that
 the direction of the attack excludes), p_fake of the clean image and of the adversarial image after rounding to 8 bits
 and after JPEG, and the size of the change in both norms. ``cells/<name>.json`` holds the settings and everything that
 belongs to the cell as a whole. The JSON file is written last: without it the cell is unfinished, and another ``key`` in
@@ -71,7 +71,7 @@ def write_cell(stem: Path, cell: Cell) -> None:
     columns = [list(getattr(cell.table, name)) for name in COLUMNS]
     extras = [[f"{value:.6g}" for value in cell.extra[name]] for name in EXTRA_COLUMNS]
     writer.writerows(zip(*columns, *extras, strict=True))
-    atomic_write_text(stem.with_name(stem.name + ".csv"), text.getvalue())
+    atomic_write_text(stem.with_name(stem.name + ".csv.gz"), text.getvalue())
     write_json(stem.with_name(stem.name + ".json"), cell.info)
 
 
@@ -82,7 +82,7 @@ def read_cell(json_file: Path) -> Cell:
         UserError: one of its files is missing or damaged.
     """
     info = read_json(json_file, "an attack cell")
-    scores_file = json_file.with_name(json_file.name.removesuffix(".json") + ".csv")
+    scores_file = json_file.with_name(json_file.name.removesuffix(".json") + ".csv.gz")
     table = read_scores(scores_file)
     rows = list(csv.DictReader(io.StringIO(read_text(scores_file, "an attack cell"), newline="")))
     extra = {name: np.array([float(row[name]) for row in rows]) for name in EXTRA_COLUMNS}

@@ -183,6 +183,7 @@ class Trial:
         scores = Scores(self.clean.indices, columns[target.name, "adversarial"])
         tier = f"{plan.attack} {plan.norm} {size_name(plan.eps)}"
         table = score_table(self.listing.records, scores, target.point, self.listing.name, tier)
+        table = table.relative_to(self.listing.root)
         extra = {name: columns[name].astype(float) for name in ("attacked", *NORMS)}
         extra["clean_p_fake"] = self.clean.p_fake[target.name]
         for variant in VARIANTS[1:]:

@@ -1,79 +1,45 @@
-"""One cell of the benchmark: an engine on a checkpoint, timed in turns with the baseline and scored on a data set."""
+"""Cells of a benchmark: one engine on one checkpoint, timed in turns with the baseline and scored on a data set."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.operating_point import OperatingPoint
+from utils.benchmarking.subject import Subject
 from utils.benchmarking.worker import Worker
-from utils.engines.registry import ENGINES
-from utils.errors import UserError
 from utils.metrics.binary import metrics_row
 
+N_BOOT = 1000  # resamples of an interval
 QUALITY_KEYS = ("auc", "auc_ci", "acc", "acc_ci", "ece", "ece_ci")
 
 
-@dataclass
-class TestSet:
-    """Decoded test images ``(N, 3, S, S)`` uint8, their labels, and adversarial ones (float32) with labels."""
-
-    __test__ = False  # for pytest, which collects classes by their name
-
-    images: np.ndarray
-    labels: np.ndarray
-    adversarial: np.ndarray | None = None
-    adversarial_labels: np.ndarray | None = None
-
-
-@dataclass
-class Subject:
-    """What is benchmarked: a checkpoint's files by kind (pt, onnx, int8), its operating point, its test set."""
-
-    files: dict[str, Path]
-    operating_point: OperatingPoint
-    test: TestSet
-
-    def file(self, engine: str) -> Path:
-        """The file that an engine is built from. Raises UserError: this checkpoint could not be exported to it."""
-        source = ENGINES[engine].source
-        if source not in self.files:
-            raise UserError(f"this detector has no {source} export")
-        return self.files[source]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Settings:
-    """How to measure."""
+    """How to measure an engine."""
 
     batch_sizes: Sequence[int]
     repeats: int
     threads: int
     device: str
-    n_boot: int
 
 
 def start(subject: Subject, engine: str, settings: Settings) -> Worker:
     """Start the process of an engine."""
-    return Worker(engine, subject.file(engine), settings.threads, settings.device, subject.test.images[:1])
+    return Worker(engine, subject.file(engine), settings.threads, settings.device, subject.images[:1])
 
 
 def measure_cell(
     subject: Subject, engine: str, baseline: Worker | None, settings: Settings, reference: np.ndarray | None
 ) -> dict[str, Any]:
-    """Measure one engine; its process is started and ended here.
+    """Measure one engine in a process that is started and ended here; returns plain values.
 
     Args:
-        baseline: the running baseline, which takes turns with the engine; None when the engine is the baseline.
-        reference: the baseline's logits ``(N,)`` on the test images.
-
-    Returns:
-        Plain values, ``logits`` among them.
+        baseline: the running baseline, which takes turns with the engine; None if the engine is the baseline.
+        reference: logits of the baseline ``(N,)`` on the test images.
     """
     worker = start(subject, engine, settings)
     try:
@@ -81,16 +47,16 @@ def measure_cell(
             "file_bytes": subject.file(engine).stat().st_size,
             "load_s": worker.load_seconds,
             "first_answer_s": worker.first_answer_seconds,
-            **measure_speed(worker, baseline, subject.test.images, settings),
+            **measure_speed(worker, baseline, subject.images, settings),
         }
         cell["peak_memory_bytes"] = worker.ask("peak_memory")
-        logits = score(worker, subject.test.images, max(settings.batch_sizes))
-        cell.update(measure_quality(subject, logits, reference, settings.n_boot))
-        if subject.test.adversarial is not None:
-            attacked = score(worker, subject.test.adversarial, max(settings.batch_sizes))
+        logits = score(worker, subject.images, max(settings.batch_sizes))
+        cell.update(measure_quality(subject, logits, reference))
+        if subject.adversarial is not None:
+            attacked = score(worker, subject.adversarial, max(settings.batch_sizes))
             point = subject.operating_point
             called_fake = point.p_fake(attacked) >= point.threshold()
-            cell["robust_acc"] = float(np.mean(called_fake == (subject.test.adversarial_labels == 1)))
+            cell["robust_acc"] = float(np.mean(called_fake == (subject.adversarial_labels == 1)))
             cell["n_adversarial"] = len(attacked)
         return {**cell, "logits": logits.tolist()}
     finally:
@@ -98,7 +64,7 @@ def measure_cell(
 
 
 def measure_speed(worker: Worker, baseline: Worker | None, images: np.ndarray, settings: Settings) -> dict[str, Any]:
-    """Time every batch size in turns with the baseline; the ratio of a turn is of neighbours in time."""
+    """Time each batch size in turns with the baseline; a ratio compares neighbouring turns."""
     batches = []
     for size in settings.batch_sizes:
         batch = images[np.arange(size) % len(images)]
@@ -130,7 +96,7 @@ def measure_speed(worker: Worker, baseline: Worker | None, images: np.ndarray, s
 
 
 def score(worker: Worker, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Score all images; the last batch is filled up, because a compiled engine knows one batch size only."""
+    """Score all images; the last batch is padded, because a compiled engine accepts one batch size only."""
     logits = []
     for first in range(0, len(images), batch_size):
         batch = images[np.arange(first, first + batch_size) % len(images)]
@@ -138,11 +104,11 @@ def score(worker: Worker, images: np.ndarray, batch_size: int) -> np.ndarray:
     return np.concatenate(logits)
 
 
-def measure_quality(subject: Subject, logits: np.ndarray, reference: np.ndarray | None, n_boot: int) -> dict[str, Any]:
+def measure_quality(subject: Subject, logits: np.ndarray, reference: np.ndarray | None) -> dict[str, Any]:
     """Figures of merit at the checkpoint's own calibration and threshold, and how far from the baseline they are."""
     point = subject.operating_point
     p_fake, threshold = point.p_fake(logits), point.threshold()
-    row = metrics_row(subject.test.labels, p_fake, threshold, n_boot=n_boot)
+    row = metrics_row(subject.labels, p_fake, threshold, n_boot=N_BOOT)
     reference = logits if reference is None else reference
     verdicts = point.p_fake(reference) >= threshold
     return {

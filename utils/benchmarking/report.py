@@ -1,4 +1,4 @@
-"""Tables and the Pareto figure of a benchmark, made of its cell files alone."""
+"""Tables and the Pareto figure of a benchmark, drawn from its cell files."""
 
 from __future__ import annotations
 
@@ -33,15 +33,7 @@ COLUMNS = [
     ("first_answer_s", "First answer (s)"),
     ("note", "Note"),
 ]
-SPEED_COLUMNS = [
-    ("checkpoint", "Checkpoint"),
-    ("engine", "Engine"),
-    ("batch_size", "Batch"),
-    ("latency_p50_ms", "p50 (ms)"),
-    ("latency_p95_ms", "p95 (ms)"),
-    ("images_per_s", "Images/s"),
-    ("ratio", "Speed-up"),
-]
+SPEED_KEYS = ("checkpoint", "engine", "batch_size", "latency_p50_ms", "latency_p95_ms", "images_per_s", "ratio")
 FORMATS = {
     "latency_p50_ms": ".1f",
     "latency_p95_ms": ".1f",
@@ -57,10 +49,10 @@ MEGABYTE = 1e6
 
 
 def summary_row(cell: dict[str, Any], first_rates: dict[int, float]) -> dict[str, Any]:
-    """One row per cell: latency at the smallest batch, throughput and speed-up at the best one, quality, size.
+    """Summarise a cell: latency at the smallest batch, throughput and speed-up at the best one, quality, size.
 
-    ``first_rates`` has the images/s of the first checkpoint's baseline by batch size: what the step from a large eager
-    model to a small one in a fast engine gains.
+    ``first_rates`` has the images/s of the first checkpoint's baseline by batch size. Relative to it, a row shows what
+    a smaller model and a faster engine gain together.
     """
     if "batches" not in cell:
         return {key: cell[key] for key in ("checkpoint", "engine", "note")}
@@ -78,24 +70,8 @@ def summary_row(cell: dict[str, Any], first_rates: dict[int, float]) -> dict[str
         "robust_acc": cell.get("robust_acc"),
         "file_mb": cell["file_bytes"] / MEGABYTE,
         "memory_mb": cell["peak_memory_bytes"] / MEGABYTE,
-        "note": note(cell["engine"], best["ratio"]),
+        "note": "baseline" if cell["engine"] == BASELINE else "slower than the baseline" if best["ratio"] < 1 else "",
     }
-
-
-def note(engine: str, ratio: float) -> str:
-    """What a reader should not overlook about an engine."""
-    if engine == BASELINE:
-        return "baseline"
-    return "slower than the baseline" if ratio < 1 else ""
-
-
-def speed_rows(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per cell and batch size."""
-    return [
-        {"checkpoint": cell["checkpoint"], "engine": cell["engine"], **batch}
-        for cell in cells
-        for batch in cell.get("batches", [])
-    ]
 
 
 def write_benchmark(cells: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -104,7 +80,8 @@ def write_benchmark(cells: Sequence[dict[str, Any]], folder: Path) -> list[dict[
     first_rates = {batch["batch_size"]: batch["images_per_s"] for batch in first["batches"]}
     rows = [summary_row(cell, first_rates) for cell in cells]
     write_table(rows, COLUMNS, folder / "benchmark", fmt=FORMATS)
-    write_table(speed_rows(cells), SPEED_COLUMNS, folder / "speed", fmt=FORMATS)
+    by_batch = [{**cell, **batch} for cell in cells for batch in cell.get("batches", [])]
+    write_table(by_batch, [(key, dict(COLUMNS)[key]) for key in SPEED_KEYS], folder / "speed", fmt=FORMATS)
     measured = [row for row in rows if row.get("auc") is not None]
     if measured:
         save_figure(pareto_figure(measured), folder / "pareto")
@@ -112,7 +89,7 @@ def write_benchmark(cells: Sequence[dict[str, Any]], folder: Path) -> list[dict[
 
 
 def pareto_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that no other row beats in both images/s and AUC, from slow to fast."""
+    """Return the rows that no other row beats in both images/s and AUC, from slow to fast."""
     front: list[dict[str, Any]] = []
     for row in sorted(rows, key=lambda row: (-row["images_per_s"], -row["auc"])):
         if not front or row["auc"] > front[-1]["auc"]:
@@ -122,7 +99,7 @@ def pareto_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @styled
 def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """AUC over images/s, a colour per checkpoint and a marker per engine; a line joins what nothing else beats."""
+    """Draw AUC over images/s, a colour per checkpoint and a marker per engine; a line joins the Pareto front."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
@@ -135,34 +112,27 @@ def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         color="#BBBBBB",
         linewidth=4,
         zorder=1,
-        label="not beaten in both",
+        label="Pareto front",
     )
+    markers: list[dict[str, Any]] = [
+        {
+            "linestyle": "none",
+            "marker": MARKERS[number % len(MARKERS)],
+            "fillstyle": "full" if number < len(MARKERS) else "none",
+        }
+        for number in range(len(engines))
+    ]
     for row in rows:
-        number = engines.index(row["engine"])
-        axes.plot(
-            row["images_per_s"],
-            row["auc"],
-            linestyle="none",
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=8,
-            color=PALETTE[checkpoints.index(row["checkpoint"]) % len(PALETTE)],
-            fillstyle="full" if number < len(MARKERS) else "none",
-        )
-    for number, engine in enumerate(engines):
-        axes.plot(
-            [],
-            [],
-            linestyle="none",
-            marker=MARKERS[number % len(MARKERS)],
-            color="#444444",
-            label=engine,
-            fillstyle="full" if number < len(MARKERS) else "none",
-        )
+        colour = PALETTE[checkpoints.index(row["checkpoint"]) % len(PALETTE)]
+        marker = markers[engines.index(row["engine"])]
+        axes.plot(row["images_per_s"], row["auc"], markersize=8, color=colour, **marker)
+    for engine, marker in zip(engines, markers, strict=True):
+        axes.plot([], [], color="#444444", label=engine, **marker)
     for number, checkpoint in enumerate(checkpoints):
         axes.plot([], [], linewidth=6, color=PALETTE[number % len(PALETTE)], label=checkpoint)
     axes.set(xlabel="Images/s at the best batch", ylabel="AUC", xscale="log")
     low, high = axes.get_ylim()
-    axes.set_ylim(top=min(1 + 0.04 * (high - low), high))  # room for the marks of a perfect detector
+    axes.set_ylim(top=min(1 + 0.04 * (high - low), high))  # room for the marker of a perfect detector
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")

@@ -1,8 +1,7 @@
-"""What is benchmarked: a checkpoint with its test images, its exports and its adversarial images, kept in a cache."""
+"""The subject of a benchmark: a checkpoint with its exports, its test images and its adversarial images."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,81 +10,101 @@ from typing import Any
 
 import numpy as np
 
-from utils.benchmarking.cells import Subject, TestSet
-from utils.benchmarking.data import adversarial_images, calibration_images, open_part, read_images
+from datasets.records import Listing
+from datasets.spec import open_records, parse_spec
+from models.operating_point import OperatingPoint
+from utils.benchmarking.export import write_int8
+from utils.benchmarking.images import adversarial_images, open_calibration, read_images
 from utils.checkpoints.file import load_detector
-from utils.engines.export import INT8_RECIPE, export_onnx, quantize_onnx
+from utils.engines.export import export_onnx
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.scoring.cache import file_digest
 
 
 @dataclass
-class Sources:
-    """Where exports are kept, and on what int8 is calibrated."""
+class Subject:
+    """Everything that engines are measured on.
 
-    cache: Path
-    calibration_data: str
-    calibration_images: int
+    Attributes:
+        files: the checkpoint and its exports, by kind (pt, onnx, int8).
+        images: test images ``(N, 3, S, S)`` uint8, with ``labels`` ``(N,)``.
+        adversarial: ``(M, 3, S, S)`` float32 with ``adversarial_labels``; None for a detector without a gradient.
+        key: identifies all of this; a cell with another key is measured again.
+        n_unreadable: number of test images that could not be read.
+    """
+
+    files: dict[str, Path]
+    operating_point: OperatingPoint
+    images: np.ndarray
+    labels: np.ndarray
+    adversarial: np.ndarray | None
+    adversarial_labels: np.ndarray | None
+    key: dict[str, Any]
+    n_unreadable: int
+
+    def file(self, engine: str) -> Path:
+        """File that an engine is built from. Raises UserError: this checkpoint could not be exported to it."""
+        source = ENGINES[engine].source
+        if source not in self.files:
+            raise UserError(f"this detector has no {source} export")
+        return self.files[source]
 
 
 def open_subject(
-    file: Path, data: str, limit: int | None, n_adversarial: int, engines: Sequence[str], sources: Sources
-) -> tuple[Subject, dict[str, Any], int]:
-    """Decode the test images, export what the engines need, and attack eager.
+    file: Path,
+    data: str,
+    calibration_data: str,
+    limit: int | None,
+    n_adversarial: int,
+    engines: Sequence[str],
+    cache: Path,
+) -> Subject:
+    """Decode the test images, write the exports that the engines need, and attack the detector; both are cached.
 
-    Returns:
-        The subject, what its cells depend on beside the settings, and the number of unreadable images.
+    Raises:
+        UserError: a spec is wrong, an image has no label, or no image can be read.
     """
     detector, _ = load_detector(file)
-    listing = open_part(data, limit)
+    listing = open_records(parse_spec(data).limited(limit))
     images, kept, unreadable = read_images(listing.records, detector.geometry)
     for path, reason in unreadable:
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
-    test = TestSet(images, np.array([listing.records[index].label for index in kept]))
+    labels = np.array([listing.records[index].label for index in kept])
     digest = file_digest(file)
-    cache = sources.cache / digest[:16]
-    if n_adversarial:
-        chosen = np.linspace(0, len(images) - 1, min(n_adversarial, len(images))).astype(int)
-        attacked = cache / f"pgd-{listing.fingerprint}-{len(chosen)}.npy"
-        test.adversarial = adversarial_images(file, images[chosen], test.labels[chosen], attacked)
-        test.adversarial_labels = test.labels[chosen]
-    files = {"pt": file, **export_sources(file, engines, cache, sources)}
+    folder = cache / digest[:16]
+    chosen = np.linspace(0, len(images) - 1, min(n_adversarial, len(images))).astype(int)
+    adversarial = None
+    if len(chosen) and detector.has_input_gradient:
+        attacked = folder / f"pgd-{listing.fingerprint}-{len(chosen)}.npy"
+        adversarial = adversarial_images(detector, images[chosen], labels[chosen], attacked)
+    sources = {ENGINES[name].source for name in engines}
+    calibration = open_calibration(calibration_data) if "int8" in sources else None
     key = {
         "checkpoint": digest,
         "data": listing.fingerprint,
         "n_images": len(images),
-        "n_adversarial": n_adversarial,
-        "calibration": [sources.calibration_data, sources.calibration_images],
+        "n_adversarial": len(chosen),
+        "calibration": calibration and calibration.fingerprint,
     }
-    return Subject(files, detector.operating_point, test), key, len(unreadable)
+    files = {"pt": file, **write_exports(file, sources, folder, calibration)}
+    return Subject(files, detector.operating_point, images, labels, adversarial, labels[chosen], key, len(unreadable))
 
 
-def export_sources(file: Path, engines: Sequence[str], cache: Path, sources: Sources) -> dict[str, Path]:
-    """Export what the chosen engines run; what cannot be exported is said on stderr and left out."""
-    wanted = {ENGINES[name].source for name in engines} - {"pt"}
+def write_exports(file: Path, sources: set[str], folder: Path, calibration: Listing | None) -> dict[str, Path]:
+    """Write the missing exports; a failure is reported on stderr and leaves its export out."""
     exported: dict[str, Path] = {}
+    float_file = folder / "model.onnx"
     try:
-        if wanted:
-            float_file = cache / "model.onnx"
+        if sources - {"pt"}:
             if not float_file.is_file():
                 export_onnx(file, float_file)
             exported["onnx"] = float_file
-        if "int8" in wanted:
-            recipe = repr((sources.calibration_data, sources.calibration_images, INT8_RECIPE))
-            int8_file = cache / f"model-int8-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.onnx"
+        if calibration:
+            int8_file = folder / f"model-int8-{calibration.fingerprint}.onnx"
             if not int8_file.is_file():
-                write_int8(file, float_file, int8_file, sources.calibration_data, sources.calibration_images)
+                write_int8(file, float_file, int8_file, calibration)
             exported["int8"] = int8_file
     except UserError as error:
         print(f"{file}: {error}", file=sys.stderr)
     return exported
-
-
-def write_int8(file: Path, float_file: Path, output: Path, data: str, count: int) -> None:
-    """Quantise the float export of a checkpoint, made if need be, on ``count`` training images of ``data``."""
-    detector = load_detector(file)[0]
-    images = calibration_images(data, detector.geometry, count)  # first: what is wrong with them shows at once
-    if not float_file.is_file():
-        export_onnx(file, float_file)
-    quantize_onnx(float_file, output, images, {name for name, _ in detector.named_buffers()})

@@ -1,4 +1,7 @@
-"""One engine in a process of its own, so that memory and start-up are its own and engines can take turns."""
+"""Runs one engine in a separate process, so that memory and start-up can be measured and engines take turns.
+
+This module imports little: everything it imports counts as memory of every engine.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ import numpy as np
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
 
-PASS_SECONDS = 0.3  # of one turn: a short call is repeated until a turn lasts as long, since clocks and caches jitter
+TURN_SECONDS = 0.3  # a short call is repeated until the turn lasts this long, because single calls vary
 
 
 class Worker:
-    """The parent's end of an engine's process.
+    """Handle of an engine's process.
 
     Attributes:
         load_seconds: time to build the engine from its file, imports included.
@@ -46,7 +49,7 @@ class Worker:
         try:
             done, answer = self.pipe.recv()
         except EOFError:
-            raise UserError("expected an answer of the engine, but its process died; is the memory full?") from None
+            raise UserError("expected an answer from the engine, but its process died; is the memory full?") from None
         if not done:
             raise UserError(answer)
         return answer
@@ -60,7 +63,7 @@ class Worker:
 
 
 class Served:
-    """What a worker's process can be asked for."""
+    """The commands that a worker process answers."""
 
     def __init__(self, engine: str, file: Path, threads: int, device: str) -> None:
         self.run = ENGINES[engine].build(file, threads, device)
@@ -71,7 +74,7 @@ class Served:
         return np.asarray(self.run(as_floats(images)), np.float64).reshape(-1)
 
     def prepare(self, images: np.ndarray) -> None:
-        """Keep the batch that is to be timed, and run it until the engine has warmed up."""
+        """Keep the batch to time, and run it until the engine has warmed up."""
         self.images = as_floats(images)
         for _ in range(3):
             self.run(self.images)
@@ -79,7 +82,7 @@ class Served:
     def time(self) -> list[float]:
         """Seconds of each call of one turn on the prepared batch."""
         seconds: list[float] = []
-        while not seconds or sum(seconds) < PASS_SECONDS:
+        while not seconds or sum(seconds) < TURN_SECONDS:
             started = time.perf_counter()
             self.run(self.images)
             seconds.append(time.perf_counter() - started)
@@ -97,7 +100,7 @@ class Served:
 
 
 def as_floats(images: np.ndarray) -> np.ndarray:
-    """Pixels as float32 in [0, 1]; floats as they are."""
+    """Convert pixels to float32 in [0, 1]; return floats unchanged."""
     return images if images.dtype == np.float32 else np.divide(images, np.float32(255), dtype=np.float32)
 
 
@@ -112,5 +115,5 @@ def serve(pipe: Connection, engine: str, file: Path, threads: int, device: str) 
             pipe.send((True, getattr(served, command)(*arguments)))
     except (EOFError, KeyboardInterrupt):
         return  # the parent is done
-    except Exception as error:  # an engine's failure is a row of the table, not the end of the benchmark
+    except Exception as error:  # the failure of an engine becomes a row of the table
         pipe.send((False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
