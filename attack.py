@@ -24,7 +24,6 @@ checks; DIR/checks.md lists them, and the table marks the rows of a detector tha
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.spec import Listing, open_records, parse_spec
 from utils.args import (
-    EXIT_DONE,
-    EXIT_PARTIAL,
     add_device_group,
     add_seed,
     check_checkpoint_file,
     check_output_dir,
+    command_line,
+    exit_code,
     float_in,
     int_in,
     make_parser,
@@ -49,7 +48,6 @@ from utils.attacks.threat_model import (
     NORMS,
     Plan,
     attack_traits,
-    check_alpha,
     check_attacks,
     check_linf_eps,
     parse_size,
@@ -81,7 +79,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--direction", choices=tuple(DIRECTIONS), default="both", help="images to attack (default: both classes)"
     )
     how.add_argument("--steps", type=int_in(1), default=20, help="steps of each iterative attack (default: 20)")
-    how.add_argument("--alpha", type=parse_size, metavar="SIZE", help="step size (default: 2.5 eps / steps)")
     how.add_argument("--restarts", type=int_in(1), default=1, help="random starts (default: 1)")
     how.add_argument("--queries", type=int_in(1), default=500, help="queries of square per image (default: 500)")
     more = parser.add_argument_group("further outputs")
@@ -111,9 +108,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     sizes = sorted(args.eps or [parse_size(text) for text in DEFAULT_EPS[args.norm]])
     for eps in sizes if args.norm == "linf" else []:
         check_linf_eps(eps)
-    check_alpha(args.alpha, sizes)
     check_attacks(args.attacks, args.norm)
-    settings = (args.alpha, args.steps, args.restarts, args.queries, args.seed)
+    settings = (args.steps, args.restarts, args.queries, args.seed)
     plans = [Plan(attack, args.norm, eps, *settings) for attack in args.attacks for eps in sizes]
     check = Plan("pgd", args.norm, sizes[len(sizes) // 2], steps=args.steps, seed=args.seed)
     folder = check_output_dir(args.output_dir)
@@ -126,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         set_threads(args.threads)
         targets = load_targets(paths, args.device, args.precision)
         sources = usable_sources(targets, args.attacks, args.transfer)
-        command = shlex.join(["python", "attack.py", *(sys.argv[1:] if argv is None else argv)])
+        command = command_line("attack.py", argv)
         for listing in listings:
             for source in sources:
                 check_source(source, listing, check, folder)
@@ -139,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
                 write_certificates(targets, listing, args.smoothing, args.limit or 50, args.seed, folder)
     rows = print_report(folder)
-    return {"rows": rows, "exit_code": EXIT_PARTIAL if any(row["unreadable"] for row in rows) else EXIT_DONE}
+    return {"rows": rows, "exit_code": exit_code(any(row["unreadable"] for row in rows))}
 
 
 def open_for_attack(text: str, direction: str, limit: int | None) -> Listing:
@@ -148,10 +144,7 @@ def open_for_attack(text: str, direction: str, limit: int | None) -> Listing:
     Raises:
         UserError: a label is missing, or a class.
     """
-    spec = parse_spec(text)
-    if limit is not None:
-        spec = type(spec)(spec.kind, spec.location, {**spec.options, "limit": str(limit)})
-    listing = open_records(spec)
+    listing = open_records(parse_spec(text).limited(limit))
     labels = {record.label for record in listing.records}
     if None in labels:
         raise UserError(f"expected a label for every image of {text!r}, got images without; map them with labels=")
@@ -164,21 +157,15 @@ def open_for_attack(text: str, direction: str, limit: int | None) -> Listing:
     return listing
 
 
-def load_targets(paths: Sequence[Path], device: str, precision: str) -> list[Target]:
-    """Load checkpoints as targets, named for tables."""
+def load_targets(paths: Sequence[Path], device_name: str, precision: str) -> list[Target]:
+    """Load checkpoints as targets, under distinct names."""
     from utils.attacks.runs import make_target
-    from utils.checkpoints.file import load_detector
-    from utils.evaluation.evaluate import Candidate, checkpoint_names
+    from utils.evaluation.evaluate import load_candidates
     from utils.runtime import pick_device, pick_precision
-    from utils.scoring.cache import file_digest
 
-    place = pick_device(device)
-    dtype = pick_precision(precision, place, training=False)
-    candidates = [
-        Candidate(name, *load_detector(path, place), file_digest(path))
-        for name, path in zip(checkpoint_names(paths), paths, strict=True)
-    ]
-    return [make_target(candidate, place, dtype) for candidate in candidates]
+    device = pick_device(device_name)
+    dtype = pick_precision(precision, device, training=False)
+    return [make_target(candidate, device, dtype) for candidate in load_candidates(paths, device)]
 
 
 def usable_sources(targets: Sequence[Target], attacks: Sequence[str], transfer: bool) -> list[Target]:

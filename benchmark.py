@@ -28,7 +28,6 @@ float32 for OpenVINO, which runs it in bfloat16. FILE.json reports how far its l
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.args import EXIT_DONE, EXIT_PARTIAL, check_checkpoint_file, check_output_dir, int_in, make_parser, run_script
+from utils.args import check_checkpoint_file, check_output_dir, command_line, exit_code, int_in, make_parser, run_script
 from utils.engines.registry import BASELINE, ENGINES, missing
 from utils.errors import UserError
 
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Measure or export; returns ``{"rows" or "parity", "exit_code": 0 or 1}``."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    command = shlex.join(["python", "benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("benchmark.py", argv)
     files = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     calibration_data = args.calibration_data or args.data
     if args.export:
@@ -106,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         unreadable += subject.n_unreadable
     rows = write_benchmark(cells, folder)
     print((folder / "benchmark.md").read_text(encoding="utf-8"), end="")
-    return {"rows": rows, "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE}
+    return {"rows": rows, "exit_code": exit_code(unreadable)}
 
 
 def usable_engines(names: Sequence[str], device: str) -> list[str]:
@@ -190,7 +189,7 @@ def export_one(
         f"same verdict {report['agreement']:.1%}, {report['size_ratio']:.0%} of the checkpoint's size"
     )
     print(f"checkpoint {output}")
-    return {"parity": report, "exit_code": EXIT_DONE}
+    return {"parity": report, "exit_code": exit_code(0)}
 
 
 if __name__ == "__main__":

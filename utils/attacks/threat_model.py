@@ -30,12 +30,11 @@ class Traits:
 
 @dataclass(frozen=True)
 class Plan:
-    """One attack and its settings. Sizes are in pixel units; ``alpha`` None stands for 2.5 eps / steps."""
+    """One attack and its settings; eps is in pixel units."""
 
     attack: str
     norm: str
     eps: float
-    alpha: float | None = None
     steps: int = 20
     restarts: int = 1
     queries: int = 500
@@ -86,15 +85,6 @@ def check_linf_eps(value: float, flag: str = "--eps") -> None:
     """Raise UserError for an L-infinity size above 1, which was probably meant in grey levels."""
     if value > 1:
         raise UserError(f"expected {flag} in [0, 1] (pixel units), got {value:g}; did you mean {value:g}/255?")
-
-
-def check_alpha(alpha: float | None, eps: Sequence[float]) -> None:
-    """Raise UserError for a step larger than the smallest eps."""
-    if alpha is not None and alpha > min(eps):
-        raise UserError(
-            f"expected --alpha of at most eps ({size_name(min(eps))}), got {size_name(alpha)}; "
-            "choose a smaller step, or omit --alpha for 2.5 eps / steps"
-        )
 
 
 def add_adversarial_group(parser: argparse.ArgumentParser) -> None:

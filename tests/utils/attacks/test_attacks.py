@@ -86,8 +86,8 @@ def test_fgsm_and_mifgsm_agree_with_torchattacks(network, images, labels):
     model = TwoClass(network, images.device)
     theirs = torchattacks.FGSM(model, eps=EPS)(images, labels.long())
     assert (run_attack(Plan("fgsm", "linf", EPS), network, images, labels) - theirs).abs().max() < 1e-5
-    theirs = torchattacks.MIFGSM(model, eps=EPS, alpha=1 / 255, steps=5)(images, labels.long())
-    ours = run_attack(Plan("mifgsm", "linf", EPS, alpha=1 / 255, steps=5), network, images, labels)
+    theirs = torchattacks.MIFGSM(model, eps=EPS, alpha=EPS / 2, steps=5)(images, labels.long())
+    ours = run_attack(Plan("mifgsm", "linf", EPS, steps=5), network, images, labels)
     assert (ours - theirs).abs().max() < 1e-5
 
 

@@ -14,7 +14,7 @@ from utils.attacks.threat_model import Plan
 @register_attack(norms=("linf",))
 def mifgsm(plan: Plan, logit_of: LogitOf, images: Tensor, labels: Tensor) -> Tensor:
     """Accumulate the gradients with a decay of 1, as in the paper."""
-    alpha = plan.alpha or default_alpha(plan.eps, plan.steps)
+    alpha = default_alpha(plan.eps, plan.steps)
     ball = Ball(images, plan.eps, plan.norm)
     adversarial, momentum = images.clone(), torch.zeros_like(images)
     for _ in range(plan.steps):

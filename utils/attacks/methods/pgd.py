@@ -13,6 +13,5 @@ from utils.attacks.threat_model import Plan
 @register_attack()
 def pgd(plan: Plan, logit_of: gradient.LogitOf, images: Tensor, labels: Tensor) -> Tensor:
     """Ascend the margin; each image keeps the best of its restarts."""
-    return gradient.pgd(
-        logit_of, images, labels, plan.eps, norm=plan.norm, alpha=plan.alpha, steps=plan.steps, restarts=plan.restarts
-    )
+    settings = {"norm": plan.norm, "steps": plan.steps, "restarts": plan.restarts}
+    return gradient.pgd(logit_of, images, labels, plan.eps, **settings)
