@@ -13,5 +13,4 @@ from utils.attacks.threat_model import Plan
 @register_attack()
 def pgd(plan: Plan, logit_of: gradient.LogitOf, images: Tensor, labels: Tensor) -> Tensor:
     """Ascend the margin; each image keeps the best of its restarts."""
-    settings = {"norm": plan.norm, "steps": plan.steps, "restarts": plan.restarts}
-    return gradient.pgd(logit_of, images, labels, plan.eps, **settings)
+    return gradient.pgd(logit_of, images, labels, plan.eps, norm=plan.norm, steps=plan.steps, restarts=plan.restarts)
