@@ -1,13 +1,14 @@
-"""Fit the calibration and the thresholds of a checkpoint anew, on the validation images of the source it will meet.
+"""Fit the calibration and the thresholds of a checkpoint again, on validation images of the source it will be used on.
 
   python calibrate.py --checkpoint checkpoints/cnn-140k --data data/wild --output-dir checkpoints/cnn-140k-wild
   python calibrate.py --checkpoint checkpoints/cnn-140k --data data/140k --tiers clean web --output-dir checkpoints/web
 
-The weights stay: only what turns a logit into p_fake and p_fake into a verdict is fitted, on the validation split of
---data (or on a tenth of its training images where it has none) and never on a test split. It cures a threshold that
-fits another source: high AUC with low accuracy. With --tiers the images count as each tier delivers them
-(datasets/perturbations.py), for a detector that will meet pictures which were shared. The output is a new checkpoint;
-the last lines on stdout are
+The weights stay the same. Only the mappings from logit to p_fake and from p_fake to verdict are fitted, on the
+validation split of --data (or a tenth of its training images if it has none), never on a test split. This helps a
+detector with a high AUC but low accuracy, whose threshold was fitted on another source. With --tiers, the validation
+images are first degraded as each tier delivers them (datasets/perturbations.py), for a detector that will see shared
+pictures. The detector is not trained on --data, which stays an unseen source for evaluate.py. The output is a new
+checkpoint; the last lines on stdout are
 
   test wild n_real=300 n_fake=300 auc=0.998 [0.997,1.000] acc=0.980 [0.967,0.990] ... threshold=0.573
   checkpoint checkpoints/cnn-140k-wild/best.pt
@@ -38,8 +39,10 @@ from utils.errors import UserError
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of calibrate.py."""
     parser = make_parser(__doc__, "calibrate.py")
-    parser.add_argument("--checkpoint", required=True, metavar="PT", help="its file or run folder; it stays as it is")
-    parser.add_argument("--data", nargs="+", required=True, metavar="SPEC", help="fitted on their validation images")
+    parser.add_argument("--checkpoint", required=True, metavar="PT", help="its file or run folder")
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="SPEC", help="data sets with validation images to fit on"
+    )
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="run folder of the new checkpoint")
     parser.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard (default: clean)")
     parser.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
@@ -66,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     set_threads(args.threads)
     checkpoint = load_checkpoint(path)
     command = shlex.join(["python", "calibrate.py", *(sys.argv[1:] if argv is None else argv)])
-    fitted_on = [entry for entry in data.describe() if entry["split"] != "train"]
-    checkpoint["data"] = [entry for entry in checkpoint["data"] if entry["split"] == "train"] + fitted_on
-    checkpoint["train_args"] = {**checkpoint["train_args"], "calibrated_by": command}
+    calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"]
+    checkpoint["data"] = [entry for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
+    checkpoint["train_args"] = {**checkpoint["train_args"], "calibrated_by": command, "calibrated_on": calibrated_on}
     checkpoint.pop("format_version")  # save_checkpoint writes its own
     save_checkpoint(target, checkpoint)
     settings = Settings(args.batch_size)

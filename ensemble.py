@@ -1,15 +1,17 @@
-"""Join checkpoints into one: an ensemble of detectors, a soup of the weights of one architecture, or views of one.
+"""Combine checkpoints into one: an ensemble of detectors, a soup of weights, or several views of each image.
 
   python ensemble.py --checkpoint checkpoints/a checkpoints/b --data data/140k --output-dir checkpoints/both
-  python ensemble.py --checkpoint checkpoints/seed0 checkpoints/seed1 --data data/140k --method soup
+  python ensemble.py --checkpoint checkpoints/seed0 checkpoints/seed1 --data data/140k --method soup \\
+      --output-dir checkpoints/soup
   python ensemble.py --checkpoint checkpoints/a --views flip --data data/140k --output-dir checkpoints/a-flip
 
-Methods: `mean` of the members' calibrated logits; `weighted` by how far each one's validation AUC lies above chance;
-`stacked`, a logistic regression on the members' validation logits; `soup`, one network whose weights are the mean of
-the members' (Wortsman et al., ICML 2022, arXiv 2203.05482). With --views a single detector is asked several times
-(test-time augmentation): about the image and its mirror image (flip), four corner crops, a slight blur; the logits are
-averaged. The result is a checkpoint like any other. Its calibration and thresholds are fitted on validation. The last
-lines on stdout are as those of train.py:
+Methods: `mean` of the members' calibrated logits; `weighted` by how far the validation AUC of each lies above chance;
+`stacked`, a logistic regression on the members' validation logits; `soup`, one network with the mean of the members'
+weights (Wortsman et al., ICML 2022, arXiv 2203.05482). --views averages the logits of one detector over the image and
+its mirror image (flip), four corner crops or a slight blur (test-time augmentation).
+
+The result is an ordinary checkpoint. Calibration and thresholds are fitted on the validation images of --data; its
+training data are those of the members. The last lines on stdout are as in train.py:
 
   test faces140k n_real=101 n_fake=125 auc=0.988 [0.975,0.997] acc=0.947 [0.916,0.973] threshold=0.480
   checkpoint checkpoints/both/best.pt
@@ -18,19 +20,19 @@ lines on stdout are as those of train.py:
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from datasets.splits import TrainingData, open_training_data
+from datasets.spec import Listing
+from datasets.splits import open_training_data
+from datasets.transforms import AUGMENTATIONS
 from utils.args import (
-    EXIT_DONE,
-    EXIT_PARTIAL,
     add_device_group,
     check_checkpoint_file,
     check_output_dir,
+    command_line,
+    exit_code,
     int_in,
     make_parser,
     run_script,
@@ -38,18 +40,21 @@ from utils.args import (
 from utils.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from models.detector import Detector
     from models.ensemble import Ensemble
-    from models.views import Views
 
 METHODS = ("mean", "weighted", "stacked", "soup")
-VIEWS = ("flip", "crops", "blur")  # as in models/views.py, which needs torch
+VIEWS = ("flip", "crops", "blur")  # as in models/views.py, which imports torch
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of ensemble.py."""
     parser = make_parser(__doc__, "ensemble.py")
     parser.add_argument(
-        "--checkpoint", nargs="+", required=True, metavar="PT", help="two or more members, or one and --views"
+        "--checkpoint", nargs="+", required=True, metavar="PT", help="two or more members, or one with --views"
     )
     parser.add_argument(
         "--data", nargs="+", default=["demo"], metavar="SPEC", help="valid and test splits (default: demo)"
@@ -63,9 +68,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Join; returns ``{"checkpoint": path, "rows": test rows, "exit_code": 0 or 1}``."""
+    """Combine; returns ``{"checkpoint": path, "rows": test rows, "exit_code": 0 or 1}``."""
     args = get_args_parser().parse_args(argv)
-    args.command = shlex.join(["python", "ensemble.py", *(sys.argv[1:] if argv is None else argv)])
     if args.views and (len(args.checkpoint) > 1 or args.method != "mean"):
         got = f"{len(args.checkpoint)} and --method {args.method}"
         raise UserError(f"expected one --checkpoint and no --method with --views, got {got}")
@@ -73,50 +77,104 @@ def main(argv: Sequence[str] | None = None) -> dict:
         raise UserError(f"expected two or more --checkpoint, got {len(args.checkpoint)}")
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     data = open_training_data(args.data)
-    folder = check_output_dir(args.output_dir)
-    if any(path.resolve() == (folder / "best.pt").resolve() for path in paths):
-        raise UserError(
-            f"expected --output-dir to be no member's folder, got {folder}; its checkpoint would be replaced"
-        )
+    target = check_output_dir(args.output_dir) / "best.pt"
+    if any(path.resolve() == target.resolve() for path in paths):
+        raise UserError(f"expected --output-dir other than the folder of a member, got {args.output_dir}")
 
-    from utils.checkpoints.file import save_checkpoint
+    from utils.checkpoints.file import load_detector, save_checkpoint
     from utils.evaluation.finalize import finalize
     from utils.runtime import pick_device, set_threads
     from utils.scoring.scorer import Settings
 
     device = pick_device(args.device)
     set_threads(args.threads)
-    join = show_views if args.views else soup if args.method == "soup" else fit_ensemble
-    save_checkpoint(folder / "best.pt", join(args, paths, data, device))
-    rows, unreadable = finalize(folder / "best.pt", data, Settings(args.batch_size), device)
-    return {"checkpoint": str(folder / "best.pt"), "rows": rows, "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE}
+    detectors, checkpoints = zip(*(load_detector(path, device) for path in paths), strict=True)
+    if args.views:
+        result = with_views(detectors[0], args.views)
+    elif args.method == "soup":
+        result = soup(detectors)
+    else:
+        result = combine(detectors, args.method, data.valid, args.batch_size, device)
+    settings = {
+        "augmentation": strongest_augmentation(checkpoints),
+        "command": command_line("ensemble.py", argv),
+        "method": "views" if args.views else args.method,
+        "checkpoint": args.checkpoint,
+    }
+    save_checkpoint(target, describe(result, settings, training_data(checkpoints)))
+    rows, unreadable = finalize(target, data, Settings(args.batch_size), device)
+    return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
 
-def fit_ensemble(args: argparse.Namespace, paths: list[Path], data: TrainingData, device) -> dict:
-    """Build the ensemble and fit its weights on the validation images."""
+def describe_member(detector: Detector) -> dict[str, Any]:
+    """Return the description from which ``create_model`` rebuilds a detector inside another one."""
+    return {"model": detector.name, "model_args": detector.model_args, "geometry": detector.geometry.to_dict()}
+
+
+def with_views(detector: Detector, views: Sequence[str]) -> Detector:
+    """Return a detector that averages the logits of ``detector`` over views of each image."""
+    from models.registry import create_model
+
+    # A view that is named twice counts once.
+    result = create_model("views", member=describe_member(detector), views=list(dict.fromkeys(views)))
+    result.get_submodule("member").load_state_dict(detector.state_dict())
+    return result
+
+
+def soup(detectors: Sequence[Detector]) -> Detector:
+    """Average the weights of detectors with one architecture and one geometry, in place of those of the first."""
+    import torch
+
+    for what, values in (
+        ("architecture", {f"{detector.name} {detector.model_args}" for detector in detectors}),
+        ("geometry", {str(detector.geometry) for detector in detectors}),
+    ):
+        if len(values) > 1:
+            raise UserError(
+                f"expected checkpoints of one {what} for a soup, got {', '.join(sorted(values))}; use --method mean"
+            )
+    if not detectors[0].has_input_gradient:
+        raise UserError(f"expected networks for a soup, got {detectors[0].name}, whose weights cannot be averaged")
+    states = [detector.state_dict() for detector in detectors]
+    average = {
+        key: torch.stack([state[key].double() for state in states]).mean(0).to(value.dtype)
+        for key, value in states[0].items()
+    }
+    detectors[0].load_state_dict(average)
+    return detectors[0]
+
+
+def combine(
+    detectors: Sequence[Detector], method: str, valid: Sequence[Listing], batch_size: int, device: torch.device
+) -> Detector:
+    """Build the ensemble, with weights fitted on the validation images unless ``method`` is mean."""
     import torch
 
     from models.registry import create_model
-    from utils.checkpoints.file import load_detector
 
-    loaded = [load_detector(path, device) for path in paths]
     members = [
-        {key: checkpoint[key] for key in ("model", "model_args", "geometry", "calibration")} for _, checkpoint in loaded
+        {**describe_member(detector), "calibration": detector.operating_point.calibration} for detector in detectors
     ]
-    detector = cast("Ensemble", create_model("ensemble", members=members))
-    for member, (trained, _) in zip(detector.members, loaded, strict=True):
-        member.load_state_dict(trained.state_dict())
-    detector.to(device).eval()
-    if args.method != "mean":
-        logits, labels = member_logits(detector, data, args.batch_size)
-        weights, bias = fit_weights(logits, labels, args.method)
-        detector.weights.copy_(torch.tensor(weights))
-        detector.bias.fill_(bias)
-    return describe(args, paths, detector, "ensemble", {"members": members}, data)
+    ensemble = cast("Ensemble", create_model("ensemble", members=members).to(device).eval())
+    for member, detector in zip(ensemble.members, detectors, strict=True):
+        member.load_state_dict(detector.state_dict())
+    cut = [
+        detector for detector in detectors if detector.geometry.mode == "resize" and ensemble.geometry.mode == "crop"
+    ]
+    if cut:
+        names, size = ", ".join(detector.name for detector in cut), ensemble.geometry.size
+        print(f"note: {names} resizes whole images alone, but sees only the central {size} px here", file=sys.stderr)
+    if method != "mean":
+        weights, bias = fit_weights(*member_logits(ensemble, valid, batch_size, device), method)
+        ensemble.weights.copy_(torch.tensor(weights))
+        ensemble.bias.fill_(bias)
+    return ensemble
 
 
-def member_logits(detector, data: TrainingData, batch_size: int):
-    """Calibrated logits (N, M) of the members on all readable validation images, and their labels (N,)."""
+def member_logits(
+    ensemble: Ensemble, valid: Sequence[Listing], batch_size: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the members' calibrated logits (N, M) on all readable validation images, and the labels (N,)."""
     import numpy as np
     import torch
 
@@ -125,16 +183,16 @@ def member_logits(detector, data: TrainingData, batch_size: int):
 
     logits, labels = [], []
     with torch.inference_mode():
-        for listing in data.valid:
-            for batch in make_loader(ImageDataset(listing.records, EvalTransform(detector.geometry)), batch_size):
+        for listing in valid:
+            for batch in make_loader(ImageDataset(listing.records, EvalTransform(ensemble.geometry)), batch_size):
                 if len(batch.images):
-                    logits.append(detector.member_logits(batch.images.to(detector.weights.device)).cpu().numpy())
+                    logits.append(ensemble.member_logits(batch.images.to(device)).cpu().numpy())
                     labels.append(batch.labels.numpy())
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def fit_weights(logits, labels, method: str) -> tuple[list[float], float]:
-    """Weights (M,) and bias of the members' logits (N, M): by validation AUC, or by logistic regression."""
+def fit_weights(logits: np.ndarray, labels: np.ndarray, method: str) -> tuple[list[float], float]:
+    """Return weights (M,) and bias for logits (N, M): by validation AUC (weighted) or logistic regression (stacked)."""
     from sklearn.linear_model import LogisticRegression
 
     from models.operating_point import sigmoid
@@ -143,82 +201,42 @@ def fit_weights(logits, labels, method: str) -> tuple[list[float], float]:
     if method == "stacked":
         fitted = LogisticRegression(C=1.0, max_iter=1000).fit(logits, labels)
         return fitted.coef_[0].tolist(), float(fitted.intercept_[0])
-    # A hundredth at least: members that are all at chance still make an ensemble.
+    # At least 0.01, so that members at chance still make an ensemble.
     merits = [max(0.01, (auc(labels, sigmoid(column)) or 0.5) - 0.5) for column in logits.T]
     return [merit / sum(merits) for merit in merits], 0.0
 
 
-def soup(args: argparse.Namespace, paths: list[Path], data: TrainingData, device) -> dict:
-    """Average the weights of checkpoints of one architecture."""
-    import torch
-
-    from utils.checkpoints.file import load_detector
-
-    loaded = [load_detector(path, device) for path in paths]
-    kinds = {(checkpoint["model"], str(checkpoint["model_args"])) for _, checkpoint in loaded}
-    if len(kinds) > 1:
-        names = ", ".join(sorted(f"{model} {arguments}" for model, arguments in kinds))
-        raise UserError(f"expected checkpoints of one architecture for a soup, got {names}; use --method mean")
-    detector, checkpoint = loaded[0]
-    if not detector.has_input_gradient:
-        raise UserError(f"expected networks for a soup, got {checkpoint['model']}, whose weights cannot be averaged")
-    states = [member.state_dict() for member, _ in loaded]
-    average = {
-        key: torch.stack([state[key].double() for state in states]).mean(0).to(value.dtype)
-        for key, value in states[0].items()
-    }
-    detector.load_state_dict(average)
-    return describe(args, paths, detector, checkpoint["model"], checkpoint["model_args"], data)
+def training_data(checkpoints: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the union of the members' training sets; their validation sets and --data are not trained on."""
+    entries = [entry for checkpoint in checkpoints for entry in checkpoint.get("data") or []]
+    return [entry for i, entry in enumerate(entries) if entry["split"] == "train" and entry not in entries[:i]]
 
 
-def show_views(args: argparse.Namespace, paths: list[Path], data: TrainingData, device) -> dict:
-    """Put test-time augmentation around a detector."""
-    from models.registry import create_model
-    from utils.checkpoints.file import load_detector
-
-    trained, checkpoint = load_detector(paths[0], device)
-    member = {key: checkpoint[key] for key in ("model", "model_args", "geometry")}
-    model_args = {"member": member, "views": list(dict.fromkeys(args.views))}  # named twice, a view still counts once
-    detector = cast("Views", create_model("views", **model_args))
-    detector.member.load_state_dict(trained.state_dict())
-    return describe(args, paths, detector, "views", model_args, data)
+def strongest_augmentation(checkpoints: Sequence[dict[str, Any]]) -> str | None:
+    """Return the strongest augmentation of the members: evaluate.py marks a tier that any member has trained on."""
+    used = [(checkpoint.get("train_args") or {}).get("augmentation") for checkpoint in checkpoints]
+    return next((name for name in reversed(AUGMENTATIONS) if name in used), None)
 
 
-def describe(
-    args: argparse.Namespace, paths: list[Path], detector, model: str, model_args: dict, data: TrainingData
-) -> dict:
-    """The checkpoint of the result."""
+def describe(detector: Detector, settings: dict[str, Any], data: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the checkpoint of the result, without operating point and metrics."""
     from utils.runtime import git_commit, versions
 
     return {
-        "model": model,
-        "model_args": model_args,
+        "model": detector.name,
+        "model_args": detector.model_args,
         "state_dict": detector.state_dict(),
         "geometry": detector.geometry.to_dict(),
         "thresholds": None,
         "calibration": None,
         "metrics": {},
-        "train_args": {
-            "augmentation": strongest_augmentation(paths),
-            "command": args.command,
-            "method": "views" if args.views else args.method,
-            "checkpoint": [str(path) for path in args.checkpoint],
-        },
-        "data": data.describe(),
+        "train_args": settings,
+        "data": data,
         "seed": 0,
         "epoch": 0,
         "git_commit": git_commit(),
         "versions": versions(),
     }
-
-
-def strongest_augmentation(paths: list[Path]) -> str | None:
-    """The augmentation that degrades images most among the members' own: a tier is marked if any member knows it."""
-    from datasets.transforms import AUGMENTATIONS
-    from utils.checkpoints.file import load_checkpoint
-
-    own = [(load_checkpoint(path).get("train_args") or {}).get("augmentation") for path in paths]
-    return next((name for name in reversed(AUGMENTATIONS) if name in own), None)
 
 
 if __name__ == "__main__":

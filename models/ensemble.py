@@ -83,7 +83,11 @@ def member_view(images: Tensor, frame: Geometry, wanted: Geometry) -> Tensor:
 
 
 def common_frame(geometries: Sequence[Geometry]) -> Geometry:
-    """Choose the frame from which every member can take its view: the geometry of the members if they share one."""
+    """Choose the frame from which every member can take its view: the geometry of the members if they share one.
+
+    Raises:
+        UserError: the members crop from images of different scales, which no common frame can provide.
+    """
     if len(set(geometries)) == 1:
         return geometries[0]
     crops = [geometry for geometry in geometries if geometry.mode == "crop"]
@@ -92,10 +96,11 @@ def common_frame(geometries: Sequence[Geometry]) -> Geometry:
     size = max(geometry.size for geometry in crops)
     # Half of the growth must be on the JPEG grid, or the crops would shift.
     size += -(-max(0, max(geometry.size for geometry in geometries) - size) // (2 * JPEG_GRID)) * 2 * JPEG_GRID
-    resize_to = {geometry.resize_to for geometry in crops}
-    if len(resize_to) == 1 and (only := resize_to.pop()) is not None:
-        return Geometry("crop", size, max(only, size))
-    return Geometry("crop", size)
+    scales = {geometry.resize_to for geometry in crops}
+    if len(scales) > 1 or size > (crops[0].resize_to or size):
+        shown = "; ".join(sorted({f"{g.mode} {g.size} px, --resize-to {g.resize_to or 'none'}" for g in geometries}))
+        raise UserError(f"expected members that crop with one --resize-to and see no more than it, got {shown}")
+    return Geometry("crop", size, crops[0].resize_to)
 
 
 @register_model

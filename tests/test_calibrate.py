@@ -21,7 +21,10 @@ def test_weights_stay_and_the_operating_point_is_new(tiny_checkpoint, image_fold
     assert all(torch.equal(value, after["state_dict"][key]) for key, value in before["state_dict"].items())
     assert after["thresholds"] != before["thresholds"]
     assert after["metrics"]["valid"][0]["n_real"] == 4
-    assert [entry["split"] for entry in after["data"]] == ["valid"]
+    assert after["data"] == before["data"] and after["fitted_on"] == ["faces"]
+    assert [(entry["dataset"], entry["split"]) for entry in after["train_args"]["calibrated_on"]] == [
+        ("faces", "valid")
+    ]
     assert after["train_args"]["calibrated_by"].startswith("python calibrate.py --checkpoint ")
     assert load_checkpoint(tiny_checkpoint)["thresholds"] == before["thresholds"]
     assert capsys.readouterr().out.splitlines()[-1] == f"checkpoint {tmp_path}/new/best.pt"

@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+import calibrate
 import ensemble
+import evaluate
 from datasets.spec import open_records
 from datasets.splits import open_training_data
 from datasets.transforms import EvalTransform, Geometry
-from models.ensemble import common_frame, member_view
-from models.operating_point import apply_calibration, sigmoid
+from models.operating_point import apply_calibration
 from models.registry import create_model
 from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
-from utils.explanations.layers import capture
-from utils.explanations.maps import Question
-from utils.explanations.methods.cam import gradcam
 from utils.scoring.scorer import Job, score
 
 SHARP = {"method": "temperature", "temperature": 0.5}
@@ -28,9 +26,13 @@ SHIFTED = {"method": "temperature", "temperature": 4.0, "bias": -0.7}
 
 @pytest.fixture
 def member(tmp_path):
-    """Write the checkpoint of a random ``cnn`` of width 4: ``member("a", seed, geometry, calibration)``."""
+    """Write the checkpoint of a random ``cnn`` of width 4: ``member("a", seed, geometry, calibration)``.
+
+    It says that it was trained on a set named after it, and on the set ``shared``.
+    """
 
     def write(name: str, seed: int = 0, geometry: Geometry | None = None, calibration: dict | None = None, width=4):
+        sets = [(name, "train"), ("shared", "train"), (name, "valid")]
         torch.manual_seed(seed)
         file = tmp_path / name / "best.pt"
         save_checkpoint(
@@ -42,6 +44,7 @@ def member(tmp_path):
                 "geometry": (geometry or Geometry("crop", 32)).to_dict(),
                 "thresholds": None,
                 "calibration": calibration,
+                "data": [{"dataset": name, "split": split, "fingerprint": name} for name, split in sets],
             },
         )
         return file
@@ -105,42 +108,6 @@ def test_mean_is_the_mean_of_calibrated_logits(member, join, image_folder):
     found = logits_of(join("mean", *files), records)
     assert np.allclose(found, wanted, atol=1e-5)
     assert np.std(found) > 0
-
-
-ISOTONIC = {"method": "isotonic", "x": [-2.0, -0.5, 1.0], "y": [0.1, 0.4, 0.9]}
-
-
-@pytest.mark.parametrize("calibration", [None, SHARP, SHIFTED, ISOTONIC], ids=["none", "sharp", "shifted", "isotonic"])
-def test_member_logits_are_calibrated_as_everywhere_else(calibration):
-    description = {"model": "cnn", "model_args": {"width": 4}, "geometry": Geometry("crop", 32).to_dict()}
-    joined = create_model("ensemble", members=[{**description, "calibration": calibration}]).eval()
-    images = torch.rand(6, 3, 32, 32)
-    with torch.no_grad():
-        logits, found = joined.members[0](images), joined.member_logits(images)[:, 0]
-    assert np.allclose(sigmoid(found.numpy()), apply_calibration(logits.numpy(), calibration), atol=1e-9)
-
-
-def test_maps_of_an_ensemble_are_the_weighted_sum_of_those_of_its_members():
-    geometry = Geometry("crop", 64).to_dict()
-    cnn = {"model": "cnn", "model_args": {"width": 4}, "geometry": geometry, "calibration": SHARP}
-    timm = {"model": "mobilenetv2_050", "model_args": {}, "geometry": geometry, "calibration": None}
-    torch.manual_seed(0)
-    joined = create_model("ensemble", members=[cnn, timm, cnn | {"geometry": Geometry("crop", 32).to_dict()}]).eval()
-    joined.weights.copy_(torch.tensor([0.5, 0.3, 0.2]))
-    assert joined.cam_layer == "members.0.trunk members.1.backbone.blocks.6"  # the third sees less of the image
-    images, sign = torch.rand(2, 3, 64, 64), torch.ones(2)
-    found = capture(joined, images, sign)
-    wanted, effects = torch.zeros(()), []
-    for number, factor in ((0, 0.5 / SHARP["temperature"]), (1, 0.3)):
-        alone = capture(joined.members[number], images, sign)
-        signed = (alone.activations * alone.gradients.mean((2, 3), keepdim=True)).sum(1, keepdim=True)
-        sides = found.activations.shape[2:]
-        share = signed[0].numel() / sides.numel()  # a place that is drawn on many counts as often in each of them
-        wanted = wanted + factor * share * torch.nn.functional.interpolate(signed, sides)
-        effects.append(factor * (alone.activations * alone.gradients).sum((1, 2, 3)))
-    assert torch.allclose(gradcam(Question(joined, images, sign)), wanted[:, 0].relu(), atol=1e-6)
-    assert wanted.max() > 1e-4
-    assert torch.allclose((found.activations * found.gradients).sum((1, 2, 3)), sum(effects), rtol=1e-4)
 
 
 def test_weights_follow_the_validation_auc(member, join, image_folder, monkeypatch):
@@ -211,7 +178,29 @@ def test_the_result_needs_its_members_no_more(method, member, join, image_folder
     assert 0 <= checkpoint["thresholds"]["balanced"] <= 1
     assert checkpoint["train_args"]["method"] == method
     assert {row["split"] for rows in ("valid", "test") for row in checkpoint["metrics"][rows]} == {"valid", "test"}
-    assert checkpoint["data"][0]["fingerprint"]
+    assert checkpoint["fitted_on"] == ["faces"]
+
+
+@pytest.mark.parametrize("method", ["mean", "soup", "views"])
+def test_the_training_data_are_those_of_the_members(method, member, join, image_folder, tmp_path):
+    """And not the set on which the result was calibrated: that stays unseen, also after another calibration."""
+    files = [member("a", 1)] if method == "views" else [member("a", 1), member("b", 2)]
+    if method == "views":
+        argv = ["--checkpoint", str(files[0]), "--data", str(image_folder), "--views", "flip"]
+        result = ensemble.main([*argv, "--output-dir", str(tmp_path / "joined"), "--device", "cpu"])["checkpoint"]
+    else:
+        result = join(method, *files)
+    flags = ["--checkpoint", str(result), "--data", str(image_folder), "--output-dir"]
+    recalibrated = calibrate.main([*flags, str(tmp_path / "again")])["checkpoint"]
+    for file in (result, recalibrated):
+        checkpoint = load_checkpoint(file)
+        names = [entry["dataset"] for entry in checkpoint["data"] if entry["split"] == "train"]
+        assert names == (["a", "shared"] if method == "views" else ["a", "shared", "b"])
+        assert len(names) == len(checkpoint["data"])
+        assert checkpoint["fitted_on"] == ["faces"]
+    if method == "mean":
+        argv = ["--checkpoint", recalibrated, "--data", str(image_folder), "--n-boot", "0", "--no-score-cache"]
+        assert evaluate.main([*argv, "--output-dir", str(tmp_path)])["rows"][0]["seen"] == "unseen"
 
 
 def test_an_ensemble_is_calibrated_on_top_of_its_members(member, join, image_folder):
@@ -260,70 +249,6 @@ def test_one_classical_member_has_no_gradient(member, classical_member, join, im
     assert np.allclose(logits_of(result, records), wanted, atol=1e-5)
 
 
-# What the members see
-
-
-def prepared(geometry: Geometry, image: np.ndarray) -> torch.Tensor:
-    return EvalTransform(geometry)(image)[None]
-
-
-@pytest.mark.parametrize(
-    "sizes", [((32, 48),), ((16, 48),), ((32, 64),), ((48, 32, 16),), ((33, 65, 49),)], ids=lambda sizes: str(sizes[0])
-)
-def test_a_cropping_member_sees_its_own_view_to_the_bit(sizes):
-    """Over image sizes from the frame's on, odd ones included."""
-    members = [Geometry("crop", size) for size in sizes[0]]
-    frame = common_frame(members)
-    assert frame.size == max(sizes[0])
-    rng = np.random.default_rng(0)
-    for height in [*range(frame.size, frame.size + 37, 3), 250]:
-        for width in (frame.size, frame.size + 1, frame.size + 24, 187, 256):
-            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            for wanted in members:
-                view = member_view(prepared(frame, image), frame, wanted)
-                assert torch.equal(view, prepared(wanted, image)), (height, width, wanted)
-
-
-def test_other_crop_sizes_are_at_most_one_block_aside():
-    frame = common_frame([Geometry("crop", 32), Geometry("crop", 43)])
-    for side in range(43, 140):
-        rows = np.arange(side, dtype=np.uint8)[:, None, None]
-        image = np.broadcast_to(rows, (side, side, 3)).copy()
-        view = member_view(prepared(frame, image), frame, Geometry("crop", 32))
-        top, own = (round(float(part[0, 0, 0, 0]) * 255) for part in (view, prepared(Geometry("crop", 32), image)))
-        assert abs(top - own) in (0, 8)
-        assert top % 8 == 0
-
-
-@pytest.mark.parametrize("resize", [32, 40, 48, 57])
-def test_a_resizing_member_does_not_spoil_the_view_of_a_cropping_one(resize):
-    crop, other = Geometry("crop", 32), Geometry("resize", resize)
-    frame = common_frame([crop, other])
-    assert frame.mode == "crop"
-    assert frame.size >= resize
-    image = np.random.default_rng(0).integers(0, 256, (91, 77, 3), dtype=np.uint8)
-    images = prepared(frame, image)
-    assert torch.equal(member_view(images, frame, crop), prepared(crop, image))
-    view = member_view(images, frame, other)
-    assert view.shape == (1, 3, resize, resize)
-    assert 0 <= view.min() <= view.max() <= 1
-
-
-def test_a_resizing_member_sees_the_whole_frame():
-    frame = Geometry("crop", 48)
-    images = torch.linspace(0, 1, 48).expand(1, 3, 48, 48)
-    view = member_view(images, frame, Geometry("resize", 32))
-    assert view[0, 0, 0, 0] < 0.03
-    assert view[0, 0, 0, -1] > 0.97
-
-
-def test_members_of_one_geometry_keep_it():
-    for geometry in (Geometry("crop", 32), Geometry("resize", 32), Geometry("crop", 32, 40)):
-        assert common_frame([geometry, geometry]) == geometry
-    assert common_frame([Geometry("resize", 32), Geometry("resize", 48)]) == Geometry("resize", 48)
-    assert common_frame([Geometry("crop", 32, 64), Geometry("crop", 48, 64)]) == Geometry("crop", 48, 64)
-
-
 def test_members_of_different_geometry_are_joined(member, join, image_folder):
     files = [member("a", 1), member("b", 2, Geometry("crop", 40)), member("c", 3, Geometry("resize", 40))]
     result = join("mean", *files)
@@ -359,7 +284,7 @@ def test_a_member_is_not_overwritten(member, image_folder, tmp_path, monkeypatch
     files = [member("a", 1), member("b", 2)]
     before = files[0].read_bytes()
     argv = ["--checkpoint", *files, "--data", image_folder, "--output-dir", tmp_path / "a"]
-    assert "expected --output-dir to be no member's folder" in fails(argv, monkeypatch, capsys)
+    assert "expected --output-dir other than the folder of a member" in fails(argv, monkeypatch, capsys)
     assert files[0].read_bytes() == before
 
 
@@ -370,6 +295,13 @@ def test_soups_of_different_networks_are_refused(member, classical_member, join)
         join("soup", member("a"), classical_member)
     with pytest.raises(UserError, match="expected networks for a soup, got logistic_regression"):
         join("soup", classical_member, classical_member)
+    with pytest.raises(UserError, match=r"one geometry for a soup, got .*size=32.*size=40"):
+        join("soup", member("a"), member("b", geometry=Geometry("crop", 40)))
+
+
+def test_a_member_that_no_longer_sees_the_whole_image_is_named(member, join, capsys):
+    join("mean", member("a", 1), member("b", 2, Geometry("resize", 40)))
+    assert "note: cnn resizes whole images alone, but sees only the central 48 px here" in capsys.readouterr().err
 
 
 def test_an_ensemble_is_made_of_checkpoints():

@@ -1,0 +1,129 @@
+"""The ensemble as a detector: what its members see, their calibration and their class activation maps."""
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.transforms import EvalTransform, Geometry
+from models.ensemble import common_frame, member_view
+from models.operating_point import apply_calibration, sigmoid
+from models.registry import create_model
+from utils.errors import UserError
+from utils.explanations.layers import capture
+from utils.explanations.maps import Question
+from utils.explanations.methods.cam import gradcam
+
+SHARP = {"method": "temperature", "temperature": 0.5}
+SHIFTED = {"method": "temperature", "temperature": 4.0, "bias": -0.7}
+ISOTONIC = {"method": "isotonic", "x": [-2.0, -0.5, 1.0], "y": [0.1, 0.4, 0.9]}
+
+
+@pytest.mark.parametrize("calibration", [None, SHARP, SHIFTED, ISOTONIC], ids=["none", "sharp", "shifted", "isotonic"])
+def test_member_logits_are_calibrated_as_everywhere_else(calibration):
+    description = {"model": "cnn", "model_args": {"width": 4}, "geometry": Geometry("crop", 32).to_dict()}
+    joined = create_model("ensemble", members=[{**description, "calibration": calibration}]).eval()
+    images = torch.rand(6, 3, 32, 32)
+    with torch.no_grad():
+        logits, found = joined.members[0](images), joined.member_logits(images)[:, 0]
+    assert np.allclose(sigmoid(found.numpy()), apply_calibration(logits.numpy(), calibration), atol=1e-9)
+
+
+def test_maps_of_an_ensemble_are_the_weighted_sum_of_those_of_its_members():
+    geometry = Geometry("crop", 64).to_dict()
+    cnn = {"model": "cnn", "model_args": {"width": 4}, "geometry": geometry, "calibration": SHARP}
+    timm = {"model": "mobilenetv2_050", "model_args": {}, "geometry": geometry, "calibration": None}
+    torch.manual_seed(0)
+    joined = create_model("ensemble", members=[cnn, timm, cnn | {"geometry": Geometry("crop", 32).to_dict()}]).eval()
+    joined.weights.copy_(torch.tensor([0.5, 0.3, 0.2]))
+    assert joined.cam_layer == "members.0.trunk members.1.backbone.blocks.6"  # the third sees less of the image
+    images, sign = torch.rand(2, 3, 64, 64), torch.ones(2)
+    found = capture(joined, images, sign)
+    wanted, effects = torch.zeros(()), []
+    for number, factor in ((0, 0.5 / SHARP["temperature"]), (1, 0.3)):
+        alone = capture(joined.members[number], images, sign)
+        signed = (alone.activations * alone.gradients.mean((2, 3), keepdim=True)).sum(1, keepdim=True)
+        sides = found.activations.shape[2:]
+        share = signed[0].numel() / sides.numel()  # a place that is drawn on many counts as often in each of them
+        wanted = wanted + factor * share * torch.nn.functional.interpolate(signed, sides)
+        effects.append(factor * (alone.activations * alone.gradients).sum((1, 2, 3)))
+    assert torch.allclose(gradcam(Question(joined, images, sign)), wanted[:, 0].relu(), atol=1e-6)
+    assert wanted.max() > 1e-4
+    assert torch.allclose((found.activations * found.gradients).sum((1, 2, 3)), sum(effects), rtol=1e-4)
+
+
+# What the members see
+
+
+def prepared(geometry: Geometry, image: np.ndarray) -> torch.Tensor:
+    return EvalTransform(geometry)(image)[None]
+
+
+@pytest.mark.parametrize(
+    "sizes", [((32, 48),), ((16, 48),), ((32, 64),), ((48, 32, 16),), ((33, 65, 49),)], ids=lambda sizes: str(sizes[0])
+)
+def test_a_cropping_member_sees_its_own_view_to_the_bit(sizes):
+    """Over image sizes from the frame's on, odd ones included."""
+    members = [Geometry("crop", size) for size in sizes[0]]
+    frame = common_frame(members)
+    assert frame.size == max(sizes[0])
+    rng = np.random.default_rng(0)
+    for height in [*range(frame.size, frame.size + 37, 3), 250]:
+        for width in (frame.size, frame.size + 1, frame.size + 24, 187, 256):
+            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            for wanted in members:
+                view = member_view(prepared(frame, image), frame, wanted)
+                assert torch.equal(view, prepared(wanted, image)), (height, width, wanted)
+
+
+def test_other_crop_sizes_are_at_most_one_block_aside():
+    frame = common_frame([Geometry("crop", 32), Geometry("crop", 43)])
+    for side in range(43, 140):
+        rows = np.arange(side, dtype=np.uint8)[:, None, None]
+        image = np.broadcast_to(rows, (side, side, 3)).copy()
+        view = member_view(prepared(frame, image), frame, Geometry("crop", 32))
+        top, own = (round(float(part[0, 0, 0, 0]) * 255) for part in (view, prepared(Geometry("crop", 32), image)))
+        assert abs(top - own) in (0, 8)
+        assert top % 8 == 0
+
+
+@pytest.mark.parametrize("resize", [32, 40, 48, 57])
+def test_a_resizing_member_does_not_spoil_the_view_of_a_cropping_one(resize):
+    crop, other = Geometry("crop", 32), Geometry("resize", resize)
+    frame = common_frame([crop, other])
+    assert frame.mode == "crop"
+    assert frame.size >= resize
+    image = np.random.default_rng(0).integers(0, 256, (91, 77, 3), dtype=np.uint8)
+    images = prepared(frame, image)
+    assert torch.equal(member_view(images, frame, crop), prepared(crop, image))
+    view = member_view(images, frame, other)
+    assert view.shape == (1, 3, resize, resize)
+    assert 0 <= view.min() <= view.max() <= 1
+
+
+def test_a_resizing_member_sees_the_whole_frame():
+    frame = Geometry("crop", 48)
+    images = torch.linspace(0, 1, 48).expand(1, 3, 48, 48)
+    view = member_view(images, frame, Geometry("resize", 32))
+    assert view[0, 0, 0, 0] < 0.03
+    assert view[0, 0, 0, -1] > 0.97
+
+
+def test_members_of_one_geometry_keep_it():
+    for geometry in (Geometry("crop", 32), Geometry("resize", 32), Geometry("crop", 32, 40)):
+        assert common_frame([geometry, geometry]) == geometry
+    assert common_frame([Geometry("resize", 32), Geometry("resize", 48)]) == Geometry("resize", 48)
+    assert common_frame([Geometry("crop", 32, 64), Geometry("crop", 48, 64)]) == Geometry("crop", 48, 64)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [Geometry("crop", 32, 64)],
+        [Geometry("crop", 32, 64), Geometry("crop", 32, 48)],
+        [Geometry("crop", 32, 40), Geometry("resize", 64)],  # the frame would need images of 64 px at least
+    ],
+)
+def test_members_that_see_images_at_different_scales_are_refused(others):
+    geometries = others if others[-1].mode == "resize" else [Geometry("crop", 32), *others]
+    with pytest.raises(UserError, match=r"expected members that crop with one --resize-to .*, got crop 32 px"):
+        common_frame(geometries)
