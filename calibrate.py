@@ -17,18 +17,16 @@ checkpoint; the last lines on stdout are
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 
 from datasets.perturbations import pick_tiers
 from datasets.splits import open_training_data
 from utils.args import (
-    EXIT_DONE,
-    EXIT_PARTIAL,
     add_device_group,
     check_checkpoint_file,
     check_output_dir,
+    command_line,
+    exit_code,
     int_in,
     make_parser,
     run_script,
@@ -68,15 +66,18 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     set_threads(args.threads)
     checkpoint = load_checkpoint(path)
-    command = shlex.join(["python", "calibrate.py", *(sys.argv[1:] if argv is None else argv)])
     calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"]
     checkpoint["data"] = [entry for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
-    checkpoint["train_args"] = {**checkpoint["train_args"], "calibrated_by": command, "calibrated_on": calibrated_on}
+    checkpoint["train_args"] = {
+        **checkpoint["train_args"],
+        "calibrated_by": command_line("calibrate.py", argv),
+        "calibrated_on": calibrated_on,
+    }
     checkpoint.pop("format_version")  # save_checkpoint writes its own
     save_checkpoint(target, checkpoint)
     settings = Settings(args.batch_size)
     rows, unreadable = finalize(target, data, settings, pick_device(args.device), args.calibration, tiers)
-    return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE}
+    return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
 
 if __name__ == "__main__":

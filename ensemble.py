@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if any(path.resolve() == target.resolve() for path in paths):
         raise UserError(f"expected --output-dir other than the folder of a member, got {args.output_dir}")
 
-    from utils.checkpoints.file import load_detector, save_checkpoint
+    from utils.checkpoints.file import describe_checkpoint, load_detector, save_checkpoint
     from utils.evaluation.finalize import finalize
     from utils.runtime import pick_device, set_threads
     from utils.scoring.scorer import Settings
@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "method": "views" if args.views else args.method,
         "checkpoint": args.checkpoint,
     }
-    save_checkpoint(target, describe(result, settings, training_data(checkpoints)))
+    description = describe_checkpoint(result, settings, training_data(checkpoints))
+    save_checkpoint(target, {**description, "state_dict": result.state_dict()})
     rows, unreadable = finalize(target, data, Settings(args.batch_size), device)
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
@@ -216,27 +217,6 @@ def strongest_augmentation(checkpoints: Sequence[dict[str, Any]]) -> str | None:
     """Return the strongest augmentation of the members: evaluate.py marks a tier that any member has trained on."""
     used = [(checkpoint.get("train_args") or {}).get("augmentation") for checkpoint in checkpoints]
     return next((name for name in reversed(AUGMENTATIONS) if name in used), None)
-
-
-def describe(detector: Detector, settings: dict[str, Any], data: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the checkpoint of the result, without operating point and metrics."""
-    from utils.runtime import git_commit, versions
-
-    return {
-        "model": detector.name,
-        "model_args": detector.model_args,
-        "state_dict": detector.state_dict(),
-        "geometry": detector.geometry.to_dict(),
-        "thresholds": None,
-        "calibration": None,
-        "metrics": {},
-        "train_args": settings,
-        "data": data,
-        "seed": 0,
-        "epoch": 0,
-        "git_commit": git_commit(),
-        "versions": versions(),
-    }
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +173,19 @@ def tiny_checkpoint(_tiny_checkpoint_file: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "tiny-run"
     folder.mkdir()
     return Path(shutil.copy(_tiny_checkpoint_file, folder / "best.pt"))
+
+
+@pytest.fixture
+def computed(monkeypatch) -> Iterator[list[int]]:
+    """The number of images in each call of extract_features."""
+    import models.classical
+
+    calls: list[int] = []
+    original = models.classical.extract_features
+
+    def counted(images, banks):
+        calls.append(len(images))
+        return original(images, banks)
+
+    monkeypatch.setattr(models.classical, "extract_features", counted)
+    yield calls

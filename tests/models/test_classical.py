@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import predict
 import train
 import utils.figures
 from datasets.spec import open_records
-from datasets.splits import open_training_data
 from datasets.transforms import Geometry
 from models.registry import create_model
 from tests.conftest import write_image
@@ -23,7 +21,8 @@ from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.scoring.scorer import Job, score
-from utils.training.classical import fit_classical, write_importance
+from utils.scoring.table import ScoreTable, read_scores
+from utils.training.classical import write_importance
 
 SMALL = {
     "random_forest": ["trees=5"],
@@ -49,22 +48,8 @@ def faces(tmp_path_factory) -> Path:
 
 def flags_of(model: str, faces: Path, folder: Path, *model_args: str) -> list[str]:
     arguments = ["features=color", *SMALL[model], *model_args]
-    return [
-        "--model",
-        model,
-        "--model-args",
-        *arguments,
-        "--data",
-        str(faces),
-        "--image-size",
-        "32",
-        "--device",
-        "cpu",
-        "--output-dir",
-        str(folder),
-        "--feature-cache",
-        str(folder.parent / "cache"),
-    ]
+    flags = f"--data {faces} --image-size 32 --device cpu --output-dir {folder} --feature-cache {folder.parent}/cache"
+    return ["--model", model, "--model-args", *arguments, *flags.split()]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,29 +72,13 @@ def runs(faces, tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(faces, runs, tmp_path_factory) -> dict[str, list[dict]]:
-    """Rows of the scores file of each model, by one call of evaluate.main."""
+def evaluated(faces, runs, tmp_path_factory) -> dict[str, ScoreTable]:
+    """The scores file of each model, written by one call of evaluate.main."""
     folder = tmp_path_factory.mktemp("evaluation")
     checkpoints = [run["checkpoint"] for run in runs.values()]
     argv = ["--checkpoint", *checkpoints, "--data", str(faces), "--output-dir", str(folder), "--n-boot", "0"]
     result = evaluate.main([*argv, "--device", "cpu"])
-    return dict(zip(runs, [list(csv.DictReader(open(file))) for file in result["scores"]], strict=True))
-
-
-@pytest.fixture
-def computed(monkeypatch) -> Iterator[list[int]]:
-    """How many images each call of extract_features was for."""
-    import models.classical
-
-    calls: list[int] = []
-    original = models.classical.extract_features
-
-    def counted(images, banks):
-        calls.append(len(images))
-        return original(images, banks)
-
-    monkeypatch.setattr(models.classical, "extract_features", counted)
-    yield calls
+    return dict(zip(runs, map(read_scores, result["scores"]), strict=True))
 
 
 def fails(argv: list[str], monkeypatch, capsys) -> str:
@@ -149,7 +118,7 @@ def test_a_checkpoint_gives_the_same_logits_to_the_bit(runs, faces, model, tmp_p
     assert not detector.has_input_gradient
     first = score([Job(detector)], records)[0]
     save_checkpoint(tmp_path / "again.pt", {**checkpoint, "state_dict": detector.state_dict()})
-    again = score([Job(load_detector(tmp_path / "again.pt")[0])], records)[0]
+    again = score_records(load_detector(tmp_path / "again.pt")[0], records)
     assert first.logits.dtype == np.float64
     assert np.array_equal(first.logits, again.logits)
 
@@ -159,19 +128,19 @@ def test_evaluate_and_predict_agree(runs, evaluated, faces, model, tmp_path):
     argv = ["--checkpoint", runs[model]["checkpoint"], str(faces / "test"), "--format", "json", "--device", "cpu"]
     predict.main([*argv, "--output", str(tmp_path / "out.json")])
     predicted = {row["path"]: row for row in json.loads((tmp_path / "out.json").read_text())}
-    assert len(evaluated[model]) == len(predicted) == 12
-    for row in evaluated[model]:
-        assert float(row["p_fake"]) == predicted[row["path"]]["p_fake"]
-        assert float(row["logit"]) == predicted[row["path"]]["logit"]
+    table = evaluated[model]
+    assert len(table) == len(predicted) == 12
+    for path, logit, p_fake in zip(table.path, table.logit, table.p_fake, strict=True):
+        row = predicted[str(faces / path)]
+        assert (row["logit"], row["p_fake"]) == (logit, p_fake)
 
 
 @pytest.mark.parametrize("model", SMALL)
 def test_probabilities_are_not_saturated(evaluated, model):
-    p_fake = np.array([float(row["p_fake"]) for row in evaluated[model]])
-    logits = np.array([float(row["logit"]) for row in evaluated[model]])
+    p_fake = evaluated[model].p_fake
     assert np.all((p_fake > 0) & (p_fake < 1))
     assert len(set(p_fake)) > 1
-    assert np.abs(logits).max() < 20
+    assert np.abs(evaluated[model].logit).max() < 20
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -318,188 +287,3 @@ def test_a_damaged_payload_is_named(runs, model, tmp_path):
         file = with_payload(runs[model]["checkpoint"], broken, tmp_path / f"{number}.pt")
         with pytest.raises(UserError, match="expected a fitted learner in the checkpoint"):
             load_detector(file)
-
-
-# The cache of features
-
-
-@pytest.fixture
-def fit(tmp_path, monkeypatch):
-    """Fit a small model on a folder through the cache, without the figure that takes longer than all else."""
-    monkeypatch.setattr("utils.training.classical.write_importance", lambda detector, folder: None)
-
-    def fit_(folder: Path, geometry: Geometry | None = None, features: str = "color"):
-        detector = create_model("logistic_regression", features=features)
-        detector.geometry = geometry or Geometry("crop", 32)
-        fit_classical(detector, open_training_data([str(folder)]), tmp_path / "run", 0, tmp_path / "cache", 8)
-        return detector
-
-    return fit_
-
-
-def test_features_are_computed_once(image_folder, fit, computed):
-    first = fit(image_folder)
-    assert sum(computed) == 24  # training and validation images
-    computed.clear()
-    second = fit(image_folder)
-    assert not computed
-    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(first(images), second(images))
-
-
-@pytest.mark.parametrize(
-    "change", ["pixels", "pixels, same size", "one file less", "label", "geometry", "mode", "banks"]
-)
-def test_changed_images_or_features_are_computed_again(change, image_folder, fit, computed):
-    fit(image_folder)
-    computed.clear()
-    settings: dict = {}
-    file = image_folder / "train" / "real" / "000.png"
-    if change == "pixels":
-        write_image(file, 999, fake=True, height=50)
-    elif change == "pixels, same size":
-        file.write_bytes(file.read_bytes())  # a file's time is all that would tell
-    elif change == "one file less":
-        file.unlink()
-    elif change == "label":
-        file.rename(image_folder / "train" / "fake" / "100.png")
-    elif change == "geometry":
-        settings = {"geometry": Geometry("crop", 40)}
-    elif change == "mode":
-        settings = {"geometry": Geometry("resize", 32)}
-    else:
-        settings = {"features": "color,lbp"}
-    fit(image_folder, **settings)
-    changes_all = bool(settings)
-    assert sum(computed) == (24 if changes_all else 15 if change == "one file less" else 16)
-
-
-def test_banks_in_another_order_are_other_features(image_folder, fit, computed):
-    fit(image_folder, features="color,lbp")
-    computed.clear()
-    fit(image_folder, features="lbp,color")
-    assert sum(computed) == 24
-
-
-@pytest.mark.parametrize("damage", ["empty", "truncated", "noise", "other arrays", "flipped"])
-def test_a_damaged_cache_is_made_again(damage, image_folder, fit, computed, tmp_path):
-    fit(image_folder)
-    computed.clear()
-    for file in (tmp_path / "cache").iterdir():
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 0xFF
-        kinds = {
-            "empty": b"",
-            "truncated": bytes(content[: len(content) // 2]),
-            "noise": b"nonsense" * 9,
-            "flipped": bytes(content),
-        }
-        if damage == "other arrays":
-            np.savez(file, z=np.zeros(3))
-        else:
-            file.write_bytes(kinds[damage])
-    fit(image_folder)
-    assert sum(computed) == 24
-    computed.clear()
-    fit(image_folder)
-    assert not computed
-
-
-def test_unreadable_images_are_told_and_not_cached(image_folder, tmp_path, computed):
-    broken = image_folder / "train" / "fake" / "000.png"
-    good = broken.read_bytes()
-    broken.write_bytes(good[:40])
-    argv = flags_of("logistic_regression", image_folder, tmp_path / "run")
-    assert train.main(argv)["exit_code"] == 1
-    broken.write_bytes(good)
-    computed.clear()
-    assert train.main([*argv, "--overwrite"])["exit_code"] == 0
-    assert sum(computed) == 16 + 8 + 8  # training images again, and the two that are scored at the end
-
-
-# Embeddings
-
-
-def embed(source, folder: Path, output: Path, *flags: str) -> str:
-    argv = ["--model", "logistic_regression", "--model-args", f"features=embedding:{source}", "--data", str(folder)]
-    argv += ["--image-size", "32", "--device", "cpu", "--output-dir", str(output)]
-    return train.main([*argv, "--feature-cache", str(output.parent / "cache"), *flags])["checkpoint"]
-
-
-def test_an_embedding_of_a_checkpoint_needs_that_checkpoint_no_more(image_folder, tiny_checkpoint, tmp_path):
-    network, _ = load_detector(tiny_checkpoint)
-    checkpoint = embed(tiny_checkpoint, image_folder, tmp_path / "run")
-    tiny_checkpoint.unlink()
-    detector, description = load_detector(checkpoint)
-    assert not detector.has_input_gradient
-    assert str(tmp_path) not in str(description["model_args"])
-    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    features = detector.features(images)
-    heads = network.head(torch.from_numpy(features)).squeeze(1)  # its head reads what the learner reads
-    with torch.no_grad():
-        assert torch.allclose(heads, network(images), atol=1e-5)
-    assert torch.equal(detector(images), load_detector(checkpoint)[0](images))
-    rows = list(csv.DictReader((tmp_path / "run" / "importance.csv").open()))
-    assert len(rows) == features.shape[1]
-    assert sum(float(row["share"]) for row in rows) == pytest.approx(1)
-
-
-def test_an_embedding_of_a_timm_network_keeps_its_weights(image_folder, tmp_path):
-    checkpoint = embed("test_resnet", image_folder, tmp_path / "run")
-    detector, description = load_detector(checkpoint)
-    assert description["model_args"]["embedding"] == {"model": "test_resnet", "model_args": {}}
-    images = torch.rand(4, 3, 32, 32)
-    torch.manual_seed(123)
-    assert torch.equal(detector(images), load_detector(checkpoint)[0](images))
-    torch.manual_seed(0)  # the seed of the run
-    fresh = create_model("logistic_regression", **description["model_args"])
-    assert np.array_equal(detector.features(images), fresh.features(images))
-
-
-def test_features_of_other_weights_are_not_taken_from_the_cache(image_folder, tmp_path, monkeypatch):
-    import models.classical
-
-    monkeypatch.setattr("utils.training.classical.write_importance", lambda detector, folder: None)
-
-    calls = []
-    original = models.classical.Embedder.forward
-
-    def counted(self, images):
-        calls.append(len(images))
-        return original(self, images)
-
-    monkeypatch.setattr(models.classical.Embedder, "forward", counted)
-    embed("test_resnet", image_folder, tmp_path / "one")
-    first = sum(calls)
-    calls.clear()
-    embed("test_resnet", image_folder, tmp_path / "again")
-    assert sum(calls) == first - 24
-    calls.clear()
-    embed("test_resnet", image_folder, tmp_path / "other", "--seed", "1")
-    assert sum(calls) == first
-
-
-def test_an_embedding_of_fixed_size_keeps_that_size(image_folder, tmp_path):
-    """The images are smaller than the network's input: they are enlarged, because it takes nothing else."""
-    network = create_model("cnn_baseline", input_size=64)
-    description = {
-        "model": "cnn_baseline",
-        "model_args": {"input_size": 64},
-        "geometry": Geometry("crop", 64).to_dict(),
-    }
-    file = tmp_path / "best.pt"
-    save_checkpoint(file, {**description, "state_dict": network.state_dict(), "thresholds": None, "calibration": None})
-    argv = ["--model", "logistic_regression", "--model-args", f"features=embedding:{file}", "--data", str(image_folder)]
-    argv += ["--output-dir", str(tmp_path / "run"), "--feature-cache", str(tmp_path / "cache"), "--device", "cpu"]
-    assert load_checkpoint(train.main(argv)["checkpoint"])["geometry"]["size"] == 64
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [("", "expected"), ("resnet_18", "did you mean .*resnet18"), ("{classical}", "single network.*, got xgboost")],
-)
-def test_what_has_no_embedding_is_refused(source, message, image_folder, runs, tmp_path):
-    with pytest.raises(UserError, match=message):
-        embed(source.format(classical=runs["xgboost"]["checkpoint"]), image_folder, tmp_path / "run")
-    with pytest.raises(UserError, match="features=embedding:CHECKPOINT or features=embedding:TIMM-NAME"):
-        create_model("xgboost", features="embedding")
