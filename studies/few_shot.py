@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import shlex
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 from datasets.spec import Listing, Record, open_records, parse_spec
 from datasets.splits import check_two_classes
 from utils.args import (
-    EXIT_DONE,
-    EXIT_PARTIAL,
     check_checkpoint_file,
     check_output_dir,
     check_passed_on,
+    command_line,
+    exit_code,
     int_in,
     make_parser,
     run_script,
@@ -100,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     write_table(rows, COLUMNS, folder / "adaptation", "Few-shot adaptation; median and range over the seeds.")
     save_figure(adaptation_figure(rows), folder / "adaptation")
     facts = {
-        "command": shlex.join(["python", "few_shot.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": command_line("-m studies.few_shot", argv),
         "hardware": hardware(),
         "git_commit": git_commit(),
         "rows": rows,
@@ -112,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         value = f"AUC {row['auc']:.3f} [{low:.3f}, {high:.3f}] over {row['seeds']} seeds"
         print(f"shots {row['shots']}: {row['dataset']} {value}")
     partial = any(row["unreadable"] for line in results.values() for row in line)
-    return {"rows": rows, "exit_code": EXIT_PARTIAL if partial else EXIT_DONE}
+    return {"rows": rows, "exit_code": exit_code(partial)}
 
 
 def open_source(spec: str, most: int) -> Listing:

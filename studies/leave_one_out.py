@@ -23,7 +23,7 @@ import numpy as np
 
 from datasets.spec import open_records
 from datasets.splits import TrainingData, fake_generators, open_training_data
-from utils.args import EXIT_DONE, EXIT_PARTIAL, check_output_dir, check_passed_on, int_in, make_parser, run_script
+from utils.args import check_output_dir, check_passed_on, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.figures import FAKE_COLOUR, new_figure, save_figure, styled
 from utils.files import read_json
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     save_figure(matrix_figure(rows), folder / "matrix")
     print((folder / "matrix.md").read_text(encoding="utf-8"), end="")
     print(f"mean AUC over {len(generators)} generators: {means}")
-    return {"rows": rows, "exit_code": EXIT_PARTIAL if result["exit_code"] == EXIT_PARTIAL else EXIT_DONE}
+    return {"rows": rows, "exit_code": result["exit_code"]}
 
 
 def shared_generators(data: TrainingData) -> list[str]:

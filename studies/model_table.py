@@ -28,6 +28,7 @@ from utils.args import (
     add_device_group,
     add_seed,
     check_output_dir,
+    exit_code,
     float_in,
     int_in,
     make_parser,
@@ -145,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     rows = [{**row, **facts[row["checkpoint"]], "name": row["checkpoint"]} for row in result["rows"]]
     rows.sort(key=lambda row: (row["dataset"], -(row["auc"] or 0)))
     write_rows(rows, folder)
-    is_partial = failed or any(row["unreadable"] for row in rows)
-    return {"rows": rows, "failed": failed, "exit_code": EXIT_PARTIAL if is_partial else EXIT_DONE}
+    is_partial = bool(failed) or any(row["unreadable"] for row in rows)
+    return {"rows": rows, "failed": failed, "exit_code": exit_code(is_partial)}
 
 
 def choose(names: Sequence[str] | None) -> list[Entry]:

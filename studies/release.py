@@ -20,13 +20,11 @@ size, this difference, and the logits of three of the images, which the tests co
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.args import EXIT_DONE, check_checkpoint_file, make_parser, run_script
+from utils.args import EXIT_DONE, check_checkpoint_file, command_line, make_parser, run_script
 from utils.checkpoints.released import description_file
 from utils.errors import UserError
 from utils.files import read_json
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     source = check_checkpoint_file(args.checkpoint, needs_weights=True)
     output = check_output(args.output, source)
     notes = read_notes(args.notes) if args.notes else {}
-    command = shlex.join(["python", "-m", "studies.release", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("-m studies.release", argv)
 
     from utils.checkpoints.slimming import write_release
 

@@ -118,7 +118,7 @@ def test_a_checkpoint_gives_the_same_logits_to_the_bit(runs, faces, model, tmp_p
     assert not detector.has_input_gradient
     first = score([Job(detector)], records)[0]
     save_checkpoint(tmp_path / "again.pt", {**checkpoint, "state_dict": detector.state_dict()})
-    again = score_records(load_detector(tmp_path / "again.pt")[0], records)
+    again = score([Job(load_detector(tmp_path / "again.pt")[0])], records)[0]
     assert first.logits.dtype == np.float64
     assert np.array_equal(first.logits, again.logits)
 
