@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,13 +36,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.inputs import list_inputs
-from datasets.spec import Listing, open_records, parse_spec
+from datasets.records import Listing
+from datasets.spec import open_limited
 from utils.args import (
-    EXIT_DONE,
-    EXIT_PARTIAL,
     add_device_group,
     add_seed,
     check_output_dir,
+    command_line,
+    exit_code,
     int_in,
     make_parser,
     run_script,
@@ -97,7 +97,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     how.add_argument("--contact-sheet", action="store_true", help="add sheets by outcome and average maps")
     how.add_argument("--overwrite", action="store_true", help="replace existing files in the output folder")
     how.add_argument("--batch-size", type=int_in(1), default=16)
-    add_device_group(parser)
+    add_device_group(parser, workers=False)
     return parser
 
 
@@ -113,9 +113,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.limit and not args.faithfulness:
         parser.error("expected --limit with --faithfulness only, got it with PATH...; name fewer images")
     if args.from_raw:
-        return rebuild(Path(args.from_raw), check_output_dir(args.output_dir), args.seed)
+        return report([*Path(args.from_raw).glob("raw/*.csv")], check_output_dir(args.output_dir), args.seed)
     methods = tuple(check_methods(args.methods))
-    command = shlex.join(["python", "explain.py", *(sys.argv[1:] if argv is None else argv)])
     checkpoints = [checkpoint_or_release(path) for path in args.checkpoint or [None]]
     if args.faithfulness:
         listings, folder = [open_limited(text, args.limit) for text in args.data], check_output_dir(args.output_dir)
@@ -123,28 +122,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
         paths, folder = list_inputs(args.paths), empty_output_dir(args.output_dir, args.overwrite)
 
     from utils.explanations.maps import Settings
-    from utils.runtime import pick_device, pick_precision, set_threads
+    from utils.runtime import set_up
 
-    device = pick_device(args.device)
-    set_threads(args.threads)
+    machine = set_up(args.device, args.precision, threads=args.threads)
     target = args.target or ("fake" if args.faithfulness else "predicted")
-    dtype = pick_precision(args.precision, device, training=False)
-    settings = Settings(methods, target, args.layer, args.batch_size, args.seed, dtype)
+    settings = Settings(methods, target, args.layer, args.batch_size, args.seed, machine.dtype)
     if args.faithfulness:
-        return measure(checkpoints, listings, folder, settings, device, command, args.overwrite)
-    return explain_images(checkpoints[0], paths, folder, settings, device, args.contact_sheet)
-
-
-def rebuild(source: Path, folder: Path, seed: int) -> dict:
-    """Write the faithfulness tables from the raw numbers of an earlier run. Raises UserError: there are none."""
-    from utils.explanations.faithfulness.report import RAW, write_report
-
-    files = sorted(source.glob(f"{RAW}/*.csv"))
-    if not files:
-        raise UserError(f"expected --from-raw with a folder of --faithfulness, found no {RAW}/*.csv in {source}")
-    rows = write_report(files, folder, seed)
-    print((folder / "faithfulness.md").read_text(encoding="utf-8"), end="")
-    return {"rows": rows, "n_unreadable": 0, "exit_code": EXIT_DONE}
+        command = command_line("explain.py", argv)
+        return measure(checkpoints, listings, folder, settings, machine.device, command, args.overwrite)
+    return explain_images(checkpoints[0], paths, folder, settings, machine.device, args.contact_sheet)
 
 
 def empty_output_dir(path: str, overwrite: bool) -> Path:
@@ -159,14 +145,6 @@ def empty_output_dir(path: str, overwrite: bool) -> Path:
     return folder
 
 
-def open_limited(text: str, limit: int | None) -> Listing:
-    """Open a spec; ``limit`` applies unless the spec has its own."""
-    spec = parse_spec(text)
-    if limit is not None:
-        spec.options.setdefault("limit", str(limit))
-    return open_records(spec)
-
-
 def measure(
     checkpoints: Sequence[Path],
     listings: Sequence[Listing],
@@ -177,26 +155,30 @@ def measure(
     overwrite: bool,
 ) -> dict:
     """Measure every checkpoint on every data set; print and write the tables."""
-    from utils.checkpoints.file import load_detector
-    from utils.evaluation.evaluate import Candidate, checkpoint_names
+    from utils.evaluation.evaluate import load_candidates
     from utils.evaluation.report import unique_names
-    from utils.explanations.faithfulness.report import cell_methods, ensure_cell, write_report
-    from utils.files import read_json
-    from utils.scoring.cache import file_digest
+    from utils.explanations.faithfulness.report import cell_methods, ensure_cell
 
     names = unique_names([listing.name for listing in listings])
-    files = []
-    for checkpoint, name in zip(checkpoints, checkpoint_names(checkpoints), strict=True):
-        candidate = Candidate(name, *load_detector(checkpoint, device), file_digest(checkpoint))
+    files: list[Path] = []
+    for candidate in load_candidates(checkpoints, device):
         chosen = replace(settings, methods=cell_methods(candidate, settings.methods, settings.layer))
         for dataset, listing in zip(names, listings, strict=True):
             files.append(ensure_cell(folder, candidate, dataset, listing, chosen, command, overwrite))
-    rows = write_report(sorted(files), folder, settings.seed)
+    return report(files, folder, settings.seed)
+
+
+def report(files: Sequence[Path], folder: Path, seed: int) -> dict:
+    """Write and print the tables of measured cells."""
+    from utils.explanations.faithfulness.report import write_report
+    from utils.files import read_json
+
+    rows = write_report(sorted(files), folder, seed)
     print((folder / "faithfulness.md").read_text(encoding="utf-8"), end="")
     unreadable = sum(len(read_json(file.with_suffix(".json"))["unreadable"]) for file in files)
     if unreadable:
         print(f"{unreadable} unreadable images were skipped", file=sys.stderr)
-    return {"rows": rows, "n_unreadable": unreadable, "exit_code": EXIT_PARTIAL if unreadable else EXIT_DONE}
+    return {"rows": rows, "n_unreadable": unreadable, "exit_code": exit_code(unreadable)}
 
 
 def explain_images(
@@ -227,7 +209,7 @@ def explain_images(
     for path, reason in failed.items():
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
     print(f"{len(paths)} images; {len(failed)} unreadable; figures in {folder}", file=sys.stderr)
-    return {"rows": done, "n_unreadable": len(failed), "exit_code": EXIT_PARTIAL if failed else EXIT_DONE}
+    return {"rows": done, "n_unreadable": len(failed), "exit_code": exit_code(len(failed))}
 
 
 def draw_maps(

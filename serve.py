@@ -30,7 +30,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.args import EXIT_DONE, add_face_group, finder_name, float_in, int_in, make_parser, run_script
+from utils.args import (
+    EXIT_DONE,
+    add_device_group,
+    add_face_group,
+    finder_name,
+    float_in,
+    int_in,
+    make_parser,
+    run_script,
+)
 from utils.checkpoints.released import DEFAULT_HELP, checkpoint_or_release
 from utils.errors import UserError
 from utils.files import read_text
@@ -70,10 +79,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         default = getattr(Limits, name)
         flag = f"--{name.replace('_', '-')}"
         limits.add_argument(flag, type=kind, default=default, help=f"{meaning} (default: {default:,})")
-    group = parser.add_argument_group("device")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="default: fp32")
-    group.add_argument("--threads", type=int_in(1, 1024), help="CPU threads of the model (default: all cores)")
+    add_device_group(parser, workers=False)
     return parser
 
 

@@ -119,8 +119,8 @@ def key_value(text: str) -> tuple[str, int | float | bool | str]:
 # ------------------------------------------------------------------------------------------- groups of flags
 
 
-def add_device_group(parser: argparse.ArgumentParser) -> None:
-    """Add where and how fast to compute: --device, --precision, --workers, --threads."""
+def add_device_group(parser: argparse.ArgumentParser, workers: bool = True) -> None:
+    """Add where and how fast to compute: --device, --precision, --workers for scripts with loaders, --threads."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     group.add_argument(
@@ -129,7 +129,8 @@ def add_device_group(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "fp32", "bf16", "fp16"),
         help="arithmetic of the model; auto is bf16 where the processor is fast at it when training, fp32 when scoring",
     )
-    group.add_argument("--workers", type=int_in(0, 256), help="loader processes (default: 0 on a CPU, else 2 to 8)")
+    if workers:
+        group.add_argument("--workers", type=int_in(0, 256), help="loader processes (default: 0 on a CPU, else 2 to 8)")
     group.add_argument("--threads", type=int_in(1, 1024), help="CPU threads of the model (default: all cores)")
 
 

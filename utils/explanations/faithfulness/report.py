@@ -105,7 +105,9 @@ def ensure_cell(
 
 
 def write_report(files: Sequence[Path], folder: Path, seed: int = 0) -> list[dict[str, Any]]:
-    """Write the tables and the figure of cells from their files alone; returns the rows."""
+    """Write the tables and the figure of cells from their files alone; returns the rows. Raises UserError: no files."""
+    if not files:
+        raise UserError(f"expected cells measured by --faithfulness, found no {RAW}/*.csv; pass their --output-dir")
     rows = []
     for file in files:
         facts = read_json(file.with_suffix(".json"), "the facts of a cell")
