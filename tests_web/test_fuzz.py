@@ -17,13 +17,21 @@ from utils.serving.settings import Limits
 EXAMPLES = 60  # of each operation
 
 
+def encoded(pixels: np.ndarray, kind: str, scans: int) -> bytes:
+    """An image file; of a progressive JPEG the last scan is repeated ``scans`` times."""
+    if kind != "progressive":
+        return cv2.imencode(kind, pixels)[1].tobytes()
+    data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()[:-2]
+    return data + data[data.rindex(b"\xff\xda") :] * scans + b"\xff\xd9"
+
+
 @st.composite
 def image_bytes(draw) -> bytes:
-    """Small images of several kinds, some of them damaged."""
+    """Small images of several formats, some of them damaged or expensive to decode for their size."""
     height, width = draw(st.integers(1, 48)), draw(st.integers(1, 48))
-    kind = draw(st.sampled_from([".jpg", ".png", ".webp", ".bmp"]))
+    kind = draw(st.sampled_from([".jpg", ".png", ".webp", ".bmp", ".gif", ".avif", "progressive"]))
     pixels = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 255, (height, width, 3), np.uint8)
-    data = bytearray(cv2.imencode(kind, pixels)[1].tobytes())
+    data = bytearray(encoded(pixels, kind, draw(st.integers(0, 2000))))
     for _ in range(draw(st.integers(0, 3))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
     return bytes(data[: draw(st.integers(1, len(data)))] if draw(st.booleans()) else data)

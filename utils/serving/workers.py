@@ -20,6 +20,7 @@ _context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" e
 def _work(connection: Connection) -> None:
     """Run calls in a worker process until the server closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends its workers
+    connection.send(None)  # ready: the start of the process does not count as decoding
     while True:
         try:
             function, arguments = connection.recv()
@@ -50,6 +51,7 @@ class Worker:
             self._process = _context.Process(target=_work, args=(end,), daemon=True)
             self._process.start()
             end.close()
+            self._connection.recv()
         try:
             self._connection.send((function, arguments))
             if not self._connection.poll(seconds):
