@@ -8,17 +8,20 @@ The content decides on the format, never the file name. For every decoded image:
 - 16-bit samples are scaled to 8 bits (divided by 257), not clipped.
 - The first frame of an animation or a multi-page file counts.
 - Embedded colour profiles are ignored, as in the training sets of the field.
+- The cost of decoding is bounded before any pixel is decoded: a file of a few kilobytes may otherwise take minutes.
 """
+
+from __future__ import annotations
 
 import functools
 import io
 import os
-import zlib
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datasets.formats import check_passes, check_size, count_scans, jpeg_header, passes_of, png_chunks
 from datasets.records import Record
 from datasets.storage import IMAGE_SUFFIXES, UnreadableImage, read_bytes
 
@@ -29,7 +32,6 @@ MAX_PIXELS = 64_000_000
 # Only formats that hold plain pixels: Pillow would hand EPS to an external interpreter.
 _PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
-_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 ... SOF15
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
@@ -78,11 +80,6 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return _decode_with_pillow(data, max_pixels) if image is None else image
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise UnreadableImage(f"too large: {width} x {height} pixels, the limit is {max_pixels:,}")
-
-
 def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -92,11 +89,12 @@ def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     """Decode a grey or three-channel JPEG; None for files that need Pillow (CMYK, unusual headers)."""
-    header = _jpeg_header(data)
+    header = jpeg_header(data)
     if header is None:
         return None
     width, height, channels, exif, scan = header
-    _check_size(width, height, max_pixels)
+    check_size(width, height, max_pixels)
+    check_passes(width, height, count_scans(data, scan), max_pixels)
     # Without an end marker some decoders silently fill the rest with grey. The search starts at the scan because a
     # thumbnail in the EXIF block ends with a marker as well.
     if data.find(b"\xff\xd9", scan) < 0:
@@ -108,30 +106,6 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
         return None
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return image if exif is None else _apply_orientation(image, exif)
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int, int, bytes | None, int] | None:
-    """Walk the markers up to the first scan: width, height, channels, EXIF block, offset of the scan."""
-    frame, exif, at = None, None, 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker == 0xDA:
-            return (*frame, exif, at) if frame else None
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in _FRAME_MARKERS and at + 10 <= len(data):
-            height, width = (int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big"))
-            if data[at + 4] != 8 or not height or not width:
-                return None
-            frame = (width, height, data[at + 9])
-        elif marker == 0xE1 and exif is None and data[at + 4 : at + 10] == b"Exif\0\0":
-            exif = data[at + 4 : at + 2 + length]
-        at += 2 + length
-    raise UnreadableImage("truncated")
 
 
 def _apply_orientation(image: np.ndarray, exif_block: bytes) -> np.ndarray:
@@ -152,52 +126,34 @@ def _apply_orientation(image: np.ndarray, exif_block: bytes) -> np.ndarray:
 
 def _decode_png(data: bytes, max_pixels: int) -> np.ndarray | None:
     """Decode an opaque 8-bit or a 16-bit PNG; None for files that need Pillow (palette alpha, EXIF, animation)."""
-    chunks = _png_chunks(data)
+    chunks, plain = png_chunks(data)
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     depth, colour_type = data[24], data[25]
-    _check_size(width, height, max_pixels)
+    check_size(width, height, max_pixels)
     if chunks & {b"tRNS", b"eXIf", b"acTL"} or colour_type not in _PNG_CHANNELS:
         return None
     if depth == 16:
-        image = _imdecode(data, cv2.IMREAD_UNCHANGED)
+        image = _imdecode(plain, cv2.IMREAD_UNCHANGED)
         return None if image is None or image.dtype != np.uint16 else _from_16_bit(image)
     if colour_type in (4, 6):
         return None
-    image = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = _imdecode(plain, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _png_chunks(data: bytes) -> set[bytes]:
-    """Return the chunk types of a complete PNG; checksums are verified because decoders disagree on errors."""
-    chunks: set[bytes] = set()
-    at, view = 8, memoryview(data)
-    while at + 12 <= len(data):
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        if end + 4 > len(data):
-            raise UnreadableImage("truncated")
-        kind = data[at + 4 : at + 8]
-        if not chunks and (kind != b"IHDR" or end - at != 21):
-            raise UnreadableImage("corrupt PNG data")
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise UnreadableImage("corrupt PNG data")
-        chunks.add(kind)
-        if kind == b"IEND":
-            return chunks
-        at = end + 4
-    raise UnreadableImage("truncated")
 
 
 def _from_16_bit(image: np.ndarray) -> np.ndarray:
     """Convert grey, BGR or BGRA of 16 bits per sample to 8-bit RGB, transparent pixels over white."""
-    values = image.astype(np.float32)
-    if image.ndim == 3:
-        colours = values[:, :, 2::-1]
-        if image.shape[2] == 4:
-            alpha = values[:, :, 3:] / 65535.0
-            colours = colours * alpha + 65535.0 * (1.0 - alpha)
-        values = colours
-    scaled = np.rint(values / 257.0).astype(np.uint8)
-    return np.ascontiguousarray(scaled) if scaled.ndim == 3 else np.repeat(scaled[:, :, None], 3, axis=2)
+    result = np.empty((*image.shape[:2], 3), np.uint8)
+    for row, samples in enumerate(image):  # row by row: as floats a large image would take gigabytes
+        values = samples.astype(np.float32)
+        if image.ndim == 3:
+            colours = values[:, 2::-1]
+            if image.shape[2] == 4:
+                alpha = values[:, 3:] / 65535.0
+                colours = colours * alpha + 65535.0 * (1.0 - alpha)
+            values = colours
+        result[row] = np.rint(values / 257.0).reshape(len(samples), -1)
+    return result
 
 
 @functools.cache
@@ -209,7 +165,8 @@ def _pil_formats() -> tuple[str, ...]:
 def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=_pil_formats()) as image:
-            _check_size(*image.size, max_pixels)
+            check_size(*image.size, max_pixels)
+            check_passes(*image.size, passes_of(image, data), max_pixels)
             image.load()
             return _rgb_from_pillow(image)
     except (UnreadableImage, MemoryError):
