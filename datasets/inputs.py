@@ -11,7 +11,7 @@ from typing import Any
 from datasets.readers.csv_list import read_csv
 from datasets.readers.folder import list_images
 from datasets.records import Record
-from datasets.storage import IMAGE_SUFFIXES
+from datasets.storage import is_image_file
 from utils.errors import UserError, closest_sibling
 
 LIST_SUFFIXES = (".csv", ".tsv")
@@ -81,7 +81,7 @@ def _listed(path: str) -> Iterator[str]:
 def _matching(pattern: str, argument: str) -> Iterator[str]:
     found = sorted(glob.iglob(pattern, recursive=True))
     if "**" in pattern:  # it also matches every folder on the way, which would repeat images
-        found = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
+        found = [path for path in found if os.path.isfile(path) and is_image_file(path)]
     if not found:
         raise UserError(f"expected images that match {argument!r}, got none; check the folder and the suffix")
     for path in found:

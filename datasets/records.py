@@ -34,8 +34,9 @@ class PixelStore(Protocol):
 class Record:
     """One image of a dataset, read by ``datasets.images.read_record``.
 
-    ``label`` is 0 for real, 1 for fake, None for unknown; ``generator`` is "real" for real images. ``region`` limits
-    the record to a part of the image, such as one face. ``pixels`` is the cache that holds the decoded image, if any.
+    ``label`` is 0 for real, 1 for fake, None for unknown; ``generator`` is "real" for real images. Images of one
+    ``group``, such as the frames of a video, belong in the same split. ``region`` limits the record to a part of the
+    image, such as one face. ``pixels`` is the cache that holds the decoded image, if any.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Record:
     generator: str
     mask: str | None = None
     meta: dict[str, str] | None = None
+    group: str = ""
     region: Region | None = None
     pixels: PixelStore | None = field(default=None, compare=False, repr=False)
 

@@ -7,15 +7,19 @@
 
 Options of every kind: split=train|valid|test|all, limit=N (balanced over the classes, the same images every
 time), repeat=N (each record N times, to weigh a dataset in a mix), classes=real|fake, generator=A+B and
-exclude_generator=A+B (only, or not, the fakes of these generators; real images stay).
+exclude_generator=A+B (only, or not, the fakes of these generators; real images stay), and group_by=REGEX: images in
+whose path below the dataset the expression matches the same text, or the same first group in parentheses, belong
+together, such as the frames of a video, and are never divided between training and validation.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets.readers.csv_list import parse_labels, read_csv
@@ -25,7 +29,7 @@ from datasets.records import LABEL_NAMES, SPLIT_NAMES, SPLITS, Listing, Record, 
 from datasets.storage import stat_image
 from utils.errors import UserError, closest
 
-COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator")
+COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator", "group_by")
 
 
 @dataclass(frozen=True)
@@ -138,15 +142,16 @@ def read_source(spec: DatasetSpec) -> Source:
     return KINDS[spec.kind].read(spec)
 
 
-def open_records(text: str | DatasetSpec, default_split: str | None = None) -> Listing:
+def open_records(text: str | DatasetSpec, default_split: str | None = None, source: Source | None = None) -> Listing:
     """List the records that a spec selects, sorted by path.
 
     ``split=`` in the spec takes precedence over ``default_split``; without either it is test if there is one, else
     valid, else all. The fingerprint is 16 hex digits over relative path, label and size of every selected file
-    (before ``repeat``), the same on every machine. Raises UserError.
+    (before ``repeat``), the same on every machine. ``source`` is what ``read_source`` returned, if known. Raises
+    UserError.
     """
     spec = parse_spec(text)
-    source = read_source(spec)
+    source = source or read_source(spec)
     splits = tuple(split for split in SPLITS if source.by_split.get(split))
     usual = "test" if "test" in splits else "valid" if "valid" in splits else "all"
     split = split_name(spec.options.get("split") or default_split or usual)
@@ -156,6 +161,8 @@ def open_records(text: str | DatasetSpec, default_split: str | None = None) -> L
     parts = source.by_split.values() if split == "all" else (source.by_split[split],)
     records = _select([record for part in parts for record in part], spec, source)
     records.sort(key=lambda record: record.path)
+    if "group_by" in spec.options:
+        records = _grouped(records, spec, source.root)
     fingerprint = _fingerprint(records, source.root)
     repeats = range(int_option(spec, "repeat"))
     records = [record for record in records for _ in repeats]
@@ -166,6 +173,22 @@ def open_limited(text: str, limit: int | None, split: str | None = None) -> List
     """Open a spec with at most ``limit`` images, balanced over the classes; ``split`` replaces that of the spec."""
     spec = parse_spec(text).limited(limit)
     return open_records(spec.replace(split=split) if split else spec)
+
+
+def _grouped(records: list[Record], spec: DatasetSpec, root: str) -> list[Record]:
+    """The records with the group that ``group_by`` finds in their path; without a match an image stays alone."""
+    pattern = spec.options["group_by"]
+    try:
+        found = [re.search(pattern, relative_path(record.path, root)) for record in records]
+    except re.error as error:
+        raise UserError(f"expected group_by= with a regular expression, got {pattern!r}: {error}") from None
+    if not any(found):
+        example = relative_path(records[0].path, root)
+        raise UserError(f"expected group_by= to match some paths of {spec.location or spec.kind}, such as {example!r}")
+    return [
+        replace(record, group=sys.intern((match[1] if match.re.groups else match[0]) or "") if match else "")
+        for record, match in zip(records, found, strict=True)
+    ]
 
 
 def _select(records: list[Record], spec: DatasetSpec, source: Source) -> list[Record]:

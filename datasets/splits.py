@@ -1,12 +1,14 @@
-"""Which images a run may train on, choose on and report on; mixes several data sets."""
+"""The images that a run trains, validates and tests on, from one or more datasets."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from datasets.spec import DatasetSpec, Listing, Record, open_records, parse_spec
+from datasets.records import Listing, Record, Source, relative_path
+from datasets.spec import DatasetSpec, open_records, parse_spec, read_source
+from datasets.storage import same_image_key
 from utils.errors import UserError
 
 VALID_SHARE = 0.1
@@ -14,7 +16,7 @@ VALID_SHARE = 0.1
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The listings of a training run, one of each kind per data set; ``test`` is empty where a set has none."""
+    """The listings of a training run, one of each kind per dataset; ``test`` lacks datasets without a test split."""
 
     train: list[Listing]
     valid: list[Listing]
@@ -27,7 +29,7 @@ class TrainingData:
         return [record for listing in self.train for record in listing.records]
 
     def describe(self) -> list[dict]:
-        """Plain values for the checkpoint: what was trained on and chosen on."""
+        """Plain values for the checkpoint: the training and validation data."""
         return [
             {
                 "dataset": listing.name,
@@ -43,15 +45,15 @@ class TrainingData:
 def open_training_data(specs: Sequence[str], exclude_generators: Sequence[str] = ()) -> TrainingData:
     """Open the train, valid and test parts of every spec.
 
-    The fakes of ``exclude_generators`` are left out of the training and the validation part and stay in the test
-    part, so that a detector is tested on what it has never seen.
+    The fakes of ``exclude_generators`` are removed from the training and validation parts but stay in the test part,
+    where they are unseen.
 
-    A set without a validation split gives up a tenth of its training images, chosen by a hash of their path, so
-    that the same image is held out on every machine and in every run. A set without any split is treated alike.
+    In a dataset without a validation split, a tenth of the training images is held out, chosen by a hash of their
+    group or path, so that the same images are held out on every machine and in every run.
 
     Raises:
-        UserError: a spec is wrong, names a split itself, has unlabelled images, or all together lack one class;
-            no set has fakes of a generator that is to be excluded.
+        UserError: a spec is wrong, names a split itself, has unlabelled images, or all together lack one class; an
+            image has both labels; no dataset has fakes of a generator to exclude.
     """
     data = TrainingData([], [], [], [])
     check_generators(specs, exclude_generators)
@@ -61,51 +63,79 @@ def open_training_data(specs: Sequence[str], exclude_generators: Sequence[str] =
             raise UserError(
                 f"expected --data without split= for training, got {text!r}; the splits are chosen by train.py"
             )
-        first = open_records(spec)
+        source = read_source(spec)
+        first = open_records(spec, source=source)
         part = "train" if "train" in first.splits else "all"
-        train = _open_part(spec, part, exclude_generators)
+        train = _open_part(spec, part, exclude_generators, source)
         if not first.splits:
             data.notes.append(f"{train.name} has no splits: a tenth is held out for validation, nothing for a test")
         elif "train" not in first.splits:
             raise UserError(f"expected a train split in {text!r}, found {', '.join(first.splits)} only")
         if "valid" in first.splits:
-            valid = _open_part(_without(spec, "repeat"), "valid", exclude_generators)
+            valid = _open_part(spec.replace(repeat=None), "valid", exclude_generators, source)
         else:
-            once = _open_part(_without(spec, "repeat"), part, exclude_generators)
+            once = _open_part(spec.replace(repeat=None), part, exclude_generators, source)
             train, valid = hold_out(train)[0], hold_out(once)[1]
             if first.splits:
                 data.notes.append(f"{train.name} has no valid split: a tenth of its training images is held out")
         data.train.append(train)
         data.valid.append(valid)
-        if "test" in first.splits:
-            data.test.append(open_records(_without(spec, "repeat"), "test"))
+        tests = [open_records(spec.replace(repeat=None), "test", source)] if "test" in first.splits else []
+        data.test.extend(tests)
+        held_back = {record.group for part in (valid, *tests) for record in part.records}
+        if shared := ({record.group for record in train.records} & held_back) - {""}:
+            data.notes.append(f"{train.name}: {len(shared)} groups are in training and in other splits, see audit.py")
     for part in ("train", "valid"):
         check_two_classes([record for listing in getattr(data, part) for record in listing.records], part)
+    check_labels(record for listing in (*data.train, *data.valid, *data.test) for record in listing.records)
     return data
 
 
 def hold_out(listing: Listing) -> tuple[Listing, Listing]:
-    """Divide a listing into training and validation records by a hash of each image's path below the root.
+    """Divide a listing into training and validation records by a hash of each image's group or path below the root.
 
-    A class of which this would hold out nothing, as happens in sets of a few images, gives up one image.
+    Images of one group stay together. A class without any image held out, as happens in small datasets, gives up the
+    image or group with the lowest hash.
     """
 
-    def share(record: Record) -> float:
+    def key_of(record: Record) -> str:
         # However the spec names the folder (`faces`, `./faces/`, `/data/faces`), the hash is the same.
-        relative = record.path.removeprefix(listing.root).lstrip("/")
-        return int(hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 2**32
+        return f"group {record.group}" if record.group else relative_path(record.path, listing.root)
 
-    shares = {record.path: share(record) for record in listing.records}
-    held_out = {path for path, value in shares.items() if value < VALID_SHARE}
+    keys = [key_of(record) for record in listing.records]
+    shares = {key: int(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) for key in {*keys}}
+    held_out = {key for key, value in shares.items() if value < VALID_SHARE * 2**32}
     for label in (0, 1):
-        paths = {record.path for record in listing.records if record.label == label}
-        if len(paths) > 1 and not paths & held_out:
-            held_out.add(min(paths, key=lambda path: shares[path]))
+        own = {key for key, record in zip(keys, listing.records, strict=True) if record.label == label}
+        if len(own) > 1 and not own & held_out:
+            held_out.add(min(own, key=lambda key: shares[key]))
     parts = []
     for split, wanted in (("train", False), ("valid", True)):
-        records = [record for record in listing.records if (record.path in held_out) == wanted]
-        parts.append(Listing(listing.name, split, records, listing.fingerprint, listing.root, listing.splits))
+        records = [r for key, r in zip(keys, listing.records, strict=True) if (key in held_out) == wanted]
+        parts.append(replace(listing, split=split, records=records))
     return parts[0], parts[1]
+
+
+def contradictions(records: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """Pairs of records of the same file with different labels, however their paths are spelt."""
+    first: dict[tuple, Record] = {}
+    found = []
+    for record in records:
+        other = first.setdefault(same_image_key(record.path), record)
+        if other.label != record.label:
+            found.append((other, record))
+    return found
+
+
+def check_labels(records: Iterable[Record]) -> None:
+    """Raise UserError if an image is listed as real and as fake."""
+    if found := contradictions(records):
+        one, other = found[0]
+        paths = one.path if one.path == other.path else f"{one.path} ({other.path})"
+        raise UserError(
+            f"expected one label per image, got real and fake for {len(found)}, such as {paths}; "
+            "correct the list, or write a clean one with audit.py --write-clean-list"
+        )
 
 
 def check_two_classes(records: Sequence[Record], part: str) -> None:
@@ -127,7 +157,7 @@ def count(records: Sequence[Record], label: int) -> int:
 
 
 def fake_generators(listing: Listing) -> list[str]:
-    """Names of the generators whose fakes are in a listing, sorted."""
+    """Names of the generators of the fakes in a listing, sorted."""
     return sorted({record.generator for record in listing.records if record.label == 1})
 
 
@@ -143,17 +173,11 @@ def check_generators(specs: Sequence[str], names: Sequence[str]) -> None:
         )
 
 
-def _open_part(spec: DatasetSpec, part: str, exclude: Sequence[str]) -> Listing:
-    """Open one split without the fakes of some generators, of which it may hold none."""
-    listing = open_records(spec, part)
+def _open_part(spec: DatasetSpec, part: str, exclude: Sequence[str], source: Source) -> Listing:
+    """Open one split without the fakes of some generators, which it need not contain."""
+    listing = open_records(spec, part, source)
     unwanted = {name for name in fake_generators(listing) if name.lower() in map(str.lower, exclude)}
     if not unwanted:
         return listing
     unwanted.update(filter(None, spec.options.get("exclude_generator", "").split("+")))
-    options = {**spec.options, "exclude_generator": "+".join(sorted(unwanted))}
-    return open_records(DatasetSpec(spec.kind, spec.location, options), part)
-
-
-def _without(spec: DatasetSpec, option: str) -> DatasetSpec:
-    options = {key: value for key, value in spec.options.items() if key != option}
-    return DatasetSpec(spec.kind, spec.location, options)
+    return open_records(spec.replace(exclude_generator="+".join(sorted(unwanted))), part, source)

@@ -1,8 +1,8 @@
 """CSV lists of images: a header, a column of paths and a column of class names.
 
-The path column is one of `path`, `filename`, `file`, `image`, ...; the label column one of `label_str`,
-`label`, `class`, `target`, ...; columns `generator`, `split` and `mask` are optional; all others go to the
-meta of the record. Classes are mapped by name, never by number: the lists of the 140k set
+The path column is one of `path`, `filename`, `file`, `image`, ...; the label column one of `label_str`, `label`,
+`class`, `target`, ...; columns `generator`, `split`, `mask` and `group` (such as the video of a frame) are optional;
+all others go to the meta of the record. Classes are mapped by name, never by number: the lists of the 140k set
 (`,original_path,id,label,label_str,path`) say 1 = real, others say 1 = fake. Numbers need an explicit
 `labels=0:real+1:fake`. Relative paths start from the folder of the CSV, or from `real_vs_fake/real-vs-fake/`
 below it. A folder with train.csv, valid.csv and test.csv is a dataset with these splits.
@@ -20,6 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from datasets.records import SPLIT_NAMES, Record, Source, class_label
+from datasets.storage import image_exists
 from utils.errors import UserError, closest_sibling
 
 PATH_COLUMNS = "path filepath file_path image_path img_path filename file_name file image img".split()
@@ -27,6 +28,7 @@ LABEL_COLUMNS = "label_str label_name label class class_name target category gro
 GENERATOR_COLUMNS = "generator generator_name method model".split()
 SPLIT_COLUMNS = "split subset partition".split()
 MASK_COLUMNS = "mask mask_path".split()
+GROUP_COLUMNS = "group group_id".split()
 NESTED_140K = "real_vs_fake/real-vs-fake"
 
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?$")
@@ -133,7 +135,8 @@ class _Columns:
         self.generator = first(GENERATOR_COLUMNS)
         self.split = first(SPLIT_COLUMNS)
         self.mask = first(MASK_COLUMNS)
-        used = {self.path, self.label, self.generator, self.split, self.mask}
+        self.group = first(GROUP_COLUMNS)
+        used = {self.path, self.label, self.generator, self.split, self.mask, self.group}
         others = [(at, sys.intern(cell.strip())) for at, cell in enumerate(header) if at not in used]
         self.meta = [(at, key) for at, key in others if key]
         self.header = header
@@ -189,7 +192,7 @@ class _Reader:
             self.missing += 1
             self.first_missing = self.first_missing or path
         records = self.by_split.setdefault(SPLIT_NAMES.get(split_cell, split), [])
-        records.append(Record(path, label, generator, mask, meta or None))
+        records.append(Record(path, label, generator, mask, meta or None, sys.intern(cell(columns.group))))
 
     def _label(self, value: str, column: str, where: str) -> int | None:
         label = self.labels.get(value.lower(), class_label(value))
@@ -209,7 +212,7 @@ class _Reader:
         for spelling in dict.fromkeys((relative, relative.replace("\\", "/"))):
             for base in self.bases:
                 path = os.path.join(base, spelling)
-                if os.path.exists(path):
+                if image_exists(path):
                     self.bases_used.add(base)
                     self.bases.sort(key=lambda candidate: candidate != base)
                     return path.replace(os.sep, "/"), True

@@ -10,7 +10,9 @@ Levels may come in any order and may be absent: split (`train`, `valid|val|valid
     <generator>/{train,val}/{nature,ai}                        GenImage (Zhu et al., 2023)
     {training_real,training_fake}                              "Real and Fake Face Detection"
 
-Hidden files and folders named `masks` are skipped; `masks/<split>/<stem>.png` is the mask of a fake.
+Files are recognised as images by their suffix or, without a usual one, by their first bytes; the others are counted
+and named in a warning. Hidden files and folders named `masks` are skipped; `masks/<split>/<stem>.png` is the mask of a
+fake.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import os
 from dataclasses import dataclass, field, replace
 
 from datasets.records import FAKE_NAMES, LABEL_NAMES, REAL_NAMES, SPLIT_NAMES, Record, Source, class_label
-from datasets.storage import IMAGE_SUFFIXES
+from datasets.storage import IMAGE_SUFFIXES, is_image_file
 from utils.errors import UserError, closest_sibling
 
 _SKIPPED = {"masks", "mask", "__macosx"}
@@ -31,11 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Folder:
-    """A folder with its image files and those subfolders that hold images at any depth."""
+    """A folder with its image files, the subfolders that hold images at any depth, and all other files below it."""
 
     path: str
     name: str
     images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
     labels_below: set[int | None] = field(default_factory=set)  # of class names among its subfolders, at any depth
 
@@ -183,6 +186,9 @@ def _scan_location(location: str) -> Folder:
     if not os.path.isdir(path):
         raise UserError(f"expected a folder of images, no such folder: {location}{closest_sibling(path)}")
     tree = _scan(path, frozenset())
+    if others := [name for name in tree.others if name != "demo.json"]:
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        log.warning("%s: ignored %d files that are not images: %s", location, len(others), shown)
     if not tree.images and not tree.folders:
         raise UserError(f"expected images ({', '.join(IMAGE_SUFFIXES[:5])}, ...) in {location}, got none")
     return tree
@@ -201,10 +207,10 @@ def _scan(path: str, ancestors: frozenset[tuple[int, int]]) -> Folder:
         return folder
     for name, is_folder in found:
         if not is_folder:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                folder.images.append(name)
+            (folder.images if is_image_file(f"{path.rstrip('/')}/{name}") else folder.others).append(name)
         elif name.lower() not in _SKIPPED:
             child = _scan(f"{path.rstrip('/')}/{name}", ancestors | {identity})
+            folder.others += [f"{name}/{other}" for other in child.others]
             if child.images or child.folders:
                 folder.folders.append(child)
                 folder.labels_below |= child.labels_below | ({class_label(name)} - {None})

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import tarfile
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import pytest
 
 from datasets import pack
 from datasets.images import UnreadableImage, read_image
-from datasets.loading import EpochSampler, ImageDataset, make_loader
+from datasets.loading import EpochSampler, ImageDataset, make_loader, typical_side
 from datasets.spec import open_records
-from datasets.storage import shard_index
+from datasets.storage import open_shard, parse_index, stat_image
 from datasets.transforms import EvalTransform, Geometry
 from utils.errors import UserError
 
@@ -64,14 +65,107 @@ def test_packed_images_come_back_with_class_generator_and_split(with_index, fold
     assert len(only.records) == 15
 
 
-def test_packing_goes_on_where_it_was_and_gives_the_same_bytes(folder, shards, tmp_path):
+def pack_again(folder, shards, *flags, size=4):
+    return pack.main([str(folder), "--output-dir", str(shards), "--images-per-shard", str(size), *flags])
+
+
+def test_interrupted_packing_resumes_and_gives_the_same_bytes(folder, shards):
     first = {file.name: file.read_bytes() for file in shards.iterdir()}
     (shards / "train-00001.tar").unlink()
+    (shards / "train-00001.index.json").unlink()
     (shards / "train-00002.index.json").unlink()
     kept = (shards / "train-00000.tar").stat().st_mtime_ns
-    result = pack.main([str(folder), "--output-dir", str(shards), "--images-per-shard", "4"])
+    with pytest.raises(UserError, match=r"expected the shard train-00001.tar in .*run python -m datasets.pack again"):
+        open_records(f"wds:{shards}")
+    result = pack_again(folder, shards)
     assert {file.name: file.read_bytes() for file in shards.iterdir()} == first
     assert (shards / "train-00000.tar").stat().st_mtime_ns == kept and result["n_images"] == 21
+
+
+@pytest.mark.parametrize("change", ["another size", "another set", "a new image", "an image overwritten"])
+def test_shards_of_another_plan_are_refused_or_replaced(change, folder, shards, make_folder):
+    size = 9 if change == "another size" else 4
+    image = folder / "train/real/000.png"
+    if change == "another set":
+        folder = make_folder("others", {"train/real": 3, "train/fake": 2})
+    elif change == "a new image":
+        (folder / "test/real/new.png").write_bytes(png(5))
+    elif change == "an image overwritten":
+        cv2.imwrite(str(image), read_image(image)[::-1])
+        os.utime(image, ns=(1, 1))
+    before = {file.name: file.read_bytes() for file in shards.iterdir()}
+    with pytest.raises(UserError, match="replace them with --overwrite"):
+        pack_again(folder, shards, size=size)
+    assert {file.name: file.read_bytes() for file in shards.iterdir()} == before
+    pack_again(folder, shards, "--overwrite", size=size)
+    assert contents(open_records(f"wds:{shards}@split=all")) == contents(open_records(f"{folder}@split=all"))
+    assert len(list(shards.glob("*.tar"))) == len(json.loads((shards / "pack.json").read_text())["shards"])
+
+
+def test_foreign_shards_are_not_overwritten(folder, tmp_path):
+    write_tar(tmp_path / "mine/train-00000.tar", {"real/1.png": png(), "fake/2.png": png(1)})
+    with pytest.raises(UserError, match=r"train-00000\.tar of others"):
+        pack_again(folder, tmp_path / "mine")
+
+
+def test_shards_can_be_packed_again(folder, shards, tmp_path):
+    pack_again(f"wds:{shards}", tmp_path / "again", size=5)
+    for split in ("train", "test"):
+        assert contents(open_records(f"wds:{tmp_path}/again", split)) == contents(open_records(str(folder), split))
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_masks_groups_and_meta_are_packed(with_index, folder, tmp_path):
+    (folder / "mask.png").write_bytes(png(9))
+    (folder / "plain").write_bytes((folder / "train/real/000.png").read_bytes())
+    rows = ["train/fake/gan/000.png,fake,gan,v1,mask.png,f", "plain,real,,v2,,"]
+    (folder / "list.csv").write_text("\n".join(["path,label,generator,group,mask,sex", *rows]) + "\n")
+    pack_again(f"csv:{folder}/list.csv", tmp_path / "out")
+    for file in (tmp_path / "out").glob("*.index.json") if not with_index else ():
+        file.unlink()
+    real, fake = sorted(open_records(f"wds:{tmp_path}/out").records, key=lambda record: record.label)
+    assert (real.group, real.mask, fake.group, fake.meta) == ("v2", None, "v1", {"sex": "f"})
+    assert np.array_equal(read_image(fake.mask), read_image(folder / "mask.png"))
+    assert np.array_equal(read_image(real.path), read_image(folder / "plain"))
+
+
+def test_images_without_a_split_are_not_lost(folder, tmp_path):
+    rows = ["train/fake/gan/000.png,fake,train", "train/real/000.png,real,train", "test/real/000.png,real,"]
+    (folder / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    with pytest.raises(UserError, match="got 1 without"):
+        pack_again(f"csv:{folder}/list.csv", tmp_path / "out")
+    assert pack_again(f"csv:{folder}/list.csv@split=all", tmp_path / "out")["n_images"] == 3
+
+
+def test_shards_of_version_1_1_are_read(folder, shards):
+    for index in shards.glob("*.index.json"):
+        shard = parse_index(json.loads(index.read_text()))
+        rows = [[name, *shard.places[name], image.label, image.generator] for name, image in shard.images.items()]
+        index.write_text(json.dumps(rows))
+    assert contents(open_records(f"wds:{shards}", "test")) == contents(open_records(str(folder), "test"))
+
+
+def test_an_overwritten_shard_is_read_again(shards):
+    listing = open_records(f"wds:{shards}", "test")
+    before, state = contents(listing), stat_image(listing.records[0].path)
+    for file in shards.glob("test-*.tar"):
+        file.with_name(file.name.replace(".tar", ".index.json")).unlink()
+        write_tar(file, {"000000.png": png(7), "000000.cls": b"fake"})
+    again = open_records(f"wds:{shards}", "test")
+    assert contents(again) != before and again.fingerprint != listing.fingerprint
+    assert stat_image(listing.records[0].path).st_mtime_ns != state.st_mtime_ns
+
+
+def test_audit_and_input_size_are_those_of_the_folder(folder, shards, tmp_path):
+    import audit
+
+    for spec in (str(folder), f"wds:{shards}"):
+        assert typical_side(open_records(spec, "train").records) == 40
+    result = audit.main(["--data", f"wds:{shards}", "--output-dir", str(tmp_path / "out"), "--workers", "1"])
+    assert result["broken"] == [] and result["n_images"] == 21
+    list_file = str(tmp_path / "clean.csv")
+    audit.main(["--data", f"wds:{shards}", "--output-dir", str(tmp_path / "out"), "--write-clean-list", list_file])
+    assert contents(open_records(f"csv:{list_file}@split=test")) == contents(open_records(str(folder), "test"))
 
 
 def test_every_image_once_over_processes_and_workers(shards):
@@ -87,9 +181,10 @@ def test_every_image_once_over_processes_and_workers(shards):
 def test_images_before_the_damage_are_used_and_the_rest_counted(folder, shards):
     whole = open_records(f"wds:{shards}", "train")
     file = shards / "train-00000.tar"
-    members = list(shard_index(str(file)).values())
+    shard = open_shard(str(file))
+    offset, _ = shard.places[list(shard.images)[2]]
     with open(file, "r+b") as stream:
-        stream.truncate(members[2].offset + 10)
+        stream.truncate(offset + 10)
     listing = open_records(f"wds:{shards}", "train")
     assert len(listing.records) == len(whole.records) and listing.fingerprint != whole.fingerprint
     batches = list(make_loader(ImageDataset(listing.records, EvalTransform(Geometry("crop", 32))), 4))
@@ -171,6 +266,6 @@ def test_an_unreadable_file_is_listed_and_left_out(folder, tmp_path, capsys, mon
     listing = open_records(str(folder), "train")
     victim.unlink()
     unreadable: list[str] = []
-    assert pack.write_shard(tmp_path / "train-0.tar", listing.records, listing.root, unreadable) == 14
+    assert pack.write_shard(tmp_path / "train-0.tar", listing.records, listing.root, "plan", unreadable) == 14
     assert unreadable == [str(victim)]
-    assert len(json.loads((tmp_path / "train-0.index.json").read_text())) == 14
+    assert len(json.loads((tmp_path / "train-0.index.json").read_text())["images"]) == 14

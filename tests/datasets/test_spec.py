@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from datasets.images import UnreadableImage, read_image
 from datasets.readers.csv_list import parse_labels, read_csv
 from datasets.readers.folder import class_label, list_images, read_folder
 from datasets.spec import KINDS, DatasetSpec, Kind, Record, Source, open_records, parse_spec
@@ -255,6 +256,25 @@ def test_list_images_ignores_the_layout(build):
     root = build("b 1,a/c 2,masks 1")
     (root / "notes.txt").write_text("no image")
     assert [Path(path).name for path in list_images(root)] == ["a_c_000.jpg", "a_c_001.jpg", "b_000.jpg"]
+
+
+def test_files_are_recognised_by_content_and_the_others_named(build, tmp_path, caplog):
+    folder = build("train/real 2,train/fake 2")
+    image = next((folder / "train/real").iterdir()).read_bytes()
+    heic = b"\x00\x00\x00\x18ftypheic" + bytes(40)
+    for name, data in (("photo", image), ("shot.MPO", image), ("a.dat", image), ("b.HEIC", heic), ("c.bin", heic)):
+        (folder / "train/real" / name).write_bytes(data)
+    (folder / "train/notes.txt").write_text("BM, a text")
+    (folder / "train/fake/empty").write_bytes(b"")
+    (folder / "docs").mkdir()
+    (folder / "docs/readme.md").write_text("text")
+    records = open_records(f"{folder}@split=train").records
+    assert {os.path.basename(record.path) for record in records} >= {"photo", "shot.MPO", "a.dat", "b.HEIC", "c.bin"}
+    assert len(records) == 9 and len(list_images(folder)) == 9
+    assert "ignored 3 files that are not images: docs/readme.md, train/fake/empty, train/notes.txt" in caplog.text
+    assert read_image(folder / "train/real/photo").shape == (2, 2, 3)
+    with pytest.raises(UnreadableImage, match="HEIC"):
+        read_image(folder / "train/real/c.bin")
 
 
 @pytest.mark.parametrize(

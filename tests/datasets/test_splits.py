@@ -161,3 +161,79 @@ def test_excluding_works_where_only_some_sets_and_splits_have_the_generator(make
 def test_an_unknown_generator_to_exclude_lists_those_there_are(image_folder):
     with pytest.raises(UserError, match=r"--exclude-generator with generators of the data \(faces\), got stylegan9"):
         open_training_data([str(image_folder)], ["stylegan9"])
+
+
+# -------------------------------------------------------------------------------------------- groups and labels
+
+
+def frames(make_folder, videos: int = 30, each: int = 4) -> Path:
+    """Frames NN_F.png of videos; each video has its own class."""
+    folder = make_folder("frames", {"real": 0, "fake": 0})
+    source = make_folder("source", {"real": 1, "fake": 1})
+    for video in range(videos):
+        name = ("real", "fake")[video % 2]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for frame in range(each):
+            shutil.copy(source / name / "000.png", folder / name / f"{video:02}_{frame}.png")
+    return folder
+
+
+@pytest.mark.parametrize("pattern", [r"(\d+)_\d", r"\d+(?=_)", "/.._"])
+def test_groups_of_a_folder_are_not_divided(make_folder, pattern):
+    data = open_training_data([f"{frames(make_folder)}@group_by={pattern}"])
+    train, valid = ({Path(name).name[:2] for name in names(part[0])} for part in (data.train, data.valid))
+    assert valid and not train & valid and len(train | valid) == 30
+    assert len(data.valid[0].records) == 4 * len(valid)
+
+
+def test_groups_of_a_list_are_not_divided_and_do_not_depend_on_the_class(make_folder):
+    folder = frames(make_folder)
+    files = sorted(folder.rglob("*.png"))
+    rows = [f"{file.relative_to(folder)},{file.parent.name},person {int(file.name[:2]) // 4}" for file in files]
+    (folder / "list.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+    data = open_training_data([f"csv:{folder}/list.csv"])
+    groups = [{record.group for record in part[0].records} for part in (data.train, data.valid)]
+    assert groups[1] and not groups[0] & groups[1] and len(groups[0] | groups[1]) == 8
+
+
+def test_a_single_group_of_a_class_stays_in_training(make_folder):
+    folder = frames(make_folder, videos=4)
+    train, valid = hold_out(open_records(f"{folder}@group_by=real|\\d+_,split=all"))
+    assert count(train.records, 0) + count(valid.records, 0) == 8
+    assert 0 in (count(train.records, 0), count(valid.records, 0)) and count(valid.records, 1) in (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"), [("(", "a regular expression"), ("clip", "to match some paths of .*fake/")]
+)
+def test_wrong_group_patterns_are_one_line(make_folder, pattern, says):
+    with pytest.raises(UserError, match=says) as caught:
+        open_records(f"{frames(make_folder, 2)}@group_by={pattern},split=all")
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_in_several_splits_are_noted(make_folder):
+    folder = make_folder(
+        "x", {f"{split}/{name}": 2 for split in ("train", "valid", "test") for name in ("real", "fake")}
+    )
+    assert "2 groups are in training and in other splits" in open_training_data([f"{folder}@group_by=\\d+"]).notes[0]
+
+
+@pytest.mark.parametrize("spelling", ["same", "other", "link", "hard link", "two specs"])
+def test_an_image_with_both_labels_is_refused(image_folder, tmp_path, spelling):
+    image = image_folder / "train/real/000.png"
+    other = {"other": "faces/../faces/train/real/000.png"}.get(spelling, "faces/train/real/000.png")
+    if spelling in ("link", "hard link"):
+        other = "copy.png"
+        (tmp_path / other).symlink_to(image) if spelling == "link" else (tmp_path / other).hardlink_to(image)
+    rows = [f"faces/train/{name}/{n:03}.png,{name},train" for name in ("real", "fake") for n in range(4)]
+    rows += [f"faces/valid/{name}/000.png,{name},valid" for name in ("real", "fake")] + [f"{other},fake,train"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    specs = [f"csv:{tmp_path}/list.csv"]
+    if spelling == "two specs":
+        (tmp_path / "list.csv").write_text(
+            f"path,label,split\n{other},fake,train\nfaces/valid/real/000.png,real,valid\n"
+        )
+        specs.append(str(image_folder))
+    with pytest.raises(UserError, match=r"one label per image, got real and fake for 1, such as .*000\.png"):
+        open_training_data(specs)

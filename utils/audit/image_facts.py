@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.images import UnreadableImage, decode_image
+from datasets.storage import read_bytes
 
 THUMBNAIL_SIDE = 48  # px; enough to tell two portraits apart, and 140,000 of them fit in 330 MB
 SOFTWARE_TAGS = (0x0131, 0x010F, 0x0110)  # EXIF Software, Make, Model
@@ -67,12 +68,9 @@ class ImageFacts:
 def image_facts(path: str) -> ImageFacts:
     """Read one file. A file that cannot be read gives facts with ``error`` set; nothing is raised."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        return ImageFacts(error="file not found")
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        return ImageFacts(error=f"cannot be read ({getattr(error, 'strerror', None) or error})")
+        data = read_bytes(path)
+    except UnreadableImage as error:
+        return ImageFacts(error=str(error))
     facts = ImageFacts(file_bytes=len(data), file_digest=hashlib.sha256(data).digest())
     try:
         image = decode_image(data)
