@@ -190,7 +190,7 @@ def attack_cells(trial: Trial, plan: Plan, folder: Path, command: str, export: P
     """Run one attack on all targets of a trial, unless every one of their cells is finished."""
     from utils.attacks.cells import is_finished, write_cell
     from utils.attacks.export import Exporter
-    from utils.runtime import git_commit, hardware, versions
+    from utils.runtime import run_facts
 
     stems = [folder / "cells" / trial.cell_name(target, plan) for target in trial.targets]
     keys = [trial.key(target, plan) for target in trial.targets]
@@ -200,9 +200,8 @@ def attack_cells(trial: Trial, plan: Plan, folder: Path, command: str, export: P
     own = trial.targets.index(source)
     exporter = Exporter(export / stems[own].name, trial.listing, source.candidate.detector.geometry) if export else None
     cells = trial.run(plan, exporter)
-    facts = {"command": command, "hardware": hardware(), "git_commit": git_commit(), "versions": versions()}
     for stem, key, cell in zip(stems, keys, cells, strict=True):
-        cell.info |= {"key": key, **facts}
+        cell.info |= {"key": key, **run_facts(command)}
         write_cell(stem, cell)
     if exporter:
         exporter.draw_example(cells[own], trial.clean.indices)

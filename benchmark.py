@@ -134,10 +134,10 @@ def measure_checkpoint(
 
     from utils.benchmarking.cells import measure_cell, start
     from utils.files import plain_values, read_json, write_json
-    from utils.runtime import git_commit, hardware, versions
+    from utils.runtime import run_facts
 
     key = plain_values(subject.key | asdict(settings))
-    facts = {"command": command, "hardware": hardware(), "versions": versions(), "git_commit": git_commit()}
+    facts = run_facts(command)
     cells: dict[str, dict[str, Any]] = {}
     baseline = None
     try:

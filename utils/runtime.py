@@ -8,6 +8,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -163,3 +164,8 @@ def hardware() -> str:
         model = names[0] if names else model
     text = f"{os.cpu_count()} x {model}"
     return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else text
+
+
+def run_facts(command: str) -> dict[str, Any]:
+    """What every results file records about its run: command, hardware, git_commit and versions."""
+    return {"command": command, "hardware": hardware(), "git_commit": git_commit(), "versions": versions()}

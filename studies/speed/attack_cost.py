@@ -1,31 +1,31 @@
-"""What PGD-20 costs beside bare passes of the model, and how far it is from torchattacks.
+"""Cost of PGD-20 relative to bare passes of the model, and its agreement with torchattacks.
 
   python -m studies.speed.attack_cost --models cnn tf_efficientnet_b0 --size 96 --threads 1
 
 A bare pass is one forward pass and one backward pass to the image, of the model alone, in evaluation mode and without
-gradients of the parameters: the least that a gradient step can cost. Twenty of them and one PGD-20 are run in turns on
-the same batch; the first turn is thrown away. The figure is the ratio of their processor seconds (so that other load on
-the machine does not count), turn by turn: its median and its range. Agreement is the share of pixel values in which
-ours and torchattacks differ by more than 1e-5, for the same seed: a value whose gradient is zero up to rounding has a
-sign of chance in either.
+gradients of the parameters: the least that a gradient step can cost. Twenty of them and one PGD-20 take turns on the
+same batch; the first turn is discarded. The table has the median and range of the ratio of their CPU seconds, so other
+load on the machine does not count. Agreement is the share of pixel values that differ from torchattacks by more than
+1e-5 for the same seed: where a gradient is zero up to rounding, its sign is random in both.
 """
 
 from __future__ import annotations
 
-import shlex
 import statistics
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from models.registry import create_model
-from utils.args import int_in, make_parser, run_script
+from utils.args import command_line, int_in, make_parser, run_script
 from utils.attacks.gradient import attackable, pgd
 from utils.attacks.torchattacks_bridge import TwoClass
 from utils.files import write_json
-from utils.runtime import git_commit, hardware, set_threads, versions
+from utils.runtime import run_facts, set_threads
 from utils.tables import write_table
 
 EPS, ALPHA, STEPS = 4 / 255, 1 / 255, 20
@@ -42,8 +42,8 @@ COLUMNS = [
 ]
 
 
-def bare_passes(model, images: torch.Tensor) -> float:
-    """Processor seconds of STEPS forward and backward passes to the image."""
+def bare_passes(model: nn.Module, images: torch.Tensor) -> float:
+    """CPU seconds of STEPS forward and backward passes to the image."""
     started = time.process_time()
     for _ in range(STEPS):
         leaf = images.detach().requires_grad_(True)
@@ -56,7 +56,7 @@ def share_that_differs(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).abs() > 1e-5).float().mean().item()
 
 
-def measure(name: str, size: int, batch_size: int, repeats: int) -> dict:
+def measure(name: str, size: int, batch_size: int, repeats: int) -> dict[str, Any]:
     """Time one model in turns and compare its attacks with torchattacks."""
     import torchattacks
 
@@ -72,9 +72,8 @@ def measure(name: str, size: int, batch_size: int, repeats: int) -> dict:
             pgd(model, images, labels, EPS, alpha=ALPHA, steps=STEPS)
             attack.append(time.process_time() - started)
         wrapped = TwoClass(model, images.device)
-        theirs = torchattacks.FGSM(wrapped, eps=EPS)(images, labels.long())
-        ours = pgd(model, images, labels, EPS, alpha=EPS, steps=1, random_start=False, loss="ce")
-        fgsm_difference = share_that_differs(ours, theirs)
+        fgsm = pgd(model, images, labels, EPS, alpha=EPS, steps=1, random_start=False, loss="ce")
+        fgsm_difference = share_that_differs(fgsm, torchattacks.FGSM(wrapped, eps=EPS)(images, labels.long()))
         torch.manual_seed(1)
         theirs = torchattacks.PGD(wrapped, eps=EPS, alpha=ALPHA, steps=STEPS)(images, labels.long())
         torch.manual_seed(1)
@@ -84,7 +83,6 @@ def measure(name: str, size: int, batch_size: int, repeats: int) -> dict:
         "model": name,
         "size": size,
         "batch_size": batch_size,
-        "repeats": repeats,
         "ratio": statistics.median(ratios),
         "low": min(ratios),
         "high": max(ratios),
@@ -94,29 +92,22 @@ def measure(name: str, size: int, batch_size: int, repeats: int) -> dict:
     }
 
 
-def main(argv=None) -> dict:
-    """Measure each model and write the results files."""
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure each model and write the results files; returns ``{"rows": rows of the table}``."""
     parser = make_parser(__doc__, "python -m studies.speed.attack_cost")
     parser.add_argument("--models", nargs="+", default=["cnn", "tf_efficientnet_b0"])
     parser.add_argument("--size", type=int_in(32), default=96, help="px (default: 96)")
     parser.add_argument("--batch-size", type=int_in(1), default=16)
     parser.add_argument("--repeats", type=int_in(1), default=5, help="counted turns (default: 5)")
     parser.add_argument("--threads", type=int_in(1), help="CPU threads (default: all cores)")
-    parser.add_argument("--output", default="results/benchmarks/attack_cost", help="files without their ending")
+    parser.add_argument("--output", default="results/benchmarks/attack_cost", help="files without their suffix")
     args = parser.parse_args(argv)
     set_threads(args.threads)
-    command = shlex.join(["python", "-m", "studies.speed.attack_cost", *(sys.argv[1:] if argv is None else argv)])
     rows = [measure(name, args.size, args.batch_size, args.repeats) for name in args.models]
-    facts = {
-        "command": command,
-        "hardware": hardware(),
-        "threads": torch.get_num_threads(),
-        "repeats": args.repeats,
-        "git_commit": git_commit(),
-        "versions": versions(),
-    }
+    facts = run_facts(command_line("-m studies.speed.attack_cost", argv))
+    facts |= {"threads": torch.get_num_threads(), "repeats": args.repeats}
     write_json(f"{args.output}.json", {**facts, "rows": rows})
-    caption = f"Cost and agreement of PGD-20; `{command}`; {facts['hardware']}; {args.repeats} turns."
+    caption = f"Cost and agreement of PGD-20; `{facts['command']}`; {facts['hardware']}; {args.repeats} turns."
     formats = {"ratio": ".3f", "passes_per_s": ".0f", "fgsm_difference": ".1e", "pgd_difference": ".1e"}
     write_table(rows, COLUMNS, args.output, caption, formats)
     print(Path(f"{args.output}.md").read_text(encoding="utf-8"), end="")
