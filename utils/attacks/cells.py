@@ -48,8 +48,8 @@ class Cell:
         return (p_fake >= self.info["threshold"]) == (self.table.label == 1)
 
 
-def cell_key(settings: dict[str, Any]) -> str:
-    """Digest of everything that decides the numbers of a cell."""
+def cell_key(**settings: Any) -> str:
+    """Digest of settings that decide the numbers of a cell."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from utils.attacks.cells import Cell, read_cells
 from utils.attacks.checks import compare_rows
 from utils.attacks.threat_model import size_name
@@ -33,6 +31,13 @@ COLUMNS = [
     ("images_per_s", "images/s"),
     ("failed_checks", "Failed checks"),
 ]
+CHECK_COLUMNS = [
+    ("checkpoint", "Checkpoint"),
+    ("dataset", "Data"),
+    ("check", "Check"),
+    ("passed", "Passed"),
+    ("detail", "Found"),
+]
 FORMATS = {"mean_change": ".5f", "max_change": ".5f", "images_per_s": ".1f"}
 CAPTION = (
     "Robust accuracy with 95 % Wilson intervals. Changes are in pixel units and in the norm of the attack; "
@@ -56,25 +61,21 @@ def cell_row(cell: Cell) -> dict[str, Any]:
 
     AUC covers all images, including those that the direction excludes.
     """
-    attacked, plan = cell.attacked, cell.info["plan"]
+    attacked, info, plan = cell.attacked, cell.info, cell.info["plan"]
     clean, robust = cell.right("clean")[attacked], (cell.right("clean") & cell.right())[attacked]
     won = cell.right("clean") & ~cell.right() & attacked
     change = cell.extra[plan["norm"]][attacked]
     name = plan["attack"] + (f"-{plan['steps']}" if plan["attack"] in ("pgd", "mifgsm") else "")
-    spared = "" if cell.info["direction"] == "both" else f" {cell.info['direction']}"
+    name += "" if plan["norm"] == "linf" else " L2"
     return {
-        "checkpoint": cell.info["checkpoint"],
-        "source": cell.info["source"],
-        "dataset": cell.info["dataset"],
-        "split": cell.info["split"],
-        "data_fingerprint": cell.info["data_fingerprint"],
+        **{key: info[key] for key in ("checkpoint", "source", "dataset", "split", "data_fingerprint")},
         "norm": plan["norm"],
-        "direction": cell.info["direction"],
+        "direction": info["direction"],
         "attack": plan["attack"],
-        "attack_name": name + ("" if plan["norm"] == "linf" else " L2") + spared,
+        "attack_name": name if info["direction"] == "both" else f"{name} {info['direction']}",
         "eps": plan["eps"],
         "size": size_name(plan["eps"]),
-        "n": int(attacked.sum()),
+        "n": len(clean),
         "clean_acc": float(clean.mean()),
         "clean_acc_ci": wilson(int(clean.sum()), len(clean)),
         "robust_acc": float(robust.mean()),
@@ -83,16 +84,12 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         "mean_change": float(change.mean()),
         "max_change": float(change.max()),
         "successes": int(won.sum()),
-        "survive_png": _share(~cell.right("rounded")[won]),
-        "survive_jpeg": _share(~cell.right("jpeg")[won]),
-        "images_per_s": cell.info["images_per_s"],
-        "unreadable": len(cell.info["unreadable"]),
-        "failed": list(cell.info["failed"]),
+        "survive_png": float((~cell.right("rounded")[won]).mean()) if won.any() else None,
+        "survive_jpeg": float((~cell.right("jpeg")[won]).mean()) if won.any() else None,
+        "images_per_s": info["images_per_s"],
+        "unreadable": len(info["unreadable"]),
+        "failed": list(info["failed"]),
     }
-
-
-def _share(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
 
 
 def write_attack_report(folder: Path) -> list[dict[str, Any]]:
@@ -114,48 +111,28 @@ def write_attack_report(folder: Path) -> list[dict[str, Any]]:
     write_json(folder / "attacks.json", rows)
     if direct:
         write_table(direct, COLUMNS, folder / "attacks", CAPTION, FORMATS)
-        for dataset in dict.fromkeys(row["dataset"] for row in direct):
-            for norm in dict.fromkeys(row["norm"] for row in direct if row["dataset"] == dataset):
-                chosen = [row for row in direct if (row["dataset"], row["norm"]) == (dataset, norm)]
-                save_figure(robust_figure(chosen, dataset, norm), folder / f"robust_{dataset}_{norm}")
+    for dataset, norm in dict.fromkeys((row["dataset"], row["norm"]) for row in direct):
+        chosen = [row for row in direct if (row["dataset"], row["norm"]) == (dataset, norm)]
+        save_figure(robust_figure(chosen, dataset, norm), folder / f"robust_{dataset}_{norm}")
     if checks:
-        write_checks(checks, folder)
+        lines = [{**entry, **check} for entry in checks for check in entry["checks"]]
+        write_table(lines, CHECK_COLUMNS, folder / "checks", "Sanity checks of the attacks.")
     if len(rows) > len(direct):
         write_transfer(rows, folder)
     return direct
 
 
-def write_checks(checks: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write the table of sanity checks."""
-    rows = [{**entry, **check} for entry in checks for check in entry["checks"]]
-    columns = [
-        ("checkpoint", "Checkpoint"),
-        ("dataset", "Data"),
-        ("check", "Check"),
-        ("passed", "Passed"),
-        ("detail", "Found"),
-    ]
-    write_table(rows, columns, folder / "checks", "Sanity checks of the attacks.")
-
-
 def write_transfer(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write the robust accuracy of each detector (columns) on images crafted with every other one (rows)."""
-    targets = list(dict.fromkeys(row["checkpoint"] for row in rows))
     keys = ("dataset", "attack_name", "size", "source")
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         line = lines.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys})
         line[row["checkpoint"]], line[f"{row['checkpoint']}_ci"] = row["robust_acc"], row["robust_acc_ci"]
-        line[f"clean {row['checkpoint']}"] = row["clean_acc"]
     columns = [("dataset", "Data"), ("attack_name", "Attack"), ("size", "eps"), ("source", "Crafted with")]
-    columns += [(name, name) for name in targets]
+    columns += [(name, name) for name in dict.fromkeys(row["checkpoint"] for row in rows)]
     caption = "Black-box transfer: robust accuracy of each detector on images crafted with another one."
-    write_table(
-        sorted(lines.values(), key=lambda line: tuple(map(str, line.values()))[:4]),
-        columns,
-        folder / "transfer",
-        caption,
-    )
+    write_table([lines[key] for key in sorted(lines)], columns, folder / "transfer", caption)
 
 
 @styled

@@ -33,12 +33,11 @@ from utils.evaluation.evaluate import Candidate
 from utils.files import write_json
 from utils.scoring.scorer import Scores, score_table
 
-CELL_FORMAT = 1  # of the files of a cell
 VARIANTS = ("adversarial", "rounded", "jpeg")  # of an attacked image, as tensors and as files
 Export = Callable[[Tensor, Tensor], None]  # receives the indices and the adversarial images of a batch
 
 
-@dataclass
+@dataclass(frozen=True)
 class Target:
     """A detector under attack, and its logit minus the threshold that the attack has to cross."""
 
@@ -56,7 +55,7 @@ class Target:
 
 
 def make_target(candidate: Candidate, device: torch.device, dtype: torch.dtype) -> Target:
-    """Put a detector on its device; its boundary is the balanced threshold."""
+    """Prepare a detector for attacks; its boundary is the balanced threshold."""
     detector = candidate.detector.to(device).eval()
     return Target(candidate, DecisionLogit(detector, boundary_logit(detector.operating_point), dtype), device)
 
@@ -98,7 +97,7 @@ class CleanScores:
 
 @dataclass(frozen=True)
 class Trial:
-    """One detector that attacks are crafted with, the targets that they are tried on, and one data set.
+    """The detector that crafts attacks, the targets that they are tried on, and the images.
 
     A target with another geometry sees its own view, cropped or resized out of the input of the source, as a member of
     an ensemble does; its clean accuracy is measured on the same view.
@@ -112,33 +111,27 @@ class Trial:
 
     @cached_property
     def clean(self) -> CleanScores:
-        """Score the images once for all attacks and sizes.
-
-        Raises:
-            UserError: no image can be read.
-        """
+        """Score the images once for all attacks and sizes. Raises UserError: no image can be read."""
         parts: dict[str, list[np.ndarray]] = defaultdict(list)
-        indices: list[np.ndarray] = []
         unreadable: list[dict[str, str]] = []
         for batch in batches_of(self.source, self.listing, self.batch_size, unreadable):
-            indices.append(batch.indices.numpy())
+            parts[""].append(batch.indices.numpy())
             for target in self.targets:
-                parts[target.name].append(score_view(self.source, target, batch.images))
-        if not indices:
+                parts[target.name].append(self._logits(target, batch.images))
+        if not parts:
             n = len(self.listing.records)
             raise UserError(f"expected images in {self.listing.name}, but none of {n} could be read")
         p_fake = {target.name: target.point.p_fake(np.concatenate(parts[target.name])) for target in self.targets}
-        return CleanScores(np.concatenate(indices), p_fake, unreadable)
+        return CleanScores(np.concatenate(parts[""]), p_fake, unreadable)
 
     def run(self, plan: Plan, export: Export | None = None) -> list[Cell]:
         """Attack the images; returns one cell per target, without the facts that only the caller knows."""
-        clean = self.clean
         parts: dict[str | tuple[str, str], list[np.ndarray]] = defaultdict(list)
         failures: set[str] = set()
         seconds = 0.0
         title = f"{self.source.name} {self.listing.name} {plan.attack} {size_name(plan.eps)}"
         total = -(-len(self.listing.records) // self.batch_size)
-        batches = batches_of(self.source, self.listing, self.batch_size)
+        clean, batches = self.clean, batches_of(self.source, self.listing, self.batch_size)
         for batch in tqdm(batches, title, disable=None, leave=False, total=total):
             chosen = torch.isin(batch.labels, torch.tensor(DIRECTIONS[self.direction], device=batch.labels.device))
             started = time.perf_counter()
@@ -152,7 +145,7 @@ class Trial:
                 parts[norm].append(change_size(adversarial - batch.images, norm).cpu().numpy())
             variants = zip(VARIANTS, (adversarial, rounded(adversarial), recompressed(adversarial)), strict=True)
             for (variant, images), target in product(variants, self.targets):
-                parts[target.name, variant].append(score_view(self.source, target, images))
+                parts[target.name, variant].append(self._logits(target, images))
         columns = {key: np.concatenate(part) for key, part in parts.items()}
         shared = {
             "seconds": seconds,
@@ -164,6 +157,7 @@ class Trial:
             "source": self.source.name,
             "n_images": len(self.listing.records),
             "data_fingerprint": self.listing.fingerprint,
+            "dataset": self.listing.name,
             "split": self.listing.split,
         }
         return [self._cell(target, plan, columns, shared) for target in self.targets]
@@ -172,43 +166,39 @@ class Trial:
         """Attack the chosen images of a batch, with a seed that depends on the batch; keep the others."""
         adversarial = batch.images.clone()
         if chosen.any():
-            seeded = replace(plan, seed=plan.seed + int(batch.indices[0]))
+            plan = replace(plan, seed=plan.seed + int(batch.indices[0]))
             with attackable(self.source.candidate.detector):
-                adversarial[chosen] = run_attack(
-                    seeded, self.source.boundary, batch.images[chosen], batch.labels[chosen]
-                )
+                adversarial[chosen] = run_attack(plan, self.source.boundary, batch.images[chosen], batch.labels[chosen])
         return adversarial
+
+    @torch.no_grad()
+    def _logits(self, target: Target, images: Tensor) -> np.ndarray:
+        """Logits ``(N,)`` float64 of a target on images in the geometry of the source."""
+        view = member_view(images, self.source.candidate.detector.geometry, target.candidate.detector.geometry)
+        return (target.boundary(view) + target.boundary.threshold).double().cpu().numpy()
 
     def _cell(self, target: Target, plan: Plan, columns: dict[Any, np.ndarray], shared: dict[str, Any]) -> Cell:
         scores = Scores(self.clean.indices, columns[target.name, "adversarial"])
         tier = f"{plan.attack} {plan.norm} {size_name(plan.eps)}"
         table = score_table(self.listing.records, scores, target.point, self.listing.name, tier)
-        table = table.relative_to(self.listing.root)
         extra = {name: columns[name].astype(float) for name in ("attacked", *NORMS)}
         extra["clean_p_fake"] = self.clean.p_fake[target.name]
         for variant in VARIANTS[1:]:
             extra[f"{variant}_p_fake"] = target.point.p_fake(columns[target.name, variant])
-        identity = {
-            "checkpoint": target.name,
-            "model": target.candidate.checkpoint["model"],
-            "dataset": self.listing.name,
-            "threshold": target.point.threshold(),
-        }
-        return Cell(table, extra, shared | identity)
+        model, threshold = target.candidate.checkpoint["model"], target.point.threshold()
+        info = shared | {"checkpoint": target.name, "model": model, "threshold": threshold}
+        return Cell(table.relative_to(self.listing.root), extra, info)
 
     def key(self, target: Target, plan: Plan) -> str:
         """Digest of everything that decides the numbers of a cell."""
         return cell_key(
-            {
-                "format": CELL_FORMAT,
-                "source": self.source.candidate.digest,
-                "target": target.candidate.digest,
-                "data": [self.listing.name, self.listing.split, self.listing.fingerprint],
-                "plan": asdict(plan),
-                "direction": self.direction,
-                "batch_size": self.batch_size,
-                "precision": str(self.source.boundary.dtype),
-            }
+            source=self.source.candidate.digest,
+            target=target.candidate.digest,
+            data=[self.listing.name, self.listing.split, self.listing.fingerprint],
+            plan=asdict(plan),
+            direction=self.direction,
+            batch_size=self.batch_size,
+            precision=str(self.source.boundary.dtype),
         )
 
     def cell_name(self, target: Target, plan: Plan) -> str:
@@ -217,13 +207,6 @@ class Trial:
         name += f"__{plan.attack}-{plan.norm}-{size_name(plan.eps).replace('/', '_')}"
         name += "" if self.direction == "both" else f"-{self.direction}"
         return name + ("" if self.source is target else f"__from-{self.source.name}")
-
-
-@torch.no_grad()
-def score_view(source: Target, target: Target, images: Tensor) -> np.ndarray:
-    """Logits ``(N,)`` float64 of a target on images in the geometry of the source."""
-    view = member_view(images, source.candidate.detector.geometry, target.candidate.detector.geometry)
-    return (target.boundary(view) + target.boundary.threshold).double().cpu().numpy()
 
 
 def check_source(target: Target, listing: Listing, plan: Plan, folder: Path) -> None:

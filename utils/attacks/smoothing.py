@@ -9,7 +9,7 @@ checkpoint. Radii are L2, in pixel units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.spec import Listing
+from datasets.records import Listing, relative_path
 from utils.attacks.cells import cell_key, is_finished
 from utils.attacks.gradient import LogitOf, attackable
 from utils.attacks.report import wilson
@@ -29,41 +29,34 @@ from utils.tables import write_table
 GUESS_DRAWS = 32  # noisy copies that choose the verdict
 DRAWS = 256  # further copies that bound how often it is reached
 FAILURE = 0.001  # probability that a certificate is wrong
+BATCH = 64
 RADII = (0.0, 0.5, 1.0, 1.5)  # in units of sigma; DRAWS draws cannot certify more than 1.9 sigma
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """``label`` of the smoothed detector, None where it abstains, and the L2 radius within which it cannot change."""
+def certify(logit_of: LogitOf, image: Tensor, sigma: float, generator: torch.Generator) -> tuple[int | None, float]:
+    """Certify one image ``(3, H, W)`` in [0, 1] under noise of standard deviation ``sigma`` (pixel units).
 
-    label: int | None
-    radius: float
-
-
-def certify(
-    logit_of: LogitOf, image: Tensor, sigma: float, generator: torch.Generator, batch_size: int = 64
-) -> Certificate:
-    """Certify one image ``(3, H, W)`` in [0, 1] under noise of standard deviation ``sigma`` (pixel units)."""
-    guess = int(2 * count_fake(logit_of, image, sigma, GUESS_DRAWS, generator, batch_size) > GUESS_DRAWS)
-    votes = count_fake(logit_of, image, sigma, DRAWS, generator, batch_size)
-    votes = votes if guess else DRAWS - votes
-    return certificate(guess, votes, DRAWS, sigma)
+    Returns:
+        The label of the smoothed detector, None where it abstains, and the L2 radius within which it cannot change.
+    """
+    guess = int(2 * count_fake(logit_of, image, sigma, GUESS_DRAWS, generator) > GUESS_DRAWS)
+    votes = count_fake(logit_of, image, sigma, DRAWS, generator)
+    radius = certified_radius(votes if guess else DRAWS - votes, DRAWS, sigma)
+    return (guess if radius else None), radius
 
 
-def certificate(guess: int, votes: int, draws: int, sigma: float) -> Certificate:
-    """Turn ``votes`` out of ``draws`` for ``guess`` into a certificate, by the exact bound of Clopper and Pearson."""
+def certified_radius(votes: int, draws: int, sigma: float) -> float:
+    """Radius for ``votes`` out of ``draws``, by the exact lower bound of Clopper and Pearson; 0 means abstain."""
     low = binomtest(votes, draws, alternative="greater").proportion_ci(1 - FAILURE, "exact").low
-    return Certificate(guess, float(sigma * norm.ppf(low))) if low > 0.5 else Certificate(None, 0.0)
+    return float(sigma * norm.ppf(low)) if low > 0.5 else 0.0
 
 
 @torch.no_grad()
-def count_fake(
-    logit_of: LogitOf, image: Tensor, sigma: float, draws: int, generator: torch.Generator, batch_size: int
-) -> int:
+def count_fake(logit_of: LogitOf, image: Tensor, sigma: float, draws: int, generator: torch.Generator) -> int:
     """Count the fake verdicts among ``draws`` noisy copies. As in the paper, the copies may leave [0, 1]."""
     total = 0
-    for start in range(0, draws, batch_size):
-        size = (min(batch_size, draws - start), *image.shape)
+    for start in range(0, draws, BATCH):
+        size = (min(BATCH, draws - start), *image.shape)
         noise = torch.randn(size, generator=generator, device=image.device)
         total += int((logit_of((image + sigma * noise).contiguous(memory_format=torch.channels_last)) > 0).sum())
     return total
@@ -87,13 +80,13 @@ def write_certificates(
             "seed": seed,
             "draws": DRAWS,
             "failure": FAILURE,
+            "precision": str(target.boundary.dtype),
         }
-        key = cell_key(settings)
-        if is_finished(stem, key):
-            continue
-        images = certify_records(target, replace(listing, records=records), sigma, seed)
-        entry = {"key": key, "settings": settings, "checkpoint": target.name, "dataset": listing.name, "images": images}
-        write_json(stem.with_name(f"{stem.name}.json"), entry)
+        key = cell_key(**settings)
+        if not is_finished(stem, key):
+            images = certify_records(target, replace(listing, records=records), sigma, seed)
+            facts = {"settings": settings, "checkpoint": target.name, "dataset": listing.name, "images": images}
+            write_json(stem.with_name(f"{stem.name}.json"), {"key": key, **facts})
     rows = [certified_row(read_json(file)) for file in sorted((folder / "smoothing").glob("*.json"))]
     columns = [("checkpoint", "Checkpoint"), ("dataset", "Data"), ("sigma", "Noise"), ("n", "n")]
     columns += [(f"r{number}", f"at {radius:g} sigma") for number, radius in enumerate(RADII)]
@@ -109,9 +102,10 @@ def certify_records(target: Target, listing: Listing, sigma: float, seed: int) -
     results = []
     with attackable(target.candidate.detector):
         for batch in tqdm(batches_of(target, listing, 1), f"smoothing {target.name}", disable=None, leave=False):
-            found = certify(target.boundary, batch.images[0], sigma, generator)
-            path, label = listing.records[int(batch.indices[0])].path, int(batch.labels[0])
-            results.append({"path": path, "label": label, "certified": found.label, "radius": found.radius})
+            certified, radius = certify(target.boundary, batch.images[0], sigma, generator)
+            path = relative_path(listing.records[int(batch.indices[0])].path, listing.root)
+            label = int(batch.labels[0])
+            results.append({"path": path, "label": label, "certified": certified, "radius": radius})
     return results
 
 

@@ -17,7 +17,7 @@ from utils.attacks.gradient import DecisionLogit, attackable, check_images, inpu
 from utils.attacks.registry import _ATTACKS, register_attack, run_attack
 from utils.attacks.report import wilson
 from utils.attacks.runs import boundary_logit
-from utils.attacks.smoothing import certificate, certify
+from utils.attacks.smoothing import certified_radius, certify
 from utils.attacks.threat_model import Plan, attack_traits, check_linf_eps, parse_size, size_name
 from utils.attacks.torchattacks_bridge import TwoClass
 from utils.errors import UserError
@@ -295,15 +295,15 @@ def test_wilson_interval():
 
 
 def test_certificate_is_the_radius_of_cohen_et_al():
-    assert certificate(1, 256, 256, 0.5).radius == pytest.approx(0.5 * 1.9304, abs=2e-3)  # ppf(0.001 ** (1 / 256))
-    assert certificate(0, 140, 256, 0.5).label is None
+    assert certified_radius(256, 256, 0.5) == pytest.approx(0.5 * 1.9304, abs=2e-3)  # ppf(0.001 ** (1 / 256))
+    assert certified_radius(140, 256, 0.5) == 0
 
 
 def test_certified_radius_of_a_linear_detector_is_within_its_true_distance():
     detector = Linear()
     distance = 0.4
     direction = (detector.weight / detector.weight.norm()).detach()
-    image = 0.5 + distance * direction
-    found = certify(detector, image, 0.25, torch.Generator().manual_seed(0))
-    assert found.label == 1 and 0.2 < found.radius <= distance
-    assert certify(detector, 0.5 - distance * direction, 0.25, torch.Generator().manual_seed(0)).label == 0
+    label, radius = certify(detector, 0.5 + distance * direction, 0.25, torch.Generator().manual_seed(0))
+    assert label == 1 and 0.2 < radius <= distance
+    assert certify(detector, 0.5 - distance * direction, 0.25, torch.Generator().manual_seed(0))[0] == 0
+    assert certify(detector, torch.full((3, 8, 8), 0.5), 0.25, torch.Generator().manual_seed(0)) == (None, 0.0)
