@@ -1,16 +1,15 @@
-"""Throughput, latency, memory and hostile uploads of serve.py under load, on the loopback address only.
+"""Measure throughput, latency, memory and robustness of serve.py under load, on the loopback address.
 
   python -m studies.speed.serve_load --checkpoint exported.onnx --data data/140k --requests 2000
 
-In this order: predict.py over the same files with the same engine; 32 clients that send one image each again and again,
-every connection kept open (requests are bounded by --requests and --seconds); 2,000 malformed uploads, mutations of the
-images and hostile files; and the server killed and started again under load. The clients share the cores with the
-server. Results go to results/benchmarks/serve_load.json.
+Runs four loads in turn: predict.py over the same files with the same engine; 32 clients that keep their connections
+open and send one image at a time (bounded by --requests and --seconds); 2,000 malformed uploads; and a server that is
+killed and restarted under load. The clients share the cores with the server. Results are written to
+results/benchmarks/serve_load.json.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import re
 import signal
@@ -27,27 +26,45 @@ from pathlib import Path
 import numpy as np
 
 from datasets.spec import open_records
-from studies.speed.malformed_uploads import mutations
 from utils.args import check_checkpoint_file, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT, write_json
 from utils.runtime import git_commit, hardware
 
 CLIENTS = 32
+HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
+HOSTILE = (
+    b"",
+    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    b"<!doctype html>",
+    b"PK\x03\x04",
+    b"\xff\xd8\xff",
+    b"GIF89a",
+    b"\x89PNG\r\n\x1a\n",
+    b"RIFF\xff\xff\xff\xffWEBPVP8 ",
+    b"BM" + b"\xff" * 60,
+    b"\0\0\0 ftypavif" + b"\xff" * 40,
+    b"%PDF-1.7",
+    b"\0" * 5000,
+)
 
 
 @dataclass
 class Load:
-    """What the clients saw: seconds of each answered request, statuses, and connections that broke."""
+    """What the clients saw: seconds of each answered request, statuses, and broken connections."""
 
     seconds: list[float] = field(default_factory=list)
     statuses: Counter = field(default_factory=Counter)
     broken: int = 0
     wall: float = 0.0
 
+    def counts(self) -> dict[str, int]:
+        """Answers by status."""
+        return {str(status): count for status, count in sorted(self.statuses.items())}
+
 
 class Server:
-    """serve.py as a process of its own."""
+    """serve.py in a separate process."""
 
     def __init__(self, checkpoint: Path, threads: int | None, port: int = 0) -> None:
         command = [sys.executable, "serve.py", "--checkpoint", str(checkpoint), "--port", str(port)]
@@ -60,25 +77,40 @@ class Server:
         self.port = int(match.group(1))
 
     def memory_mb(self) -> float:
-        """Resident memory."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024  # type: ignore[union-attr]
+        """Resident memory of the server and its workers."""
+        processes = [self.process.pid]
+        for pid in processes:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                processes += map(int, children.read_text().split())
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in processes]
+        return sum(int(match.group(1)) / 1024 for text in statuses if (match := re.search(r"VmRSS:\s+(\d+)", text)))
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the process."""
-        self.process.send_signal(how)
+        if self.process.poll() is None:
+            self.process.send_signal(how)
         self.process.wait(timeout=30)
 
 
-@contextlib.contextmanager
-def serving(checkpoint: Path, threads: int | None) -> Iterator[Server]:
-    """A server that ends with the block."""
-    server = Server(checkpoint, threads)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.stop()
+def mutations(images: Sequence[bytes], count: int, seed: int = 0) -> Iterator[bytes]:
+    """Malformed uploads: real images cut, overwritten, spliced or with another header, and hostile files."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        data = bytearray(images[int(rng.integers(len(images)))])
+        kind = number % 5
+        if kind == 0:
+            data = data[: int(rng.integers(1, len(data)))]
+        elif kind == 1:
+            for place in rng.integers(0, len(data), int(rng.integers(1, 50))):
+                data[place] = int(rng.integers(256))
+        elif kind == 2:
+            start = int(rng.integers(len(data)))
+            data[start : start + 64] = rng.integers(0, 256, int(rng.integers(128)), np.uint8).tobytes()
+        elif kind == 3:
+            data[: int(rng.integers(2, 200))] = HOSTILE[int(rng.integers(len(HOSTILE)))]
+        else:
+            data = bytearray(HOSTILE[int(rng.integers(len(HOSTILE)))] + bytes(data[: int(rng.integers(64))]))
+        yield bytes(data)
 
 
 def body_of(data: bytes, name: str = "a.jpg") -> bytes:
@@ -87,45 +119,27 @@ def body_of(data: bytes, name: str = "a.jpg") -> bytes:
     return head.encode("latin-1") + data + b"\r\n--x--\r\n"
 
 
-HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
-
-
-def client(port: int, bodies: Sequence[bytes], turns: Iterator[int], stop: float, load: Load) -> None:
-    """Send bodies until the turns or the time are used up; a broken connection is opened again."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for turn in turns:
-        if time.monotonic() > stop:
-            return
-        started = time.perf_counter()
-        try:
-            connection.request("POST", "/api/predict", bodies[turn % len(bodies)], HEADERS)
-            answer = connection.getresponse()
-            answer.read()
-        except (OSError, http.client.HTTPException):
-            load.broken += 1
-            connection.close()
-            time.sleep(0.05)
-            continue
-        load.seconds.append(time.perf_counter() - started)
-        load.statuses[answer.status] += 1
-
-
 def press(port: int, bodies: Sequence[bytes], requests: int, seconds: float, clients: int = CLIENTS) -> Load:
-    """Run the clients until ``requests`` are sent or ``seconds`` have passed."""
-    load, lock, counter = Load(), threading.Lock(), iter(range(requests))
+    """Send requests from several clients until ``requests`` are sent or ``seconds`` have passed."""
+    load, turns, started = Load(), iter(range(requests)), time.monotonic()  # next() on it is atomic
 
-    def turns() -> Iterator[int]:
-        while True:
-            with lock:
-                turn = next(counter, None)
-            if turn is None:
-                return
-            yield turn
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        while time.monotonic() - started < seconds and (turn := next(turns, None)) is not None:
+            sent = time.perf_counter()
+            try:
+                connection.request("POST", "/api/predict", bodies[turn % len(bodies)], HEADERS)
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):  # opened again by the next request
+                load.broken += 1
+                connection.close()
+                time.sleep(0.05)
+                continue
+            load.seconds.append(time.perf_counter() - sent)
+            load.statuses[answer.status] += 1
 
-    started = time.monotonic()
-    threads = [
-        threading.Thread(target=client, args=(port, bodies, turns(), started + seconds, load)) for _ in range(clients)
-    ]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -135,20 +149,12 @@ def press(port: int, bodies: Sequence[bytes], requests: int, seconds: float, cli
 
 
 def predict_rate(checkpoint: Path, files: Sequence[str], threads: int | None) -> float:
-    """Images per second of predict.py, the time of its start subtracted (one image is scored first)."""
+    """Images per second of predict.py, without its start, which is timed with one image."""
 
     def seconds(paths: Sequence[str]) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "predict.py",
-                "--checkpoint",
-                str(checkpoint),
-                "-",
-                "--output",
-                f"{folder}/out.csv",
-                *(["--threads", str(threads)] if threads else []),
-            ]
+            command = [sys.executable, "predict.py", "--checkpoint", str(checkpoint), "-"]
+            command += ["--output", f"{folder}/out.csv", *(["--threads", str(threads)] if threads else [])]
             started = time.perf_counter()
             subprocess.run(command, cwd=ROOT, input="\n".join(paths), text=True, check=True, capture_output=True)
             return time.perf_counter() - started
@@ -157,40 +163,28 @@ def predict_rate(checkpoint: Path, files: Sequence[str], threads: int | None) ->
 
 
 def steady_load(server: Server, bodies: Sequence[bytes], requests: int, seconds: float) -> dict:
-    """Load with sound images: throughput, latency, statuses and memory."""
+    """Load with valid images: throughput, latency, errors and memory."""
     press(server.port, bodies, 4 * CLIENTS, 60)  # warm-up
     before = server.memory_mb()
     load = press(server.port, bodies, requests, seconds)
     p50, p99 = np.percentile(load.seconds, [50, 99])
-    return {
-        "rate": len(load.seconds) / load.wall,
-        "p50": float(p50),
-        "p99": float(p99),
-        "requests": len(load.seconds),
-        "errors": load.broken + sum(n for status, n in load.statuses.items() if status != 200),
-        "seconds": load.wall,
-        "memory_mb": [before, server.memory_mb()],
-    }
+    errors = load.broken + sum(count for status, count in load.statuses.items() if status != 200)
+    times = {"rate": len(load.seconds) / load.wall, "p50": float(p50), "p99": float(p99), "seconds": load.wall}
+    return {**times, "requests": len(load.seconds), "errors": errors, "memory_mb": [before, server.memory_mb()]}
 
 
 def hostile_load(server: Server, images: Sequence[bytes], count: int) -> dict:
     """Malformed uploads: statuses and memory."""
     bodies = [body_of(data, name="..\\..%00/evil.svg") for data in mutations(images, count)]
-    press(server.port, bodies[: count // 4], count // 4, 600, clients=4)  # pools and caches fill up
+    press(server.port, bodies[: count // 4], count // 4, 600, clients=4)  # fill pools and caches
     before = server.memory_mb()
     load = press(server.port, bodies, count, 600, clients=8)
-    alive = server.process.poll() is None
-    return {
-        "uploads": count,
-        "statuses": {str(status): n for status, n in sorted(load.statuses.items())},
-        "broken": load.broken,
-        "alive": alive,
-        "memory_mb": [before, server.memory_mb()],
-    }
+    facts = {"uploads": count, "statuses": load.counts(), "broken": load.broken}
+    return {**facts, "alive": server.process.poll() is None, "memory_mb": [before, server.memory_mb()]}
 
 
 def restart_under_load(checkpoint: Path, threads: int | None, bodies: Sequence[bytes]) -> dict:
-    """Kill the server while it is busy and start it again: what the clients see, and whether the next request works."""
+    """Kill a busy server and start it again: what the clients see, and whether the next requests work."""
     server = Server(checkpoint, threads)
     result: list[Load] = []
     presser = threading.Thread(target=lambda: result.append(press(server.port, bodies, 100_000, 25, clients=8)))
@@ -201,46 +195,43 @@ def restart_under_load(checkpoint: Path, threads: int | None, bodies: Sequence[b
     presser.join()
     after = press(again.port, bodies, 8, 60, clients=1)
     again.stop()
-    statuses = {str(status): n for status, n in sorted(result[0].statuses.items())}
-    return {"statuses": statuses, "broken_connections": result[0].broken, "after": dict(after.statuses)}
+    return {"statuses": result[0].counts(), "broken_connections": result[0].broken, "after": after.counts()}
 
 
 def summarize(predict: Sequence[float], steady: Sequence[dict], hostile: dict, restart: dict) -> list[dict]:
     """Rows of the table of benchmarks."""
-
-    def row(what: str, values: Sequence[float], unit: str) -> dict:
-        return {"what": what, "value": float(np.median(values)), "range": [min(values), max(values)], "unit": unit}
-
-    fives = [float(n) for status, n in hostile["statuses"].items() if status.startswith("5") and status != "503"]
-    return [
-        row("predict.py, the same files and engine", predict, "images/s"),
-        row(f"serve.py, {CLIENTS} clients", [run["rate"] for run in steady], "images/s"),
-        row(
+    fives = sum(count for status, count in hostile["statuses"].items() if status[0] == "5" and status != "503")
+    failed = sum(count for status, count in restart["after"].items() if status != "200")
+    growth = hostile["memory_mb"][1] - hostile["memory_mb"][0]
+    rows: list[tuple[str, list[float], str]] = [
+        ("predict.py, the same files and engine", list(predict), "images/s"),
+        (f"serve.py, {CLIENTS} clients", [run["rate"] for run in steady], "images/s"),
+        (
             "serve.py against predict.py",
             [run["rate"] / rate for run, rate in zip(steady, predict, strict=True)],
             "ratio of images/s",
         ),
-        row(f"median latency with {CLIENTS} clients", [1000 * run["p50"] for run in steady], "ms"),
-        row("p99 latency against the median", [run["p99"] / run["p50"] for run in steady], "ratio"),
-        row("errors under load", [float(run["errors"]) for run in steady], "requests"),
-        row("growth of memory under load", [run["memory_mb"][1] - run["memory_mb"][0] for run in steady], "MB"),
-        row(f"5xx other than 503 on {hostile['uploads']:,} malformed uploads", [sum(fives)], "answers"),
-        row("growth of memory on malformed uploads", [hostile["memory_mb"][1] - hostile["memory_mb"][0]], "MB"),
-        row(
-            "answers after a kill and restart that are not 200",
-            [float(sum(n for status, n in restart["after"].items() if status != 200))],
-            "answers",
-        ),
+        (f"median latency with {CLIENTS} clients", [1000 * run["p50"] for run in steady], "ms"),
+        ("p99 latency against the median", [run["p99"] / run["p50"] for run in steady], "ratio"),
+        ("errors under load", [float(run["errors"]) for run in steady], "requests"),
+        ("growth of memory under load", [run["memory_mb"][1] - run["memory_mb"][0] for run in steady], "MB"),
+        (f"5xx other than 503 on {hostile['uploads']:,} malformed uploads", [float(fives)], "answers"),
+        ("growth of memory on malformed uploads", [growth], "MB"),
+        ("answers after a kill and restart that are not 200", [float(failed)], "answers"),
+    ]
+    return [
+        {"what": what, "value": float(np.median(values)), "range": [min(values), max(values)], "unit": unit}
+        for what, values, unit in rows
     ]
 
 
-def main(argv=None) -> dict:
-    """Run all four and write the results file."""
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Run all four loads and write the results file."""
     parser = make_parser(__doc__, "python -m studies.speed.serve_load")
     parser.add_argument("--checkpoint", required=True, metavar="PT", help="a checkpoint or an export")
-    parser.add_argument("--data", default="demo", metavar="SPEC", help="whose images are sent (default: demo)")
-    parser.add_argument("--requests", type=int_in(100), default=2000, help="of each repeat (default: 2000)")
-    parser.add_argument("--seconds", type=int_in(1, 600), default=600, help="at most, of each repeat (default: 600)")
+    parser.add_argument("--data", default="demo", metavar="SPEC", help="data set whose images are sent (default: demo)")
+    parser.add_argument("--requests", type=int_in(100), default=2000, help="per repeat (default: 2000)")
+    parser.add_argument("--seconds", type=int_in(1, 600), default=600, help="at most, per repeat (default: 600)")
     parser.add_argument("--malformed", type=int_in(20), default=2000, help="malformed uploads (default: 2000)")
     parser.add_argument("--repeats", type=int_in(1), default=3)
     parser.add_argument("--threads", type=int_in(1), help="CPU threads of the detector (default: all cores)")
@@ -251,34 +242,26 @@ def main(argv=None) -> dict:
     images = [Path(file).read_bytes() for file in files]
     bodies = [body_of(data) for data in images]
     predict, steady = [], []
-    with serving(checkpoint, args.threads) as server:
-        for _ in range(args.repeats):  # in turns, so that what else the machine does meets both
+    server = Server(checkpoint, args.threads)
+    try:
+        for _ in range(args.repeats):  # alternating, so that other work on the machine affects both
             predict.append(predict_rate(checkpoint, files, args.threads))
             steady.append(steady_load(server, bodies, args.requests, args.seconds))
             print(f"{predict[-1]:.1f} images/s predict.py, {steady[-1]['rate']:.1f} serve.py", file=sys.stderr)
         hostile = hostile_load(server, images, args.malformed)
+    finally:
+        server.stop()
     restart = restart_under_load(checkpoint, args.threads, bodies)
     summary = summarize(predict, steady, hostile, restart)
     for row in summary:
         print(f"{row['value']:.2f} {row['unit']}  {row['what']}")
-    write_json(
-        args.output,
-        {
-            "command": f"python -m studies.speed.serve_load --checkpoint {checkpoint.name} "
-            f"--data {Path(args.data).name} --requests {args.requests} "
-            f"--repeats {args.repeats} --malformed {args.malformed}",
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-            "model": checkpoint.name,
-            "images": len(files),
-            "clients": CLIENTS,
-            "predict": predict,
-            "steady": steady,
-            "hostile": hostile,
-            "restart": restart,
-            "summary": summary,
-        },
+    command = (
+        f"python -m studies.speed.serve_load --checkpoint {checkpoint.name} --data {Path(args.data).name} "
+        f"--requests {args.requests} --repeats {args.repeats} --malformed {args.malformed}"
     )
+    facts = {"command": command, "hardware": hardware(), "git_commit": git_commit(), "model": checkpoint.name}
+    loads = {"predict": predict, "steady": steady, "hostile": hostile, "restart": restart}
+    write_json(args.output, {**facts, "images": len(files), "clients": CLIENTS, **loads, "summary": summary})
     return {"summary": summary}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ from flask import Blueprint, Flask, Response, g, jsonify, render_template, reque
 from werkzeug.exceptions import HTTPException
 
 from utils.serving import guard, telemetry
-from utils.serving.openapi import make_document
 from utils.serving.service import Service
-from utils.serving.settings import Refused
+from utils.serving.settings import Limits, Refused
 from utils.serving.uploads import ACCEPTED, read_uploads
 
 log = logging.getLogger("serve")
+OPENAPI = Path(__file__).with_name("openapi.json")
 
 OPEN_ENDPOINTS = {"api.health", "api.openapi", "page.index", "page.asset", "page.plain", "static"}  # need no token
 REASONS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_many_bytes"}
@@ -78,6 +80,18 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
         return Response(text, content_type=telemetry.MEDIA_TYPE)
 
     return api
+
+
+def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> dict[str, Any]:
+    """Fill the limits and detectors of the server into its OpenAPI document."""
+    document = json.loads(OPENAPI.read_text(encoding="utf-8"))
+    document["components"]["schemas"]["Model"]["enum"] = list(models)
+    form = document["paths"]["/api/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form["properties"]["images"]["maxItems"] = limits.max_files
+    if token_needed:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}]
+    return document
 
 
 def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
