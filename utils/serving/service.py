@@ -127,6 +127,8 @@ class Service:
             if str(error).startswith("too large"):
                 limit = f"{max_pixels / 1e6:g} megapixels"
                 raise Refused(413, "too_many_pixels", f"The picture has more than {limit}.") from None
+            if str(error).startswith("too costly"):
+                raise Refused(422, "too_complex", "The image takes too long to decode.") from None
             raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
 
     def _score(self, offer: Offer, views: np.ndarray) -> np.ndarray:
