@@ -181,7 +181,7 @@ def build_detector(args: argparse.Namespace, records, device):
     size = args.image_size or input_size(detector, records)
     detector.geometry = Geometry(args.geometry, size, args.resize_to)
     if args.weights and not args.resume:
-        log(f"{args.weights}: {load_weights(detector, args.model, args.weights)}")
+        log(f"{args.weights}: {load_weights(detector, args.weights)}")
     if args.prune and not args.resume:  # a resumed run has the widths in its model_args
         args.model_args.append(("channels", prune_channels(detector, args.prune)))
         log(f"{count_parameters(detector):,} parameters after pruning")
