@@ -109,8 +109,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
         parser.error("expected either --checkpoint PT... with --data SPEC..., or --from-scores CSV...")
     args.command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     folder = check_output_dir(args.output_dir)
-    if finder_name(args) and args.cache:
-        raise UserError("expected either --cache, which keeps whole pictures, or faces, got both; leave out --cache")
     if args.from_scores:
         files = [Path(path) for path in args.from_scores]
     else:
@@ -192,9 +190,9 @@ def score_all(
 
     All checkpoints go over a data set together, so that its images are read once.
     """
+    from datasets.faces import FaceFinder
     from datasets.image_cache import cache_listing
     from utils.evaluation.evaluate import evaluate_tiers, load_candidates
-    from utils.evaluation.face_scores import highest_faces, with_faces
     from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
     from utils.scoring.cache import ScoreCache
     from utils.scoring.scorer import Settings
@@ -209,14 +207,13 @@ def score_all(
     # are kept of whole pictures only.
     no_cache = args.no_score_cache or team.size > 1 or finder_name(args)
     cache = ScoreCache(None if no_cache else Path(args.score_cache), f"{device.type} {dtype}")
-    settings = Settings(args.batch_size, pick_workers(args.workers, device), dtype)
+    finder = FaceFinder(name) if (name := finder_name(args)) else None
+    settings = Settings(args.batch_size, pick_workers(args.workers, device), dtype, finder)
     files: dict[tuple[int, int], Path] = {}
     for column, (dataset, listing) in enumerate(data):
         warn_of_training_images(candidates, dataset, listing)
         listing = cache_listing(listing, Path(args.cache) if args.cache else None)
-        results = evaluate_tiers(candidates, with_faces(listing, finder_name(args)), tiers, cache, settings, dataset)
-        if finder_name(args):
-            results = [(highest_faces(table), unreadable) for table, unreadable in results]
+        results = evaluate_tiers(candidates, listing, tiers, cache, settings, dataset)
         for item in results[0][1]:  # the same for every checkpoint
             print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
         if not len(results[0][0]):

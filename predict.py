@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import json
 import os
 import sys
@@ -127,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     paths = list_inputs(args.paths, args.null)
     counts: Counter[str] = Counter()
     with open_output(args.output) as stream:
-        score = predict_faces if finder_name(args) else predict
-        batches = score(args, checkpoint_file, PathRecords(paths))
+        batches = predict(args, checkpoint_file, PathRecords(paths))
         WRITERS[args.format](stream, report(batches, len(paths), counts, quiet=stream.isatty()))
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     images = "image" if len(paths) == 1 else "images"
@@ -143,10 +141,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def predict(args: argparse.Namespace, checkpoint_file: Path, records: Sequence[Record]) -> Iterator[list[Row]]:
     """Load the detector, then return an iterator that scores batch after batch, in the order of the records."""
+    from datasets.faces import FaceFinder
     from models.operating_point import OperatingPoint
     from utils.scoring.prediction import open_checkpoint, open_engine, open_exported
 
-    common = {"batch_size": args.batch_size, "workers": args.workers, "threads": args.threads}
+    name = finder_name(args)
+    finder = FaceFinder(name) if name else None
+    common = {"batch_size": args.batch_size, "workers": args.workers, "threads": args.threads, "finder": finder}
     if is_onnx(checkpoint_file):
         check_flags_of_export(args)
         scores, checkpoint = open_exported(checkpoint_file, records, args.engine, **common)
@@ -159,16 +160,6 @@ def predict(args: argparse.Namespace, checkpoint_file: Path, records: Sequence[R
     if args.threshold == "balanced" and not point.thresholds:
         print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
     return rows_of_batches(scores, records, point, args.threshold)
-
-
-def predict_faces(args: argparse.Namespace, checkpoint_file: Path, records: Sequence[Record]) -> Iterator[list[Row]]:
-    """Score every face and yield for each picture, one at a time, the row of its highest score."""
-    from datasets.faces import face_records, open_finder
-
-    pictures, parts = zip(*face_records(records, open_finder(finder_name(args))), strict=True)
-    rows = (row for batch in predict(args, checkpoint_file, parts) for row in batch)
-    for _, faces in itertools.groupby(zip(pictures, rows, strict=True), key=lambda pair: pair[0]):
-        yield [max((row for _, row in faces), key=lambda row: row.get("logit", 0.0))]
 
 
 def check_flags_of_export(args: argparse.Namespace) -> None:

@@ -138,14 +138,14 @@ def create_app(
     """
     from flask import Flask
 
-    from datasets.faces import open_finder
+    from datasets.faces import FaceFinder
     from utils.serving.offers import open_offers
     from utils.serving.routes import add_guards, make_api, make_page
     from utils.serving.service import Service
     from utils.serving.uploads import MemoryRequest
 
     if face_detector:
-        open_finder(face_detector)  # workers open it on their first image; report mistakes now
+        FaceFinder(face_detector)  # workers open it on their first image; report mistakes now
     limits = limits or Limits()
     service = Service(open_offers(checkpoints, device, precision, threads), limits, face_detector)
     plain = str(WEB / "plain")

@@ -8,17 +8,17 @@ CVPR 2001) needs no file but misses more faces, above all those that are turned 
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from datasets.images import UnreadableImage, read_record
-from datasets.records import Record, Region
 from utils.errors import UserError
 
 CASCADE = "cascade"
@@ -28,6 +28,8 @@ YUNET_SIDE, CASCADE_SIDE = 480, 400  # px, the longer side of the searched pictu
 YUNET_SCORE = 0.6
 CASCADE_FACE = 36  # px, the smallest face after reduction
 OVERLAP = 0.3  # two boxes that share more of their union are one face
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,56 +41,65 @@ class Face:
     side: int
     confidence: float | None = None
 
-    @property
-    def region(self) -> Region:
-        """Left, top, right and bottom; the part beyond the border of the picture is not filled."""
-        return self.left, self.top, self.left + self.side, self.top + self.side
-
     def crop(self, image: np.ndarray) -> np.ndarray:
-        """Cut the region out of ``(H, W, 3)``."""
+        """Cut the region out of ``(H, W, 3)``; the part beyond the border of the picture is not filled."""
         return image[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
 Box = tuple[float, float, float, float, float]  # left, top, width, height, score
-Finder = Callable[[np.ndarray], list[Face]]
 
 
-def open_finder(file: str | None) -> Finder:
-    """Return a function from ``(H, W, 3)`` uint8 RGB to faces, the largest first, at most MAX_FACES; thread-safe.
+class FaceFinder:
+    """Finds the faces in a picture; thread-safe, and picklable for loader workers.
 
     Args:
-        file: YuNet as an ONNX file; ``cascade`` or None for the bundled cascade.
+        file: YuNet as an ONNX file; ``cascade`` for the bundled cascade.
 
     Raises:
         UserError: the file is missing or is not a face detector; scikit-image is not installed.
     """
-    search = _cascade() if file in (None, CASCADE) else _yunet(str(file))
-    lock = threading.Lock()
 
-    def find(image: np.ndarray) -> list[Face]:
-        with lock:  # both finders keep state between calls
-            boxes = search(image)
+    def __init__(self, file: str = CASCADE) -> None:
+        self.file = file
+        self._open()
+
+    def _open(self) -> None:
+        """Load the detector; it keeps state between calls, so each process has a separate one, behind a lock."""
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._search = _cascade() if self.file == CASCADE else _yunet(self.file)
+
+    def __getstate__(self) -> dict:
+        return {"file": self.file}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        """The faces in ``(H, W, 3)`` uint8 RGB, the largest first, at most MAX_FACES."""
+        if self._process != os.getpid():
+            self._open()
+        with self._lock:
+            boxes = self._search(image)
         boxes = sorted(boxes, key=lambda box: (-box[2] * box[3], box))
         height, width = image.shape[:2]
         return [with_margin(box, height, width) for box in distinct(boxes)[:MAX_FACES]]
 
-    return find
+
+Finder = Callable[[np.ndarray], list[Face]]
 
 
-def face_records(records: Sequence[Record], finder: Finder) -> Iterator[tuple[int, Record]]:
-    """Yield a record for every face, with the index of its picture in ``records``.
+def face_crops(image: np.ndarray, path: str, finder: Finder | None) -> list[np.ndarray]:
+    """The faces in a picture ``(H, W, 3)``; the whole picture without a finder or, with a warning, without a face."""
+    faces = finder(image) if finder else []
+    if finder and not faces:
+        log.warning("%s: no face found, the whole picture is scored", path)
+    return [face.crop(image) for face in faces] or [image]
 
-    A picture without a face, or one that cannot be read, is yielded whole.
-    """
-    for index, record in enumerate(records):
-        try:
-            faces = finder(read_record(record))
-        except UnreadableImage:  # reported when the record is scored
-            faces = []
-        if not faces:
-            yield index, record
-        for face in faces:
-            yield index, replace(record, region=face.region)
+
+def highest_of_each(indices: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The highest logits ``(..., N)`` of each picture, whose faces have equal ``indices`` ``(M,)`` in a row."""
+    pictures, starts = np.unique(indices, return_index=True)
+    return pictures, np.maximum.reduceat(logits, starts, axis=-1) if len(starts) else logits
 
 
 def with_margin(box: Box, height: int, width: int, margin: float = MARGIN) -> Face:

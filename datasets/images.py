@@ -36,12 +36,8 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def read_record(record: Record) -> np.ndarray:
-    """Read the pixels of a record, or of its region, as ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""
-    image = record.pixels.read(record.path) if record.pixels else read_image(record.path)
-    if record.region is None:
-        return image
-    left, top, right, bottom = record.region
-    return image[top:bottom, left:right]
+    """Read the pixels of a record as ``(H, W, 3)`` uint8 RGB, from its cache if it has one. Raises UnreadableImage."""
+    return record.pixels.read(record.path) if record.pixels else read_image(record.path)
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:

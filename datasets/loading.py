@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from datasets.faces import Finder, face_crops
 from datasets.images import UnreadableImage, read_record, read_size
 from datasets.records import Listing, Record
 from utils.distributed import team
 
 if TYPE_CHECKING:
     from datasets.forgeries.forger import Forger
+
+
+Item = tuple[Tensor, float, int]  # image, label, index
 
 
 @dataclass
@@ -53,6 +57,8 @@ class ImageDataset(Dataset):
     With an index ``(index, seed)``, the seed determines the augmentation of the item and whether the ``forger`` turns
     it into a fake first. Decoded images are kept in memory up to ``memory_limit`` bytes, so small sets are decoded
     once.
+
+    With a ``finder``, the item of an index is a list of items, one for each face in the picture.
     """
 
     def __init__(
@@ -61,17 +67,19 @@ class ImageDataset(Dataset):
         transform: Callable[..., Tensor],
         memory_limit: int = 0,
         forger: Forger | None = None,
+        finder: Finder | None = None,
     ) -> None:
         self.records = records
         self.transform = transform
         self.forger = forger
+        self.finder = finder
         self.memory_left = memory_limit
         self._decoded: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, float, int] | Unreadable:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item | list[Item] | Unreadable:
         index, seed = key if isinstance(key, tuple) else (key, 0)
         try:
             image = self.read(index)
@@ -80,7 +88,11 @@ class ImageDataset(Dataset):
         label = self.records[index].label
         if self.forger:
             image, label = self.forger(image, label, seed)
-        return self.transform(image, seed), float("nan") if label is None else float(label), index
+        number = float("nan") if label is None else float(label)
+        if self.finder:
+            crops = face_crops(image, self.records[index].path, self.finder)
+            return [(self.transform(crop, seed), number, index) for crop in crops]
+        return self.transform(image, seed), number, index
 
     def read(self, index: int) -> np.ndarray:
         """Return the decoded image ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""
@@ -152,10 +164,11 @@ def label_groups(listings: Sequence[Listing]) -> list[int]:
     return [numbers[key] for key in keys]
 
 
-def collate(items: Sequence[tuple[Tensor, float, int] | Unreadable]) -> Batch:
+def collate(items: Sequence[Item | list[Item] | Unreadable]) -> Batch:
     """Stack the readable items of a batch and list the others; an all-unreadable batch has N = 0."""
     unreadable = [item for item in items if isinstance(item, Unreadable)]
-    good = [item for item in items if not isinstance(item, Unreadable)]
+    lists = [item if isinstance(item, list) else [item] for item in items if not isinstance(item, Unreadable)]
+    good = [item for parts in lists for item in parts]
     return Batch(
         images=_stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1),
         labels=torch.tensor([label for _, label, _ in good], dtype=torch.float32),

@@ -106,8 +106,8 @@ def plan_digest(listings: dict[str, Listing], images_per_shard: int) -> str:
     digest = hashlib.sha256(f"{FORMAT_VERSION} {images_per_shard}".encode())
     for prefix, listing in listings.items():
         for record in listing.records:
-            facts = [prefix, relative_path(record.path, listing.root), record.label, record.generator, record.group]
-            facts += [record.meta, *map(file_state, (record.path, record.mask))]
+            name, states = relative_path(record.path, listing.root), [*map(file_state, (record.path, record.mask))]
+            facts = [prefix, name, record.label, record.generator, record.group, record.meta, states]
             digest.update(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 

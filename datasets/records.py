@@ -20,8 +20,6 @@ FAKE_NAMES = frozenset(
 )
 _DECORATION = re.compile(r"^\d+_|_?(images?|imgs?|faces?|photos?|pictures?|sequences?)$")
 
-Region = tuple[int, int, int, int]  # left, top, right, bottom in px; may reach beyond the image
-
 
 class PixelStore(Protocol):
     """Decoded images by path, such as datasets.image_cache.ImageCache."""
@@ -35,8 +33,8 @@ class Record:
     """One image of a dataset, read by ``datasets.images.read_record``.
 
     ``label`` is 0 for real, 1 for fake, None for unknown; ``generator`` is "real" for real images. Images of one
-    ``group``, such as the frames of a video, belong in the same split. ``region`` limits the record to a part of the
-    image, such as one face. ``pixels`` is the cache that holds the decoded image, if any.
+    ``group``, such as the frames of a video, belong in the same split. ``pixels`` is the cache that holds the decoded
+    image, if any.
     """
 
     path: str
@@ -45,7 +43,6 @@ class Record:
     mask: str | None = None
     meta: dict[str, str] | None = None
     group: str = ""
-    region: Region | None = None
     pixels: PixelStore | None = field(default=None, compare=False, repr=False)
 
 

@@ -180,7 +180,8 @@ def parse_index(content: list | dict) -> Shard:
 
 def _scan(file: str, labels: Mapping[str, int]) -> Shard:
     """Read the headers of a shard; of a truncated one, the images before the damage count."""
-    found, facts, ignored = Shard(), {}, 0
+    facts: dict[str, dict] = {}
+    found, ignored = Shard(), 0
     is_whole = _has_end(file)
     try:
         with tarfile.open(file, "r:") as shard:

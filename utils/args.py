@@ -147,7 +147,7 @@ def add_face_group(parser: argparse.ArgumentParser) -> None:
 
 
 def finder_name(args: argparse.Namespace) -> str | None:
-    """What ``datasets.faces.open_finder`` is to open, None for whole pictures."""
+    """The argument of ``datasets.faces.FaceFinder``, None for whole pictures."""
     return args.face_detector or ("cascade" if args.faces else None)
 
 

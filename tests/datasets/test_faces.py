@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import datasets.faces as faces
 import evaluate
 import predict
-from datasets.faces import Face, distinct, face_records, open_finder, with_margin
-from datasets.images import read_image, read_record
+from datasets.faces import Face, FaceFinder, distinct, face_crops, highest_of_each, with_margin
+from datasets.images import read_image
+from datasets.parallel import decode_batches
 from datasets.records import Record
-from tests.conftest import make_table, write_image
+from datasets.spec import open_records
+from datasets.transforms import Geometry
+from tests.conftest import write_image
 from utils.errors import UserError
-from utils.evaluation.face_scores import highest_faces
 
 TWO = [Face(0, 0, 40), Face(44, 8, 36)]
 
@@ -35,12 +37,10 @@ def photos(make_folder) -> Path:
 def two_faces(monkeypatch):
     """A finder that sees two faces in every picture but the first, in which it sees none."""
 
-    def opened(file):
-        return lambda image: TWO if image[0, 0].sum() != first[0] else []
-
     first = [None]
-    monkeypatch.setattr(faces, "open_finder", opened)
-    monkeypatch.setattr("utils.evaluation.face_scores.open_finder", opened)
+    monkeypatch.setattr(FaceFinder, "__call__", lambda _, image: TWO if image[0, 0].sum() != first[0] else [])
+    # Worker processes of the server would not see this finder.
+    monkeypatch.setattr("utils.serving.workers.WorkerPool.run", lambda _, function, *arguments: function(*arguments))
     return first
 
 
@@ -60,9 +60,9 @@ def test_overlapping_boxes_are_one_face():
 def test_cascade_finds_the_face_of_a_portrait():
     data = pytest.importorskip("skimage.data")
     image = np.ascontiguousarray(data.astronaut())
-    found = open_finder(None)(image)
+    found = FaceFinder()(image)
     assert any(face.left < 225 < face.left + face.side and face.top < 110 < face.top + face.side for face in found)
-    assert open_finder(None)(np.zeros((20, 20, 3), np.uint8)) == []
+    assert FaceFinder()(np.zeros((20, 20, 3), np.uint8)) == []
 
 
 @pytest.mark.parametrize("content", [None, b"no model"])
@@ -71,25 +71,64 @@ def test_a_file_that_is_no_detector_is_a_user_error(tmp_path, content):
     if content:
         file.write_bytes(content)
     with pytest.raises(UserError, match="YuNet ONNX file"):
-        open_finder(str(file))
+        FaceFinder(str(file))
 
 
-def test_a_record_of_a_face_reads_as_its_region(photos):
-    path = str(photos / "real" / "0.png")
-    found = list(face_records([Record(path, 0, "real"), Record("missing.png", 1, "gan")], lambda image: TWO))
-    assert [(number, record.path, record.region) for number, record in found] == [
-        (0, path, (0, 0, 40, 40)),
-        (0, path, (44, 8, 80, 44)),
-        (1, "missing.png", None),
-    ]
-    np.testing.assert_array_equal(read_record(found[1][1]), read_image(path)[8:44, 44:80])
-    assert read_record(Record(path, 0, "real")).shape == (64, 96, 3)
+def test_a_finder_survives_pickling_and_another_process(monkeypatch):
+    finder = FaceFinder()
+    image = np.ascontiguousarray(pytest.importorskip("skimage.data").astronaut())
+    found = finder(image)
+    assert pickle.loads(pickle.dumps(finder))(image) == found
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert finder(image) == found and finder._process == -1
 
 
-def test_the_highest_face_of_each_picture_and_tier_is_kept():
-    table = make_table(["a", "a", "b", "b"] * 2, [0] * 8, [1, 2, 4, 3, 0, -1, 5, 6])
-    table.tier = ["clean"] * 4 + ["web"] * 4
-    assert highest_faces(table).logit.tolist() == [2, 4, 0, 6]
+def test_crops_are_the_faces_or_with_a_warning_the_picture(caplog):
+    image = np.arange(64 * 96 * 3, dtype=np.uint8).reshape(64, 96, 3)
+    assert [crop.shape for crop in face_crops(image, "a.png", lambda _: TWO)] == [(40, 40, 3), (36, 36, 3)]
+    assert face_crops(image, "a.png", None)[0] is image and not caplog.records
+    assert face_crops(image, "a.png", lambda _: [])[0] is image
+    assert "a.png: no face found, the whole picture is scored" in caplog.text
+
+
+def test_the_highest_face_of_each_picture_counts():
+    logits = np.array([[1, 2, 4, 3, 0, -1], [5, 6, 7, 8, -2, -3.0]])
+    pictures, highest = highest_of_each(np.array([3, 3, 4, 4, 7, 7]), logits)
+    assert pictures.tolist() == [3, 4, 7] and highest.tolist() == [[2, 4, 0], [6, 8, -2]]
+    assert highest_of_each(np.empty(0, int), np.empty((2, 0)))[1].shape == (2, 0)
+
+
+def test_each_picture_is_decoded_once_and_the_first_is_scored_at_once(photos, two_faces, tiny_checkpoint, monkeypatch):
+    from utils.checkpoints.file import load_detector
+    from utils.scoring.scorer import Job, Settings, score, stream
+
+    (photos / "fake/broken.png").write_bytes(b"no image")
+    records = open_records(f"{photos}").records
+    read = []
+    monkeypatch.setattr("datasets.images.read_image", lambda path: (read.append(path), read_image(path))[1])
+    detector = load_detector(tiny_checkpoint)[0]
+    settings = Settings(batch_size=1, finder=FaceFinder())
+    indices, logits, _ = next(iter(stream([Job(detector)], records, settings)))
+    assert len(read) == 1 and indices.tolist() == [0] and logits.shape == (1, 1)
+    read.clear()
+    found = score([Job(detector), Job(detector, "web")], records, settings)
+    assert len(read) == 5 and found[0].indices.tolist() == [0, 1, 3, 4] and len(found[0].unreadable) == 1
+    alone = score([Job(detector)], records, Settings(batch_size=3, workers=2, finder=FaceFinder()))[0]
+    assert alone.logits == pytest.approx(found[0].logits, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_threads_decode_the_faces_of_each_picture(photos, two_faces, batch_size):
+    two_faces[0] = read_image(photos / "real/1.png")[0, 0].sum()
+    paths = [str(photos / name) for name in ("real/0.png", "real/1.png", "none.png", "fake/2.png")]
+    records = [Record(path, None, "") for path in paths]
+    batches = list(decode_batches(records, Geometry("crop", 32), batch_size, 2, FaceFinder()))
+    assert np.concatenate([indices for indices, _, _ in batches]).tolist() == [0, 0, 1, 3, 3]
+    images = np.concatenate([images for _, images, _ in batches])
+    assert images.shape == (5, 3, 32, 32) and images.dtype == np.float32
+    second = Geometry("crop", 32)(TWO[1].crop(read_image(paths[3]))).transpose(2, 0, 1) / np.float32(255)
+    assert np.array_equal(images[4], second)
+    assert [found for _, _, unreadable in batches for found in unreadable] == [(2, "file not found")]
 
 
 def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoint, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.faces import Finder, highest_of_each
 from datasets.parallel import decode_batches
 from datasets.records import Record
 from datasets.transforms import Geometry
@@ -32,6 +33,7 @@ def open_checkpoint(
     batch_size: int,
     workers: int | None,
     threads: int | None,
+    finder: Finder | None = None,
 ) -> tuple[ScoredBatches, dict[str, Any]]:
     """Score with the loop that evaluate.py uses."""
     from utils.checkpoints.file import load_detector
@@ -43,7 +45,7 @@ def open_checkpoint(
     dtype = pick_precision(precision, device, training=False)
     set_threads(threads)
     detector, checkpoint = load_detector(file, device)
-    settings = Settings(batch_size, pick_workers(workers, device), dtype)
+    settings = Settings(batch_size, pick_workers(workers, device), dtype, finder)
     batches = stream([Job(detector)], records, settings)
     return ((indices, logits[0], unreadable) for indices, logits, unreadable in batches), checkpoint
 
@@ -57,6 +59,7 @@ def open_engine(
     batch_size: int,
     workers: int | None,
     threads: int | None,
+    finder: Finder | None = None,
 ) -> tuple[ScoredBatches, dict[str, Any]]:
     """Score a checkpoint with one of torch's engines.
 
@@ -77,11 +80,18 @@ def open_engine(
     join_team(device)
     checkpoint = load_checkpoint(file)
     run = ENGINES[engine].build(file, threads, str(device))
-    return score_batches(run, Geometry(**checkpoint["geometry"]), records, batch_size, workers), checkpoint
+    return score_batches(run, Geometry(**checkpoint["geometry"]), records, batch_size, workers, finder), checkpoint
 
 
 def open_exported(
-    file: Path, records: Sequence[Record], engine: str, *, batch_size: int, workers: int | None, threads: int | None
+    file: Path,
+    records: Sequence[Record],
+    engine: str,
+    *,
+    batch_size: int,
+    workers: int | None,
+    threads: int | None,
+    finder: Finder | None = None,
 ) -> tuple[ScoredBatches, dict[str, Any]]:
     """Score with an export and without torch."""
     from utils.engines.exported import load_onnx_detector
@@ -91,7 +101,7 @@ def open_exported(
 
         join_team(torch.device("cpu"))
     detector = load_onnx_detector(file, engine, threads)
-    return score_batches(detector, detector.geometry, records, batch_size, workers), detector.description
+    return score_batches(detector, detector.geometry, records, batch_size, workers, finder), detector.description
 
 
 def score_batches(
@@ -100,6 +110,7 @@ def score_batches(
     records: Sequence[Record],
     batch_size: int,
     workers: int | None,
+    finder: Finder | None = None,
 ) -> ScoredBatches:
     """Score with an engine while threads decode the next images; under torchrun with every n-th batch each."""
     import cv2
@@ -108,8 +119,10 @@ def score_batches(
     threads = workers or os.cpu_count() or 1
 
     def score(wanted: Sequence[Record]) -> ScoredBatches:
-        for indices, images, unreadable in decode_batches(wanted, geometry, batch_size, threads):
+        for indices, images, unreadable in decode_batches(wanted, geometry, batch_size, threads, finder):
             logits = np.asarray(run(images), np.float64).reshape(-1) if len(images) else np.empty(0)
+            if finder:
+                indices, logits = highest_of_each(indices, logits)
             yield indices, logits, unreadable
 
     if team.size == 1:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.faces import Finder, highest_of_each
 from datasets.loading import ImageDataset, make_loader
 from datasets.perturbations import CLEAN, apply_tier, content_seed
 from datasets.spec import Record
@@ -34,11 +35,15 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to score: images per batch, loader processes, and the arithmetic of the detector."""
+    """How to score: images per batch, loader processes, and the arithmetic of the detector.
+
+    With a ``finder``, the score of a picture is the highest of its faces.
+    """
 
     batch_size: int = 32
     workers: int = 0
     dtype: torch.dtype = torch.float32
+    finder: Finder | None = None
 
 
 @dataclass
@@ -128,16 +133,19 @@ def stream(jobs: Sequence[Job], records: Sequence[Record], settings: Settings | 
 def _score(jobs: Sequence[Job], records: Sequence[Record], settings: Settings) -> Iterator[ScoredBatch]:
     """Score records in this process."""
     device, views = jobs[0].detector.mean.device, Views(jobs)
-    dataset = ImageDataset(records, views)
+    dataset = ImageDataset(records, views, finder=settings.finder)
     loader = make_loader(dataset, settings.batch_size, workers=settings.workers, pin_memory=device.type == "cuda")
     for batch in loader:
-        logits = np.empty((len(jobs), len(batch.indices)))
-        if logits.size:
-            for view, inputs in views.split(batch.images.to(device, non_blocking=True)):
+        indices, logits = batch.indices.numpy(), np.empty((len(jobs), len(batch.indices)))
+        for start in range(0, len(indices), settings.batch_size):  # of many faces at most so many at a time
+            part = slice(start, start + settings.batch_size)
+            for view, inputs in views.split(batch.images[part].to(device, non_blocking=True)):
                 for number, (detector, tier) in enumerate(jobs):
                     if (tier, detector.geometry) == view:
-                        logits[number] = score_inputs(detector, inputs, settings.dtype)
-        yield batch.indices.numpy(), logits, [(item.index, item.reason) for item in batch.unreadable]
+                        logits[number, part] = score_inputs(detector, inputs, settings.dtype)
+        if settings.finder:
+            indices, logits = highest_of_each(indices, logits)
+        yield indices, logits, [(item.index, item.reason) for item in batch.unreadable]
 
 
 def score(

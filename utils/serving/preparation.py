@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datasets.faces import Face, open_finder
+from datasets.faces import Face, FaceFinder
 from datasets.images import decode_image
 from datasets.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
 from datasets.transforms import Geometry
@@ -21,7 +21,7 @@ SHARED = {"web": "one upload to a web site", "hard": "shared several times"}
 
 Step = tuple[str, float | None, str, Callable[[np.ndarray], np.ndarray]]  # kind, level, label, function
 
-_finder = functools.cache(open_finder)
+_finder = functools.cache(FaceFinder)
 
 
 @dataclass

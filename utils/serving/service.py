@@ -24,7 +24,7 @@ from utils.serving.workers import WorkerPool
 
 @dataclass
 class Service:
-    """The detectors of a server and everything that its requests share; ``finder`` is for ``open_finder``."""
+    """The detectors of a server and everything that its requests share; ``finder`` is for ``FaceFinder``."""
 
     offers: Sequence[Offer]
     limits: Limits
