@@ -5,8 +5,6 @@ Names are read from the source text, so usage errors do not wait for torch.
 
 from __future__ import annotations
 
-import difflib
-import functools
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError
+from utils.errors import UserError, closest
 
 if TYPE_CHECKING:
     from models.detector import Detector
@@ -80,25 +78,18 @@ def register_explanation(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in _METHODS:
-            raise ValueError(
-                f"explanation {name!r} is registered twice: {_METHODS[name].function.__module__} "
-                f"and {function.__module__}"
-            )
+            first = _METHODS[name].function.__module__
+            raise ValueError(f"explanation {name!r} is registered twice: {first} and {function.__module__}")
         _METHODS[name] = Method(name, title, function, tuple(needs), makes_maps, table_options or {})
         return function
 
     return register
 
 
-@functools.cache
-def _register_all() -> None:
-    for file in FILES:
-        importlib.import_module(f"utils.explanations.methods.{file.stem}")
-
-
 def all_methods() -> dict[str, Method]:
     """Every registered method by name, in the order of the files."""
-    _register_all()
+    for file in FILES:
+        importlib.import_module(f"utils.explanations.methods.{file.stem}")
     return dict(sorted(_METHODS.items(), key=lambda item: item[1].function.__module__))
 
 
@@ -126,9 +117,7 @@ def check_methods(names: Sequence[str]) -> list[str]:
     known = method_names()
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else "choose one of these"
-            raise UserError(f"expected --methods {', '.join(known)}, got {name!r}; {hint}")
+            raise UserError(f"expected --methods {', '.join(known)}, got {name!r}{closest(name, known)}")
     return list(dict.fromkeys(names))
 
 
@@ -143,10 +132,10 @@ def check_usable(detector: Detector, names: Sequence[str], layer: str | None = N
     Raises:
         UserError: the message names the methods that can.
     """
-    refused = [name for name in names if all_methods()[name].obstacle(detector, layer)]
+    methods = all_methods()
+    refused = {name: reason for name in names if (reason := methods[name].obstacle(detector, layer))}
     if refused:
         raise UserError(
             f"expected methods that work for {type(detector).__name__}, got {', '.join(refused)}: "
-            f"{all_methods()[refused[0]].obstacle(detector, layer)}; "
-            f"use --methods {' '.join(usable_methods(detector, layer))}"
+            f"{next(iter(refused.values()))}; use --methods {' '.join(usable_methods(detector, layer))}"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -18,17 +18,15 @@ import numpy as np
 
 from utils.serving.settings import Refused
 
-Score = Callable[[np.ndarray], np.ndarray]  # views (N, size, size, 3) uint8 -> logits (N,) float64
+Score = Callable[[np.ndarray], Sequence]  # views (N, size, size, 3) uint8 -> N results, such as logits (N,) float64
 
 
 @dataclass
 class Ticket:
-    """Waiting work: views for a score function, or an action that must run alone."""
+    """Waiting work."""
 
-    size: int
-    score: Score | None = None
-    views: np.ndarray | None = None
-    action: Callable[[], Any] | None = None
+    score: Score
+    views: np.ndarray
     result: Future = field(default_factory=Future)
 
 
@@ -47,17 +45,27 @@ class MicroBatcher:
         self._thread = threading.Thread(target=self._work, name="detectors", daemon=True)
         self._thread.start()
 
-    def score(self, score: Score, views: np.ndarray, seconds: float) -> np.ndarray:
-        """Score views ``(N, size, size, 3)`` uint8 and return their logits ``(N,)``.
+    def score(self, score: Score, views: np.ndarray, seconds: float) -> list[Any]:
+        """Return the result of ``score`` for each of the views ``(N, size, size, 3)`` uint8.
+
+        Views of several requests with the same function are scored together.
 
         Raises:
             Refused: the queue is full, or ``seconds`` have passed.
         """
-        return self._wait(Ticket(len(views), score=score, views=views), seconds)
-
-    def run(self, action: Callable[[], Any], seconds: float, size: int = 1) -> Any:
-        """Run an action while no detector runs; it counts as ``size`` images. Raises Refused as :meth:`score`."""
-        return self._wait(Ticket(size, action=action), seconds)
+        ticket = Ticket(score, views)
+        with self._change:
+            # An empty queue takes a request of any size; otherwise one larger than the queue could never be served.
+            if not self._open or (self.waiting and self.waiting + len(views) > self.capacity):
+                raise Refused(503, "busy", "The server is busy. Please try again in a few seconds.", retry_after=2)
+            self._tickets.append(ticket)
+            self.waiting += len(views)
+            self._change.notify()
+        try:
+            return ticket.result.result(timeout=seconds)
+        except FutureTimeout:
+            ticket.result.cancel()
+            raise Refused(503, "too_slow", "The server could not answer in time. Please try again.", 5) from None
 
     def close(self) -> None:
         """Refuse the waiting requests and end the thread after the current batch."""
@@ -68,20 +76,6 @@ class MicroBatcher:
             self._tickets.clear()
             self._change.notify()
         self._thread.join(timeout=10)
-
-    def _wait(self, ticket: Ticket, seconds: float) -> Any:
-        with self._change:
-            # An empty queue takes a request of any size; otherwise one larger than the queue could never be served.
-            if not self._open or (self.waiting and self.waiting + ticket.size > self.capacity):
-                raise Refused(503, "busy", "The server is busy. Please try again in a few seconds.", retry_after=2)
-            self._tickets.append(ticket)
-            self.waiting += ticket.size
-            self._change.notify()
-        try:
-            return ticket.result.result(timeout=seconds)
-        except FutureTimeout:
-            ticket.result.cancel()
-            raise Refused(503, "too_slow", "The server could not answer in time. Please try again.", 5) from None
 
     def _work(self) -> None:
         while (tickets := self._next()) is not None:
@@ -101,31 +95,24 @@ class MicroBatcher:
             if not self._tickets:
                 return None
             tickets = [self._tickets.popleft()]
-            total = tickets[0].size
-            while self._tickets and self._fits(tickets[0], self._tickets[0], total):
+            total = len(tickets[0].views)
+            while self._tickets and self._tickets[0].score is tickets[0].score:
+                if total + len(self._tickets[0].views) > self.max_batch:
+                    break
                 tickets.append(self._tickets.popleft())
-                total += tickets[-1].size
+                total += len(tickets[-1].views)
             self.waiting -= total
             return tickets
-
-    def _fits(self, first: Ticket, other: Ticket, total: int) -> bool:
-        same = first.score is not None and first.score is other.score
-        return same and total + other.size <= self.max_batch
 
     def _serve(self, tickets: list[Ticket]) -> None:
         if not tickets:
             return
-        first = tickets[0]
-        if first.action is not None:
-            first.result.set_result(first.action())
-            return
-        assert first.score is not None
-        views = np.concatenate([ticket.views for ticket in tickets if ticket.views is not None])
-        parts = [first.score(views[start : start + self.max_batch]) for start in range(0, len(views), self.max_batch)]
-        logits = np.concatenate(parts)
-        self.batches += len(parts)
+        views = np.concatenate([ticket.views for ticket in tickets])
+        results: list[Any] = []
+        for start in range(0, len(views), self.max_batch):
+            results.extend(tickets[0].score(views[start : start + self.max_batch]))
+            self.batches += 1
         self.scored += len(views)
-        start = 0
         for ticket in tickets:
-            ticket.result.set_result(logits[start : start + ticket.size])
-            start += ticket.size
+            ticket.result.set_result(results[: len(ticket.views)])
+            del results[: len(ticket.views)]

@@ -21,7 +21,6 @@ from utils.explanations.methods.occlusion import occlusion
 from utils.explanations.registry import usable_methods
 from utils.runtime import pick_device, pick_precision, set_threads
 from utils.scoring.scorer import as_inputs, score_inputs
-from utils.serving.batching import Score
 
 TEST_FIGURES = ("dataset", "n_real", "n_fake", "auc", "auc_ci", "acc", "acc_ci", "real_acc", "fake_acc")
 
@@ -36,7 +35,7 @@ class Offer:
     name: str
     geometry: Geometry
     operating_point: OperatingPoint
-    score: Score
+    score: Callable[[np.ndarray], np.ndarray]  # views (N, size, size, 3) uint8 to logits (N,) float64
     explain: Explain
     card: dict[str, Any]
 

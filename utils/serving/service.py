@@ -77,12 +77,13 @@ class Service:
         found = self._prepare(upload, offer, faces, show=True)
         index = self._worst(found, offer)
 
-        def work() -> tuple[dict[str, Any], str, np.ndarray, str]:
-            answer = offer.answers(offer.score(found.views[index : index + 1]))[0]
+        def work(views: np.ndarray) -> list[tuple[dict[str, Any], str, np.ndarray, str]]:
+            answer = offer.answers(offer.score(views))[0]
             target = "fake" if answer["p_fake"] >= offer.decision["threshold"] else "real"
-            return answer, target, *offer.explain(found.views[index], target)
+            return [(answer, target, *offer.explain(views[0], target))]
 
-        answer, target, heat, method = self.batcher.run(work, self.limits.max_seconds)
+        view = found.views[index : index + 1]
+        answer, target, heat, method = self.batcher.score(work, view, self.limits.max_seconds)[0]
         self.telemetry.verdict(answer["verdict"])
         assert found.shown is not None
         return {
@@ -132,7 +133,7 @@ class Service:
             raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
 
     def _score(self, offer: Offer, views: np.ndarray) -> np.ndarray:
-        return self.batcher.score(offer.score, views, self.limits.max_seconds)
+        return np.array(self.batcher.score(offer.score, views, self.limits.max_seconds))
 
     def _worst(self, found: Prepared, offer: Offer) -> int:
         """Index of the view with the highest score."""
