@@ -70,13 +70,8 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     @api.get("/metrics")
     def metrics() -> Response:
         batcher = service.batcher
-        text = service.telemetry.text(
-            {
-                "queue_images": ("gauge", "Images waiting for the detector.", lambda: batcher.waiting),
-                "batches_total": ("counter", "Batches scored.", lambda: batcher.batches),
-                "scored_total": ("counter", "Regions scored.", lambda: batcher.scored),
-            }
-        )
+        values = {"queue_images": batcher.waiting, "batches_total": batcher.batches, "scored_total": batcher.scored}
+        text = service.telemetry.text(values)
         return Response(text, content_type=telemetry.MEDIA_TYPE)
 
     return api

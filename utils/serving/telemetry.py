@@ -6,13 +6,19 @@ Labels are endpoints, status codes and verdicts; nothing about pictures, names o
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 PREFIX = "deepfake_engine_"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FAMILIES = {  # kind and help
+    "requests_total": ("counter", "Requests by endpoint and HTTP status."),
+    "verdicts_total": ("counter", "Images by verdict."),
+    "request_seconds": ("histogram", "Seconds from a complete request to its answer."),
+    "queue_images": ("gauge", "Images waiting for the detector."),
+    "batches_total": ("counter", "Batches scored."),
+    "scored_total": ("counter", "Regions scored."),
+}
 
 
 class Telemetry:
@@ -20,50 +26,33 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests: Counter[tuple[str, int]] = Counter()
-        self._verdicts: Counter[str] = Counter()
-        self._buckets: Counter[tuple[str, int]] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._samples: dict[str, dict[str, float]] = {name: {} for name in FAMILIES}
+
+    def _add(self, family: str, sample: str, value: float = 1) -> None:
+        self._samples[family][sample] = self._samples[family].get(sample, 0) + value
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         """Count a request and its duration."""
+        name, label = "request_seconds", f'endpoint="{endpoint}"'
         with self._lock:
-            self._requests[endpoint, status] += 1
-            self._buckets[endpoint, bisect_left(SECONDS, seconds)] += 1
-            self._seconds[endpoint] += seconds  # type: ignore[assignment]
+            self._add("requests_total", f'requests_total{{{label},status="{status}"}}')
+            for edge in (*SECONDS, float("inf")):
+                text = "+Inf" if edge == float("inf") else edge
+                self._add(name, f'{name}_bucket{{{label},le="{text}"}}', int(seconds <= edge))
+            self._add(name, f"{name}_sum{{{label}}}", seconds)
+            self._add(name, f"{name}_count{{{label}}}")
 
     def verdict(self, verdict: str) -> None:
         """Count the verdict on an image."""
         with self._lock:
-            self._verdicts[verdict] += 1
+            self._add("verdicts_total", f'verdicts_total{{verdict="{verdict}"}}')
 
-    def text(self, gauges: Mapping[str, tuple[str, str, Callable[[], float]]]) -> str:
-        """Format all counts, and ``gauges`` (name to kind, help and a function that returns the value)."""
+    def text(self, values: Mapping[str, float]) -> str:
+        """Format all counts, and ``values`` of families without labels."""
+        lines = []
         with self._lock:
-            lines = _header("requests_total", "counter", "Requests by endpoint and HTTP status.")
-            lines += [
-                f'{PREFIX}requests_total{{endpoint="{endpoint}",status="{status}"}} {count}'
-                for (endpoint, status), count in sorted(self._requests.items())
-            ]
-            lines += _header("verdicts_total", "counter", "Images by verdict.")
-            lines += [
-                f'{PREFIX}verdicts_total{{verdict="{verdict}"}} {n}' for verdict, n in sorted(self._verdicts.items())
-            ]
-            lines += _header("request_seconds", "histogram", "Seconds from a complete request to its answer.")
-            for endpoint in sorted(self._seconds):
-                lines += self._histogram(endpoint)
-        for name, (kind, description, read) in gauges.items():
-            lines += [*_header(name, kind, description), f"{PREFIX}{name} {read():g}"]
+            for name, (kind, meaning) in FAMILIES.items():
+                samples = {name: values[name]} if name in values else self._samples[name]
+                lines += [f"# HELP {PREFIX}{name} {meaning}", f"# TYPE {PREFIX}{name} {kind}"]
+                lines += [f"{PREFIX}{sample} {value:.9g}" for sample, value in samples.items()]
         return "\n".join(lines) + "\n"
-
-    def _histogram(self, endpoint: str) -> list[str]:
-        lines, total = [], 0
-        for number, edge in enumerate((*map(str, SECONDS), "+Inf")):
-            total += self._buckets[endpoint, number]
-            lines.append(f'{PREFIX}request_seconds_bucket{{endpoint="{endpoint}",le="{edge}"}} {total}')
-        lines.append(f'{PREFIX}request_seconds_sum{{endpoint="{endpoint}"}} {self._seconds[endpoint]:.6f}')
-        return [*lines, f'{PREFIX}request_seconds_count{{endpoint="{endpoint}"}} {total}']
-
-
-def _header(name: str, kind: str, description: str) -> list[str]:
-    return [f"# HELP {PREFIX}{name} {description}", f"# TYPE {PREFIX}{name} {kind}"]

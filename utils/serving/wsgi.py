@@ -23,13 +23,8 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
     Raises:
         UserError: the address is taken or does not belong to this machine.
     """
-    proxy: dict[str, Any] = {}
-    if trusted_proxy:
-        proxy = {
-            "trusted_proxy": trusted_proxy,
-            "trusted_proxy_headers": "x-forwarded-for x-forwarded-proto",
-            "trusted_proxy_count": 1,
-        }
+    headers = "x-forwarded-for x-forwarded-proto"
+    proxy: Any = {"trusted_proxy_headers": headers, "trusted_proxy_count": 1} if trusted_proxy else {}
     try:
         server = create_server(
             app,
@@ -48,6 +43,7 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
             outbuf_overflow=64_000_000,
             ident="",
             clear_untrusted_proxy_headers=True,
+            trusted_proxy=trusted_proxy,
             **proxy,
         )
     except (OSError, ValueError) as error:  # ValueError: no such host
