@@ -116,6 +116,15 @@ def assert_same_run(found: Path, wanted: Path) -> None:
     assert len((found / "log.csv").read_text().splitlines()) == len((wanted / "log.csv").read_text().splitlines())
 
 
+@pytest.fixture(scope="module")
+def no_curves() -> Iterator[None]:
+    """Skip the training curves: drawing them takes longer than a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
+        patch.setattr("utils.training.log.training_curve_figure", lambda history: None)
+        yield
+
+
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
     """Return a function that fills a folder: ``make_folder("faces", {"train/real": 4, "train/fake": 4})``."""

@@ -1,6 +1,5 @@
-"""train.py: exact resume, interruption, what it refuses, and that it optimises what it says."""
+"""train.py: exact resume, interruption, what it refuses, and what a run writes."""
 
-import math
 import os
 import shlex
 import shutil
@@ -11,36 +10,22 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import train
-from datasets.loading import Batch
-from datasets.spec import open_records
-from models.registry import create_model, list_models
-from tests.conftest import FACES_PER_CLASS, TINY, assert_same, assert_same_run, exit_and_stderr, make_faces
-from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
+from models.registry import list_models
+from tests.conftest import FACES_PER_CLASS, TINY, assert_same_run, exit_and_stderr, make_faces
+from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.scoring.scorer import Job, score
-from utils.training.finetune import parameter_groups, warmup_cosine
-from utils.training.state import TrainingState
 
-FORENSIC = [*TINY, "--augmentation", "forensic"]  # random in every way that training can be
+pytestmark = pytest.mark.usefixtures("no_curves")
+FORENSIC = [*TINY, "--augmentation", "forensic"]  # uses all random numbers of training
 
 
 class Killed(BaseException):
-    """Ends a run as abruptly as can be had inside this process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Drawing takes longer than training here; the runs in processes of their own do draw."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
-        patch.setattr("utils.training.log.training_curve_figure", lambda history: None)
-        yield
+    """Ends a run as abruptly as possible inside this process."""
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +40,9 @@ def whole_run(faces, tmp_path_factory) -> dict:
     return {"folder": folder, **train.main([*FORENSIC, "--data", str(faces), "--output-dir", str(folder)])}
 
 
-@pytest.fixture
-def plain_run(faces, tmp_path):
-    """Train without augmentation and dropout in float32, as runs that are compared with arithmetic must be."""
-
-    def run(name: str, *flags: str) -> tuple[dict, Path]:
-        plain = ["--augmentation", "none", "--precision", "fp32", "--model-args", "input_size=32", "dropout=0"]
-        argv = [*TINY, *plain, "--data", str(faces), "--output-dir", str(tmp_path / name), *flags]
-        return train.main(argv), tmp_path / name
-
-    return run
+def run_as_script(argv: list, monkeypatch, capsys) -> tuple[int, str]:
+    """Exit code and stderr of train.py with these arguments, inside this process."""
+    return exit_and_stderr(train.main, argv, monkeypatch, capsys)
 
 
 # Resume
@@ -173,7 +151,7 @@ def test_ctrl_c_then_sigkill_of_real_processes(faces, whole_run, tmp_path):
     assert load_checkpoint(folder / "last.pt")["training"]["epoch"] < 3
     error = (tmp_path / "stderr.txt").read_text()
     assert "Traceback" not in error
-    hint = next(line for line in error.splitlines() if "go on with: python train.py" in line)
+    hint = next(line for line in error.splitlines() if "resume with: python train.py" in line)
     resume = shlex.split(hint.partition("train.py")[2])
 
     process = start(resume, folder)
@@ -215,7 +193,8 @@ def test_interrupted_before_the_first_checkpoint_gives_no_hint(faces, tmp_path, 
 
 def test_finished_early_run_is_not_trained_further_by_resume(faces, tmp_path, monkeypatch):
     aucs = iter([0.6, 0.9, 0.8, 0.7, 0.95, 0.99])
-    monkeypatch.setattr(train, "validate", lambda *args: {"valid_loss": 0.5, "valid_auc": next(aucs)})
+    figures = lambda *args: {"valid_loss": 0.5, "valid_auc": next(aucs)}  # noqa: E731
+    monkeypatch.setattr("utils.training.validation.validate", figures)
     folder = tmp_path / "run"
     argv = [*TINY, "--epochs", "6", "--patience", "2", "--data", str(faces), "--output-dir", str(folder)]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -291,7 +270,7 @@ def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys)
         ("--data faces --epochs 0", "at least 1"),
         ("--data faces --lr 11", "in [0, 10]"),
         ("--data faces --lr fast", "expected a number"),
-        ("--data faces --label-smoothing 0.6", "in [0, 0.5]"),
+        ("--data faces --warmup 1.5", "in [0, 1]"),
         ("--data faces --augmentation heavy", "invalid choice"),
         ("--data faces --forgery-share 0.3", "expected --forgeries with --forgery-share 0.3, got none"),
         ("--data faces --device gpu", "--device"),
@@ -384,90 +363,7 @@ def test_unreadable_images_are_listed_skipped_and_make_the_exit_code_1(split, fa
     assert valid["n_real"] + valid["n_fake"] + valid["unreadable"] == 2 * FACES_PER_CLASS["valid"]
 
 
-# What is optimised
-
-
-def weights_of(folder: Path, name: str = "last.pt") -> torch.Tensor:
-    return torch.cat([value.flatten() for value in load_checkpoint(folder / name)["state_dict"].values()])
-
-
-def test_accumulated_batches_equal_one_large_batch(plain_run):
-    weights = {}
-    for name, flags in {
-        "large": ["--batch-size", "16"],
-        "accumulated": ["--batch-size", "8", "--accumulate", "2"],
-        "small": ["--batch-size", "8"],
-    }.items():
-        _, folder = plain_run(name, "--epochs", "2", *flags)
-        weights[name] = weights_of(folder)
-        steps = load_checkpoint(folder / "last.pt")["training"]["step"]
-        assert steps == 2 * math.ceil(48 / (8 if name == "small" else 16))
-    # Sums in another order differ in the last bits, and AdamW divides by the size of the gradient: a weight whose
-    # gradient is nearly zero may differ by a part of the rate (0.001), the weights as a whole hardly at all.
-    distance = {name: (weights[name] - weights["large"]).norm() / weights["large"].norm() for name in weights}
-    assert distance["accumulated"] < 1e-4 < 1e-2 < distance["small"]
-
-
-def test_gradient_of_an_incomplete_group_is_not_carried_into_the_next_epoch():
-    """Unreadable images leave the last batch with one image, which is skipped: the group before it still counts."""
-    detector = create_model("cnn_baseline", input_size=32)
-    optimizer = torch.optim.AdamW(parameter_groups(detector, 0.05), 1e-3)
-    state = TrainingState(detector, None, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    batches = [Batch(torch.rand(n, 3, 32, 32), torch.arange(n).float() % 2, torch.arange(n), []) for n in (2, 2, 2, 1)]
-    args = train.get_args_parser().parse_args(["--accumulate", "2", "--epochs", "2"])
-    _, images = train.train_epoch(args, state, batches, torch.device("cpu"), torch.float32, {})
-    assert (images, state.step) == (6, 2)
-    assert all(parameter.grad is None for parameter in detector.parameters())
-
-
-def test_learning_rate_rises_and_falls_as_a_cosine(plain_run):
-    assert [warmup_cosine(step, 10, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert warmup_cosine(4, 10, 4) == 1.0
-    assert warmup_cosine(7, 10, 4) == pytest.approx(0.5)
-    assert warmup_cosine(10, 10, 4) == pytest.approx(0.0)
-    result, _ = plain_run("run", "--lr", "0.002", "--warmup", "0.5")  # 18 steps, of which 9 rise
-    cosine = [0.5 * (1 + math.cos(math.pi * step / 9)) for step in (2, 8)]
-    wanted = [0.002 * factor for factor in (6 / 9, *cosine)]
-    assert [row["lr"] for row in result["history"]] == pytest.approx(wanted)
-
-
-def test_label_smoothing_mixes_the_two_labels(plain_run, faces):
-    losses = {}
-    for smoothing in ("0", "0.2"):  # with a rate of 0 the weights stay as they are
-        result, folder = plain_run(smoothing, "--epochs", "1", "--lr", "0", "--label-smoothing", smoothing)
-        losses[smoothing] = result["history"][0]["train_loss"]
-    detector, _ = load_detector(folder / "best.pt")
-    records = open_records(f"{faces}@split=train").records
-    logits = score([Job(detector)], records)[0].logits
-    labels = np.array([record.label for record in records])
-    right, wrong = (np.logaddexp(0, np.where(labels == side, -logits, logits)).mean() for side in (1, 0))
-    assert losses["0"] == pytest.approx(right, rel=1e-5)
-    assert losses["0.2"] == pytest.approx(0.9 * right + 0.1 * wrong, rel=1e-5)
-
-
-def test_best_epoch_has_the_best_auc_and_its_weights_are_kept(faces, tmp_path, monkeypatch):
-    aucs = iter([0.6, 0.9, 0.7])
-    seen = []
-
-    def validate(args, data, detector, dtype):
-        seen.append({key: value.clone() for key, value in detector.state_dict().items()})
-        return {"valid_loss": 0.5, "valid_auc": next(aucs)}
-
-    monkeypatch.setattr(train, "validate", validate)
-    train.main([*TINY, "--data", str(faces), "--output-dir", str(tmp_path)])
-    best = load_checkpoint(tmp_path / "best.pt")
-    assert best["epoch"] == 2
-    assert_same(dict(best["state_dict"]), seen[1])
-    assert not torch.equal(seen[1]["head.weight"], seen[2]["head.weight"])
-
-
-def test_valid_auc_is_the_mean_over_data_sets(faces, tmp_path, monkeypatch):
-    other = shutil.copytree(faces, tmp_path / "other")
-    (other / "valid" / "real").rename(other / "valid" / "x")
-    (other / "valid" / "fake").rename(other / "valid" / "real")
-    (other / "valid" / "x").rename(other / "valid" / "fake")
-    argv = [*TINY, "--epochs", "1", "--data", str(faces), str(other), "--output-dir", str(tmp_path / "run")]
-    assert train.main(argv)["history"][0]["valid_auc"] == pytest.approx(0.5)  # AUC and 1 - AUC
+# What a run writes
 
 
 def test_same_seed_same_bits_and_thresholds_do_not_look_at_the_test_labels(faces, whole_run, tmp_path, capsys):
@@ -482,6 +378,11 @@ def test_same_seed_same_bits_and_thresholds_do_not_look_at_the_test_labels(faces
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("test faces n_real=12 n_fake=12 auc=")
     assert lines[-1] == f"checkpoint {result['checkpoint']}"
+
+
+def weights_of(folder: Path) -> torch.Tensor:
+    state = load_checkpoint(folder / "last.pt")["state_dict"]
+    return torch.cat([value.flatten() for value in state.values()])
 
 
 def test_another_seed_gives_another_model(faces, whole_run, tmp_path):
@@ -514,14 +415,3 @@ def test_failed_save_leaves_the_old_checkpoint_whole(tmp_path, whole_run, monkey
         save_checkpoint(tmp_path / "best.pt", {"state_dict": {}})
     assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
     assert (tmp_path / "best.pt").read_bytes() == before
-
-
-def test_held_out_images_are_neither_trained_on_nor_repeated(tmp_path, faces):
-    from datasets.splits import open_training_data
-
-    shutil.copytree(faces / "train", tmp_path / "flat")
-    data = open_training_data([f"{tmp_path / 'flat'}@repeat=3"])
-    trained, held_out = ([record.path for record in part[0].records] for part in (data.train, data.valid))
-    assert not set(trained) & set(held_out)
-    assert len(held_out) == len(set(held_out)) and len(trained) == 3 * len(set(trained))
-    assert len(set(trained)) + len(held_out) == 48 and data.test == []

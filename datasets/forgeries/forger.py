@@ -149,16 +149,10 @@ class Forger:
         return self.decoder if self.decoder and name == DECODER else FORGERIES[name]
 
 
-def make_forger(names: str, share: float, decoder: Forgery | None = None) -> Forger:
-    """Return the forger for the text ``blend,splice``; ``decoder`` is a trained forgery of that name.
-
-    Raises:
-        UserError: a name is unknown, or the decoder is not among the names.
-    """
+def make_forger(names: str, share: float) -> Forger:
+    """Return the forger for the text ``blend,splice``. Raises UserError if a name is unknown."""
     chosen = tuple(names.split(","))
     for name in chosen:
         if name not in KINDS:
             raise UserError(f"expected --forgeries of {', '.join(KINDS)}, got {name!r}{closest(name, KINDS)}")
-    if decoder and DECODER not in chosen:
-        raise UserError(f"expected {DECODER} among --forgeries with --forgery-decoder, got {names}; add it")
-    return Forger(chosen, share, decoder)
+    return Forger(chosen, share)

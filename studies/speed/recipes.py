@@ -2,20 +2,20 @@
 
   python -m studies.speed.recipes --data data/140k@limit=128
 
-Each recipe of the README trains for one epoch on the given images, from random weights: the arithmetic is the same.
-The figure is the images/s that train.py logs; hours are 100,000 training images times the recipe's epochs by that.
+Each recipe of the README trains for one epoch on the given images. It starts from random weights, which does not change
+the speed. The result is the images/s that train.py logs, and from it the hours for 100,000 training images and all
+epochs of the recipe.
 """
 
 from __future__ import annotations
 
 import csv
-import shlex
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import train
-from utils.args import int_in, make_parser, run_script
+from utils.args import command_line, int_in, make_parser, run_script
 from utils.files import write_json
 from utils.runtime import git_commit, hardware
 
@@ -29,7 +29,7 @@ RECIPES = {
 }
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Time every recipe and write the results file."""
     parser = make_parser(__doc__, "python -m studies.speed.recipes")
     parser.add_argument("--data", default="demo@n=240,size=256", metavar="SPEC")
@@ -45,27 +45,18 @@ def main(argv=None) -> dict:
             train.main([*flags, *once])
             with (Path(folder) / "log.csv").open() as file:
                 rate = float(next(csv.DictReader(file))["images_per_second"])
-        hours = N_TRAIN * epochs / rate / 3600
-        summary += [
-            {"what": f"train.py, recipe {name}", "value": rate, "range": [rate, rate], "unit": "images/s"},
-            {
-                "what": f"recipe {name}, {epochs} epochs of the 140k set",
-                "value": hours,
-                "range": [hours, hours],
-                "unit": "hours, estimated",
-            },
-        ]
-    command = shlex.join(["python", "-m", "studies.speed.recipes", *(sys.argv[1:] if argv is None else argv)])
-    write_json(
-        args.output,
-        {
-            "command": command,
-            "batch_size": args.batch_size,
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-            "summary": summary,
-        },
-    )
+        for what, value, unit in (
+            (f"train.py, recipe {name}", rate, "images/s"),
+            (f"recipe {name}, {epochs} epochs of the 140k set", N_TRAIN * epochs / rate / 3600, "hours, estimated"),
+        ):
+            summary.append({"what": what, "value": value, "range": [value, value], "unit": unit})
+    facts = {
+        "command": command_line("-m studies.speed.recipes", argv),
+        "batch_size": args.batch_size,
+        "hardware": hardware(),
+        "git_commit": git_commit(),
+    }
+    write_json(args.output, {**facts, "summary": summary})
     return {"summary": summary}
 
 

@@ -1,8 +1,8 @@
-"""How long the scripts take to answer --help and to refuse a wrong command.
+"""The time that the scripts take to print --help and to reject a wrong command.
 
   python -m studies.speed.startup
 
-Starts each command several times as a new process and writes median and range in seconds.
+Starts each command several times as a new process and writes the median and the range in seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from utils.args import int_in, make_parser, run_script
 from utils.files import ROOT, write_json
@@ -22,7 +23,7 @@ COMMANDS = [
     ["predict.py", "--help"],
     ["ensemble.py", "--help"],
     ["audit.py", "--help"],
-    ["model_table.py", "--help"],
+    ["-m", "studies.model_table", "--help"],
     ["train.py", "--epochs", "many"],
     ["train.py", "--model", "efficientnet_bO"],
     ["train.py", "--data", "nowhere"],
@@ -30,11 +31,11 @@ COMMANDS = [
     ["predict.py", "--checkpoint", "absent.pt", "x.jpg"],
     ["ensemble.py", "--checkpoint", "absent.pt", "--output-dir", "x"],
     ["audit.py", "--data", "nowhere"],
-    ["model_table.py", "--models", "resnet999"],
+    ["-m", "studies.model_table", "--models", "resnet999"],
 ]
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Time every command and write the results file."""
     parser = make_parser(__doc__, "python -m studies.speed.startup")
     parser.add_argument("--repeats", type=int_in(1), default=5)
@@ -56,16 +57,8 @@ def main(argv=None) -> dict:
             }
         )
         print(f"{rows[-1]['seconds_median']:.2f} s  {rows[-1]['command']}")
-    write_json(
-        args.output,
-        {
-            "command": "python -m studies.speed.startup",
-            "repeats": args.repeats,
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-            "rows": rows,
-        },
-    )
+    facts = {"command": "python -m studies.speed.startup", "repeats": args.repeats}
+    write_json(args.output, {**facts, "hardware": hardware(), "git_commit": git_commit(), "rows": rows})
     return {"rows": rows}
 
 

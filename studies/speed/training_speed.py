@@ -1,18 +1,19 @@
-"""Training speed of train.py against a bare PyTorch loop over images that are already in memory.
+"""Training speed of train.py against a bare PyTorch loop over images in memory.
 
   python -m studies.speed.training_speed --data data/140k@limit=256
 
-Both run in one process, with the same model, batch size, precision, crop and optimiser, in turns; the first turn of
-each is thrown away. The bare loop crops and flips with numpy slices and does nothing else; train.py reads files
-(decoded once, then kept), augments with albumentations, averages weights and clips gradients. The figure is the
-ratio of their images/s, turn by turn: its median and its range.
+Both loops run in one process, in turns, with the same model, batch size, precision, crop and optimiser. The first turn
+of each is a warm-up. The bare loop crops and flips with numpy slices and does nothing else; train.py reads files
+(decoded once, then kept), augments with albumentations, averages weights and clips gradients. The result is the ratio
+of their images/s per turn: its median and its range.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,15 +22,25 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import train
 from datasets.images import read_image
 from datasets.splits import open_training_data
+from models.detector import Detector
 from models.registry import create_model
 from utils.args import make_parser, run_script
 from utils.files import write_json
 from utils.runtime import autocast, git_commit, hardware, versions
+from utils.training.recipe import make_recipe
+from utils.training.setup import build_detector, prepare
 
 
-def bare_epoch(model, optimizer, images: np.ndarray, labels: np.ndarray, batch_size: int, crop: int, dtype) -> float:
-    """One epoch of the plainest loop; returns images/s."""
-    device = torch.device("cpu")
+def bare_epoch(
+    model: Detector,
+    optimizer: torch.optim.Optimizer,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    crop: int,
+    dtype: torch.dtype,
+) -> float:
+    """Run one epoch of a minimal loop; returns images/s."""
     started = time.perf_counter()
     model.train()
     order = np.random.permutation(len(images))
@@ -42,7 +53,7 @@ def bare_epoch(model, optimizer, images: np.ndarray, labels: np.ndarray, batch_s
             batch = batch[:, :, ::-1]
         x = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2).float().div_(255)
         x = x.contiguous(memory_format=torch.channels_last)
-        with autocast(device, dtype):
+        with autocast(torch.device("cpu"), dtype):
             logits = model(x)
         loss = binary_cross_entropy_with_logits(logits.float(), torch.from_numpy(labels[chosen]))
         optimizer.zero_grad()
@@ -52,30 +63,29 @@ def bare_epoch(model, optimizer, images: np.ndarray, labels: np.ndarray, batch_s
 
 
 def measure(model_name: str, spec: str, crop: int, batch_size: int, repeats: int) -> dict:
-    """Run both loops in turns for one model; returns their images/s and the ratios."""
+    """Run both loops in turns for one model; returns images/s and ratios."""
     flags = ["--model", model_name, "--data", spec, "--image-size", str(crop), "--batch-size", str(batch_size)]
-    args = train.get_args_parser().parse_args([*flags, "--epochs", str(repeats + 1), "--device", "cpu"])
-    data = open_training_data(args.data)
-    records, device = data.train[0].records, torch.device("cpu")
-    detector = train.build_detector(args, records, device)
-    state, loader, dtype = train.prepare(args, detector, records, device)
+    recipe = make_recipe(vars(train.get_args_parser().parse_args([*flags, "--epochs", str(repeats + 1)])), "")
+    data, device = open_training_data(recipe.data), torch.device("cpu")
+    records = data.train_records
+    detector = build_detector(recipe, records, device)
+    state, loader = prepare(recipe, detector, data, Path("runs/training_speed"), device)
     images = np.stack([read_image(record.path) for record in records])
     labels = np.array([record.label for record in records], dtype=np.float32)
     bare = create_model(model_name).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(bare.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     ours, theirs = [], []
     for turn in range(repeats + 1):
-        theirs.append(bare_epoch(bare, optimizer, images, labels, batch_size, crop, dtype))
+        theirs.append(bare_epoch(bare, optimizer, images, labels, batch_size, crop, state.dtype))
         loader.sampler.epoch = turn
-        started = time.perf_counter()
-        _, count = train.train_epoch(args, state, loader, device, dtype, {})
-        ours.append(count / (time.perf_counter() - started))
+        epoch = train.train_epoch(recipe, state, loader, {})
+        ours.append(epoch.images / epoch.seconds)
     ratios = [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)]
     return {
         "model": model_name,
         "crop": crop,
         "batch_size": batch_size,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": str(state.dtype).removeprefix("torch."),
         "n_images": len(records),
         "turns": repeats,
         "train_py_images_per_s": statistics.median(ours[1:]),
@@ -85,30 +95,20 @@ def measure(model_name: str, spec: str, crop: int, batch_size: int, repeats: int
     }
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Measure each model and write the results file."""
     parser = make_parser(__doc__, "python -m studies.speed.training_speed")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", default="demo", metavar="SPEC", help="images of one size, at least crop px")
     parser.add_argument("--models", nargs="+", default=["cnn", "tf_efficientnet_b0"])
     parser.add_argument("--crop", type=int, default=224, help="px")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5, help="counted turns of each loop")
+    parser.add_argument("--repeats", type=int, default=5, help="measured turns of each loop")
     parser.add_argument("--output", default="results/benchmarks/training_speed.json")
     args = parser.parse_args(argv)
     rows = [measure(model, args.data, args.crop, args.batch_size, args.repeats) for model in args.models]
     command = f"python -m studies.speed.training_speed --data {args.data} --crop {args.crop} --repeats {args.repeats}"
-    write_json(
-        args.output,
-        {
-            "command": command,
-            "hardware": hardware(),
-            "threads": torch.get_num_threads(),
-            "git_commit": git_commit(),
-            "versions": versions(),
-            "rows": rows,
-        },
-    )
+    system = {"hardware": hardware(), "threads": torch.get_num_threads(), "git_commit": git_commit()}
+    write_json(args.output, {"command": command, **system, "versions": versions(), "rows": rows})
     for row in rows:
         print(
             f"{row['model']}: {row['train_py_images_per_s']:.1f} images/s, bare loop "

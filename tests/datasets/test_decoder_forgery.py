@@ -1,7 +1,6 @@
 """The forgery `decoder`: what it promises like all others, its traces, its training, and the file that a run keeps."""
 
 import pickle
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ from models.detector import count_parameters
 from models.registry import list_models
 from tests.conftest import write_image
 from utils.errors import UserError
-from utils.training import forgery_decoder
+from utils.training import forgery_decoder, setup
 from utils.training.forgery_decoder import load_decoder, random_window, train_decoder, with_decoder
 
 SEEDS = range(6)
@@ -181,8 +180,12 @@ def test_a_forger_without_it_is_left_as_it_is(tmp_path):
 
 def test_a_run_keeps_its_decoder_and_resumes_with_it(image_folder, tmp_path, monkeypatch):
     forgers = []
-    prepare = train.prepare
-    monkeypatch.setattr(train, "prepare", lambda *args: (forgers.append(args[4]), prepare(*args))[1])
+
+    def spy(*args, **options):
+        forgers.append(with_decoder(*args, **options))
+        return forgers[-1]
+
+    monkeypatch.setattr(setup, "with_decoder", spy)
     monkeypatch.setattr(forgery_decoder, "STEPS", 5)
     flags = ["--data", str(image_folder), "--model-args", "width=4", "--image-size", "32", "--batch-size", "8"]
     flags += ["--workers", "0", "--threads", "1", "--calibration", "none", "--epochs", "2"]
@@ -203,25 +206,21 @@ def test_a_run_keeps_its_decoder_and_resumes_with_it(image_folder, tmp_path, mon
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "empty", "other weights"])
-def test_a_wrong_file_is_one_line(kind, tmp_path, trained):
+def test_a_wrong_file_is_one_line(kind, tmp_path):
     file = tmp_path / "decoder.pt"
     if kind == "other weights":
         torch.save({"weight": torch.zeros(3)}, file)
     elif kind != "missing":
         file.write_bytes(b"text" if kind == "text" else b"")
-    flags = ["--forgery-decoder", str(file), "--output-dir", str(tmp_path / "run")]
     with pytest.raises(UserError, match=r"expected .*decoder\.pt") as caught:
-        train.main(["--forgeries", "decoder", *flags])
+        load_decoder(file)
     assert "\n" not in str(caught.value)
-    assert not Path(tmp_path / "run").exists()
-    with pytest.raises(UserError, match="expected decoder among --forgeries"):
-        make_forger("blend", 0.5, trained)
 
 
-def test_a_saved_decoder_reads_back_and_serves_another_run(trained, records, tmp_path):
-    with_decoder(Forger(("decoder",), 0.5, trained), records, tmp_path / "first", 0, False)
-    other = make_forger("decoder", 0.5, load_decoder(tmp_path / "first" / "decoder.pt"))
-    kept = with_decoder(other, [], tmp_path / "second", 1, False)  # of no images nothing could be learnt
+def test_a_saved_decoder_reads_back(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(forgery_decoder, "STEPS", 2)
+    forger = make_forger("decoder", 0.5)
+    first = with_decoder(forger, records, tmp_path, 0, False).decoder
+    resumed = with_decoder(forger, [], tmp_path, 0, True).decoder
     image = photographs(records)[2]
-    assert np.array_equal(forge(kept.decoder, image), forge(trained, image))
-    assert np.array_equal(forge(load_decoder(tmp_path / "second" / "decoder.pt"), image), forge(trained, image))
+    assert np.array_equal(forge(first, image), forge(resumed, image))

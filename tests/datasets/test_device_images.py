@@ -1,5 +1,7 @@
 """Training images in the memory of the device: the same batches as from the host, and when that cannot be."""
 
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
@@ -88,6 +90,7 @@ def test_training_from_the_device_gives_the_same_weights(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     weights = []
     for place in ("host", "device"):
+        monkeypatch.setattr("utils.training.setup.make_training_loader", partial(make_training_loader, place=place))
         train.main(
             [
                 "--data",
@@ -104,8 +107,6 @@ def test_training_from_the_device_gives_the_same_weights(tmp_path, monkeypatch, 
                 "32",
                 "--threads",
                 "1",
-                "--images-in",
-                place,
                 "--output-dir",
                 place,
             ]

@@ -48,7 +48,7 @@ def faces(tmp_path_factory) -> Path:
 
 def flags_of(model: str, faces: Path, folder: Path, *model_args: str) -> list[str]:
     arguments = ["features=color", *SMALL[model], *model_args]
-    flags = f"--data {faces} --image-size 32 --device cpu --output-dir {folder} --feature-cache {folder.parent}/cache"
+    flags = f"--data {faces} --image-size 32 --device cpu --output-dir {folder} --cache {folder.parent}/cache"
     return ["--model", model, "--model-args", *arguments, *flags.split()]
 
 

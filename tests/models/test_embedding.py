@@ -17,7 +17,7 @@ from utils.errors import UserError
 def embed(source, folder: Path, output: Path, *flags: str) -> str:
     argv = ["--model", "logistic_regression", "--model-args", f"features=embedding:{source}", "--data", str(folder)]
     argv += ["--image-size", "32", "--device", "cpu", "--output-dir", str(output)]
-    return train.main([*argv, "--feature-cache", str(output.parent / "cache"), *flags])["checkpoint"]
+    return train.main([*argv, "--cache", str(output.parent / "cache"), *flags])["checkpoint"]
 
 
 def test_an_embedding_of_a_checkpoint_needs_that_checkpoint_no_more(image_folder, tiny_checkpoint, tmp_path):
@@ -84,7 +84,7 @@ def test_an_embedding_of_fixed_size_keeps_that_size(image_folder, tmp_path):
     file = tmp_path / "best.pt"
     save_checkpoint(file, {**description, "state_dict": network.state_dict(), "thresholds": None, "calibration": None})
     argv = ["--model", "logistic_regression", "--model-args", f"features=embedding:{file}", "--data", str(image_folder)]
-    argv += ["--output-dir", str(tmp_path / "run"), "--feature-cache", str(tmp_path / "cache"), "--device", "cpu"]
+    argv += ["--output-dir", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
     assert load_checkpoint(train.main(argv)["checkpoint"])["geometry"]["size"] == 64
 
 

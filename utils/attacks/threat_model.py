@@ -11,7 +11,6 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from utils.args import float_in, int_in
 from utils.errors import UserError, closest
 
 METHODS_DIR = Path(__file__).with_name("methods")
@@ -85,14 +84,3 @@ def check_linf_eps(value: float, flag: str = "--eps") -> None:
     """Raise UserError for an L-infinity size above 1, which was probably meant in grey levels."""
     if value > 1:
         raise UserError(f"expected {flag} in [0, 1] (pixel units), got {value:g}; did you mean {value:g}/255?")
-
-
-def add_adversarial_group(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of adversarial training to the parser of train.py."""
-    group = parser.add_argument_group("adversarial training")
-    group.add_argument("--adversarial", choices=("fgsm", "pgd", "trades"), help="attack the training images (Linf)")
-    group.add_argument("--adv-eps", type=parse_size, default=2 / 255, help="pixel units (default: 2/255)")
-    group.add_argument("--adv-steps", type=int_in(1, 100), default=3, help="of pgd and trades (default: 3)")
-    group.add_argument("--adv-ramp", type=float_in(0, 1), default=0.3, help="share of the run in which eps rises")
-    group.add_argument("--adv-clean-share", type=float_in(0, 0.9), default=0.3, help="of each batch (fgsm, pgd)")
-    group.add_argument("--trades-beta", type=float_in(0, 100), default=3.0, help="weight of robustness (default: 3)")

@@ -1,4 +1,4 @@
-"""What is made of a finished study: table and figures of its trials, and the best settings against the default ones."""
+"""Tables and figures of a finished study: its trials, and the best settings against the default ones."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.figures import GREY, PALETTE, interval_bar_figure, legend_below, new_figure, save_figure, styled
-from utils.files import atomic_write_text
+from utils.files import atomic_write_text, write_json
+from utils.runtime import git_commit, hardware, versions
 from utils.search.study import import_optuna
 from utils.tables import csv_table, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from optuna import Study
+    from optuna.trial import FrozenTrial
 
 CONFIRMATION_COLUMNS = [
     ("setting", "Setting"),
@@ -31,14 +34,14 @@ CONFIRMATION_COLUMNS = [
 ]
 
 
-def finished_trials(study: Any) -> list[Any]:
-    """The completed and pruned trials in the order of their numbers."""
+def finished_trials(study: Study) -> list[FrozenTrial]:
+    """Return the completed and pruned trials in the order of their numbers."""
     trials = study.get_trials(deepcopy=False)
     return sorted((t for t in trials if t.state.name in ("COMPLETE", "PRUNED")), key=lambda trial: trial.number)
 
 
-def trial_rows(study: Any) -> list[dict[str, Any]]:
-    """One row per finished trial; the value of a pruned one is the best that it had reached."""
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """Return one row per finished trial; the value of a pruned trial is the best one that it reached."""
     return [
         {
             "trial": trial.number,
@@ -53,19 +56,19 @@ def trial_rows(study: Any) -> list[dict[str, Any]]:
     ]
 
 
-def reached(trial: Any) -> float | None:
-    """Validation AUC of a trial, None if it failed before its first epoch."""
+def reached(trial: FrozenTrial) -> float | None:
+    """Return the validation AUC of a trial, None if it failed in its first epoch."""
     return trial.value if trial.value is not None else max(trial.intermediate_values.values(), default=None)
 
 
-def write_trials(study: Any, names: Sequence[str], folder: Path) -> None:
-    """Write trials.csv, history.pdf/.png and, where it can be told, importance.csv/.pdf/.png."""
+def write_trials(study: Study, names: Sequence[str], folder: Path) -> None:
+    """Write trials.csv, history.pdf and .png, and importance.csv, .pdf and .png if there are enough trials."""
     keys = ("trial", "state", "valid_auc", "epochs", "seconds", *names, "error")
     atomic_write_text(folder / "trials.csv", csv_table(trial_rows(study), [(key, key) for key in keys]))
     save_figure(history_figure(study), folder / "history")
     shares = importance(study)
     if not shares:
-        print("importance is left out: it takes several completed trials of different values", file=sys.stderr)
+        print("no importance figure: it needs at least four completed trials of different values", file=sys.stderr)
         return
     table = [{"setting": name, "importance": share} for name, share in shares.items()]
     columns = [("setting", "setting"), ("importance", "importance")]
@@ -74,31 +77,23 @@ def write_trials(study: Any, names: Sequence[str], folder: Path) -> None:
     save_figure(figure, folder / "importance")
 
 
-def importance(study: Any) -> dict[str, float]:
-    """Share of each setting in the variance of the completed trials, largest first; {} if they are too few.
+def importance(study: Study) -> dict[str, float]:
+    """Return the share of each setting in the variance of the completed trials, largest first; {} if there are too few.
 
-    Hutter et al., "An efficient approach for assessing hyperparameter importance" (fANOVA), ICML 2014. Settings that
-    depend on others are judged on the trials that have them, and their shares scaled to all others' afterwards.
+    Hutter et al., "An efficient approach for assessing hyperparameter importance" (fANOVA), ICML 2014.
     """
     optuna = import_optuna()
     complete = [trial for trial in finished_trials(study) if trial.state.name == "COMPLETE"]
     if len({trial.value for trial in complete}) < 4:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    everywhere = set.intersection(*(set(trial.params) for trial in complete))
-    shares = dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    for name in sorted({name for trial in complete for name in trial.params} - everywhere):
-        having = [trial for trial in complete if name in trial.params]
-        if len({trial.value for trial in having}) >= 4:
-            part = optuna.importance.get_param_importances(study, evaluator=evaluator, params=[*everywhere, name])
-            shares[name] = part.get(name, 0.0)
-    total = sum(shares.values())
-    return dict(sorted(((k, v / total) for k, v in shares.items()), key=lambda item: -item[1])) if total else {}
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return dict(shares) if sum(shares.values()) else {}
 
 
 @styled
-def history_figure(study: Any) -> Figure:
-    """Validation AUC of every trial by its number, the best so far, and the default settings as a line."""
+def history_figure(study: Study) -> Figure:
+    """Plot the validation AUC of each trial, the best so far, and the default settings as a line."""
     from matplotlib.ticker import MaxNLocator
 
     trials = [(trial, value) for trial in finished_trials(study) if (value := reached(trial)) is not None]
@@ -106,14 +101,8 @@ def history_figure(study: Any) -> Figure:
     for state, marker, colour in (("COMPLETE", "o", PALETTE[0]), ("PRUNED", "X", PALETTE[4])):
         points = [(trial.number, value) for trial, value in trials if trial.state.name == state]
         if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                linestyle="none",
-                marker=marker,
-                color=colour,
-                label=state.lower(),
-                markersize=7,
-            )
+            style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 7}
+            axes.plot(*zip(*points, strict=True), label=state.lower(), **style)
     complete = [(trial.number, value) for trial, value in trials if trial.state.name == "COMPLETE"]
     if complete:
         numbers, values = zip(*complete, strict=True)
@@ -127,11 +116,10 @@ def history_figure(study: Any) -> Figure:
 
 
 def confirmation_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds, per setting and data set.
+    """Return the mean and standard deviation over the seeds, per setting and dataset.
 
     Args:
-        results: one per run: ``setting``, ``seed`` and ``figures``, a list of ``{"dataset", "valid_auc", "test_auc",
-            "test_acc"}``.
+        results: one per run: ``setting``, ``seed`` and ``figures``, see :func:`figures_of`.
     """
     rows = []
     keys = dict.fromkeys((run["setting"], entry["dataset"]) for run in results for entry in run["figures"])
@@ -146,7 +134,41 @@ def confirmation_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     return rows
 
 
-def write_confirmation(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write confirmation.csv, .md and .tex."""
-    caption = "Best and default settings, retrained with seeds that the search did not use; mean and deviation."
-    write_table(rows, CONFIRMATION_COLUMNS, folder / "confirmation", caption)
+def valid_auc(checkpoint: Mapping[str, Any]) -> float:
+    """Return the mean validation AUC over the datasets that hold both classes."""
+    return statistics.fmean(row["auc"] for row in checkpoint["metrics"]["valid"] if row["auc"] is not None)
+
+
+def figures_of(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the validation and test figures of a run: ``dataset``, ``valid_auc``, ``test_auc``, ``test_acc``."""
+    tests = {row["dataset"]: row for row in checkpoint["metrics"]["test"]}
+    return [
+        {
+            "dataset": row["dataset"],
+            "valid_auc": row["auc"],
+            "test_auc": tests.get(row["dataset"], {}).get("auc"),
+            "test_acc": tests.get(row["dataset"], {}).get("acc"),
+        }
+        for row in checkpoint["metrics"]["valid"]
+    ]
+
+
+def write_report(
+    study: Study,
+    best: FrozenTrial,
+    names: Sequence[str],
+    results: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Write the tables and figures of a study with ``facts`` about it, and print the confirmation; returns its rows."""
+    write_trials(study, names, folder)
+    rows = confirmation_rows(results)
+    if rows:
+        caption = "Best and default settings, retrained with seeds that the search did not use; mean and deviation."
+        write_table(rows, CONFIRMATION_COLUMNS, folder / "confirmation", caption)
+        print((folder / "confirmation.md").read_text(encoding="utf-8").partition("\n\n")[2], end="")
+    found = {"n_trials": len(finished_trials(study)), "best_trial": best.number, "best": best.params}
+    system = {"hardware": hardware(), "git_commit": git_commit(), "versions": versions()}
+    write_json(folder / "tune.json", {**facts, **found, "best_valid_auc": best.value, **system, "confirmation": rows})
+    return rows

@@ -1,4 +1,4 @@
-"""What tune.py may vary: which settings a model has is read off the model, so that a new one needs no entry here."""
+"""The search space of tune.py, derived from the model, so that a new model needs no entry here."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     from models.detector import Detector
 
 BANKS = ("spectrum", "dct", "srm", "lbp", "color")
-CROP_STEP = 32  # px; every backbone halves its input at most five times
+CROP_STEP = 32  # px; backbones halve their input at most five times
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One setting: a list of ``choices``, or a range from ``low`` to ``high`` (whole numbers where both are).
+    """One setting: a list of ``choices``, or a range from ``low`` to ``high`` (integers if both are).
 
-    ``name`` is a flag of train.py without its dashes, or the name of an argument of the model if ``is_model_arg``.
-    Unless ``unless`` is None, the setting has no meaning, and is not drawn, while another one has a certain value.
+    ``name`` is a flag of train.py without dashes, or an argument of the model if ``is_model_arg``.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Dimension:
     high: float = 0
     log: bool = False
     is_model_arg: bool = False
-    unless: tuple[str, Any] | None = None
 
     def suggest(self, trial: optuna.Trial) -> Any:
         """Draw a value."""
@@ -43,7 +41,7 @@ class Dimension:
         return trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
     def describe(self) -> str:
-        """The setting in words, for messages and for comparing one search space with another."""
+        """Describe the setting, to compare one search space with another."""
         if self.choices:
             return f"{self.name} of {', '.join(map(str, self.choices))}"
         return f"{self.name} in [{self.low:g}, {self.high:g}]{' (log)' if self.log else ''}"
@@ -51,7 +49,7 @@ class Dimension:
 
 Space = Sequence[Dimension]
 
-# Arguments of models, whatever the model; the default is the model's own.
+# Arguments that any model may have, with its own default.
 MODEL_ARGUMENTS: dict[str, dict[str, Any]] = {
     "dropout": {"low": 0.0, "high": 0.6},
     "trees": {"low": 100, "high": 800, "log": True},
@@ -60,19 +58,18 @@ MODEL_ARGUMENTS: dict[str, dict[str, Any]] = {
     "learning_rate": {"low": 0.01, "high": 0.2, "log": True},
     "c": {"low": 1e-4, "high": 1.0, "log": True},
 }
-FOREST_DEPTHS, BOOSTING_DEPTHS = (0, 4, 8, 16, 32), (1, 2, 3, 4, 6)  # a forest's 0 is no limit
+FOREST_DEPTHS, BOOSTING_DEPTHS = (0, 4, 8, 16, 32), (1, 2, 3, 4, 6)  # 0: unlimited
 
 
 def build_space(
     detector: Detector, arguments: Mapping[str, Any], size: int, is_pretrained: bool, n_stages: int
 ) -> list[Dimension]:
-    """List all settings of a model; a setting comes after the one that it depends on.
+    """List all settings of a model.
 
     Args:
-        detector: classical detectors have ``fit`` and no gradient steps.
         arguments: names and defaults of the model's arguments.
-        size: side of its input in px.
-        n_stages: of its backbone, which can be frozen one by one.
+        size: input size in px.
+        n_stages: number of stages of the backbone, for freezing.
     """
     own = [
         Dimension(name, arguments[name], is_model_arg=True, **settings)
@@ -93,11 +90,7 @@ def build_space(
         space.append(Dimension("train-size", size, sides))
     if is_pretrained:
         frozen = tuple(str(n) for n in sorted({n_stages // 3, 2 * n_stages // 3} - {0, n_stages}))
-        space += [
-            Dimension("freeze", "none", ("none", *frozen, "backbone")),
-            Dimension("layer-decay", 1.0, low=0.6, high=1.0, unless=("freeze", "backbone")),
-            Dimension("head-lr", 1.0, low=1.0, high=20.0, log=True, unless=("freeze", "backbone")),
-        ]
+        space.append(Dimension("freeze", "none", ("none", *frozen, "backbone")))
     return space + own
 
 
@@ -105,7 +98,7 @@ def narrow_space(space: Space, wanted: Sequence[str], fixed: Sequence[str]) -> l
     """Keep the ``wanted`` settings (all if none is named) without those that are ``fixed`` on the command line.
 
     Raises:
-        UserError: a name is no setting of this model, or nothing is left.
+        UserError: the model lacks a setting, or none is left.
     """
     names = [dimension.name for dimension in space]
     unknown = [name for name in wanted if name not in names]
@@ -113,31 +106,29 @@ def narrow_space(space: Space, wanted: Sequence[str], fixed: Sequence[str]) -> l
         raise UserError(f"expected --search of {', '.join(names)} for this model, got {', '.join(unknown)}")
     kept = [d for d in space if (not wanted or d.name in wanted) and d.name not in fixed]
     if not kept:
-        raise UserError(f"expected a setting that is not fixed already (of {', '.join(names)}), found none to search")
+        raise UserError(
+            f"expected a setting to search that the flags do not fix ({', '.join(names)}), found none to search"
+        )
     return kept
 
 
 def draw(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """Draw a value of every setting that has a meaning beside the values drawn before it."""
-    values: dict[str, Any] = {}
-    for dimension in space:
-        if dimension.unless is None or values.get(dimension.unless[0]) != dimension.unless[1]:
-            values[dimension.name] = dimension.suggest(trial)
-    return values
+    """Draw a value of every setting."""
+    return {dimension.name: dimension.suggest(trial) for dimension in space}
 
 
 def default_values(space: Space) -> dict[str, Any]:
-    """What train.py would do without being told; these values are the first trial."""
+    """Return the defaults of train.py and the model, which are the first trial."""
     return {dimension.name: dimension.default for dimension in space}
 
 
 def to_flags(values: Mapping[str, Any], space: Space, model_args: Mapping[str, Any]) -> list[str]:
-    """Write values as flags of train.py, together with the ``model_args`` that are not searched."""
+    """Turn values and the fixed ``model_args`` into flags of train.py."""
     flags: list[str] = []
     arguments = dict(model_args)
     own = {dimension.name for dimension in space if dimension.is_model_arg}
     banks = {bank: values[bank] for bank in BANKS if bank in values}
-    if banks:  # without any bank there is nothing to learn from: that draw means all of them
+    if banks:  # a draw without any bank means all of them
         chosen = [bank for bank in BANKS if banks.get(bank, True)] or list(BANKS)
         arguments["features"] = ",".join(chosen)
     for name, value in values.items():

@@ -1,7 +1,7 @@
-"""The Optuna study behind tune.py: storage, and trials that survive the processes that ran them.
+"""The Optuna study behind tune.py, shared by any number of worker processes.
 
-A worker is one process; any number of them may share a study. Each trial notes who runs it. A trial whose process
-has died, here or (by a missing heartbeat) on another machine, is marked as failed, and its settings are queued again.
+Each trial records its worker. If the worker dies, on this machine or (by a missing heartbeat) on another one, the trial
+is marked as failed and its settings are queued again.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 
 from utils.errors import UserError
 
-HEARTBEAT, GRACE = 60, 300  # seconds between signs of life, and without any before a trial counts as abandoned
+HEARTBEAT, GRACE = 60, 300  # seconds between heartbeats, and without one before a trial counts as abandoned
 CONNECT_TIMEOUT = 10  # seconds
-STARTUP_TRIALS = 10  # random ones, before the estimator has something to go by
+STARTUP_TRIALS = 10  # random trials before the estimator starts
 REDUCTION = 3  # one trial in three is promoted at each rung of successive halving
-DEFAULT_TRIAL = -1  # what the trial with the default settings is a "retry" of
+DEFAULT_TRIAL = -1  # key of the trial with the default settings
 
 
 class SurplusTrialError(Exception):
-    """Ends a trial that two workers began at the same moment where only one was missing."""
+    """Ends a trial that is one too many, because two workers started at the same moment."""
 
 
 def import_optuna() -> Any:
-    """Import Optuna, quiet about everything but errors.
+    """Import Optuna and silence its log.
 
     Raises:
         UserError: it is not installed.
@@ -43,14 +43,14 @@ def import_optuna() -> Any:
 
 
 def open_study(url: str, name: str, setting: Mapping[str, Any], seed: int) -> Any:
-    """Create or continue a study; the first trial gets the default settings.
+    """Create or resume a study.
 
     Args:
         url: an SQLAlchemy URL, such as ``sqlite:///study.db``.
-        setting: plain values that decide what a trial means; a study never mixes trials of two settings.
+        setting: plain values that decide the value of a trial; a study never mixes trials of two settings.
 
     Raises:
-        UserError: the storage cannot be reached, or the study there was made with another setting.
+        UserError: the storage cannot be reached, or the study exists with another setting.
     """
     optuna = import_optuna()
     wait = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": CONNECT_TIMEOUT}
@@ -66,7 +66,7 @@ def open_study(url: str, name: str, setting: Mapping[str, Any], seed: int) -> An
             sampler=make_sampler(seed),
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
         )
-    except Exception as error:  # every database driver has exceptions of its own
+    except Exception as error:  # each database driver has different exceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"expected --storage with a database that can be reached, got {url!r}: {reason}") from None
     known = study.user_attrs.get("setting")
@@ -76,18 +76,18 @@ def open_study(url: str, name: str, setting: Mapping[str, Any], seed: int) -> An
         differing = [key for key in {**found, **setting} if found.get(key) != setting.get(key)]
         key = differing[0]
         raise UserError(
-            f"expected the study {name!r} to be continued as it was begun, but {', '.join(differing)} differ "
+            f"expected the flags of the study {name!r}, but {', '.join(differing)} differ "
             f"({key}: {found.get(key)} then, {setting.get(key)} now); choose another --output-dir or --name"
         )
     return study
 
 
 def make_sampler(seed: int) -> Any:
-    """A tree-structured Parzen estimator whose draws depend on the seed and the trial's number, not on the process.
+    """Return a tree-structured Parzen estimator whose draws depend on the seed and the trial's number only.
 
-    A study that was interrupted thus continues as it would have, and workers with the same seed do not repeat each
-    other. Bergstra et al., "Algorithms for hyper-parameter optimization", NeurIPS 2011; multivariate and grouped by
-    condition as in Falkner et al., BOHB, ICML 2018 (arXiv 1807.01774).
+    An interrupted study therefore resumes exactly, and workers with the same seed do not repeat each other. Bergstra et
+    al., "Algorithms for hyper-parameter optimization", NeurIPS 2011; multivariate as in Falkner et al., BOHB, ICML 2018
+    (arXiv 1807.01774).
     """
     base: Any = import_optuna().samplers
 
@@ -114,16 +114,16 @@ def make_sampler(seed: int) -> Any:
 
 
 def queue_once(study: Any, params: Mapping[str, Any], key: int, **attributes: Any) -> None:
-    """Queue settings unless a trial with this ``key`` exists; of two that slip in at once, one will be surplus."""
+    """Queue settings unless a trial with this ``key`` exists; if two workers queue them at once, one is surplus."""
     if all(trial.user_attrs.get("retry_of") != key for trial in study.get_trials(deepcopy=False)):
         study.enqueue_trial(dict(params), user_attrs={"retry_of": key, **attributes})
 
 
 def run_trials(study: Any, objective: Callable[[Any], float], n_trials: int) -> int:
-    """Run trials until ``n_trials`` are finished or taken by other workers; returns how many others still run.
+    """Run trials until ``n_trials`` are finished or running in other workers; returns how many still run there.
 
-    Finished means completed or pruned. ``objective`` gets the Optuna trial, whose user attribute ``run`` names the
-    trial that first had its settings.
+    Finished means completed or pruned. The user attribute ``run`` of a trial is the number of the first trial with its
+    settings.
     """
     optuna = import_optuna()
 
@@ -147,11 +147,11 @@ def run_trials(study: Any, objective: Callable[[Any], float], n_trials: int) -> 
         except SurplusTrialError:
             continue
         except optuna.exceptions.StorageInternalError as error:
-            raise UserError(f"expected --storage to stay within reach, but {error}; run the command again") from None
+            raise UserError(f"expected --storage to stay reachable, but {error}; run the command again") from None
 
 
 def is_surplus(study: Any, number: int, n_trials: int) -> bool:
-    """Whether a trial just begun is one too many; every worker comes to the same answer by the trials' numbers."""
+    """Tell whether a new trial is one too many; all workers agree, since the answer depends on the trials' numbers."""
     alive = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "FAIL"]
     seen: set[int] = set()
     counted = []
@@ -165,7 +165,7 @@ def is_surplus(study: Any, number: int, n_trials: int) -> bool:
 
 
 def requeue_interrupted(study: Any) -> None:
-    """Queue the settings of trials again whose process died or was interrupted, each once."""
+    """Queue the settings of trials whose process died or was interrupted again, each once."""
     trials = study.get_trials(deepcopy=False)
     for trial in trials:
         if trial.state.name == "RUNNING" and is_abandoned(trial):
@@ -180,16 +180,16 @@ def requeue_interrupted(study: Any) -> None:
 
 
 def is_abandoned(trial: Any) -> bool:
-    """Whether the process that ran a trial on this machine is gone; other machines are judged by their heartbeat."""
+    """Tell whether the process of a trial on this machine is gone; Optuna watches other machines by their heartbeat."""
     host, _, process = str(trial.user_attrs.get("owner", "")).rpartition(":")
-    if not process:  # killed between the first two writes of its life
+    if not process:  # killed before it recorded its owner
         return datetime.now() - (trial.datetime_start or datetime.now()) > timedelta(seconds=GRACE)
     if host != socket.gethostname() or int(process) == os.getpid():
-        return host == socket.gethostname()  # our own last trial, left behind by an exception
+        return host == socket.gethostname()  # our own last trial, which ended with an exception
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass
     return False

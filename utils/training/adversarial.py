@@ -1,14 +1,14 @@
 """Adversarial training that does not collapse: the loss of a batch, the probe of an epoch, and the guard.
 
-Collapse has two faces. Single-step training can overfit catastrophically: accuracy under FGSM stays high while PGD
-breaks every image (Wong, Rice, Kolter, "Fast is Better than Free: Revisiting Adversarial Training", ICLR 2020, arXiv
-2001.03994). And training can end at a constant answer. Against both, eps rises slowly from 0, a share of each batch
-stays clean, and after each epoch the validation images are attacked with PGD: :func:`has_collapsed` reads the figures.
+Single-step training can overfit catastrophically: accuracy under FGSM stays high while PGD breaks every image (Wong,
+Rice, Kolter, "Fast is Better than Free: Revisiting Adversarial Training", ICLR 2020, arXiv 2001.03994). Training can
+also end at a constant answer. To prevent both, eps rises slowly from 0 and a share of each batch stays clean. After
+each epoch, PGD attacks the validation images, and :func:`has_collapsed` reads the figures.
 
-Batch norm: the attack runs on the network in evaluation mode and leaves the running averages alone. The step then
-takes the clean and the attacked images of a batch through the network together, so there is one set of statistics, of
-the mixture, and it is the one that evaluation uses for both. At these eps the two halves have nearly the same
-statistics; a second set for attacked images (Xie et al., CVPR 2020, arXiv 1911.09665) would serve clean images only.
+Batch norm: the attack runs on the network in evaluation mode and does not touch the running averages. The clean and
+the attacked images of a batch then pass through the network together, so that there is one set of statistics, of the
+mixture, as in evaluation. A second set for attacked images (Xie et al., CVPR 2020, arXiv 1911.09665) would serve clean
+images only.
 """
 
 from __future__ import annotations
@@ -27,35 +27,38 @@ from utils.distributed import unwrap
 from utils.runtime import autocast
 from utils.training.state import TrainingState
 
-METHODS = ("fgsm", "pgd", "trades")
-FGSM_STEP = 1.25  # of eps: Wong et al. found that a full step to the corner overfits sooner
-FALLBACK_STEPS = 3  # of PGD once single-step training has collapsed
+RAMP = 0.3  # share of the run in which eps rises
+CLEAN_SHARE = 0.3  # of each batch for FGSM and PGD
+TRADES_BETA = 3.0
+FGSM_STEP = 1.25  # times eps: Wong et al. found that a full step to the corner overfits sooner
+FALLBACK_STEPS = 3  # of PGD after single-step training has collapsed
 PROBE_STEPS = 10
-MAX_CLEAN_LOSS = 0.6  # of an acceptable epoch; always saying 0.5 costs log 2 = 0.693
+MAX_CLEAN_LOSS = 0.6  # of an acceptable epoch; a constant 0.5 costs log 2 = 0.693
 MAX_DROP = 0.2  # of robust accuracy below its best, and of AUC, before a run counts as collapsed
-MAX_GAP = 0.6  # of accuracy between FGSM and PGD once eps has its full size; 0.4 is common without collapse
+MAX_GAP = 0.6  # between accuracy under FGSM and PGD at full eps; 0.4 is common without collapse
 
 
 @dataclass(frozen=True)
 class Adversary:
-    """How training images are attacked: ``steps`` of PGD, eps in pixel units (L-infinity), reached after ``ramp``.
+    """Attack on training images: ``steps`` of PGD within ``eps`` (L-infinity, pixel units).
 
-    ``clean_share`` of each batch is left alone; TRADES needs every image in both forms and weighs them by ``beta``.
+    ``eps`` rises during the first ``ramp`` of the run. ``clean_share`` of each batch is not attacked; TRADES instead
+    uses every image in both forms and weights robustness by ``beta``.
     """
 
     method: str
     eps: float
     steps: int
     ramp: float
-    clean_share: float
-    beta: float
+    clean_share: float = CLEAN_SHARE
+    beta: float = TRADES_BETA
 
     def current_eps(self, progress: float) -> float:
-        """The size at ``progress`` in [0, 1] of the run: it grows linearly over the first ``ramp`` of it."""
+        """Return eps at ``progress`` in [0, 1] of the run."""
         return self.eps * min(1.0, progress / self.ramp) if self.ramp else self.eps
 
     def loss(self, detector: Detector, x: Tensor, y: Tensor, progress: float, dtype: torch.dtype) -> Tensor:
-        """Mean loss of a batch: images ``(N, 3, H, W)`` in [0, 1] and targets ``(N,)``, which may be soft."""
+        """Return the mean loss of images ``(N, 3, H, W)`` in [0, 1] and targets ``(N,)``, which may be soft."""
         eps = self.current_eps(progress)
         if self.method == "trades":
             return self._trades_loss(detector, x, y, eps, dtype)
@@ -68,16 +71,16 @@ class Adversary:
     def _attack(self, detector: Detector, x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         alpha = FGSM_STEP * eps if self.method == "fgsm" else default_alpha(eps, self.steps)
         steps = 1 if self.method == "fgsm" else self.steps
-        detector = unwrap(detector)  # the gradient of an attack is nobody else's business
+        detector = unwrap(detector)  # the gradient of an attack is not shared between processes
         with attackable(detector):
             return pgd(DecisionLogit(detector, dtype=dtype), x, (y > 0.5).float(), eps, alpha=alpha, steps=steps)
 
     def _trades_loss(self, detector: Detector, x: Tensor, y: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        """Cross-entropy of the clean images plus beta times the divergence that an attack can cause.
+        """Return the clean cross-entropy plus beta times the divergence that an attack causes.
 
         Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019 (arXiv
-        1901.08573). Of one logit the divergence grows with the distance from the clean logit in either direction;
-        the attack takes the direction across the boundary, and starts at a random point of the ball.
+        1901.08573). With one logit, the divergence grows with the distance from the clean logit in both directions;
+        the attack moves across the decision boundary, from a random point of the ball.
         """
         with torch.no_grad(), attackable(unwrap(detector)):
             predicted = (DecisionLogit(unwrap(detector), dtype=dtype)(x) > 0).float()
@@ -89,30 +92,25 @@ class Adversary:
 
 
 def bernoulli_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """Kullback-Leibler divergence KL(p || q) of two coins given by their logits, ``(N,)``."""
+    """Return the Kullback-Leibler divergence KL(p || q) of Bernoulli distributions with these logits, ``(N,)``."""
     p = torch.sigmoid(p_logits)
     heads = F.logsigmoid(p_logits) - F.logsigmoid(q_logits)
     tails = F.logsigmoid(-p_logits) - F.logsigmoid(-q_logits)
     return p * heads + (1 - p) * tails
 
 
-def make_adversary(settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Adversary | None:
-    """The adversary of the next epoch from the flags of train.py; None for natural training.
+def make_adversary(
+    method: str | None, eps: float, steps: int, history: Sequence[Mapping[str, Any]]
+) -> Adversary | None:
+    """Return the adversary of the next epoch, None for natural training.
 
-    After a collapse in ``history`` single-step training goes on with PGD. The history alone decides, so a resumed run
-    goes on as the interrupted one would have.
+    After a collapse in ``history``, single-step training continues with PGD. This depends on the history alone, so a
+    resumed run does the same as an uninterrupted one.
     """
-    if not settings["adversarial"]:
+    if not method:
         return None
-    adversary = Adversary(
-        settings["adversarial"],
-        settings["adv_eps"],
-        settings["adv_steps"],
-        settings["adv_ramp"],
-        settings["adv_clean_share"],
-        settings["trades_beta"],
-    )
-    if adversary.method == "fgsm" and any(row["collapsed"] for row in history):
+    adversary = Adversary(method, eps, steps, RAMP)
+    if method == "fgsm" and any(row["collapsed"] for row in history):
         return replace(adversary, method="pgd", steps=FALLBACK_STEPS)
     return adversary
 
@@ -120,10 +118,10 @@ def make_adversary(settings: Mapping[str, Any], history: Sequence[Mapping[str, A
 def probe(
     detector: Detector, images: Tensor, labels: Tensor, eps: float, dtype: torch.dtype, batch_size: int, seed: int
 ) -> dict[str, float]:
-    """Accuracy at logit 0 under FGSM and under PGD with PROBE_STEPS steps: ``{"fgsm_acc", "pgd_acc"}``.
+    """Return the accuracy at logit 0 under FGSM and under PGD with PROBE_STEPS steps: ``{"fgsm_acc", "pgd_acc"}``.
 
-    FGSM is the one of training, with its random start: overfitting is to exactly this attack. The random numbers of the
-    training run are left as they were.
+    FGSM has a random start as in training, because overfitting is specific to this attack. The random state of the
+    training run is unchanged.
     """
     logit_of = DecisionLogit(detector, dtype=dtype)
     right = {"fgsm_acc": 0, "pgd_acc": 0}
@@ -139,9 +137,9 @@ def probe(
 
 
 def selection_score(row: Mapping[str, Any]) -> float:
-    """What the best epoch has most of: AUC, or in adversarial training PGD accuracy at an acceptable clean loss.
+    """Return what selects the best epoch: AUC, or in adversarial training the accuracy under PGD.
 
-    Epochs whose clean loss is within MAX_CLEAN_LOSS rank above the others, and a collapsed one below all.
+    In adversarial training, epochs with a clean loss up to MAX_CLEAN_LOSS rank above the others, collapsed ones below.
     """
     if "pgd_acc" not in row:
         return row["valid_auc"]
@@ -150,24 +148,23 @@ def selection_score(row: Mapping[str, Any]) -> float:
 
 
 def reason_to_stop(patience: int, method: str | None, state: TrainingState) -> str | None:
-    """Say why a run ends before its last epoch; None to go on.
+    """Say why a run ends before its last epoch; None to continue.
 
-    One collapse of single-step training is mended with PGD; a collapse under PGD or TRADES, or a second one, is not.
+    A run survives one collapse of single-step training, which continues with PGD, and no other.
     """
     collapses = sum(bool(row.get("collapsed")) for row in state.history)
     if collapses > (method == "fgsm"):
-        return f"collapsed although not trained with FGSM: stopped; best.pt holds epoch {state.best_epoch}"
+        return f"collapsed without FGSM: stopped; best.pt holds epoch {state.best_epoch}"
     if patience and state.epoch - state.best_epoch >= patience:
         return f"no better {'PGD accuracy' if method else 'AUC'} for {patience} epochs: stopped early"
     return None
 
 
 def has_collapsed(history: Sequence[Mapping[str, Any]], row: Mapping[str, Any], ramp_is_over: bool) -> bool:
-    """Tell whether an epoch's figures show a collapse, given the healthy epochs before it.
+    """Tell whether the figures of an epoch show a collapse, compared with the healthy epochs before it.
 
-    Catastrophic overfitting: PGD accuracy fell by more than MAX_DROP below its best while FGSM accuracy lost less than
-    half as much, or the two are MAX_GAP apart at full eps. A constant answer: the clean AUC fell by more than
-    MAX_DROP.
+    Catastrophic overfitting: PGD accuracy is more than MAX_DROP below its best while FGSM accuracy lost less than half
+    as much, or the two are MAX_GAP apart at full eps. Constant answer: clean AUC is more than MAX_DROP below its best.
     """
     if ramp_is_over and row["fgsm_acc"] - row["pgd_acc"] >= MAX_GAP:
         return True

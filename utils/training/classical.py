@@ -1,53 +1,67 @@
-"""Fitting a classical detector: features once, cached by what they were made of, then one call of ``fit``."""
+"""Fitting a classical detector: compute the features of all images, or read them from a cache, and call ``fit``."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-import sys
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 from datasets.loading import ImageDataset, make_loader
 from datasets.spec import Listing
 from datasets.splits import TrainingData
 from datasets.transforms import EvalTransform
 from models.classical import ClassicalDetector
+from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.figures import interval_bar_figure, save_figure
 from utils.files import atomic_write_bytes, atomic_write_text
+from utils.training.log import log
+from utils.training.recipe import Recipe
+from utils.training.state import describe_run
 
-FEATURE_VERSION = 2  # raise it when a bank computes something else: cached features are then made anew
+FEATURE_VERSION = 2  # increase it when a bank changes: cached features are then computed again
+FEATURE_CACHE = "data/features"
 
 
 def fit_classical(
-    detector: ClassicalDetector, data: TrainingData, folder: Path, seed: int, cache: Path, batch_size: int
+    recipe: Recipe, detector: ClassicalDetector, data: TrainingData, folder: Path, cache: Path
 ) -> dict[str, str]:
-    """Fit on the training images, write the table and figure of feature importance, return the unreadable images."""
+    """Fit on the training images; write best.pt and the feature importance. Returns the unreadable images.
+
+    Raises:
+        UserError: the recipe needs a neural model, or no image can be read.
+    """
+    if recipe.forgeries or recipe.balance:
+        raise UserError(f"expected a neural model for --forgeries and --balance, got {recipe.model}; drop the flags")
     unreadable: dict[str, str] = {}
-    parts = []
-    for listings in (data.train, data.valid):
-        columns = [listing_features(detector, listing, cache, batch_size, unreadable) for listing in listings]
-        x, y = (np.concatenate(column) for column in zip(*columns, strict=True))
-        parts.append((x, y))
-    detector.fit(parts[0], parts[1], seed)
+
+    def features(listings: Sequence[Listing]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [listing_features(detector, part, cache, recipe.batch_size, unreadable) for part in listings]
+        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+    detector.fit(features(data.train), features(data.valid), recipe.seed)
     write_importance(detector, folder)
+    description = describe_run(recipe, detector, data.describe(), epoch=1)
+    save_checkpoint(folder / "best.pt", {**description, "state_dict": detector.state_dict()})
     return unreadable
 
 
 def listing_features(
     detector: ClassicalDetector, listing: Listing, cache: Path, batch_size: int, unreadable: dict[str, str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features ``(N, D)`` float32 and labels ``(N,)`` of the readable images, from the cache where it has them."""
-    from tqdm import tqdm
-
+    """Return features ``(N, D)`` float32 and labels ``(N,)`` of the readable images, from the cache if possible."""
     identity = (FEATURE_VERSION, file_states(listing), detector.geometry, detector.feature_key())
     file = cache / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:20]}.npz"
-    if (cached := _read(file)) is not None:
+    if (cached := read_features(file)) is not None:
         return cached
     features, labels, failed = [], [], {}
     loader = make_loader(ImageDataset(listing.records, EvalTransform(detector.geometry)), batch_size)
@@ -60,7 +74,7 @@ def listing_features(
         raise UserError(f"expected images in {listing.name}, but none of {len(listing.records)} could be read")
     x, y = np.concatenate(features), np.concatenate(labels)
     unreadable.update(failed)
-    if not failed:  # an incomplete result is not worth keeping: the files may be mended
+    if not failed:  # an incomplete result is not cached, since the files may be repaired
         buffer = io.BytesIO()
         np.savez(buffer, x=x, y=y)
         atomic_write_bytes(file, buffer.getvalue())
@@ -68,7 +82,7 @@ def listing_features(
 
 
 def file_states(listing: Listing) -> list[tuple]:
-    """What tells the images of a listing from others; a file rewritten with as many bytes has another time."""
+    """Return what identifies the images of a listing: path, label, size and modification time of each."""
     states = []
     for record in listing.records:
         found = os.stat(record.path) if os.path.exists(record.path) else None
@@ -77,7 +91,7 @@ def file_states(listing: Listing) -> list[tuple]:
 
 
 def write_importance(detector: ClassicalDetector, folder: Path, top: int = 25) -> None:
-    """Write importance.csv with every feature and a figure of the ``top`` ones; nothing for learners without any."""
+    """Write importance.csv with every feature and a figure of the ``top`` ones, if the learner reports importances."""
     importance = np.asarray(detector.estimator.importances(), dtype=np.float64)
     if not len(importance) or not importance.sum():
         return
@@ -93,11 +107,13 @@ def write_importance(detector: ClassicalDetector, folder: Path, top: int = 25) -
     save_figure(figure, folder / "importance")
 
 
-def resolve_embedding(model_args: Sequence[tuple[str, Any]], device: Any) -> tuple[dict[str, Any], dict | None]:
-    """Turn ``features=embedding:NAME`` into arguments that rebuild the network without any outside file.
+def resolve_embedding(
+    model_args: Mapping[str, Any], device: torch.device
+) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
+    """Turn ``features=embedding:NAME`` into arguments that rebuild the network without another file.
 
     Returns:
-        The model arguments, and the weights of the embedding network where NAME is a checkpoint (else None).
+        The model arguments, and the weights of the embedding network if NAME is a checkpoint.
     """
     arguments = dict(model_args)
     features = str(arguments.get("features", ""))
@@ -105,21 +121,20 @@ def resolve_embedding(model_args: Sequence[tuple[str, Any]], device: Any) -> tup
     if source == features:
         return arguments, None
     if not Path(source).exists():
-        print(f"note: {source} is used with random weights unless --weights is given", file=sys.stderr)
+        log(f"note: {source} has random weights unless you pass --weights")
         return {**arguments, "features": "embedding", "embedding": {"model": source, "model_args": {}}}, None
-    from utils.checkpoints.file import load_detector
-
     network, checkpoint = load_detector(source, device)
     embedding = {key: checkpoint[key] for key in ("model", "model_args", "geometry")}
     return {**arguments, "features": "embedding", "embedding": embedding}, network.state_dict()
 
 
-def _read(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def read_features(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read cached features; None if the file is absent or damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return arrays["x"], arrays["y"]
-    except (OSError, ValueError, KeyError, EOFError):
-        return None  # absent or damaged: it is made again
-    except Exception as error:  # zipfile.BadZipFile has no other common parent
-        print(f"note: the feature cache {file} cannot be read ({error}); it is made again", file=sys.stderr)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        log(f"note: cannot read the feature cache {file} ({error}); computing the features again")
         return None

@@ -1,4 +1,4 @@
-"""Distillation: a small detector learns the answers of a large one, or of an ensemble, beside the labels."""
+"""Distillation: a small detector learns from the labels and from the logits of a large detector or an ensemble."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from datasets.transforms import Geometry
 from models.detector import Detector
 from models.ensemble import calibrated_logits, member_view
+from utils.checkpoints.file import load_detector
 
-TEACHER_WEIGHT = 0.7  # of the teacher's answers in the loss; the labels have the rest
+TEACHER_WEIGHT = 0.7  # of the teacher's logits in the loss; the labels have the rest
 TEMPERATURE = 2.0
 
 
 class Teacher:
-    """A trained detector that answers training batches; it never changes."""
+    """A trained detector with fixed weights that scores training batches."""
 
     def __init__(self, checkpoint_file: Path, device: torch.device) -> None:
-        from utils.checkpoints.file import load_detector
-
         self.detector: Detector = load_detector(checkpoint_file, device)[0].requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Calibrated logits ``(N,)`` float32 on the students' images ``(N, 3, H, W)``.
-
-        A teacher that takes any size looks at them as they are, another one at a resized copy.
-        """
+        """Return calibrated logits ``(N,)`` float32 of images ``(N, 3, H, W)``, resized if the teacher needs it."""
         detector = self.detector
         if not detector.any_size:
             frame = Geometry("crop", images.shape[-1])
@@ -38,10 +34,10 @@ class Teacher:
 
 
 def training_loss(logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of logits ``(N,)`` against labels (smoothed or mixed) and, with a teacher, its answers.
+    """Return the mean cross-entropy of logits ``(N,)`` against smoothed labels and the logits of a teacher.
 
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", NIPS Deep Learning Workshop 2014 (arXiv
-    1503.02531), for one logit: cross-entropy at TEMPERATURE, times its square so that the gradients keep their size.
+    1503.02531), for one logit: cross-entropy at TEMPERATURE, times its square so that the gradients keep their scale.
     """
     if teacher_logits is None:
         return binary_cross_entropy_with_logits(logits, targets)

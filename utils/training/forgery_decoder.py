@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from datasets.images import UnreadableImage, read_record
 from datasets.records import Record
 from models.autoencoder import STRIDE, Autoencoder
 from utils.checkpoints.weights import read_weights_file
-from utils.distributed import is_first
 from utils.errors import UserError
 from utils.files import atomic_write_bytes
 from utils.training.finetune import warmup_cosine
+from utils.training.log import log
 
 STEPS, BATCH_SIZE, CROP = 300, 16, 128  # px
 POOL = 256  # photographs: the network is too small to memorise them
@@ -35,8 +34,7 @@ SALT = 0x4465636F  # separates these draws from those of the sampler, which has 
 def with_decoder(forger: Forger, records: Sequence[Record], folder: Path, seed: int, resume: bool) -> Forger:
     """Give the forger its decoder, if it asks for one, and keep the weights in ``folder``/decoder.pt.
 
-    A resumed run reads the weights from there; a new run takes the decoder of the forger or trains one on the real
-    images of ``records``.
+    A resumed run reads the weights from there; a new run trains a decoder on the real images of ``records``.
 
     Raises:
         UserError: the file of a resumed run is missing or damaged, or no real image can be read.
@@ -46,9 +44,7 @@ def with_decoder(forger: Forger, records: Sequence[Record], folder: Path, seed: 
     file = folder / "decoder.pt"
     if resume:
         return replace(forger, decoder=load_decoder(file))
-    decoder = forger.decoder
-    if not isinstance(decoder, DecoderForgery):
-        decoder = DecoderForgery(train_decoder(records, seed), STRIDE)
+    decoder = DecoderForgery(train_decoder(records, seed), STRIDE)
     buffer = io.BytesIO()
     torch.save(decoder.network.state_dict(), buffer)
     atomic_write_bytes(file, buffer.getvalue())
@@ -56,7 +52,7 @@ def with_decoder(forger: Forger, records: Sequence[Record], folder: Path, seed: 
 
 
 def load_decoder(file: str | Path) -> DecoderForgery:
-    """The forgery with weights that an earlier run has saved.
+    """Return the forgery with the weights of an interrupted run.
 
     Raises:
         UserError: the file is missing or holds other weights.
@@ -67,7 +63,7 @@ def load_decoder(file: str | Path) -> DecoderForgery:
     except RuntimeError:
         raise UserError(
             f"expected the decoder.pt of a run with --forgeries {DECODER} at {str(file)!r}, got other weights; "
-            "omit --forgery-decoder to train one"
+            "start a new run"
         ) from None
     return DecoderForgery(network.eval().requires_grad_(False), STRIDE)
 
@@ -96,16 +92,12 @@ def train_decoder(records: Sequence[Record], seed: int) -> Autoencoder:
         loss.backward()
         optimizer.step()
         error = 255 * loss.item()
-    if is_first():
-        print(
-            f"decoder for forgeries: {STEPS} steps on {len(pool)} real images, mean error {error:.1f} grey levels",
-            file=sys.stderr,
-        )
+    log(f"decoder for forgeries: {STEPS} steps on {len(pool)} real images, mean error {error:.1f} grey levels")
     return network.eval().requires_grad_(False)
 
 
 def read_photographs(records: Sequence[Record], rng: np.random.Generator) -> list[np.ndarray]:
-    """Parts ``(h, w, 3)`` uint8 of POOL random real images, or of all that can be read.
+    """Return parts ``(h, w, 3)`` uint8 of POOL random real images, or of all that can be read.
 
     Raises:
         UserError: none can be read.

@@ -1,10 +1,9 @@
-"""Everything that an interrupted training run needs to go on exactly where it stopped."""
+"""The state of a training run, saved after each epoch so that an interrupted run resumes exactly."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,156 +11,148 @@ import torch
 from timm.utils import ModelEmaV3
 
 from models.detector import Detector
+from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.runtime import git_commit, versions
 from utils.training.distillation import Teacher
+from utils.training.recipe import Recipe, recipe_values
 
-# Flags that say where and whether to run, not what to compute; a resumed run may change them.
-FREE_ON_RESUME = (
-    "resume",
-    "overwrite",
-    "output_dir",
-    "device",
-    "workers",
-    "threads",
-    "list_models",
-    "feature_cache",
-    "cache",
-)
-NOT_GIVEN = object()
+MAX_GRADIENT = 1.0  # norm to which gradients are clipped
 
 
 @dataclass
 class TrainingState:
-    """The moving parts of a run; ``frozen`` counts stages, ``history`` has one dict per finished epoch.
+    """The moving parts of a run; ``history`` has one dict per finished epoch.
 
-    ``best_auc`` is the selection score of the best epoch: its AUC, or its accuracy under PGD in adversarial training.
+    ``best_score`` is the selection score of the best epoch: its AUC, or in adversarial training its accuracy under PGD.
     """
 
     detector: Detector
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    frozen: int = 0
+    dtype: torch.dtype = torch.float32
+    teacher: Teacher | None = None
     epoch: int = 0
     step: int = 0
-    best_auc: float = float("-inf")
+    best_score: float = float("-inf")
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    waited: float = 0.0  # seconds for data in the last epoch
-    teacher: Teacher | None = None
 
-    def scored_detector(self) -> Detector:
-        """The detector that is validated and released: the averaged weights where there are any."""
+    @property
+    def device(self) -> torch.device:
+        """The device of the detector."""
+        return next(self.detector.parameters()).device
+
+    def averaged(self) -> Detector:
+        """Return the detector to validate and release: the moving average of the weights if there is one."""
         return self.ema.module if self.ema else self.detector
 
+    def take_step(self, lr: float) -> None:
+        """Clip the gradients, update the weights at this learning rate, and update their moving average."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.detector.parameters(), MAX_GRADIENT)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.detector, step=self.step)
+        self.step += 1
+
     def go_back(self, path: Path) -> None:
-        """Take the weights of an earlier epoch, those of best.pt, and forget where the optimiser was heading."""
+        """Load the weights of best.pt and reset the optimiser."""
         weights = load_checkpoint(path)["state_dict"]
         for detector in filter(None, (self.detector, self.ema.module if self.ema else None)):
             detector.load_state_dict(weights)
         self.optimizer.state.clear()
 
     def save(self, path: Path, description: dict[str, Any]) -> None:
-        """Write last.pt: an ordinary checkpoint plus the state of optimiser, scaler, average and random numbers."""
-        save_checkpoint(
-            path,
-            {
-                **description,
-                "state_dict": self.detector.state_dict(),
-                "training": {
-                    "ema": self.ema.module.state_dict() if self.ema else None,
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                    "epoch": self.epoch,
-                    "step": self.step,
-                    "best_auc": self.best_auc,
-                    "best_epoch": self.best_epoch,
-                    "history": self.history,
-                    "torch_rng": torch.get_rng_state(),
-                    "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                },
-            },
-        )
+        """Write last.pt: a checkpoint with the state of optimiser, scaler, average and random numbers."""
+        training = {
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **{name: getattr(self, name) for name in COUNTERS},
+        }
+        save_checkpoint(path, {**description, "state_dict": self.detector.state_dict(), "training": training})
 
-    def restore(self, path: Path, data: list[dict]) -> None:
-        """Continue from last.pt; ``data`` describes the images that the run will see from now on.
+    def restore(self, checkpoint: dict[str, Any], data: list[dict], folder: Path) -> None:
+        """Continue from last.pt of the run in ``folder``; ``data`` describes the images of the resumed run.
 
         Raises:
-            UserError: the file is no last.pt, or it was trained on other images.
+            UserError: the run was trained on other images.
         """
-        checkpoint = load_checkpoint(path)
-        saved = checkpoint.get("training")
-        if saved is None:
-            raise UserError(f"expected the last.pt of an interrupted run at {path}, found a finished checkpoint")
         if [entry["fingerprint"] for entry in data] != [entry["fingerprint"] for entry in checkpoint["data"]]:
             raise UserError(
-                f"expected the images of the interrupted run {path.parent}, found others in "
+                f"expected the images of the interrupted run {folder}, found others in "
                 f"{', '.join(sorted({entry['dataset'] for entry in data}))}; start a new run in another --output-dir"
             )
-        for stale in path.parent.glob(".*.tmp"):  # half-written files of a save that was killed
+        for stale in folder.glob(".*.tmp"):  # half-written files of a run that was killed
             stale.unlink(missing_ok=True)
+        saved = checkpoint["training"]
         self.detector.load_state_dict(checkpoint["state_dict"])
         if self.ema:
             self.ema.module.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        for name in ("epoch", "step", "best_auc", "best_epoch", "history"):
+        for name in COUNTERS:
             setattr(self, name, saved[name])
         torch.set_rng_state(saved["torch_rng"])
         if saved["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
 
 
-def describe_run(args: argparse.Namespace, detector: Detector, data: list[dict], epoch: int) -> dict[str, Any]:
-    """Everything in a checkpoint but its weights; thresholds and calibration are filled in at the end."""
+COUNTERS = ("epoch", "step", "best_score", "best_epoch", "history")
+
+
+def describe_run(recipe: Recipe, detector: Detector, data: list[dict], epoch: int) -> dict[str, Any]:
+    """Return everything in a checkpoint but its weights; the operating point is fitted at the end of the run."""
     return {
-        "model": args.model,
-        "model_args": dict(args.model_args),
+        "model": detector.name,
+        "model_args": detector.model_args,
         "geometry": detector.geometry.to_dict(),
-        "thresholds": None,
-        "calibration": None,
+        **OperatingPoint().to_checkpoint(),
         "metrics": {},
-        "train_args": plain_settings(args),
+        "train_args": asdict(recipe),
         "data": data,
-        "seed": args.seed,
+        "seed": recipe.seed,
         "epoch": epoch,
         "git_commit": git_commit(),
         "versions": versions(),
     }
 
 
-def plain_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags as plain values that the safe checkpoint loader accepts."""
-    return {
-        key: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, list) else value
-        for key, value in vars(args).items()
-    }
-
-
-def settings_of_run(folder: Path, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Take the flags of an interrupted run from its last.pt, so that --resume needs no other flag than the folder.
+def load_run(folder: Path) -> dict[str, Any]:
+    """Read last.pt of an interrupted run.
 
     Raises:
-        UserError: there is nothing to resume, or a flag given now contradicts the run.
+        UserError: there is none, or train.py of another version wrote it.
     """
-    if not (folder / "last.pt").is_file():
-        raise UserError(f"expected an interrupted run in {folder}, found no last.pt; leave out --resume to start one")
-    saved = load_checkpoint(folder / "last.pt")["train_args"]
-    saved["model_args"] = [tuple(pair) for pair in saved["model_args"]]
-    defaults = vars(parser.parse_args([]))
-    # A flag that is given with its default value is told from one that is not given.
-    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, NOT_GIVEN))))
-    for key, value in given.items():
-        if value is NOT_GIVEN:
-            continue
-        if key in FREE_ON_RESUME:
-            saved[key] = value
-        elif value != saved.get(key):
-            flag = "--" + key.replace("_", "-")
+    path = folder / "last.pt"
+    if not path.is_file():
+        raise UserError(f"expected an interrupted run in {folder}, found no last.pt; drop --resume to start one")
+    checkpoint = load_checkpoint(path)
+    if "training" not in checkpoint or checkpoint["train_args"].keys() != {item.name for item in fields(Recipe)}:
+        raise UserError(f"expected {path} as this version of train.py writes it, got another file; start a new run")
+    return checkpoint
+
+
+def recipe_of_run(checkpoint: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
+    """Return the recipe in the last.pt of an interrupted run.
+
+    Raises:
+        UserError: a flag in ``given`` contradicts the run.
+    """
+    saved = checkpoint["train_args"]
+    for key, value in recipe_values(given).items():
+        if value != saved[key]:
             raise UserError(
-                f"expected {flag} as in the interrupted run ({saved.get(key)}), got {value}; drop the flag "
-                "or start a new run in another --output-dir"
+                f"expected --{key.replace('_', '-')} as in the interrupted run ({saved[key]}), got {value}; drop the "
+                "flag or start a new run in another --output-dir"
             )
-    return argparse.Namespace(**{**defaults, **saved})
+    return Recipe(**saved)

@@ -1,4 +1,4 @@
-"""The figures of an epoch: how well the validation images are told apart, clean and attacked."""
+"""The validation figures of an epoch, on clean and on attacked images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,29 @@ from models.detector import Detector
 from models.operating_point import sigmoid
 from utils.metrics.binary import auc
 from utils.scoring.scorer import Job, Settings, score
-from utils.training.adversarial import probe
+from utils.training.adversarial import RAMP, has_collapsed, probe
+from utils.training.recipe import Recipe
+from utils.training.state import TrainingState
 
-PROBE_IMAGES = 200  # of each data set: enough to see a collapse, and a PGD probe costs 20 times a clean pass
+PROBE_IMAGES = 200  # per dataset: enough to see a collapse, and a PGD probe costs 20 times a clean pass
+
+
+def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState) -> dict[str, float]:
+    """Score the validation images; in adversarial training, attack some of them and check for a collapse."""
+    detector = state.averaged()
+    figures = clean_figures(detector, listings, recipe.batch_size, state.dtype)
+    if recipe.adversarial:
+        images, labels = probe_images(detector, listings, recipe.batch_size, state.device)
+        figures |= probe(detector, images, labels, recipe.adv_eps, state.dtype, recipe.batch_size, recipe.seed)
+        ramp_is_over = state.epoch + 1 > RAMP * recipe.epochs
+        figures["collapsed"] = float(has_collapsed(state.history, figures, ramp_is_over))
+    return figures
 
 
 def clean_figures(
     detector: Detector, listings: Sequence[Listing], batch_size: int, dtype: torch.dtype
 ) -> dict[str, float]:
-    """``valid_loss`` over all images, and ``valid_auc``, its mean over the data sets that hold both classes."""
+    """Return ``valid_loss`` over all images and ``valid_auc``, the mean over the datasets that hold both classes."""
     aucs, labels, logits = [], [], []
     for listing in listings:
         scores = score([Job(detector)], listing.records, Settings(batch_size, dtype=dtype), "valid")[0]
@@ -35,15 +49,14 @@ def clean_figures(
     return {"valid_loss": loss, "valid_auc": float(np.mean(aucs)) if aucs else 0.5}
 
 
-def robust_figures(
-    detector: Detector, listings: Sequence[Listing], eps: float, batch_size: int, dtype: torch.dtype, seed: int
-) -> dict[str, float]:
-    """``fgsm_acc`` and ``pgd_acc`` on evenly spaced validation images, the same ones in every epoch."""
+def probe_images(
+    detector: Detector, listings: Sequence[Listing], batch_size: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return evenly spaced validation images and their labels, the same in every epoch."""
     records = [
         record for listing in listings for record in listing.records[:: -(-len(listing.records) // PROBE_IMAGES)]
     ]
-    batches = list(make_loader(ImageDataset(records, EvalTransform(detector.geometry)), batch_size))
-    device = next(detector.parameters()).device
-    images = torch.cat([batch.images for batch in batches if len(batch.images)]).to(device)
-    labels = torch.cat([batch.labels for batch in batches if len(batch.images)]).to(device)
-    return probe(detector, images, labels, eps, dtype, batch_size, seed)
+    loader = make_loader(ImageDataset(records, EvalTransform(detector.geometry)), batch_size)
+    batches = [batch for batch in loader if len(batch.images)]
+    images, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
+    return images.to(device), labels.to(device)

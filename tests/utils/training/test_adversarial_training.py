@@ -25,14 +25,7 @@ from utils.training.adversarial import (
 from utils.training.state import TrainingState
 
 FP32 = torch.float32
-SETTINGS = {
-    "adversarial": "fgsm",
-    "adv_eps": 0.02,
-    "adv_steps": 3,
-    "adv_ramp": 0.5,
-    "adv_clean_share": 0.25,
-    "trades_beta": 2.0,
-}
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 class Recorder(Detector):
@@ -60,14 +53,6 @@ def recorder():
 def batch():
     generator = torch.Generator().manual_seed(1)
     return torch.rand(8, 3, 16, 16, generator=generator), torch.arange(8).float() % 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
-        patch.setattr("utils.training.log.training_curve_figure", lambda history: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +127,9 @@ def test_guard_recognises_both_kinds_of_collapse_and_nothing_else():
 
 
 def test_fgsm_goes_on_with_pgd_after_a_collapse_and_stops_at_the_next():
-    assert make_adversary({**SETTINGS, "adversarial": None}, []) is None
-    assert make_adversary(SETTINGS, [row(0.5, 0.6)]).method == "fgsm"
-    fallback = make_adversary(SETTINGS, [row(0.5, 0.6), row(0, 0.9, collapsed=1.0)])
+    assert make_adversary(None, 0.02, 3, []) is None
+    assert make_adversary("fgsm", 0.02, 3, [row(0.5, 0.6)]).method == "fgsm"
+    fallback = make_adversary("fgsm", 0.02, 3, [row(0.5, 0.6), row(0, 0.9, collapsed=1.0)])
     assert (fallback.method, fallback.steps, fallback.eps) == ("pgd", FALLBACK_STEPS, 0.02)
 
     def reason(method, *collapses):
@@ -193,7 +178,9 @@ def test_collapse_goes_back_falls_back_and_resumes_exactly(faces, tmp_path, monk
     original = Adversary._attack
     monkeypatch.setattr("utils.training.validation.probe", fake_probe)
     monkeypatch.setattr(Adversary, "_attack", lambda self, *args: methods.append(self.method) or original(self, *args))
-    flags = ["--adversarial", "fgsm", "--adv-ramp", "0", "--epochs", "6"]
+    for module in ("adversarial", "validation"):
+        monkeypatch.setattr(f"utils.training.{module}.RAMP", 0.0)
+    flags = ["--adversarial", "fgsm", "--epochs", "6"]
     epochs = iter(range(1, 6))
     result = run(faces, tmp_path / "whole", *flags)
     error = capsys.readouterr().err

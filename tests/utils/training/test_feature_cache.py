@@ -12,6 +12,7 @@ from datasets.transforms import Geometry
 from models.registry import create_model
 from tests.conftest import write_image
 from utils.training.classical import fit_classical
+from utils.training.recipe import make_recipe
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def fit(tmp_path, monkeypatch):
     def fit_(folder: Path, geometry: Geometry | None = None, features: str = "color"):
         detector = create_model("logistic_regression", features=features)
         detector.geometry = geometry or Geometry("crop", 32)
-        fit_classical(detector, open_training_data([str(folder)]), tmp_path / "run", 0, tmp_path / "cache", 8)
+        recipe = make_recipe(vars(train.get_args_parser().parse_args(["--batch-size", "8"])), "")
+        fit_classical(recipe, detector, open_training_data([str(folder)]), tmp_path / "run", tmp_path / "cache")
         return detector
 
     return fit_
@@ -101,7 +103,7 @@ def test_unreadable_images_are_told_and_not_cached(image_folder, tmp_path, compu
     good = broken.read_bytes()
     broken.write_bytes(good[:40])
     argv = f"--model logistic_regression --model-args features=color --data {image_folder} --image-size 32 --device cpu"
-    argv = [*argv.split(), "--output-dir", str(tmp_path / "run"), "--feature-cache", str(tmp_path / "cache")]
+    argv = [*argv.split(), "--output-dir", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
     assert train.main(argv)["exit_code"] == 1
     broken.write_bytes(good)
     computed.clear()

@@ -1,4 +1,4 @@
-"""Transfer learning: stages, freezing, thawing, rates per layer, mixing of images, and weights that do not fit."""
+"""Transfer learning: stages, freezing, and weights that do not fit."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import train
 from models.registry import create_model
 from utils.checkpoints.file import load_checkpoint
 from utils.errors import UserError
-from utils.training.finetune import frozen_stages, mix_images, parameter_groups, set_frozen, stages, train_mode
+from utils.training.finetune import freeze, parameter_groups, stages, train_mode
 
 MODELS = {
     "cnn": {"width": 4},
@@ -21,6 +21,7 @@ MODELS = {
     "mobilenetv3_small_050": {},
     "vit_tiny_patch16_224": {},
 }
+pytestmark = pytest.mark.usefixtures("no_curves")
 RUN = ["--model", "test_resnet", "--image-size", "32", "--batch-size", "8", "--epochs", "1", "--threads", "1"]
 
 
@@ -28,13 +29,6 @@ RUN = ["--model", "test_resnet", "--image-size", "32", "--batch-size", "8", "--e
 def detector(request):
     torch.manual_seed(0)
     return create_model(request.param, **MODELS[request.param])
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Drawing takes longer than training here."""
-    monkeypatch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
-    monkeypatch.setattr("utils.training.log.training_curve_figure", lambda history: None)
 
 
 @pytest.fixture
@@ -95,30 +89,36 @@ def test_timm_stages_are_finer_than_the_whole_backbone():
 # Freezing
 
 
+def frozen_count(detector) -> int:
+    return sum(not any(p.requires_grad for p in parameters) for _, parameters in stages(detector))
+
+
 def test_freeze_takes_none_backbone_or_a_number():
     detector = create_model("resnet18")
-    assert [frozen_stages(value, detector) for value in ("none", "backbone", "0", "2", "5")] == [0, 5, 0, 2, 5]
+    for value, count in {"none": 0, "backbone": 5, "0": 0, "2": 2, "5": 5}.items():
+        freeze(detector, value)
+        assert frozen_count(detector) == count
 
 
 @pytest.mark.parametrize("value", ["some", "-1", "1.5", "²", ""])
 def test_freeze_refuses_what_is_no_count(value):
     with pytest.raises(UserError, match="expected --freeze none, backbone or a number of stages, got"):
-        frozen_stages(value, create_model("test_resnet"))
+        freeze(create_model("test_resnet"), value)
 
 
 def test_freezing_more_stages_than_there_are_lists_them():
     with pytest.raises(UserError, match=r"at most 5 for this model \(stage 0, .*, stage 4\), got 6"):
-        frozen_stages("6", create_model("resnet18"))
+        freeze(create_model("resnet18"), "6")
     with pytest.raises(UserError, match=r"at most 1 for this model \(trunk\), got 2"):
-        frozen_stages("2", create_model("cnn", width=4))
+        freeze(create_model("cnn", width=4), "2")
 
 
 def test_freezing_starts_at_the_input_and_can_be_taken_back():
     detector = create_model("resnet18")
-    set_frozen(detector, 2)
+    freeze(detector, "2")
     wanted = {"backbone.layer2", "backbone.layer3", "backbone.layer4", "head.1"}
     assert {".".join(name.split(".")[:2]) for name in trained_names(detector)} == wanted
-    set_frozen(detector, 0)
+    freeze(detector, "none")
     assert all(parameter.requires_grad for parameter in detector.parameters())
 
 
@@ -126,7 +126,7 @@ def test_freezing_starts_at_the_input_and_can_be_taken_back():
 def test_a_frozen_backbone_stays_the_function_that_it_was(name, model_args, side):
     """Running statistics of frozen norms stand still, those without a scale of their own (in `cnn`) included."""
     detector = create_model(name, dropout=0, **model_args)
-    set_frozen(detector, frozen_stages("backbone", detector))
+    freeze(detector, "backbone")
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     train_mode(detector)
     detector(torch.rand(4, 3, side, side))
@@ -136,12 +136,12 @@ def test_a_frozen_backbone_stays_the_function_that_it_was(name, model_args, side
 
 def test_thawed_norms_learn_their_statistics():
     detector = create_model("resnet18")
-    set_frozen(detector, 2)
+    freeze(detector, "2")
     train_mode(detector)
     for name, module in detector.named_modules():
         if isinstance(module, _BatchNorm):
             assert module.training == name.startswith(("backbone.layer2", "backbone.layer3", "backbone.layer4")), name
-    set_frozen(detector, 0)
+    freeze(detector, "none")
     train_mode(detector)
     assert all(module.training for module in detector.modules())
 
@@ -159,7 +159,7 @@ def test_training_leaves_frozen_stages_as_they_were(run):
     changed = {key for key, value in checkpoint["state_dict"].items() if not torch.equal(value, before[key])}
     frozen = set()
     detector = create_model("test_resnet")
-    set_frozen(detector, 2)
+    freeze(detector, "2")
     for name, module in detector.named_modules():
         own = list(module.parameters(recurse=False))
         if own and not any(parameter.requires_grad for parameter in own):
@@ -169,70 +169,16 @@ def test_training_leaves_frozen_stages_as_they_were(run):
     assert changed == set(before) - frozen
 
 
-def test_stages_thaw_one_by_one_and_on_resume(image_folder, tmp_path, monkeypatch):
-    """Which parameters train in which epoch, in one go and interrupted after the second epoch."""
-    seen: list[int] = []
-    original = train_mode
-
-    def spy(detector):
-        frozen = [not any(p.requires_grad for p in parameters) for _, parameters in stages(detector)]
-        assert frozen == sorted(frozen, reverse=True)  # from the input on, without a gap
-        seen.append(sum(frozen))
-        original(detector)
-
-    monkeypatch.setattr("utils.training.finetune.train_mode", spy)
-    flags = [*RUN, "--epochs", "5", "--data", str(image_folder), "--freeze", "2", "--unfreeze-every", "2"]
-    train.main([*flags, "--output-dir", str(tmp_path / "whole")])
-    assert seen == [2, 2, 1, 1, 0]
-
-    seen.clear()
-    saved = train.validate
-
-    def interrupt(*arguments):
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return saved(*arguments)
-
-    monkeypatch.setattr(train, "validate", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train.main([*flags, "--output-dir", str(tmp_path / "halted")])
-    monkeypatch.setattr(train, "validate", saved)
-    train.main(["--resume", "--output-dir", str(tmp_path / "halted")])
-    assert seen == [2, 2, 1, 1, 1, 0]  # the third epoch was interrupted and is run again
-    whole, halted = (load_checkpoint(tmp_path / name / "last.pt")["state_dict"] for name in ("whole", "halted"))
-    assert all(torch.equal(value, halted[key]) for key, value in whole.items())
-
-
 def test_a_wrong_freeze_ends_the_run_before_training(run):
     with pytest.raises(UserError, match="expected --freeze at most"):
         run("--freeze", "99")
-
-
-# Rates
-
-
-def test_rates_fall_geometrically_towards_the_input():
-    detector = create_model("resnet18")
-    scales: dict[str, set[float]] = {}
-    for group in parameter_groups(detector, 0.1, layer_decay=0.5, head_lr=10):
-        scales.setdefault(group["stage"], set()).add(group["lr_scale"])
-    assert scales == {"head": {10}, **{f"stage {number}": {0.5 ** (5 - number)} for number in range(5)}}
 
 
 def test_groups_hold_every_parameter_once_and_vectors_do_not_decay(detector):
     groups = list(parameter_groups(detector, 0.1))
     members = [parameter for group in groups for parameter in group["params"]]
     assert sorted(map(id, members)) == sorted(map(id, detector.parameters()))
-    assert {group["lr_scale"] for group in groups} == {1.0}
     assert all((group["weight_decay"] == 0) == (p.ndim <= 1) for group in groups for p in group["params"])
-
-
-def test_rates_reach_the_optimiser(run):
-    groups = run("--layer-decay", "0.5", "--head-lr", "4", "--warmup", "0")["training"]["optimizer"]["param_groups"]
-    rates = {group["stage"]: group["lr"] / group["lr_scale"] for group in groups}
-    assert {group["lr_scale"] for group in groups if group["stage"] == "head"} == {4.0}
-    assert len({group["lr_scale"] for group in groups}) == len(rates) > 2
-    assert max(rates.values()) == pytest.approx(min(rates.values()))
 
 
 # Weights
@@ -260,53 +206,3 @@ def test_the_dense_head_trains_on_a_frozen_backbone(run, tmp_path: Path):
     assert checkpoint["state_dict"]["head.0.weight"].shape[0] == 512
     with pytest.raises(UserError, match="head=linear or head=dense512, got 'dense'"):
         run("--model-args", "head=dense", name="other")
-
-
-# Mixing
-
-
-def test_without_alphas_nothing_is_mixed():
-    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0.0, 1, 0, 1])
-    state = torch.get_rng_state()
-    same_images, same_labels = mix_images(images, labels, 0.0, 0.0)
-    assert same_images is images
-    assert same_labels is labels
-    assert torch.equal(torch.get_rng_state(), state)  # a run without it draws what it always drew
-
-
-@pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (0.3, 0.3), (0.1, 5.0)])
-@pytest.mark.parametrize("side", [(8, 8), (9, 13)])
-def test_labels_are_the_shares_of_the_images(mixup, cutmix, side):
-    """Real images are black and fakes white: the mean of a mixed image is its share of fake pixels, its label."""
-    torch.manual_seed(0)
-    labels = torch.tensor([0.0, 1, 0, 1, 1, 0])
-    images = labels.view(-1, 1, 1, 1).expand(-1, 3, *side).clone()
-    kept = images.clone()
-    kinds = set()
-    for _ in range(40):
-        mixed, mixed_labels = mix_images(images, labels, mixup, cutmix)
-        assert torch.allclose(mixed.mean((1, 2, 3)), mixed_labels, atol=1e-5)
-        assert mixed.min() >= 0
-        assert mixed.max() <= 1
-        if ((mixed_labels > 0.01) & (mixed_labels < 0.99)).any():
-            kinds.add("cut" if ((mixed == 0) | (mixed == 1)).all() else "blend")
-    assert torch.equal(images, kept)  # the caller's images are as they were
-    assert ("blend" in kinds) == bool(mixup)
-    assert ("cut" in kinds) == bool(cutmix)
-
-
-def test_cutmix_pastes_one_rectangle():
-    torch.manual_seed(3)
-    images = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
-    for _ in range(20):
-        mixed, _labels = mix_images(images, torch.tensor([0.0, 1.0]), 0.0, 1.0)
-        changed = (mixed[0, 0] != images[0, 0]).nonzero()
-        if len(changed):
-            low, high = changed.amin(0), changed.amax(0) + 1
-            assert len(changed) == int((high - low).prod())
-            assert torch.equal(mixed[0, 0], mixed[0, 1])
-
-
-def test_mixed_runs_train(run):
-    checkpoint = run("--mixup", "0.2", "--cutmix", "1.0")
-    assert 0 < checkpoint["training"]["history"][0]["train_loss"] < 5

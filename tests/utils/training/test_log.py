@@ -5,13 +5,13 @@ import types
 import pytest
 import torch
 
-from utils.training import throughput
-from utils.training.throughput import Stopwatch, throughput_line
+from utils.training import log
+from utils.training.log import Stopwatch, throughput_line
 
 
 def test_waiting_is_added_up_and_work_is_not(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0])  # two batches that take 1 and 2 seconds to come, then the end
-    monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(log, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     watch = Stopwatch(["a", "b"], torch.device("cpu"))
     assert list(watch) == ["a", "b"] and watch.seconds == 3.0
 
@@ -20,8 +20,8 @@ def test_waiting_is_added_up_and_work_is_not(monkeypatch):
     ("waited", "device", "workers", "says"),
     [
         (0.5, "cpu", 0, "100 images/s, 5% of the time waiting for data: the model on the CPU is the bottleneck"),
-        (5.0, "cpu", 0, "100 images/s, 50% of the time waiting for data: decoding and augmentation take turns"),
-        (5.0, "cuda", 4, "the data are the bottleneck: --cache DIR"),
+        (5.0, "cpu", 0, "100 images/s, 50% of the time waiting for data: decoding and augmentation alternate"),
+        (5.0, "cuda", 4, "data loading is the bottleneck; --cache DIR"),
         (0.0, "cuda", 4, "the model on the GPU is the bottleneck"),
     ],
 )

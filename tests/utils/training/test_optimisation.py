@@ -1,0 +1,133 @@
+"""What train.py optimises: accumulation, schedule, label smoothing, the best epoch, the images it trains on."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from datasets.loading import Batch
+from datasets.spec import open_records
+from datasets.splits import open_training_data
+from models.registry import create_model
+from tests.conftest import TINY, assert_same, make_faces
+from utils.checkpoints.file import load_checkpoint, load_detector
+from utils.scoring.scorer import Job, score
+from utils.training.finetune import parameter_groups, warmup_cosine
+from utils.training.recipe import make_recipe
+from utils.training.state import TrainingState
+
+pytestmark = pytest.mark.usefixtures("no_curves")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> Path:
+    return make_faces(tmp_path_factory.mktemp("data") / "faces")
+
+
+@pytest.fixture
+def plain_run(faces, tmp_path):
+    """Train without augmentation and dropout in float32, so that runs can be compared with arithmetic."""
+
+    def run(name: str, *flags: str) -> tuple[dict, Path]:
+        plain = ["--augmentation", "none", "--precision", "fp32", "--model-args", "input_size=32", "dropout=0"]
+        argv = [*TINY, *plain, "--data", str(faces), "--output-dir", str(tmp_path / name), *flags]
+        return train.main(argv), tmp_path / name
+
+    return run
+
+
+def weights_of(folder: Path, name: str = "last.pt") -> torch.Tensor:
+    return torch.cat([value.flatten() for value in load_checkpoint(folder / name)["state_dict"].values()])
+
+
+def test_accumulated_batches_equal_one_large_batch(plain_run):
+    weights = {}
+    for name, flags in {
+        "large": ["--batch-size", "16"],
+        "accumulated": ["--batch-size", "8", "--accumulate", "2"],
+        "small": ["--batch-size", "8"],
+    }.items():
+        _, folder = plain_run(name, "--epochs", "2", *flags)
+        weights[name] = weights_of(folder)
+        steps = load_checkpoint(folder / "last.pt")["training"]["step"]
+        assert steps == 2 * math.ceil(48 / (8 if name == "small" else 16))
+    # Sums in another order differ in the last bits, and AdamW divides by the size of the gradient: a weight whose
+    # gradient is nearly zero may differ by a part of the rate (0.001), the weights as a whole hardly at all.
+    distance = {name: (weights[name] - weights["large"]).norm() / weights["large"].norm() for name in weights}
+    assert distance["accumulated"] < 1e-4 < 1e-2 < distance["small"]
+
+
+def test_gradient_of_an_incomplete_group_is_not_carried_into_the_next_epoch():
+    """Unreadable images leave the last batch with one image, which is skipped: the group before it still counts."""
+    detector = create_model("cnn_baseline", input_size=32)
+    optimizer = torch.optim.AdamW(parameter_groups(detector, 0.05), 1e-3)
+    state = TrainingState(detector, None, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    batches = [Batch(torch.rand(n, 3, 32, 32), torch.arange(n).float() % 2, torch.arange(n), []) for n in (2, 2, 2, 1)]
+    recipe = make_recipe(vars(train.get_args_parser().parse_args(["--accumulate", "2", "--epochs", "2"])), "")
+    assert train.train_epoch(recipe, state, batches, {}).images == 6
+    assert state.step == 2
+    assert all(parameter.grad is None for parameter in detector.parameters())
+
+
+def test_learning_rate_rises_and_falls_as_a_cosine(plain_run):
+    assert [warmup_cosine(step, 10, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert warmup_cosine(4, 10, 4) == 1.0
+    assert warmup_cosine(7, 10, 4) == pytest.approx(0.5)
+    assert warmup_cosine(10, 10, 4) == pytest.approx(0.0)
+    result, _ = plain_run("run", "--lr", "0.002", "--warmup", "0.5")  # 18 steps, of which 9 rise
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 9)) for step in (2, 8)]
+    wanted = [0.002 * factor for factor in (6 / 9, *cosine)]
+    assert [row["lr"] for row in result["history"]] == pytest.approx(wanted)
+
+
+def test_label_smoothing_mixes_the_two_labels(plain_run, faces, monkeypatch):
+    losses = {}
+    for smoothing in (0, 0.2):  # with a rate of 0 the weights do not change
+        monkeypatch.setattr(train, "LABEL_SMOOTHING", smoothing)
+        result, folder = plain_run(str(smoothing), "--epochs", "1", "--lr", "0")
+        losses[smoothing] = result["history"][0]["train_loss"]
+    detector, _ = load_detector(folder / "best.pt")
+    records = open_records(f"{faces}@split=train").records
+    logits = score([Job(detector)], records)[0].logits
+    labels = np.array([record.label for record in records])
+    right, wrong = (np.logaddexp(0, np.where(labels == side, -logits, logits)).mean() for side in (1, 0))
+    assert losses[0] == pytest.approx(right, rel=1e-5)
+    assert losses[0.2] == pytest.approx(0.9 * right + 0.1 * wrong, rel=1e-5)
+
+
+def test_best_epoch_has_the_best_auc_and_its_weights_are_kept(faces, tmp_path, monkeypatch):
+    aucs = iter([0.6, 0.9, 0.7])
+    seen = []
+
+    def validate(recipe, listings, state):
+        seen.append({key: value.clone() for key, value in state.averaged().state_dict().items()})
+        return {"valid_loss": 0.5, "valid_auc": next(aucs)}
+
+    monkeypatch.setattr("utils.training.validation.validate", validate)
+    train.main([*TINY, "--data", str(faces), "--output-dir", str(tmp_path)])
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert best["epoch"] == 2
+    assert_same(dict(best["state_dict"]), seen[1])
+    assert not torch.equal(seen[1]["head.weight"], seen[2]["head.weight"])
+
+
+def test_valid_auc_is_the_mean_over_data_sets(faces, tmp_path, monkeypatch):
+    other = shutil.copytree(faces, tmp_path / "other")
+    (other / "valid" / "real").rename(other / "valid" / "x")
+    (other / "valid" / "fake").rename(other / "valid" / "real")
+    (other / "valid" / "x").rename(other / "valid" / "fake")
+    argv = [*TINY, "--epochs", "1", "--data", str(faces), str(other), "--output-dir", str(tmp_path / "run")]
+    assert train.main(argv)["history"][0]["valid_auc"] == pytest.approx(0.5)  # AUC and 1 - AUC
+
+
+def test_held_out_images_are_neither_trained_on_nor_repeated(tmp_path, faces):
+    shutil.copytree(faces / "train", tmp_path / "flat")
+    data = open_training_data([f"{tmp_path / 'flat'}@repeat=3"])
+    trained, held_out = ([record.path for record in part[0].records] for part in (data.train, data.valid))
+    assert not set(trained) & set(held_out)
+    assert len(held_out) == len(set(held_out)) and len(trained) == 3 * len(set(trained))
+    assert len(set(trained)) + len(held_out) == 48 and data.test == []

@@ -1,0 +1,150 @@
+"""The recipe of a training run: its command-line flags and the typed record made from them. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from utils.args import add_seed, check_checkpoint_file, check_weights_source, float_in, int_in, key_value
+from utils.attacks.threat_model import check_linf_eps, parse_size
+from utils.errors import UserError
+from utils.model_names import check_model_name
+
+FORGERY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings that decide the weights of a run; a resumed run has those of the interrupted one.
+
+    The fields are named after the flags of train.py; a checkpoint stores them as ``train_args``.
+    """
+
+    command: str
+    model: str
+    model_args: dict[str, Any]
+    data: list[str]
+    exclude_generator: list[str]
+    weights: str | None
+    geometry: str
+    image_size: int | None
+    resize_to: int | None
+    train_size: int | None
+    augmentation: str
+    forgeries: str | None
+    forgery_share: float
+    balance: bool
+    epochs: int
+    batch_size: int
+    accumulate: int
+    lr: float
+    weight_decay: float
+    warmup: float
+    ema_decay: float
+    patience: int
+    calibration: str
+    seed: int
+    freeze: str
+    adversarial: str | None
+    adv_eps: float
+    adv_steps: int
+    prune: float
+    teacher: str | None
+    precision: str
+
+
+def recipe_values(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that belong to a recipe, as plain values."""
+    names = {field.name for field in fields(Recipe)}
+    values = {key: value for key, value in flags.items() if key in names}
+    return values | ({"model_args": dict(values["model_args"])} if "model_args" in values else {})
+
+
+def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
+    """Check the flags of a new run and make its recipe.
+
+    Raises:
+        UserError: a name or file does not exist, or two flags contradict each other.
+    """
+    recipe = recipe_values(flags)
+    check_model_name(recipe["model"])
+    check_weights_source(recipe["weights"])
+    check_linf_eps(recipe["adv_eps"], "--adv-eps")
+    if recipe["teacher"]:
+        recipe["teacher"] = str(check_checkpoint_file(recipe["teacher"], "--teacher"))
+        if recipe["adversarial"]:
+            raise UserError("expected either --teacher or --adversarial, got both; distil first, then harden")
+    if recipe["forgeries"]:
+        from datasets.forgeries.forger import make_forger
+
+        make_forger(recipe["forgeries"], recipe["forgery_share"])  # checks the names
+    elif recipe["forgery_share"] != FORGERY_SHARE:
+        raise UserError(
+            f"expected --forgeries with --forgery-share {recipe['forgery_share']:g}, got none; add --forgeries"
+        )
+    return Recipe(command=command, **recipe)
+
+
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return the flags that the command line names, even those given with their default value."""
+    missing = object()
+    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), missing))
+    return {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not missing}
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a recipe, except --precision, which belongs to the device group."""
+    data = parser.add_argument_group("model and data")
+    data.add_argument("--model", default="cnn", help="a name from --list-models or any timm backbone (default: cnn)")
+    data.add_argument(
+        "--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the model"
+    )
+    data.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="datasets to mix (default: demo)")
+    data.add_argument(
+        "--exclude-generator", nargs="+", default=[], metavar="NAME", help="use their fakes for the test split only"
+    )
+    data.add_argument("--weights", metavar="FILE", help="initial weights: `imagenet` or a safetensors or pth file")
+
+    shape = parser.add_argument_group("geometry and augmentation")
+    shape.add_argument("--geometry", choices=("crop", "resize"), default="crop", help="see datasets/transforms.py")
+    shape.add_argument("--image-size", type=int_in(16, 4096), help="input size in px (default: the model's)")
+    shape.add_argument(
+        "--resize-to", type=int_in(16, 8192), help="first scale the shorter side to this size, px (crop)"
+    )
+    shape.add_argument("--train-size", type=int_in(16, 4096), help="size of training crops, px (default: --image-size)")
+    shape.add_argument("--augmentation", choices=("none", "light", "forensic", "delivery", "wild"), default="light")
+    shape.add_argument(
+        "--forgeries", metavar="A,B", help="make fakes of real images: blend, splice, upsample, smooth, decoder"
+    )
+    shape.add_argument(
+        "--forgery-share", type=float_in(0, 1), default=FORGERY_SHARE, help="share of the real images (default: 0.5)"
+    )
+    shape.add_argument("--balance", action="store_true", help="sample real and fake images of each dataset equally")
+
+    fit = parser.add_argument_group("optimisation")
+    fit.add_argument("--epochs", type=int_in(1), default=12, help="default: 12")
+    fit.add_argument("--batch-size", type=int_in(1), default=32, help="images per batch and process (default: 32)")
+    fit.add_argument("--accumulate", type=int_in(1), default=1, help="batches per optimiser step (default: 1)")
+    fit.add_argument("--lr", type=float_in(0, 10), default=1e-3, help="peak learning rate (default: 0.001)")
+    fit.add_argument("--weight-decay", type=float_in(0, 10), default=0.05, help="default: 0.05")
+    fit.add_argument("--warmup", type=float_in(0, 1), default=0.1, help="share of warm-up steps (default: 0.1)")
+    fit.add_argument(
+        "--ema-decay", type=float_in(0, 1), default=0.998, help="moving average of the weights; 0: off (default: 0.998)"
+    )
+    fit.add_argument(
+        "--patience", type=int_in(0), default=0, metavar="N", help="stop after N epochs without improvement; 0: off"
+    )
+    fit.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
+    add_seed(fit)
+
+    transfer = parser.add_argument_group("transfer learning and compression")
+    transfer.add_argument("--freeze", default="none", metavar="N", help="freeze none, backbone, or the first N stages")
+    transfer.add_argument("--prune", type=float_in(0, 0.95), default=0.0, metavar="SHARE", help="of channels to remove")
+    transfer.add_argument("--teacher", metavar="PT", help="checkpoint to distil, a detector or an ensemble")
+
+    attack = parser.add_argument_group("adversarial training")
+    attack.add_argument("--adversarial", choices=("fgsm", "pgd", "trades"), help="attack the training images (Linf)")
+    attack.add_argument("--adv-eps", type=parse_size, default=2 / 255, help="pixel units (default: 2/255)")
+    attack.add_argument("--adv-steps", type=int_in(1, 100), default=3, help="steps of pgd and trades (default: 3)")

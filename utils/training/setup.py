@@ -1,0 +1,117 @@
+"""Set-up of a training run: the detector with its initial weights, the loader and the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from timm.utils import ModelEmaV3
+
+from datasets.device_images import make_training_loader
+from datasets.forgeries.forger import make_forger
+from datasets.loading import Batch, EpochSampler, ImageDataset, label_groups, typical_side
+from datasets.records import Record
+from datasets.splits import TrainingData
+from datasets.transforms import Geometry, TrainTransform
+from models.detector import Detector, count_parameters
+from models.pruning import prune_channels
+from models.registry import create_model
+from utils.args import check_checkpoint_file
+from utils.checkpoints.weights import load_weights
+from utils.distributed import team
+from utils.runtime import depthwise_in_fp32, pick_precision, pick_workers
+from utils.training.classical import resolve_embedding
+from utils.training.distillation import Teacher
+from utils.training.finetune import freeze, parameter_groups
+from utils.training.forgery_decoder import with_decoder
+from utils.training.log import log
+from utils.training.recipe import Recipe
+from utils.training.state import TrainingState
+
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images to keep, so that small sets are decoded once
+
+
+class TrainingLoader(Protocol):
+    """A DataLoader or a DeviceLoader over training images."""
+
+    dataset: ImageDataset
+    sampler: EpochSampler
+    num_workers: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+def build_detector(
+    recipe: Recipe, records: Sequence[Record], device: torch.device, resumed: dict[str, Any] | None = None
+) -> Detector:
+    """Build the detector with its geometry and initial weights; ``resumed`` holds the model_args of a resumed run."""
+    torch.manual_seed(recipe.seed)
+    model_args, embedding_weights = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
+    detector = create_model(recipe.model, **model_args)
+    if embedding_weights:
+        detector.get_submodule("embedder.detector").load_state_dict(embedding_weights)
+    detector.geometry = Geometry(recipe.geometry, recipe.image_size or input_size(detector, records), recipe.resize_to)
+    if resumed is None:
+        if recipe.weights:
+            log(f"{recipe.weights}: {load_weights(detector, recipe.weights)}")
+        if recipe.prune:
+            detector.model_args = {**detector.model_args, "channels": prune_channels(detector, recipe.prune)}
+            log(f"{count_parameters(detector):,} parameters after pruning")
+    return detector.to(device)
+
+
+def input_size(detector: Detector, records: Sequence[Record]) -> int:
+    """Return the detector's input size, or less where the images are smaller: upscaling would add no information."""
+    side = typical_side(records) or detector.geometry.size
+    return min(detector.geometry.size, max(32, side // 32 * 32)) if detector.any_size else detector.geometry.size
+
+
+def prepare(
+    recipe: Recipe,
+    detector: Detector,
+    data: TrainingData,
+    folder: Path,
+    device: torch.device,
+    workers: int | None = None,
+    interrupted: dict[str, Any] | None = None,
+) -> tuple[TrainingState, TrainingLoader]:
+    """Freeze stages, make the training loader and the optimiser, and restore the state of an interrupted run."""
+    records = data.train_records
+    dtype = pick_precision(recipe.precision, device, training=True)
+    detector.to(memory_format=torch.channels_last)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        depthwise_in_fp32(detector)
+    freeze(detector, recipe.freeze)
+    forger = make_forger(recipe.forgeries, recipe.forgery_share) if recipe.forgeries else None
+    if forger:
+        forger = with_decoder(forger, records, folder, recipe.seed, resume=interrupted is not None)
+    groups = label_groups(data.train) if recipe.balance else None
+    transform = TrainTransform(detector.geometry, recipe.augmentation, recipe.train_size, as_bytes=True)
+    workers = pick_workers(workers, device)
+    loader, where = make_training_loader(
+        ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT, forger=forger),
+        recipe.batch_size,
+        EpochSampler(len(records), recipe.seed, team.rank, team.size, groups),
+        workers,
+        len(records) // team.size >= recipe.batch_size,  # a last batch of one image would break batch norm
+        device,
+    )
+    if where:
+        log(where)
+    state = TrainingState(
+        detector,
+        ema=ModelEmaV3(detector, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None,
+        optimizer=torch.optim.AdamW(parameter_groups(detector, recipe.weight_decay), recipe.lr),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        dtype=dtype,
+        teacher=Teacher(check_checkpoint_file(recipe.teacher, "--teacher"), device) if recipe.teacher else None,
+    )
+    if interrupted:
+        state.restore(interrupted, data.describe(), folder)
+    else:  # with --overwrite, an old last.pt must not be resumed in place of this run
+        (folder / "last.pt").unlink(missing_ok=True)
+    return state, cast(TrainingLoader, loader)
