@@ -156,8 +156,8 @@ def measure(
 ) -> dict:
     """Measure every checkpoint on every data set; print and write the tables."""
     from utils.evaluation.evaluate import load_candidates
-    from utils.evaluation.report import unique_names
     from utils.explanations.faithfulness.report import cell_methods, ensure_cell
+    from utils.tables import unique_names
 
     names = unique_names([listing.name for listing in listings])
     files: list[Path] = []
@@ -186,8 +186,8 @@ def explain_images(
 ) -> dict:
     """Explain images one after the other, then draw the sheets; prints a row per image and method."""
     from utils.checkpoints.file import load_detector
-    from utils.evaluation.report import unique_names
     from utils.explanations.registry import all_methods, check_usable, usable_methods
+    from utils.tables import unique_names
 
     detector, _ = load_detector(checkpoint, device)
     usable = usable_methods(detector, settings.layer)

@@ -71,6 +71,14 @@ def make_table(
     return ScoreTable(list(paths), np.array(labels), [dataset] * n, generators, [tier] * n, np.array(logits), p_fake)
 
 
+def make_scored(table: ScoreTable, **info: Any) -> Any:
+    """Wrap a table of one data set and tier with what its JSON file says; the threshold is 0.5 by default."""
+    from utils.evaluation.scored_sets import ScoredSet
+
+    known = {"checkpoint": "run", "model": None, "dataset": table.dataset[0], "split": "test", "threshold": 0.5}
+    return ScoredSet(table, {**known, "unreadable": [], **info}, table.tier[0])
+
+
 def exit_and_stderr(
     main: Callable, argv: Sequence[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> tuple[int, str]:

@@ -19,9 +19,9 @@ from models.registry import create_model
 from tests.conftest import exit_and_stderr
 from utils.checkpoints.file import save_checkpoint
 from utils.errors import UserError
-from utils.evaluation.report import unique_names
 from utils.files import ROOT
 from utils.scoring.table import ScoreTable, read_scores, read_sidecar, sidecar_path, write_scores, write_sidecar
+from utils.tables import unique_names
 
 CONTRACT = """checkpoint model dataset split tier n_real n_fake auc auc_ci ap acc acc_ci real_acc fake_acc f1 eer
     tpr_at_fpr1 ece brier threshold unreadable""".split()
@@ -325,4 +325,4 @@ def test_records_without_a_label_are_refused(place, monkeypatch):
     listing = Listing("x", "all", [Record("a.png", 0, "real"), Record("b.png", None, "")], "0" * 16, "", ())
     monkeypatch.setattr(evaluate, "open_records", lambda spec: listing)
     with pytest.raises(UserError, match="got 1 without"):
-        evaluate.open_labelled("wild")
+        evaluate.open_labelled(["wild"])

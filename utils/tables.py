@@ -6,6 +6,7 @@ is for programs: full precision, keys as headers, the interval in two separate c
 
 import csv
 import io
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -164,3 +165,13 @@ def write_table(
         atomic_write_text(path, text)
         paths.append(path)
     return paths
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Number the names that occur more than once, ``cnn-1, cnn-2``, so that no two in the result are the same."""
+    unique: list[str] = []
+    for name in names:
+        numbered = (f"{name}-{number}" for number in itertools.count(1))
+        repeated = names.count(name) > 1
+        unique.append(next(new for new in numbered if new not in (*names, *unique)) if repeated else name)
+    return unique

@@ -83,9 +83,8 @@ def all_figures():
         {"epoch": "2", "train_loss": "0.4", "valid_loss": "0.5", "valid_auc": "0.8", "lr": "0.0001"},
     ]
     return {
-        "roc": score_figures.roc_figure({"a_b": roc[:2], "b": roc[:2]}, title="ROC"),
-        "roc_log": score_figures.roc_figure({"a": roc[:2]}, log_fpr=True),
-        "pr": score_figures.pr_figure({"a": pr[:2]}, prevalence=0.5),
+        "roc": score_figures.roc_figure({"a_b": roc[:2], "b": roc[:2]}),
+        "pr": score_figures.pr_figure({"a": pr[:2]}),
         "confusion": score_figures.confusion_figure(confusion(labels, p_fake, 0.5)),
         "histogram": score_figures.score_histogram_figure(labels, p_fake, 0.5),
         "reliability": score_figures.reliability_figure({"a": reliability(labels, p_fake)}),
@@ -130,7 +129,7 @@ def test_saved_figures_are_the_same_each_time(tmp_path):
 
 
 def test_figures_say_what_they_show(drawn):
-    assert {"a_b", "b", "chance", "ROC"} <= texts(drawn["roc"])
+    assert {"a_b", "b", "chance"} <= texts(drawn["roc"])
     labels, p_fake = make_scores()
     counts = confusion(labels, p_fake, 0.5)
     assert f"{counts[0, 0] / counts[0].sum():.1%}\n({counts[0, 0]})" in texts(drawn["confusion"])
@@ -150,7 +149,7 @@ def test_figures_survive_little_data():
     one_class = np.ones(3, dtype=int)
     for figure in (
         score_figures.roc_figure({}),
-        score_figures.roc_figure({"perfect": (np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))}, log_fpr=True),
+        score_figures.roc_figure({"perfect": (np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))}),
         score_figures.pr_figure({"two points": (np.array([0.0, 1.0]), np.array([1.0, 0.5]))}),
         score_figures.confusion_figure(np.array([[0, 0], [1, 2]])),
         score_figures.score_histogram_figure(one_class, np.array([0.2, 1.0, 1.0])),

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.spec import LABEL_NAMES
 from utils.errors import UserError
-from utils.evaluation.report import ScoredSet
+from utils.evaluation.scored_sets import ScoredSet
 from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, legend_below, new_figure, save_figure, styled
 from utils.files import atomic_write_text, write_json
 from utils.metrics.comparison import compare_tiers, match_images

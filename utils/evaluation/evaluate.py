@@ -14,10 +14,10 @@ import torch
 from datasets.spec import Listing
 from models.detector import Detector
 from utils.checkpoints.file import load_detector
-from utils.evaluation.report import unique_names
 from utils.scoring.cache import ScoreCache, file_digest, listing_digest
 from utils.scoring.scorer import Job, Scores, Settings, score, score_table
 from utils.scoring.table import ScoreTable
+from utils.tables import unique_names
 
 
 @dataclass

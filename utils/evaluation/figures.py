@@ -1,5 +1,7 @@
 """Figures of scores: ROC, precision-recall, confusion, histogram, reliability, coverage, severity."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,32 +15,22 @@ if TYPE_CHECKING:
 
 
 @styled
-def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "", log_fpr: bool = False) -> "Figure":
-    """ROC curves: name -> (fpr, tpr), fractions. ``log_fpr`` stretches the low false-alarm end that users
-    live in."""
+def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Draw ROC curves, name -> (fpr, tpr)."""
     figure, (axes,) = new_figure(4.8, 5.1)
-    _unit_square(axes, "False positive rate (reals called fake)", "True positive rate (fakes called fake)", title)
-    diagonal = np.geomspace(1e-4, 1, 100) if log_fpr else np.array([0.0, 1.0])
-    axes.plot(diagonal, diagonal, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="chance")
+    _unit_square(axes, "False positive rate (reals called fake)", "True positive rate (fakes called fake)")
+    axes.plot([0.0, 1.0], [0.0, 1.0], color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="chance")
     for index, (name, (fpr, tpr)) in enumerate(curves.items()):
-        _curve(axes, index, fpr, tpr, name, drawstyle="steps-post" if log_fpr else "default")
-    if log_fpr:
-        lowest = min((np.min(fpr[fpr > 0], initial=1.0) for fpr, _ in curves.values()), default=1e-3)
-        axes.set(xscale="log", xlim=(max(1e-4, min(0.1, lowest)), 1), aspect="auto")
+        _curve(axes, index, fpr, tpr, name)
     legend_below(figure, axes)
     return figure
 
 
 @styled
-def pr_figure(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "", prevalence: float | None = None
-) -> "Figure":
-    """Precision-recall curves: name -> (recall, precision); ``prevalence``, the fraction of fakes, is
-    chance."""
+def pr_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Draw precision-recall curves, name -> (recall, precision)."""
     figure, (axes,) = new_figure(4.8, 5.1)
-    _unit_square(axes, "Recall (fakes called fake)", "Precision (fakes among those called fake)", title)
-    if prevalence is not None:
-        axes.axhline(prevalence, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="chance")
+    _unit_square(axes, "Recall (fakes called fake)", "Precision (fakes among those called fake)")
     for index, (name, (recall, precision)) in enumerate(curves.items()):
         # The left end jumps up and down with every image: markers at even steps of recall, not of arc length.
         marked = np.searchsorted(recall, np.arange(0.1 + 0.03 * (index % 5), 1.0, 0.18)).tolist()
@@ -47,22 +39,20 @@ def pr_figure(
     return figure
 
 
-def _curve(axes: "Axes", index: int, x: np.ndarray, y: np.ndarray, name: str, **kwargs: Any) -> None:
-    """Draw a curve with a marker at intervals of arc length, shifted from curve to curve so that few
-    coincide."""
+def _curve(axes: Axes, index: int, x: np.ndarray, y: np.ndarray, name: str, **kwargs: Any) -> None:
+    """Draw a curve with markers at intervals of arc length, shifted from curve to curve so that few coincide."""
     spaced = {"markevery": (0.03 + 0.02 * (index % 5), 0.14)}
     axes.plot(x, y, label=name, **(line_style(index) | spaced | kwargs))
 
 
-def _unit_square(axes: "Axes", x_label: str, y_label: str, title: str) -> None:
-    """Axes over [0, 1] x [0, 1], a little wider so that curves along the frame are seen whole."""
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label, title=title, aspect="equal")
+def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
+    """Set axes over [0, 1] x [0, 1], slightly wider so that curves along the frame are seen whole."""
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label, aspect="equal")
 
 
 @styled
-def confusion_figure(matrix: np.ndarray, names: Sequence[str] = ("real", "fake"), title: str = "") -> "Figure":
-    """A confusion matrix of counts, rows the truth and columns the call, shaded and annotated by row
-    fraction."""
+def confusion_figure(matrix: np.ndarray, names: Sequence[str] = ("real", "fake"), title: str = "") -> Figure:
+    """Draw a confusion matrix of counts, rows the truth and columns the call, shaded by the fraction of the row."""
     matrix = np.asarray(matrix)
     totals = matrix.sum(axis=1, keepdims=True)
     fractions = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
@@ -93,9 +83,8 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str] = ("real", "fake")
 @styled
 def score_histogram_figure(
     labels: np.ndarray, p_fake: np.ndarray, threshold: float | None = None, title: str = "", n_bins: int = 40
-) -> "Figure":
-    """Histograms of p_fake for reals and fakes, each as a fraction of its class so that unequal sets
-    compare."""
+) -> Figure:
+    """Draw histograms of p_fake for reals and fakes, each as a fraction of its class so that unequal sets compare."""
     from matplotlib.ticker import MaxNLocator
 
     labels, p_fake = np.asarray(labels), np.asarray(p_fake)
@@ -128,12 +117,11 @@ def score_histogram_figure(
 
 
 @styled
-def reliability_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str = "") -> "Figure":
-    """Reliability: name -> (mean_p_fake, fraction_fake, count) per bin; below it, where the scores lie.
+def reliability_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+    """Draw reliability curves, name -> (mean_p_fake, fraction_fake, count) per bin, above a histogram of the scores.
 
-    Above the diagonal there are more fakes than p_fake says, below it fewer. Empty bins are left out.
+    Above the diagonal there are more fakes than p_fake says, below it fewer. Empty bins are skipped.
     """
-
     figure, (upper, lower) = new_figure(4.4, 5.8, nrows=2, sharex=True, gridspec_kw={"height_ratios": [3.4, 1]})
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="perfect calibration")
     for index, (name, (mean, fraction, count)) in enumerate(curves.items()):
@@ -143,7 +131,7 @@ def reliability_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.nda
         share = np.asarray(count) / max(1, np.sum(count))
         style = line_style(index)
         lower.stairs(share, edges, color=style["color"], linestyle=style["linestyle"], linewidth=1.4)
-    upper.set(ylim=(-0.02, 1.02), ylabel="Fraction of fakes", title=title)
+    upper.set(ylim=(-0.02, 1.02), ylabel="Fraction of fakes")
     lower.set(xlim=(-0.02, 1.02), xlabel="p_fake (mean of the bin)", ylabel="Images")
     lower.set_ylim(bottom=0)
     lower.yaxis.set_major_formatter(_percent)
@@ -152,17 +140,16 @@ def reliability_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.nda
 
 
 @styled
-def coverage_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> "Figure":
-    """Accuracy of the verdicts against the share of images answered: name -> (share, acc), as of ``coverage``.
+def coverage_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Draw the accuracy of the verdicts against the share of images answered, name -> (share, acc), see ``coverage``.
 
-    Shares of fewer than 5 % are left out: there a single image moves the curve.
+    Shares below 5 % are not drawn: a single image moves the curve there.
     """
     figure, (axes,) = new_figure(4.8, 4.4)
     for index, (name, (share, accuracy)) in enumerate(curves.items()):
         shown = np.asarray(share) >= 0.05
         _curve(axes, index, np.asarray(share)[shown], np.asarray(accuracy)[shown], name)
     axes.set(xlim=(0, 1.01), xlabel="Images answered (the others are unsure)", ylabel="Accuracy of the answers")
-    axes.set_title(title)
     axes.xaxis.set_major_formatter(_percent)
     axes.yaxis.set_major_formatter(_percent)
     legend_below(figure, axes, n_columns=1)
@@ -180,11 +167,11 @@ SEVERITY_LABELS = {
 
 @styled
 def severity_figure(
-    kind: str, ticks: Sequence[str], curves: Mapping[str, Sequence[Mapping[str, Any] | None]], title: str = ""
-) -> "Figure":
-    """AUC and accuracy over the levels of one degradation, with their intervals as bands.
+    kind: str, ticks: Sequence[str], curves: Mapping[str, Sequence[Mapping[str, Any] | None]]
+) -> Figure:
+    """Draw AUC and accuracy over the levels of one degradation, with their intervals as bands.
 
-    ``curves``: name -> a metrics row, or None, per tick. Levels are evenly spaced, for their order is what counts.
+    ``curves`` maps a name to a metrics row, or None, per tick. Levels are evenly spaced.
     """
     figure, panels = new_figure(8.0, 3.6, 2)
     for index, (name, rows) in enumerate(curves.items()):
@@ -198,12 +185,10 @@ def severity_figure(
                 axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
     for axes, label in zip(panels, ("AUC", "Accuracy"), strict=True):
         axes.set(xlabel=SEVERITY_LABELS.get(kind, kind), ylabel=label, xticks=range(len(ticks)), xticklabels=ticks)
-    if title:
-        figure.suptitle(title, fontsize=11)
     legend_below(figure, panels[0])
     return figure
 
 
 def _percent(value: float, position: int) -> str:
-    """A tick label that never rounds a tick away from its place."""
+    """Format a tick in per cent, with as many digits as its place needs."""
     return f"{100 * value:.3g}%"

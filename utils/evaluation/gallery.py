@@ -1,24 +1,29 @@
-"""The worst errors of a detector as one HTML page to look at."""
+"""The most confident wrong verdicts of each detector on each data set, as an HTML page and as a CSV list."""
+
+from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import html
+import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from datasets.images import UnreadableImage, read_image
+from datasets.perturbations import CLEAN
 from datasets.spec import LABEL_NAMES
-from utils.evaluation.failures import DataSource, Failure, failures_csv, find_failures
+from utils.evaluation.scored_sets import ScoredSet
 from utils.files import atomic_write_text
-from utils.scoring.table import ScoreTable
 
 THUMBNAIL_SIDE = 180  # px, the longer side
 JPEG_QUALITY = 82
+FAILURE_KEYS = ("path", "label", "generator", "p_fake", "dataset", "tier", "checkpoint")
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1a1a1a; --faint: #595959; --card: #f3f3f3; --edge: #c8c8c8;
   --real: #005a92; --fake: #a84300; }
@@ -44,33 +49,128 @@ p, li { max-width: 62rem; }
 """
 
 
-def write_gallery(
-    sets: Iterable[tuple[ScoreTable, Mapping[str, Any]]], folder: str | os.PathLike[str], per_source: int = 24
-) -> list[Path]:
+@dataclass
+class Failure:
+    """One wrong verdict; ``others`` maps further tiers to p_fake of the same image."""
+
+    path: str
+    label: int
+    generator: str
+    p_fake: float
+    others: dict[str, float]
+
+
+@dataclass
+class Source:
+    """The tiers of one checkpoint on one data set, and the worst errors in the clean tier, or else in the first."""
+
+    tiers: dict[str, ScoredSet]
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def shown(self) -> ScoredSet:
+        """The tier whose errors are listed."""
+        return self.tiers.get(CLEAN) or next(iter(self.tiers.values()))
+
+    @property
+    def title(self) -> str:
+        """Heading of its section: ``cnn-demo on demo``, with the split unless it is test."""
+        info = self.shown.info
+        split = f" ({info['split']})" if info.get("split") not in (None, "", "test") else ""
+        return f"{info.get('checkpoint') or 'scores'} on {info['dataset']}{split}"
+
+
+def write_gallery(sets: Sequence[ScoredSet], folder: Path, per_source: int = 24) -> list[Path]:
     """Write ``gallery.html`` and ``failures.csv`` to a folder and return their paths.
 
-    ``sets`` holds (scores, what their JSON file says) per tier: of the latter, checkpoint, split and threshold are
-    used. A data source is a checkpoint on a data set; the ``per_source`` most confident wrong verdicts of each are
-    shown, those farthest from the threshold in steps of evidence (logit of p_fake). Errors are taken from the clean
-    tier; each card says what became of the verdict in the other tiers.
+    The ``per_source`` most confident wrong verdicts of each checkpoint on each data set are shown: those farthest from
+    the threshold in logit(p_fake). Each card also gives the verdicts in the other tiers.
 
-    The page is one file without scripts and loads nothing: images are JPEG thumbnails inside of it. An image that
-    cannot be read is shown as a placeholder with the reason. ``failures.csv`` lists the same images once each, with
-    paths relative to its own folder, and is a data set for evaluate.py: ``csv:failures.csv``.
+    The page is one file without scripts and loads nothing: images are embedded JPEG thumbnails. An unreadable image
+    becomes a placeholder with the reason. ``failures.csv`` lists the same images once each, with paths relative to its
+    own folder, and is a data set for evaluate.py: ``csv:failures.csv``.
 
     Raises:
         UserError: a file cannot be written.
     """
-    target = Path(folder)
     sources = find_failures(sets, per_source)
-    page, listed = target / "gallery.html", target / "failures.csv"
+    page, listed = folder / "gallery.html", folder / "failures.csv"
     atomic_write_text(page, gallery_html(sources))
-    atomic_write_text(listed, failures_csv(sources, target))
+    atomic_write_text(listed, failures_csv(sources, folder))
     return [page, listed]
 
 
-def gallery_html(sources: Sequence[DataSource]) -> str:
-    """The page; all text in it is escaped, and its content security policy allows its own style and images only."""
+def find_failures(sets: Sequence[ScoredSet], per_source: int) -> list[Source]:
+    """Group scores by checkpoint and data set and pick the worst errors of each, the most confident first."""
+    sources: list[Source] = []
+    for scored in sets:
+        key = (*(scored.info.get(name) for name in ("checkpoint", "dataset", "split")), scored.threshold)
+        for source in sources:
+            info = source.shown.info
+            known = (*(info.get(name) for name in ("checkpoint", "dataset", "split")), source.shown.threshold)
+            if known == key and scored.tier not in source.tiers:
+                source.tiers[scored.tier] = scored
+                break
+        else:
+            sources.append(Source({scored.tier: scored}))
+    for source in sources:
+        source.failures = _worst(source, per_source)
+    return sources
+
+
+def _worst(source: Source, count: int) -> list[Failure]:
+    shown, table = source.shown, source.shown.table
+    wrong = np.flatnonzero((table.p_fake >= shown.threshold) != (table.label == 1))
+    confidence = np.abs(_evidence(table.p_fake[wrong]) - _evidence(np.array(shown.threshold)))
+    # Certain verdicts tie at p_fake 0 or 1, where the raw logit still tells them apart; then the row order.
+    worst = wrong[np.lexsort((-np.abs(table.logit[wrong]), -confidence))][:count]
+    others = {
+        tier: dict(zip(scored.images, scored.table.p_fake.tolist(), strict=True))
+        for tier, scored in source.tiers.items()
+        if scored is not shown
+    }
+    failures, images = [], shown.images
+    for row in worst:
+        there = {tier: scores[images[row]] for tier, scores in others.items() if images[row] in scores}
+        label, p_fake = int(table.label[row]), float(table.p_fake[row])
+        failures.append(Failure(images[row], label, table.generator[row], p_fake, there))
+    return failures
+
+
+def _evidence(p_fake: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)), held in [-30, 30]: beyond, p_fake near 1 has no digits left, and both ends should tie."""
+    p_fake = np.clip(p_fake, 1e-15, 1 - 1e-15)
+    return np.clip(np.log(p_fake) - np.log1p(-p_fake), -30, 30)
+
+
+def failures_csv(sources: Sequence[Source], folder: Path) -> str:
+    """Return the failures as a CSV list: labels by name, paths from ``folder``, every image once."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(FAILURE_KEYS)
+    seen = set()
+    for source in sources:
+        where = (source.shown.info["dataset"], source.shown.tier, source.shown.info.get("checkpoint") or "scores")
+        for item in source.failures:
+            path = _relative(item.path, folder)
+            if path not in seen:
+                seen.add(path)
+                writer.writerow([path, LABEL_NAMES[item.label], item.generator, item.p_fake, *where])
+    return text.getvalue()
+
+
+def _relative(path: str, folder: Path) -> str:
+    """The path of an image as seen from a folder; links on the way are followed, since ``..`` does not see them."""
+    parent, name = os.path.split(path)
+    image = os.path.join(os.path.realpath(parent), name)
+    try:
+        return os.path.relpath(image, os.path.realpath(folder)).replace(os.sep, "/")
+    except ValueError:  # another drive
+        return image
+
+
+def gallery_html(sources: Sequence[Source]) -> str:
+    """Return the page; all text is escaped, and the content security policy allows only its own style and images."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     links = "".join(
@@ -89,7 +189,7 @@ def gallery_html(sources: Sequence[DataSource]) -> str:
 <body>
 <h1>Failure gallery</h1>
 <p>The most confident wrong verdicts of each detector on each data set. p_fake at or above the threshold means fake.
-The pictures are the files as they are on the disk, also where the verdict is about a degraded copy.</p>
+The pictures show the files as they are, also where the verdict is about a degraded copy.</p>
 <nav><ul>
 {links}</ul></nav>
 {sections}</body>
@@ -97,44 +197,43 @@ The pictures are the files as they are on the disk, also where the verdict is ab
 """
 
 
-def _section(index: int, source: DataSource) -> str:
+def _section(index: int, source: Source) -> str:
     """One data source: its error counts per tier and its cards."""
     counts = []
-    for tier, table in source.tiers.items():
-        wrong = int(np.sum((table.p_fake >= source.threshold) != (table.label == 1)))
-        counts.append(f"{html.escape(tier)}: {wrong:,} of {len(table):,} wrong")
-    cards = "".join(_card(item, source) for item in source.failures)
-    shown = (
-        f"The {len(source.failures):,} worst in tier {source.tier}:" if cards else f"No error in tier {source.tier}."
-    )
+    for tier, scored in source.tiers.items():
+        wrong = int(np.sum((scored.table.p_fake >= scored.threshold) != (scored.table.label == 1)))
+        counts.append(f"{html.escape(tier)}: {wrong:,} of {len(scored.table):,} wrong")
+    threshold, tier = source.shown.threshold, source.shown.tier
+    cards = "".join(_card(item, threshold) for item in source.failures)
+    shown = f"The {len(source.failures):,} worst in tier {tier}:" if cards else f"No error in tier {tier}."
     return f"""<section>
 <h2 id="source-{index}">{html.escape(source.title)}</h2>
-<p>Threshold {source.threshold:.3f}. {"; ".join(counts)}. {html.escape(shown)}</p>
+<p>Threshold {threshold:.3f}. {"; ".join(counts)}. {html.escape(shown)}</p>
 <ul class="cards">
 {cards}</ul>
 </section>
 """
 
 
-def _card(item: Failure, source: DataSource) -> str:
+def _card(item: Failure, threshold: float) -> str:
     """One wrong verdict: thumbnail, truth and call, scores, tiers, path."""
-    truth, call = LABEL_NAMES[item.label], LABEL_NAMES[item.p_fake >= source.threshold]
+    truth, call = LABEL_NAMES[item.label], LABEL_NAMES[item.p_fake >= threshold]
     tiers = ""
     for tier, p_fake in item.others.items():
-        verdict = LABEL_NAMES[p_fake >= source.threshold]
+        verdict = LABEL_NAMES[p_fake >= threshold]
         change = "the verdict flips" if verdict != call else "same verdict"
         tiers += f'<li>{html.escape(tier)}: {p_fake:.3f}, <span class="{verdict}">{verdict}</span>, {change}</li>'
     generator = f'<p class="faint">{html.escape(item.generator)}</p>\n' if item.generator not in ("", "real") else ""
     return f"""<li>{_thumbnail(item.path)}
 <p class="verdict"><span class="{truth}">{truth}</span> called <span class="{call}">{call}</span></p>
-<p class="faint">p_fake {item.p_fake:.4f}, threshold {source.threshold:.3f}</p>
+<p class="faint">p_fake {item.p_fake:.4f}, threshold {threshold:.3f}</p>
 {generator}<p class="path">{html.escape(item.path)}</p>
 {f'<ul class="tiers">{tiers}</ul>' if tiers else ""}</li>
 """
 
 
 def _thumbnail(path: str) -> str:
-    """The image as a data URI, or a placeholder with the reason why there is none."""
+    """The image as a data URI, or a placeholder with the reason."""
     name = html.escape(os.path.basename(path))
     try:
         image = read_image(path)

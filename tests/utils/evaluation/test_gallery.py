@@ -11,11 +11,9 @@ import pytest
 
 from datasets.spec import open_records, parse_spec
 from models.operating_point import sigmoid
-from tests.conftest import make_table
+from tests.conftest import make_scored, make_table
 from utils.errors import UserError
-from utils.evaluation.failures import find_failures
-from utils.evaluation.gallery import THUMBNAIL_SIDE, write_gallery
-from utils.scoring.table import ScoreTable
+from utils.evaluation.gallery import THUMBNAIL_SIDE, find_failures, write_gallery
 
 VOID = {"meta", "img", "br"}
 
@@ -53,23 +51,22 @@ def read_gallery(paths):
 def test_the_most_confident_errors_come_first():
     logits = [3.0, -2.0, -50.0, 60.0, 40.0, 0.5, 5.0]
     table = make_table("abcdefg", [0, 1, 1, 0, 0, 0, 1], logits)
-    (source,) = find_failures([(table, {"checkpoint": "run", "threshold": 0.5})], 24)
+    (source,) = find_failures([make_scored(table, checkpoint="run")], 24)
     assert [item.path for item in source.failures] == list("dceabf")  # d, c and e tie in p_fake
-    (few,) = find_failures([(table, {"checkpoint": "run", "threshold": 0.5})], 2)
+    (few,) = find_failures([make_scored(table, checkpoint="run")], 2)
     assert [item.path for item in few.failures] == ["d", "c"]
     # At a threshold of 0.01, a fake at 0.0067 is a near miss and a real at 0.62 is not.
-    (low,) = find_failures([(make_table("ab", [1, 0], [-5.0, 0.5]), {"threshold": 0.01})], 24)
+    (low,) = find_failures([make_scored(make_table("ab", [1, 0], [-5.0, 0.5]), threshold=0.01)], 24)
     assert [item.path for item in low.failures] == ["b", "a"]
 
 
 def test_tiers_are_joined_and_sources_kept_apart():
-    info = {"checkpoint": "run", "threshold": 0.5, "split": "test"}
-    clean = make_table("abc", [0, 1, 1], [2.0, -1.0, 3.0])
-    web = make_table("ab", [0, 1], [-2.0, -3.0], tier="web")
-    other = make_table("xy", [0, 1], [-1.0, 1.0], dataset="wild")
-    # One file with two tiers and a file with another set; a second file of the first set's clean tier stays apart.
-    sources = find_failures([(ScoreTable.join([web, clean]), info), (other, info), (clean, info)], 24)
-    assert [(s.title, list(s.tiers), s.tier) for s in sources] == [
+    clean = make_scored(make_table("abc", [0, 1, 1], [2.0, -1.0, 3.0]), checkpoint="run")
+    web = make_scored(make_table("ab", [0, 1], [-2.0, -3.0], tier="web"), checkpoint="run")
+    other = make_scored(make_table("xy", [0, 1], [-1.0, 1.0], dataset="wild"), checkpoint="run")
+    # Two tiers of one set and another set; a second file of the first set's clean tier stays apart.
+    sources = find_failures([web, clean, other, clean], 24)
+    assert [(s.title, list(s.tiers), s.shown.tier) for s in sources] == [
         ("run on faces", ["web", "clean"], "clean"),
         ("run on wild", ["clean"], "clean"),
         ("run on faces", ["clean"], "clean"),
@@ -78,17 +75,18 @@ def test_tiers_are_joined_and_sources_kept_apart():
     assert (first.path, second.path) == ("a", "b")
     assert first.others == {"web": pytest.approx(sigmoid(-2.0))}
     assert not sources[1].failures
-    (web_only,) = find_failures([(web, {})], 24)
-    assert web_only.tier == "web" and web_only.threshold == 0.5
+    (web_only,) = find_failures([make_scored(web.table, threshold=None)], 24)
+    assert web_only.shown.tier == "web" and web_only.shown.threshold == 0.5
 
 
 def test_the_page_shows_each_error_and_whether_it_flips(image_folder, tmp_path):
     images = sorted(str(path) for path in (image_folder / "test").rglob("*.png"))
     labels = [int("/fake/" in path) for path in images]
     wrong = np.where(np.array(labels) == 1, -2.0, 2.0)
-    info = {"checkpoint": "run", "threshold": 0.5, "split": "valid"}
+    facts = {"checkpoint": "run", "split": "valid"}
     web = make_table(images, labels, np.where(np.arange(8) < 3, -wrong, wrong), tier="web")
-    paths = write_gallery([(make_table(images, labels, wrong), info), (web, info)], tmp_path / "out")
+    sets = [make_scored(make_table(images, labels, wrong), **facts), make_scored(web, **facts)]
+    paths = write_gallery(sets, tmp_path / "out")
     page, text = read_gallery(paths)
     assert text.count("the verdict flips") == 3 and text.count("same verdict") == 5
     assert "run on faces (valid)" in text and "clean: 8 of 8 wrong; web: 5 of 8 wrong" in text
@@ -105,7 +103,7 @@ def test_the_thumbnail_is_small_and_has_the_colours_of_the_file(tmp_path):
     image = np.zeros((300, 900, 3), np.uint8)
     image[..., 2] = 255  # red, in OpenCV's order
     cv2.imwrite(str(tmp_path / "wide.png"), image)
-    paths = write_gallery([(make_table([str(tmp_path / "wide.png")], [0], [2.0]), {})], tmp_path)
+    paths = write_gallery([make_scored(make_table([str(tmp_path / "wide.png")], [0], [2.0]))], tmp_path)
     (attributes,) = read_gallery(paths)[0].attributes("img")
     data = base64.b64decode(attributes["src"].partition(",")[2])
     thumbnail = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -115,11 +113,12 @@ def test_the_thumbnail_is_small_and_has_the_colours_of_the_file(tmp_path):
 
 def test_the_page_is_safe_and_loads_nothing(tmp_path):
     evil = '"><script>alert(1)</script>&.png'
-    info = {"checkpoint": "<b>run</b>", "threshold": 0.5}
     table = make_table([evil, "missing.png"], [0, 1], [2.0, -2.0], dataset="<i>set</i>")
     (tmp_path / "text.png").write_text("not an image")
     broken = make_table([str(tmp_path / "text.png")], [1], [-1.0], dataset="broken")
-    page, text = read_gallery(write_gallery([(table, info), (broken, info)], tmp_path))
+    page, text = read_gallery(
+        write_gallery([make_scored(part, checkpoint="<b>run</b>") for part in (table, broken)], tmp_path)
+    )
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "b", "i", "img"}
     assert not any(key.startswith("on") or key == "style" for _, attributes in page.tags for key in attributes)
     assert text.count("unreadable:") == 3 and "file not found" in text
@@ -136,7 +135,7 @@ def test_the_failures_are_a_data_set(image_folder, tmp_path):
     logits = np.where(np.array(labels) == 1, -2.0, 2.0)
     logits[0] *= -1  # right
     table = make_table(images, labels, logits)
-    sets = [(table, {"checkpoint": name, "threshold": 0.5}) for name in ("a", "b")]
+    sets = [make_scored(table, checkpoint=name) for name in ("a", "b")]
     listed = write_gallery(sets, tmp_path / "deep" / "er")[1]
     listing = open_records(parse_spec(f"csv:{listed}"), default_split=None)
     found = {record.path: (record.label, record.generator) for record in listing.records}
@@ -151,12 +150,12 @@ def test_a_link_to_the_output_folder_does_not_lead_astray(image_folder, tmp_path
     (tmp_path / "disk" / "far").mkdir(parents=True)
     (tmp_path / "results").symlink_to(tmp_path / "disk" / "far")
     images = [str(image_folder / "test" / "real" / "000.png")]
-    listed = write_gallery([(make_table(images, [0], [2.0]), {})], tmp_path / "results")[1]
+    listed = write_gallery([make_scored(make_table(images, [0], [2.0]))], tmp_path / "results")[1]
     assert len(open_records(parse_spec(f"csv:{listed}"), default_split=None).records) == 1
 
 
 def test_no_error_and_one_image_are_fine(tmp_path):
-    page, text = read_gallery(write_gallery([(make_table(["a.png"], [1], [2.0]), {})], tmp_path))
+    page, text = read_gallery(write_gallery([make_scored(make_table(["a.png"], [1], [2.0]))], tmp_path))
     assert "No error in tier clean." in text and not page.attributes("img")
     with pytest.raises(UserError, match="rows below the header"):
         open_records(parse_spec(f"csv:{tmp_path / 'failures.csv'}"))

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from tests.conftest import make_table
+from tests.conftest import make_scored, make_table
 from utils.errors import UserError
 from utils.evaluation.subgroups import NO_VALUE, read_column, subgroup_rows, write_subgroups
 from utils.metrics import binary as metrics
@@ -20,7 +20,7 @@ def make_group(n=60):
 def test_each_group_is_measured_on_its_own_images():
     table = make_group()
     ages = {path: "old" if i >= 40 else "young" for i, path in enumerate(table.path) if i < 55}
-    rows = subgroup_rows(table, ages, 0.5, n_boot=50, checkpoint="run", dataset="faces")
+    rows = subgroup_rows(make_scored(table, checkpoint="run"), ages, n_boot=50)
     assert [(row["subgroup"], row["n"], row["note"]) for row in rows] == [
         ("young", 40, ""),
         ("old", 15, ""),
@@ -35,7 +35,7 @@ def test_each_group_is_measured_on_its_own_images():
 def test_paths_agree_however_they_are_spelt():
     table = make_group(12)
     values = {f"./faces/../{path}": "a" for path in table.path}
-    assert [row["subgroup"] for row in subgroup_rows(table, values, 0.5, n_boot=0)] == ["a"]
+    assert [row["subgroup"] for row in subgroup_rows(make_scored(table), values, n_boot=0)] == ["a"]
 
 
 def test_a_group_of_one_class_or_one_image_has_only_the_rates_it_can_have():
@@ -44,7 +44,7 @@ def test_a_group_of_one_class_or_one_image_has_only_the_rates_it_can_have():
         path: "single" if i == 20 else ("real", "fake")[label]
         for i, (path, label) in enumerate(zip(table.path, table.label, strict=True))
     }
-    rows = {row["subgroup"]: row for row in subgroup_rows(table, values, 0.5, n_boot=50)}
+    rows = {row["subgroup"]: row for row in subgroup_rows(make_scored(table), values, n_boot=50)}
     assert rows["fake"]["auc"] is None and rows["fake"]["real_acc"] is None and rows["fake"]["fake_acc"] is not None
     assert rows["single"]["n"] == 1 and rows["single"]["acc_ci"] is None and rows["single"]["note"]
     assert not rows["fake"]["note"]
@@ -52,10 +52,10 @@ def test_a_group_of_one_class_or_one_image_has_only_the_rates_it_can_have():
 
 def test_no_path_in_common_is_refused():
     with pytest.raises(UserError, match=r"no path in common.*faces/00\.png.*other/1\.png") as error:
-        subgroup_rows(make_group(), {"other/1.png": "x"}, 0.5)
+        subgroup_rows(make_scored(make_group()), {"other/1.png": "x"})
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no path in common"):
-        subgroup_rows(make_group(), {}, 0.5)
+        subgroup_rows(make_scored(make_group()), {})
 
 
 def test_a_column_of_a_list_is_read_for_the_paths_that_evaluate_uses(image_folder, tmp_path):
@@ -70,14 +70,15 @@ def test_a_column_of_a_list_is_read_for_the_paths_that_evaluate_uses(image_folde
     assert values == {str(image): "dark" for image in images[1::2]}
     assert set(read_column(listed, "generator").values()) == {"gan", "real"}
     assert len(read_column(listed, "age")) == len(images)
-    with pytest.raises(UserError, match=r"age, Skin Tone.*'agee'; did you mean 'age'"):
+    with pytest.raises(UserError, match=r"age, Skin Tone.*'agee'; did you mean age"):
         read_column(listed, "agee")
 
 
-def test_the_table_is_written(tmp_path):
-    table = make_group()
-    rows = subgroup_rows(table, dict.fromkeys(table.path, "a, b"), 0.5, n_boot=20)
-    paths = write_subgroups(rows, tmp_path, "Skin tone/type")
+def test_the_table_is_written(tmp_path, monkeypatch):
+    scored = make_scored(make_group(), root="somewhere")
+    values = dict.fromkeys(scored.images, "a, b")
+    monkeypatch.setattr("utils.evaluation.subgroups.read_column", lambda path, column: values)
+    paths = write_subgroups([scored], "list.csv:Skin tone/type", tmp_path, 20)
     assert [path.name for path in paths] == [f"subgroups_skin_tone_type.{kind}" for kind in ("csv", "md", "tex")]
     with open(paths[0], newline="") as file:
         (row,) = csv.DictReader(file)

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from models.operating_point import sigmoid
+from tests.conftest import make_scored
 from utils.errors import UserError
 from utils.evaluation.comparison import comparison_figure, disagreements, write_pair
-from utils.evaluation.report import ScoredSet
 from utils.metrics import binary as metrics
 from utils.metrics.comparison import (
     compare_scores,
@@ -221,9 +221,8 @@ def test_scores_of_different_images_are_refused():
         compare_scores(a, b, 0.5, float("nan"))
 
 
-def as_sets(*tables, names=("a", "b"), threshold=0.5):
-    facts = {"dataset": "faces", "split": "test", "threshold": threshold, "unreadable": []}
-    return [ScoredSet(table, {**facts, "checkpoint": name}, "clean") for name, table in zip(names, tables, strict=True)]
+def as_sets(*tables, names=("a", "b")):
+    return [make_scored(table, checkpoint=name) for name, table in zip(names, tables, strict=True)]
 
 
 def test_the_report_holds_every_number_and_every_disagreement(tmp_path):
