@@ -50,7 +50,7 @@ class DeviceLoader:
     def _load(self) -> Tensor:
         """Decode every image once, with as many threads as there are cores."""
         first, size = self._first_image(), len(self.dataset)
-        if self.transform.geometry.scale(first, at_least=self.transform.size).shape != first.shape:
+        if self.transform.scale(first).shape != first.shape:
             raise ValueError("the images must be rescaled")
         if (need := first.nbytes * size) > (room := free_bytes(self.device) * ROOM):
             raise ValueError(f"{need / 2**30:.1f} GiB of images exceed {room / 2**30:.1f} GiB")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from datasets.images import UnreadableImage, read_image
 from datasets.records import Listing
-from datasets.storage import stat_image
+from datasets.storage import file_state
 
 FORMAT_VERSION = 1
 
@@ -96,14 +96,8 @@ def open_cache(listing: Listing, folder: Path, threads: int) -> ImageCache:
 
 def describe_files(paths: Sequence[str]) -> str:
     """The files of a cache as text: every path with size and time of change."""
-    lines = [f"format {FORMAT_VERSION}"]
-    for path in paths:
-        try:
-            found = stat_image(path)
-            lines.append(f"{path}\0{found.st_size}\0{found.st_mtime_ns}")
-        except (OSError, ValueError):  # a missing file is reported when it is read
-            lines.append(f"{path}\0missing")
-    return "\n".join(lines)
+    states = ((path, file_state(path) or ("missing",)) for path in paths)  # missing files are reported when read
+    return "\n".join([f"format {FORMAT_VERSION}", *("\0".join([path, *map(str, state)]) for path, state in states)])
 
 
 def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) -> None:

@@ -32,10 +32,10 @@ from datasets.storage import (
     MASK_SUFFIX,
     PLAN_FILE,
     UnreadableImage,
+    file_state,
     index_of,
     parse_index,
     read_bytes,
-    stat_image,
 )
 from utils.args import EXIT_DONE, EXIT_PARTIAL, check_output_dir, int_in, make_parser, run_script
 from utils.errors import UserError
@@ -106,19 +106,13 @@ def plan_digest(listings: dict[str, Listing], images_per_shard: int) -> str:
     digest = hashlib.sha256(f"{FORMAT_VERSION} {images_per_shard}".encode())
     for prefix, listing in listings.items():
         for record in listing.records:
-            name, states = relative_path(record.path, listing.root), [*map(file_state, (record.path, record.mask))]
+            name, states = (
+                relative_path(record.path, listing.root),
+                [file_state(record.path), file_state(record.mask or "")],
+            )
             facts = [prefix, name, record.label, record.generator, record.group, record.meta, states]
             digest.update(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
-
-
-def file_state(path: str | None) -> list[int] | None:
-    """Size and time of change of a file, None if it does not exist."""
-    try:
-        found = stat_image(path) if path else None
-    except (OSError, ValueError):
-        return None
-    return [found.st_size, found.st_mtime_ns] if found else None
 
 
 def prepare_folder(folder: Path, plan: str, names: Sequence[str], overwrite: bool) -> None:

@@ -26,7 +26,7 @@ from datasets.readers.csv_list import parse_labels, read_csv
 from datasets.readers.folder import read_folder
 from datasets.readers.shards import read_shards
 from datasets.records import LABEL_NAMES, SPLIT_NAMES, SPLITS, Listing, Record, Source, relative_path
-from datasets.storage import stat_image
+from datasets.storage import file_state
 from utils.errors import UserError, closest
 
 COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator", "group_by")
@@ -232,10 +232,7 @@ def _balanced(records: list[Record], limit: int, root: str) -> list[Record]:
 def _fingerprint(records: list[Record], root: str) -> str:
     lines = []
     for record in records:
-        try:
-            size = stat_image(record.path).st_size
-        except (OSError, ValueError):  # a missing file is reported when it is read
-            size = -1
+        size, _ = file_state(record.path) or (-1, 0)  # a missing file is reported when it is read
         lines.append(f"{relative_path(record.path, root)}\0{record.label}\0{size}\n")
     lines.sort()
     return _digest("".join(lines))[:16]

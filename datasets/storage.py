@@ -119,6 +119,15 @@ def stat_image(path: str) -> os.stat_result:
         return os.stat(shard)
 
 
+def file_state(path: str) -> tuple[int, int] | None:
+    """Size and time of change (ns) of an image file, or of the shard that holds the image; None if it is missing."""
+    try:
+        found = stat_image(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def split_shard_path(path: str) -> tuple[str, str]:
     """Split ``faces/train-0.tar/42.jpg`` into shard and member; both are empty for any other path."""
     before, separator, name = path.partition(".tar/")

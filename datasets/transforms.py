@@ -141,6 +141,8 @@ class TrainTransform:
     With ``as_bytes`` images stay ``(H, W, 3)`` uint8: they are a quarter of their size as floats on the way from a
     loader worker to a GPU, and :func:`as_floats` converts whole batches faster.
 
+    Images are scaled as for evaluation, and crops of ``train_size`` (default: the size of the geometry) taken then.
+
     Raises UserError for an unknown preset.
     """
 
@@ -157,13 +159,18 @@ class TrainTransform:
 
     def __call__(self, image: np.ndarray, seed: int = 0) -> Tensor:
         generator = np.random.default_rng(seed)
-        image = self.geometry.scale(image, at_least=self.size)
+        image = self.scale(image)
         if self.geometry.mode == "crop":
             top, left = self._corner(image.shape[:2], generator)
             image = image[top : top + self.size, left : left + self.size]
         if self.is_random:
             image = augment(image, self.steps, generator, seed)
         return self.finish(image)
+
+    def scale(self, image: np.ndarray) -> np.ndarray:
+        """Resample ``(H, W, 3)`` uint8 to the scale of evaluation; ``resize`` squeezes it to the size of training."""
+        is_crop = self.geometry.mode == "crop"
+        return self.geometry.scale(image, max(self.size, self.geometry.size) if is_crop else self.size)
 
     def view(self, shape: tuple[int, ...], seed: int) -> tuple[int, int, bool]:
         """Top and left of the crop of an unscaled image ``(H, W)``, and whether it is flipped."""

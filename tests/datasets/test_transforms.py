@@ -236,6 +236,16 @@ def test_training_crops_may_have_a_size_of_their_own(mode, train_size):
         assert transform(noise(*size), 1).shape == (3, train_size, train_size)
 
 
+@pytest.mark.parametrize("resize_to", [None, 40])
+@pytest.mark.parametrize("train_size", [16, 24, 32])
+@pytest.mark.parametrize("side", [20, 28, 36, 90])
+def test_training_and_evaluation_see_images_at_the_same_scale(side, train_size, resize_to):
+    """Also those smaller than the input, whatever the size of the training crops."""
+    geometry, image = Geometry("crop", 32, resize_to), noise(side, side + 7)
+    scaled = TrainTransform(geometry, "light", train_size).scale(image)
+    assert np.array_equal(scaled, geometry.scale(image)) and min(scaled.shape[:2]) >= 32
+
+
 def test_forensic_degrades_now_and_then():
     """Each step is drawn by itself: 0.8 * 0.8 * 0.8 * 0.6 of the images, mirrored or not, are not degraded at all."""
     transform = TrainTransform(Geometry("crop", 32), "forensic")

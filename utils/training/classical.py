@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from datasets.loading import ImageDataset, make_loader
 from datasets.spec import Listing
 from datasets.splits import TrainingData
+from datasets.storage import file_state
 from datasets.transforms import EvalTransform
 from models.classical import ClassicalDetector
 from utils.checkpoints.file import load_detector, save_checkpoint
@@ -59,7 +59,8 @@ def listing_features(
     detector: ClassicalDetector, listing: Listing, cache: Path, batch_size: int, unreadable: dict[str, str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features ``(N, D)`` float32 and labels ``(N,)`` of the readable images, from the cache if possible."""
-    identity = (FEATURE_VERSION, file_states(listing), detector.geometry, detector.feature_key())
+    files = [(record.path, record.label, file_state(record.path)) for record in listing.records]
+    identity = (FEATURE_VERSION, files, detector.geometry, detector.feature_key())
     file = cache / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:20]}.npz"
     if (cached := read_features(file)) is not None:
         return cached
@@ -79,15 +80,6 @@ def listing_features(
         np.savez(buffer, x=x, y=y)
         atomic_write_bytes(file, buffer.getvalue())
     return x, y
-
-
-def file_states(listing: Listing) -> list[tuple]:
-    """Return what identifies the images of a listing: path, label, size and modification time of each."""
-    states = []
-    for record in listing.records:
-        found = os.stat(record.path) if os.path.exists(record.path) else None
-        states.append((record.path, record.label, found and (found.st_size, found.st_mtime_ns)))
-    return states
 
 
 def write_importance(detector: ClassicalDetector, folder: Path, top: int = 25) -> None:

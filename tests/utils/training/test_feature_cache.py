@@ -1,5 +1,6 @@
 """The cache of handcrafted features: what is computed again, and what is not."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import train
+from datasets import pack
 from datasets.splits import open_training_data
 from datasets.transforms import Geometry
 from models.registry import create_model
@@ -20,7 +22,7 @@ def fit(tmp_path, monkeypatch):
     """Fit a small model on a folder through the cache, without the figure that takes longer than all else."""
     monkeypatch.setattr("utils.training.classical.write_importance", lambda detector, folder: None)
 
-    def fit_(folder: Path, geometry: Geometry | None = None, features: str = "color"):
+    def fit_(folder: Path | str, geometry: Geometry | None = None, features: str = "color"):
         detector = create_model("logistic_regression", features=features)
         detector.geometry = geometry or Geometry("crop", 32)
         recipe = make_recipe(vars(train.get_args_parser().parse_args(["--batch-size", "8"])), "")
@@ -65,6 +67,26 @@ def test_changed_images_or_features_are_computed_again(change, image_folder, fit
     fit(image_folder, **settings)
     changes_all = bool(settings)
     assert sum(computed) == (24 if changes_all else 15 if change == "one file less" else 16)
+
+
+@pytest.mark.parametrize("change", ["nothing", "overwritten", "same size"])
+def test_features_of_shards_are_computed_again_once_a_shard_changes(change, image_folder, fit, computed, tmp_path):
+    def packed(name: str) -> Path:
+        pack.main([str(image_folder), "--output-dir", str(tmp_path / name)])
+        return tmp_path / name
+
+    first = packed("first")
+    fit(f"wds:{first}")
+    computed.clear()
+    shard = first / "train-00000.tar"
+    if change == "overwritten":
+        write_image(image_folder / "train/real/000.png", 999, fake=True, height=50)
+        for file in packed("second").iterdir():
+            (first / file.name).write_bytes(file.read_bytes())
+    elif change == "same size":
+        os.utime(shard, ns=(1, 1))
+    fit(f"wds:{first}")
+    assert sum(computed) == {"nothing": 0, "overwritten": 24, "same size": 16}[change]
 
 
 def test_banks_in_another_order_are_other_features(image_folder, fit, computed):
