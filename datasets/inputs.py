@@ -11,7 +11,7 @@ from typing import Any
 from datasets.readers.csv_list import read_csv
 from datasets.readers.folder import list_images
 from datasets.records import Record
-from datasets.storage import is_image_file
+from datasets.storage import image_exists, is_image_file
 from utils.errors import UserError, closest_sibling
 
 LIST_SUFFIXES = (".csv", ".tsv")
@@ -54,7 +54,7 @@ def _expand(argument: str, null: bool) -> Iterator[str]:
         yield from _read_stdin(null)
     elif argument.startswith("csv:"):
         yield from _listed(argument.removeprefix("csv:"))
-    elif os.path.exists(path := os.path.expanduser(argument)):
+    elif image_exists(path := os.path.expanduser(argument)):
         yield from _existing(path)
     elif any(character in argument for character in "*?["):
         yield from _matching(path, argument)

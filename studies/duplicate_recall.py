@@ -84,9 +84,7 @@ def main(argv=None) -> dict:
     entries = open_entries(args.data)
     if len(entries) < args.n:
         raise UserError(f"expected at least --n {args.n} images in --data, got {len(entries)}; lower --n")
-    facts = [ImageFacts()] * len(entries)
-    for at, fact in read_facts([entry.path for entry in entries], args.workers):
-        facts[at] = fact
+    facts = read_facts([entry.path for entry in entries], args.workers)
     own = find_duplicates(facts).pairs
     groups = related(own, len(facts))
     rng = np.random.default_rng(args.seed)

@@ -147,6 +147,44 @@ def test_one_file_in_two_splits_of_a_list_is_a_leak(image_folder):
     assert (result["n_leaks"], result["exit_code"]) == (1, 1)
 
 
+@pytest.mark.parametrize("spelling", ["same", "other", "copy"])
+def test_an_image_with_both_labels_is_a_conflict_and_in_no_clean_list(image_folder, spelling, capsys):
+    for name in ("real", "fake"):
+        shutil.copy(image_folder / f"train/{name}/001.png", f"{name}.png")
+    shutil.copy("real.png", "copy.png")
+    again = {"same": "real.png", "other": "faces/../real.png", "copy": "copy.png"}[spelling]
+    rows = ["real.png,real", "fake.png,fake", f"{again},fake", "faces/test/real/000.png,real"]
+    Path("list.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    result = run("--data", "csv:list.csv", "--write-clean-list", "clean.csv")
+    assert (result["n_images"], result["n_conflicts"], result["n_leaks"], result["exit_code"]) == (4, 1, 0, 1)
+    out = capsys.readouterr().out
+    assert "conflicts: 1 pairs" in out and "conflict: list/" in out and "clean\n" not in out
+    kept = {Path(record.path).name: record.label for record in open_records("csv:clean.csv").records}
+    assert kept == {"fake.png": 1, "000.png": 0}
+
+
+@pytest.mark.parametrize("spelling", ["./real.png", "faces/../real.png", "link.png"])
+def test_one_image_spelt_twice_counts_once(image_folder, spelling):
+    shutil.copy(image_folder / "train/real/001.png", "real.png")
+    Path("link.png").symlink_to("real.png")
+    Path("list.csv").write_text(f"path,label\nreal.png,real\n{spelling},real\nfaces/train/fake/000.png,fake\n")
+    assert run("--data", "csv:list.csv")["n_images"] == 2
+
+
+def test_groups_in_several_splits_are_named_and_not_in_the_clean_list(image_folder, capsys):
+    result = run("--data", f"{image_folder}@group_by=(real|fake)/000", "--write-clean-list", "clean.csv")
+    assert result["exit_code"] == 1 and [(row["group"], row["splits"], row["images"]) for row in result["groups"]] == [
+        ("fake", "test, train, valid", 3),
+        ("real", "test, train, valid", 3),
+    ]
+    assert "group: real of faces is in test, train, valid" in capsys.readouterr().out
+    assert "Groups in several splits" in Path("out/report.md").read_text()
+    assert result["n_clean"] == 28
+    kept = open_records("csv:clean.csv@split=all").records
+    assert {Path(record.path).parts[-3] for record in kept if record.group} == {"test"}
+    assert run("--data", "csv:clean.csv")["exit_code"] == 0
+
+
 def test_sample(image_folder):
     assert run("--data", image_folder, "--sample", "6")["n_images"] == 6
 

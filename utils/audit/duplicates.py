@@ -1,7 +1,7 @@
 """Duplicates among images: the same file, the same pixels, or the same picture saved, scaled, mirrored or cropped.
 
-Hashes nominate pairs (``utils.audit.perceptual_hash``, ``utils.audit.hamming_search``), aligned thumbnails decide
-(``utils.audit.registration``). The time grows almost linearly with the number of images.
+Hashes nominate pairs (perceptual_hash.py, hamming_search.py), aligned thumbnails decide (registration.py). The time
+grows almost linearly with the number of images.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MIN_CORRELATION = 0.975
 MIN_WORST_PART = 0.75
 MIN_CONTRAST = 4.0  # grey levels; a flatter picture has no structure to compare
 BLOCK = 20_000  # hashes searched for at a time
-# In a large set of aligned portraits many hashes come near one another. The nearest are looked at, up to this many:
+# In a large set of aligned portraits many hashes are near each other. At most this many of the nearest are compared:
 MIN_CANDIDATES, CANDIDATES_PER_IMAGE = 100_000, 2
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two copies: indices first < second, ``kind`` "same file", "same pixels" or "near", and how near."""
+    """Two copies: indices first < second, ``kind`` "same file", "same pixels" or "near", and their similarity."""
 
     first: int
     second: int
@@ -42,9 +42,9 @@ class Pair:
 
 @dataclass
 class Duplicates:
-    """The pairs, sorted, and what the search cost. A group of n equal images has n - 1 pairs, all with its first.
+    """The pairs, sorted, and the cost of the search. Of n equal images the first is paired with each of the others.
 
-    ``radius`` is the Hamming distance up to which candidates were looked at.
+    ``radius`` is the Hamming distance up to which candidates were compared.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Candidates:
 
 
 def find_duplicates(facts: Sequence[ImageFacts]) -> Duplicates:
-    """Find all duplicates; facts with an error are left out. Raises nothing."""
+    """Find all duplicates; facts with an error are omitted."""
     result = Duplicates()
     readable = [at for at, fact in enumerate(facts) if not fact.error]
     by_pixels = _star((facts[at].pixel_digest, at) for at in readable)
@@ -109,7 +109,7 @@ def _add_near(result: Duplicates, facts: Sequence[ImageFacts], distinct: np.ndar
 def nominate(thumbnails: np.ndarray, cost: Duplicates | None = None) -> Candidates:
     """Nominate pairs of thumbnails (N, side, side) uint8 that may be copies; ``cost`` counts the comparisons.
 
-    A pair is nominated at most once as it is and once mirrored, by its nearest view.
+    A pair is nominated at most once unmirrored and once mirrored, by its nearest view.
     """
     cost = cost or Duplicates()
     index: HashIndex | None = None

@@ -1,4 +1,4 @@
-"""Figures of an audit: how files and brightness are distributed per class, and what metadata alone tells."""
+"""Figures of an audit: distributions of files and brightness per class, and how telling metadata is."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,18 +31,15 @@ def distributions_figure(by_class: Mapping[str, Sequence[ImageFacts]], title: st
         if not len(pooled):
             panel.text(0.5, 0.5, "no such file", ha="center", va="center", transform=panel.transAxes)
         else:
-            # The last percentile is not drawn out: one huge file would squeeze all others into one bar.
+            # Clipped at a percentile: one huge file would squeeze all others into one bar.
             low, high = float(pooled.min()), float(np.percentile(pooled, 99.5))
             edges = np.linspace(low, max(high, low + 1e-6), N_BINS + 1)
-            for (label, group), colour, dash in zip(values.items(), (REAL_COLOUR, FAKE_COLOUR), "-:", strict=False):
+            styles = zip((REAL_COLOUR, FAKE_COLOUR), ("-", "--"), strict=True)
+            for (label, group), (colour, dash) in zip(values.items(), styles, strict=False):
                 counts, _ = np.histogram(group.clip(low, edges[-1]), bins=edges)
+                style = {"color": colour, "linestyle": dash, "linewidth": 1.5}
                 panel.stairs(
-                    counts / max(1, len(group)),
-                    edges,
-                    color=colour,
-                    linestyle="-" if dash == "-" else "--",
-                    linewidth=1.5,
-                    label=f"{label} (n = {len(by_class[label]):,})",
+                    counts / max(1, len(group)), edges, label=f"{label} (n = {len(by_class[label]):,})", **style
                 )
         panel.set(xlabel=name, ylabel="Share of the class")
         panel.set_ylim(bottom=0)
@@ -60,7 +57,7 @@ def _values(facts: Sequence[ImageFacts], key: str) -> np.ndarray:
 
 
 def metadata_figure(rows: Sequence[Mapping[str, Any]], n_columns: int = 3) -> "Figure":
-    """AUC of the metadata-only classifier per set, and of the columns that tell most by themselves."""
+    """AUC of the metadata-only classifier per dataset, and of the most telling single columns."""
     labels: list[str] = []
     values: list[float | None] = []
     intervals: list[Sequence[float] | None] = []
@@ -73,11 +70,5 @@ def metadata_figure(rows: Sequence[Mapping[str, Any]], n_columns: int = 3) -> "F
             values.append(value)
             intervals.append(interval)
             groups.append("classifier, cross-validated" if name == "all columns" else "one column alone")
-    return interval_bar_figure(
-        labels,
-        values,
-        intervals,
-        x_label="AUC of real against fake, without looking at a pixel",
-        chance=0.5,
-        groups=groups,
-    )
+    x_label = "AUC of real against fake, without any pixel"
+    return interval_bar_figure(labels, values, intervals, x_label=x_label, chance=0.5, groups=groups)

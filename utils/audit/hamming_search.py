@@ -1,10 +1,10 @@
-"""Near neighbours among binary hashes without comparing all with all.
+"""Near neighbours among binary hashes without comparing all pairs.
 
 Multi-index hashing (Norouzi, Punjani, Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012,
 arXiv 1307.2982): hashes are cut into bands of 16 bits; near hashes agree in at least one band, so only hashes that
-share a band are compared. Here a query also looks under the keys with its weakest bits flipped, which finds nearly
-all pairs far beyond the distance that the bands alone guarantee. Everything is sorted arrays and popcounts; the
-memory is bounded by CHUNK pairs.
+share a band are compared. A query also tries the keys with its weakest bits flipped, which finds nearly all pairs far
+beyond the distance that the bands alone guarantee. Implemented with sorted arrays and popcounts; the memory is bounded
+by CHUNK pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 BAND_BITS = 16
 CHUNK = 1 << 20  # pairs compared at a time
-MAX_BUCKET = 4096  # a key that more hashes share says nothing about them; other bands do
+MAX_BUCKET = 4096  # a key shared by more hashes is not informative
 
 
 @dataclass
@@ -78,7 +78,7 @@ def _bands(words: np.ndarray) -> np.ndarray:
 
 
 def _masks(weak: np.ndarray | None, band: int) -> Iterator[np.ndarray | np.uint16]:
-    """What to flip in the keys of a band: nothing, then every combination of the weak bits."""
+    """Masks to flip bits of the keys of a band: none, then every combination of the weak bits."""
     if weak is None:
         yield np.uint16(0)
         return

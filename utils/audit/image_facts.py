@@ -1,6 +1,6 @@
-"""What one image file says about itself without any model: container facts, simple statistics, digests, a thumbnail.
+"""Facts about an image file: container, simple statistics, digests and a thumbnail.
 
-The container facts are what a detector may wrongly learn instead of forgery: format, size, compression, metadata.
+A detector may wrongly learn the container facts instead of forgery: format, size, compression, metadata.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from datasets.images import UnreadableImage, decode_image
 from datasets.storage import read_bytes
@@ -25,8 +26,7 @@ THUMBNAIL_SIDE = 48  # px; enough to tell two portraits apart, and 140,000 of th
 SOFTWARE_TAGS = (0x0131, 0x010F, 0x0110)  # EXIF Software, Make, Model
 TEXT_KEYS = ("Software", "software", "parameters", "prompt", "workflow", "Creator", "Comment", "comment")
 
-# ITU-T T.81 (JPEG), table K.1: the luminance table that the IJG quality scale multiplies. Sorted, because only the
-# values count here and programs store them in different orders.
+# ITU-T T.81 (JPEG), table K.1: the luminance table that the IJG quality scale multiplies.
 _LUMINANCE = (
     "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 "
     "18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"
@@ -35,7 +35,7 @@ _LUMINANCE = (
 
 @dataclass(slots=True)
 class ImageFacts:
-    """Facts of one file. When it cannot be decoded, ``error`` is the reason and the rest is empty.
+    """Facts of one file. If it cannot be decoded, ``error`` is the reason and the rest is empty.
 
     ``quality`` and ``subsampling`` exist for JPEG only. ``brightness``, ``contrast`` and ``saturation`` are in
     [0, 1], from the thumbnail; ``sharpness`` is the standard deviation of the Laplacian, in grey levels.
@@ -66,7 +66,7 @@ class ImageFacts:
 
 
 def image_facts(path: str) -> ImageFacts:
-    """Read one file. A file that cannot be read gives facts with ``error`` set; nothing is raised."""
+    """Read one file; if it cannot be read, the facts have ``error`` set."""
     try:
         data = read_bytes(path)
     except UnreadableImage as error:
@@ -85,7 +85,7 @@ def image_facts(path: str) -> ImageFacts:
 
 
 def _add_container(facts: ImageFacts, data: bytes) -> None:
-    """Read the header once more with Pillow, which knows every field; nothing is decoded."""
+    """Read the header with Pillow, which knows every field; nothing is decoded."""
     try:
         with Image.open(io.BytesIO(data)) as header:
             facts.format, facts.mode = header.format or "", header.mode
@@ -100,9 +100,9 @@ def _add_container(facts: ImageFacts, data: bytes) -> None:
             facts.exif_tags = len(exif)
             texts += [str(exif[tag]) for tag in SOFTWARE_TAGS if exif.get(tag)]
             facts.software = " ".join(" ".join(texts).split()).strip("\0 ")[:60]
-    except Exception:  # a damaged metadata block raises nearly anything; the pixels were good
+    except Exception:  # damaged metadata raises nearly anything; the pixels were good
         facts.software = facts.software or "damaged metadata"
-    # Content Credentials (C2PA) lie in a JUMBF box, whatever the container.
+    # Content Credentials (C2PA) are in a JUMBF box, whatever the container.
     facts.provenance = b"jumb" in data[:65536] and b"c2pa" in data[:65536]
 
 
@@ -120,8 +120,8 @@ def jpeg_quality(table: tuple[int, ...]) -> int | None:
     """Estimate the quality (1..100) with which a JPEG was last saved from its luminance quantisation table.
 
     The estimate is the IJG quality (libjpeg, Pillow, OpenCV) whose table is nearest in the sum of absolute
-    differences; for these programs it is exact. Cameras and Photoshop have tables of their own: there it is the
-    nearest equivalent. None without a full table.
+    differences, which is exact for these programs; for cameras and Photoshop it is the nearest equivalent. None
+    without a full table.
     """
     if len(table) != 64:
         return None
@@ -160,22 +160,27 @@ def _numbered(job: tuple[int, str]) -> tuple[int, ImageFacts]:
     return job[0], image_facts(job[1])
 
 
-def _single_thread() -> None:
-    cv2.setNumThreads(0)
-
-
-def read_facts(paths: Sequence[str], workers: int | None = None) -> Iterator[tuple[int, ImageFacts]]:
-    """Yield (index, facts) of every path, in any order, from a pool of processes (default: one per core)."""
+def read_facts(paths: Sequence[str], workers: int | None = None) -> list[ImageFacts]:
+    """Facts of every path, read by a pool of processes (default: one per core)."""
     workers = min(workers or os.cpu_count() or 1, max(1, len(paths) // 64))
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork, and the processes fill the cores
-    try:
-        if workers == 1:
-            yield from map(_numbered, enumerate(paths))
-            return
-        # Forked workers start at once; spawned ones would import the calling script again.
-        method = "fork" if sys.platform == "linux" else "spawn"
-        with multiprocessing.get_context(method).Pool(workers, _single_thread) as pool:
-            yield from pool.imap_unordered(_numbered, enumerate(paths), chunksize=32)
-    finally:
-        cv2.setNumThreads(threads)
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork, and the processes use all cores
+    facts = [ImageFacts()] * len(paths)
+    with tqdm(total=len(paths), unit="img", desc="reading", disable=None, leave=False) as bar:
+
+        def keep(found: Iterable[tuple[int, ImageFacts]]) -> None:
+            for at, fact in found:
+                facts[at] = fact
+                bar.update()
+
+        try:
+            if workers == 1:
+                keep(map(_numbered, enumerate(paths)))
+            else:
+                # Forked workers start at once; spawned ones would import the calling script again.
+                method = "fork" if sys.platform == "linux" else "spawn"
+                with multiprocessing.get_context(method).Pool(workers, cv2.setNumThreads, (0,)) as pool:
+                    keep(pool.imap_unordered(_numbered, enumerate(paths), chunksize=32))
+        finally:
+            cv2.setNumThreads(threads)
+    return facts

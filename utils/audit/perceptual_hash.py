@@ -1,11 +1,11 @@
 """Perceptual hashes that survive re-encoding, scaling, mirroring and a crop of a few percent.
 
-A hash holds the signs of the low-frequency cosine coefficients of a thumbnail, each against its own median over all
-images. The usual pHash compares the coefficients of one image with one another: aligned portraits, all an oval in the
-middle, then share most bits. Against the median every bit splits the set in half, and aligned portraits differ.
+A hash holds the signs of the low-frequency cosine coefficients of a thumbnail, each relative to its median over all
+images. The usual pHash compares the coefficients of one image with each other, and aligned portraits, all an oval in
+the middle, share most bits. Relative to the median, every bit splits the set in half, and aligned portraits differ.
 
-A mirrored image has the same coefficients with the odd horizontal ones negated, and a cropped one the coefficients of
-a cosine basis that is squeezed into the rest: no image is decoded or scaled again for either.
+Mirroring negates the odd horizontal coefficients, and cropping corresponds to a cosine basis over a part of the image,
+so no image is decoded or scaled again for either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 N_BITS = 128
 N_FREQUENCIES = 14
 CROP = 0.05  # fraction of a side; the coefficients are so low in frequency that 0.02 to 0.08 still match
-CHUNK = 4096  # images whose coefficients are held as floats at a time
+CHUNK = 4096  # images processed at a time
 
 Box = tuple[float, float, float, float]  # left, right, top, bottom as fractions of the sides
 WHOLE: Box = (0.0, 1.0, 0.0, 1.0)
@@ -36,7 +36,7 @@ class Hashes:
     """The hashes of one view of all images.
 
     ``words`` (N, N_BITS / 64) uint64 hold the bits; ``weak`` (N, n_bands, 2) are the two bits of each band of 16
-    that lie nearest to their median and so are the first to flip.
+    that are nearest to their median and so flip first.
     """
 
     words: np.ndarray
@@ -65,7 +65,7 @@ def _basis(low: float, high: float, side: int) -> np.ndarray:
 def coefficients(thumbnails: np.ndarray, box: Box = WHOLE) -> np.ndarray:
     """Cosine coefficients of the part ``box`` of thumbnails (N, side, side) uint8: (N, N_BITS) float32.
 
-    They are divided by the contrast of each image; a flat image gives zeros.
+    They are normalised by the contrast of each image; a flat image gives zeros.
     """
     side = thumbnails.shape[1]
     rows, columns = _basis(box[2], box[3], side), _basis(box[0], box[1], side)

@@ -1,4 +1,4 @@
-"""The images that an audit looks at, where each stands, and which of them a clean list keeps."""
+"""The images of an audit: their labels, splits and groups, and the selection of a clean list."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.spec import KINDS, LABEL_NAMES, DatasetSpec, open_records, parse_spec
+from datasets.records import LABEL_NAMES, Record, relative_path
+from datasets.spec import open_records, parse_spec, read_source
+from datasets.storage import same_image_key
 from utils.audit.duplicates import Pair, components
 from utils.errors import UserError
 from utils.files import open_output
 
-# Which copy survives: an evaluation set is what others compare with, so it keeps its images and training gives way.
+# Which copy stays: evaluation images are compared across papers, so training images give way.
 KEPT_FIRST = {"test": 0, "valid": 1, "": 2, "train": 3}
-CLEAN_COLUMNS = ("path", "label", "generator", "split")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image of one set: ``split`` is empty in sets without splits; ``name`` is set and path below its root."""
+    """One image of one dataset.
+
+    ``split`` is empty in datasets without splits; ``name`` is the dataset and the path below its root.
+    """
 
     path: str
     label: int | None
@@ -28,6 +32,7 @@ class Entry:
     dataset: str
     split: str
     name: str
+    group: str = ""
 
     @property
     def label_name(self) -> str:
@@ -35,39 +40,36 @@ class Entry:
 
 
 def open_entries(specs: Sequence[str], sample: int | None = None) -> list[Entry]:
-    """List the images of all splits of all specs; a file named twice for the same split counts once.
+    """List the images of all splits of all specs.
 
-    ``sample`` takes at most so many images of each spec, balanced over the classes. Raises UserError.
+    A file named twice with the same split and label counts once, however its path is spelt. ``sample`` takes at most
+    so many images of each spec, balanced over the classes. Raises UserError.
     """
     entries: list[Entry] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple] = set()
     names: set[str] = set()
     for text in specs:
-        spec = parse_spec(text)
-        if sample is not None:
-            limit = min(sample, int(spec.options.get("limit", sample)))
-            spec = DatasetSpec(spec.kind, spec.location, spec.options | {"limit": str(limit)})
-        listing = open_records(spec, "all")
-        splits = _splits_by_path(spec)
+        spec = parse_spec(text).limited(sample)
+        source = read_source(spec)
+        listing = open_records(spec, "all", source)
+        splits: dict[tuple, list[str]] = {}
+        for split, records in source.by_split.items():
+            for record in records:
+                splits.setdefault(_row(record), []).append(split)
         name = _unused(listing.name, names)
         for record in listing.records:
-            choices = splits[record.path]
+            choices = splits[_row(record)]
             split = listing.split if listing.split != "all" else choices.pop(0) if len(choices) > 1 else choices[0]
-            key = os.path.abspath(record.path), split
+            key = *same_image_key(record.path), split, record.label
             if key not in seen:
                 seen.add(key)
-                shown = f"{name}/{record.path.removeprefix(listing.root).lstrip('/')}"
-                entries.append(Entry(record.path, record.label, record.generator, name, split, shown))
+                shown = f"{name}/{relative_path(record.path, listing.root)}"
+                entries.append(Entry(record.path, record.label, record.generator, name, split, shown, record.group))
     return entries
 
 
-def _splits_by_path(spec: DatasetSpec) -> dict[str, list[str]]:
-    """The splits that each file of a set belongs to: one, or several where a list is wrong."""
-    splits: dict[str, list[str]] = {}
-    for split, records in KINDS[spec.kind].read(spec).by_split.items():
-        for record in records:
-            splits.setdefault(record.path, []).append(split)
-    return splits
+def _row(record: Record) -> tuple:
+    return record.path, record.label
 
 
 def _unused(name: str, names: set[str]) -> str:
@@ -79,59 +81,85 @@ def _unused(name: str, names: set[str]) -> str:
     return candidate
 
 
-def is_leak(first: Entry, second: Entry) -> bool:
-    """Whether two copies stand in different splits, of one set or of two."""
-    return first.split != second.split
+def kind_of(pair: Pair, entries: Sequence[Entry]) -> str:
+    """Classify two copies.
 
-
-def is_counterpart(pair: Pair, entries: Sequence[Entry]) -> bool:
-    """Whether a near pair is an original and its forgery in one split, which a set of forgeries has on purpose."""
+    Returns:
+        ``conflicts``: equal pixels as real and as fake; ``leaks``: copies in different splits, of one dataset or of
+        two; ``counterparts``: an original and its forgery in one split, as datasets of forgeries contain on purpose;
+        ``repeats``: other copies in one split.
+    """
     first, second = entries[pair.first], entries[pair.second]
-    return pair.kind == "near" and first.label != second.label and not is_leak(first, second)
+    if pair.kind != "near" and first.label != second.label and None not in (first.label, second.label):
+        return "conflicts"
+    if first.split != second.split:
+        return "leaks"
+    return "counterparts" if pair.kind == "near" and first.label != second.label else "repeats"
+
+
+def divided_groups(entries: Sequence[Entry]) -> list[dict]:
+    """Groups, such as the frames of a video, with images in several splits: dataset, group, splits, image counts."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for entry in entries:
+        if entry.group:
+            splits = counts.setdefault((entry.dataset, entry.group), {})
+            splits[entry.split] = splits.get(entry.split, 0) + 1
+    return [
+        {"dataset": dataset, "group": group, "splits": ", ".join(sorted(splits)), "images": sum(splits.values())}
+        for (dataset, group), splits in counts.items()
+        if len(splits) > 1
+    ]
 
 
 def clean_indices(entries: Sequence[Entry], pairs: Sequence[Pair], broken: Collection[int]) -> list[int]:
-    """Choose the images that are left without broken files and without duplicates.
+    """Choose the images without broken files, copies, contradicting labels and divided groups.
 
-    Of a group of copies one stays: that of the test split, else valid, else train; within a split the first. Equal
-    pixels under both labels are left out altogether, because nothing tells which label is right. An original and
-    its forgery in one split both stay.
+    Of a set of copies one stays: that of the test split, else valid, else train; within a split the first. So do, of a
+    group, the images of one split. Equal pixels under both labels are all dropped, because nothing tells which label
+    is right. An original and its forgery in one split both stay.
     """
-    links = [(pair.first, pair.second) for pair in pairs if not is_counterpart(pair, entries)]
-    equal = [(pair.first, pair.second) for pair in pairs if pair.kind != "near"]
     dropped = set(broken)
-    for group in components(len(entries), equal):
-        if len({entries[at].label for at in group}) > 1:
-            dropped.update(group)
-    for group in components(len(entries), links):
-        rest = [at for at in group if at not in dropped]
+    equal = [(pair.first, pair.second) for pair in pairs if pair.kind != "near"]
+    for copies in components(len(entries), equal):
+        if len({entries[at].label for at in copies}) > 1:
+            dropped.update(copies)
+    best_split: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        key = entry.dataset, entry.group
+        best_split[key] = min(best_split.get(key, entry.split), entry.split, key=KEPT_FIRST.__getitem__)
+    dropped.update(at for at, e in enumerate(entries) if e.group and e.split != best_split[e.dataset, e.group])
+    links = [(pair.first, pair.second) for pair in pairs if kind_of(pair, entries) != "counterparts"]
+    for copies in components(len(entries), links):
+        rest = [at for at in copies if at not in dropped]
         best = min(rest, key=lambda at: (KEPT_FIRST[entries[at].split], at), default=None)
         dropped.update(at for at in rest if at != best)
     return [at for at in range(len(entries)) if at not in dropped]
 
 
 def write_clean_list(file: str, entries: Sequence[Entry]) -> None:
-    """Write a CSV list that `csv:FILE` reads back; paths are relative to its folder. Raises UserError."""
+    """Write a CSV list that `csv:FILE` reads; paths are relative to its folder. Raises UserError."""
     folder = os.path.dirname(os.path.abspath(file))
+    columns = ["path", "label", "generator", "split", *(["group"] if any(entry.group for entry in entries) else [])]
     with open_output(file) as stream:
         writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-        writer.writerow(CLEAN_COLUMNS)
+        writer.writerow(columns)
         for entry in entries:
             try:
                 path = os.path.relpath(entry.path, folder)
             except ValueError:  # another drive
                 path = os.path.abspath(entry.path)
-            writer.writerow([Path(path).as_posix(), entry.label_name, entry.generator, entry.split])
+            row = [Path(path).as_posix(), entry.label_name, entry.generator, entry.split, entry.group]
+            writer.writerow(row[: len(columns)])
 
 
 def check_clean_list(file: str | None, entries: Sequence[Entry], specs: Sequence[str]) -> None:
-    """Refuse, before anything is read, a clean list that could not be read back. Raises UserError."""
+    """Refuse, before any image is read, a clean list that could not be read back. Raises UserError."""
     if file is None:
         return
     if not file.lower().endswith(".csv") or os.path.isdir(file):
         raise UserError(f"expected --write-clean-list with the name of a .csv file, got {file}")
     inputs = [parse_spec(text).location for text in specs]
     if any(os.path.exists(file) and os.path.exists(path) and os.path.samefile(file, path) for path in inputs):
-        raise UserError(f"expected --write-clean-list to be another file than the inputs, got {file}; rename it")
+        raise UserError(f"expected --write-clean-list to differ from the inputs, got {file}; rename it")
     if any(entry.label is None for entry in entries):
         raise UserError("expected a label for every image of --write-clean-list, got images without")

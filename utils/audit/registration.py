@@ -1,8 +1,7 @@
-"""Whether two thumbnails show the same picture: align one to the other, then compare what is left.
+"""Whether two thumbnails show the same picture: align one to the other, then compare their details.
 
-Hashes only nominate pairs. Portraits that are aligned by their eyes look alike at low resolution, so the decision
-rests on fine structure: after alignment, the detail (what a blur removes) has to agree over the whole image and in
-each part of it.
+Hashes only nominate pairs. Portraits aligned by their eyes look alike at low resolution, so fine structure decides:
+after alignment, the detail (what a blur removes) must agree over the whole image and in each part of it.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ import cv2
 import numpy as np
 
 CHUNK = 256  # pairs aligned at a time
-STAGES = ((0, 0.2), (2, 0.75), (4, 1.0))  # steps, and the correlation below which a pair is given up after them
-MARGIN = 2  # px; at the border, resampling has no neighbours on one side
+STAGES = ((0, 0.2), (2, 0.75), (4, 1.0))  # steps, and the correlation below which a pair is rejected after them
+MARGIN = 2  # px; resampling lacks neighbours at the border
 BLOCKS = 4  # the image is judged in 4 x 4 parts
 DETAIL_SIGMA = 4.0  # px; coarser structure is shared by aligned portraits
-FLOOR = 6.0  # grey levels squared; below it a part holds nothing but coding noise
+FLOOR = 6.0  # grey levels squared; a part below it contains only coding noise
 
 
 @dataclass(frozen=True)
 class Similarity:
     """How well pairs agree after alignment, each (M,).
 
-    ``correlation`` of the detail over the whole image; ``worst_part`` the share of a part's detail that the other
-    image explains, in the part where it is least; 1 is equality. ``crop`` is the largest shift of a border that the
-    alignment found, as a fraction of the side.
+    ``correlation`` is that of the detail over the whole image; ``worst_part`` the smallest share of the detail of a
+    part that the other image explains, 1 for equality; ``crop`` the largest shift of a border in the alignment, as a
+    fraction of the side.
     """
 
     correlation: np.ndarray
@@ -37,9 +36,9 @@ class Similarity:
 def compare(first: np.ndarray, second: np.ndarray, boxes: np.ndarray) -> Similarity:
     """Compare thumbnails (M, side, side) uint8 pair by pair.
 
-    ``boxes`` (M, 4) say which part of ``first`` may be the whole of ``second``: left, right, top, bottom as
-    fractions. They are where the alignment starts: Gauss-Newton steps over two scales, two shifts, brightness and
-    contrast (Lucas and Kanade, "An iterative image registration technique", IJCAI 1981).
+    ``boxes`` (M, 4) are the parts of ``first`` that may be the whole of ``second``: left, right, top, bottom as
+    fractions. From there the alignment takes Gauss-Newton steps over two scales, two shifts, brightness and contrast
+    (Lucas and Kanade, "An iterative image registration technique", IJCAI 1981).
     """
     n = len(first)
     correlation, worst_part, crop = (np.zeros(n, dtype=np.float32) for _ in range(3))
@@ -64,7 +63,7 @@ def _blur(images: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _smooth(thumbnails: np.ndarray) -> np.ndarray:
-    # A slight blur on both sides hides that one of them is resampled once more than the other.
+    # A slight blur of both hides that one of them is resampled once more than the other.
     return _blur(thumbnails.astype(np.float32), 0.8)
 
 

@@ -1,4 +1,4 @@
-"""The findings of an audit as Markdown for people; the same findings as JSON are for programs."""
+"""The findings of an audit as Markdown for readers; programs use audit.json."""
 
 from __future__ import annotations
 
@@ -54,12 +54,13 @@ SHIFT_COLUMNS = [
     ("median_a", "First, median"),
     ("median_b", "Second, median"),
 ]
+GROUP_COLUMNS = [("dataset", "Data"), ("group", "Group"), ("splits", "Splits"), ("images", "Images")]
 META_COLUMNS = [("dataset", "Data"), ("n", "Images"), ("auc", "AUC"), ("telling", "Most telling columns, alone")]
-SHOWN = 40  # rows of a list that a person reads; audit.json has more
+SHOWN = 40  # rows of a list; audit.json has more
 
 
 def file_row(facts: Sequence[ImageFacts]) -> dict[str, Any]:
-    """Describe the files of one class: shares of each format, size, quality and so on, in readable text."""
+    """Describe the files of one class: shares of each format, size, quality and so on, as text."""
 
     def shares(value: Callable[[ImageFacts], Any], limit: int = 3) -> str:
         counts = Counter(value(fact) for fact in facts).most_common()
@@ -86,13 +87,13 @@ def file_row(facts: Sequence[ImageFacts]) -> dict[str, Any]:
 
 
 def share(facts: Sequence[ImageFacts], holds: Callable[[ImageFacts], bool]) -> str:
-    """The share of images for which something holds, as text."""
+    """The share of images with a property, as text."""
     return f"{sum(map(holds, facts)) / len(facts):.0%}"
 
 
 def markdown_report(findings: Findings) -> str:
     """The whole report."""
-    parts = [f"# Audit of {', '.join(findings['datasets'])}\n", f"Made by `{findings['command']}`.\n"]
+    parts = [f"# Audit of {', '.join(findings['datasets'])}\n", f"Written by `{findings['command']}`.\n"]
     parts += ["".join(f"- {line}\n" for line in findings["summary"])]
     parts += ["## Images\n", markdown_table(findings["counts"], COUNT_COLUMNS)]
     parts += _broken(findings["broken"])
@@ -103,6 +104,8 @@ def markdown_report(findings: Findings) -> str:
     )
     parts += _metadata(findings["metadata"])
     parts += _duplicates(findings)
+    if groups := findings["groups"]:
+        parts += ["## Groups in several splits\n", markdown_table(groups[:SHOWN], GROUP_COLUMNS), *_more(groups)]
     parts += _shifts(findings["shifts"])
     return "\n".join(parts)
 
@@ -121,16 +124,16 @@ def _more(rows: Sequence[Any]) -> list[str]:
 def _metadata(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     title = "## Can the label be read off the file?\n"
     if not rows:
-        return [title, "Nothing to compare: no set with at least ten images of each class.\n"]
+        return [title, "Nothing to compare: no dataset has at least ten images of each class.\n"]
     table = []
     for row in rows:
         telling = ", ".join(f"{found['column']} {found['auc']:.2f}" for found in row["columns"][:3])
         table.append({**row, "telling": telling or "none varies"})
     text = (
-        f"A classifier that sees the container only (format, size, bytes, quality, metadata), never a pixel, "
-        f"cross-validated. Above {WARN_AUC} a detector can score by the file instead of the face: re-encode both "
-        "classes alike before training. The number of bytes also depends on how much detail a picture has. "
-        "Sets with one class each tell their labels by the set, hence the row of all sets together.\n"
+        f"A cross-validated classifier that sees only the container (format, size, bytes, quality, metadata). Above "
+        f"{WARN_AUC} a detector can score by the file instead of the face: re-encode both classes alike before "
+        "training. The number of bytes also depends on the detail in a picture. If each dataset holds one class, the "
+        "dataset reveals the label, hence the row of all datasets together.\n"
     )
     return [title, text, markdown_table(table, META_COLUMNS)]
 
@@ -138,17 +141,14 @@ def _metadata(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _duplicates(findings: Findings) -> list[str]:
     parts = ["## Duplicates\n"]
     lists = (
-        (
-            "leaks",
-            "Across splits (leaks)",
-            "A detector has seen these test or validation images in training, or they count twice.\n",
-        ),
+        ("conflicts", "Both labels", "Equal pixels as real and as fake: one label is wrong.\n"),
+        ("leaks", "Across splits (leaks)", "Test or validation images that occur in training, or count twice.\n"),
         ("repeats", "Within a split", "They count twice.\n"),
         (
             "counterparts",
             "Original and forgery in one split",
-            "The same picture under both labels. In a set of local "
-            "forgeries that is how it is made; elsewhere one label is wrong. A clean list keeps both.\n",
+            "The same picture under both labels, as expected in a dataset of local forgeries; elsewhere one label is "
+            "wrong. A clean list keeps both.\n",
         ),
     )
     for key, title, text in lists:

@@ -1,8 +1,8 @@
 """Can the label be read off the file? AUCs of container facts and of simple statistics, alone and together.
 
-An AUC here is P(a value of group B is above one of group A), ties counting one half: 0.5 says that the groups do not
-differ in it. Intervals: DeLong, DeLong, Clarke-Pearson, "Comparing the areas under two or more correlated receiver
-operating characteristic curves", Biometrics 44, 1988.
+An AUC here is P(a value of group B is above one of group A), ties counting one half; 0.5 means no difference.
+Intervals: DeLong, DeLong, Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating
+characteristic curves", Biometrics 44, 1988.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from utils.audit.image_facts import ImageFacts
 
 WARN_AUC = 0.6
-MAX_ROWS = 20_000  # the AUC of more images is known better than anybody needs
+MAX_ROWS = 20_000  # more images do not improve the AUC noticeably
 MIN_PER_CLASS = 10
 N_FOLDS = 5
 
@@ -60,26 +60,25 @@ def auc_with_interval(low: np.ndarray, high: np.ndarray) -> tuple[float, list[fl
 
 
 def _category(facts: Rows, key: str) -> np.ndarray:
-    """A categorical fact as the rank of its value by frequency, rare values in one class: (N,) float64."""
+    """A categorical fact as the frequency rank of its value, rare values together: (N,) float64."""
     values = [getattr(fact, key) for fact in facts]
     ranks = {value: rank for rank, (value, _) in enumerate(Counter(values).most_common(10))}
     return np.array([ranks.get(value, 10) for value in values], dtype=np.float64)
 
 
 def metadata_columns(facts: Rows) -> dict[str, np.ndarray]:
-    """Every container fact as a column; those that are the same for all images are left out."""
-    # -1 for what a file does not have: scikit-learn cannot bin a column that is missing from a whole fold.
+    """Every container fact as a column, except those that are the same for all images."""
+    # -1 for missing facts: scikit-learn cannot bin a column that is missing in a whole fold.
     columns = {key: np.nan_to_num(column(facts, key), nan=-1.0) for key in (*NUMBERS, *FLAGS)}
     columns |= {key: _category(facts, key) for key in CATEGORIES}
     return {key: values for key, values in columns.items() if len(np.unique(values)) > 1}
 
 
 def metadata_classifier(facts: Rows, labels: np.ndarray, seed: int = 0) -> dict[str, Any] | None:
-    """Tell real from fake by container facts only: a cross-validated AUC and the columns that tell most.
+    """Tell real from fake by container facts only: a cross-validated AUC and the most telling columns.
 
-    Gradient boosting (scikit-learn), five stratified folds, scores of images that were not trained on. ``columns``
-    lists each column's own AUC, the most telling first: 0.5 to 1, whichever class has the larger values, and for
-    categories whichever has the category. None where a class has fewer than ten images.
+    Gradient boosting (scikit-learn) in five stratified folds. ``columns`` lists the AUC of each column alone, 0.5 to 1
+    in whichever direction, the most telling first. None if a class has fewer than ten images.
     """
     labels = np.asarray(labels)
     if min((labels == 0).sum(), (labels == 1).sum()) < MIN_PER_CLASS:
@@ -108,7 +107,7 @@ def _out_of_fold(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
         model = HistGradientBoostingClassifier(
             max_iter=60, max_leaf_nodes=4, min_samples_leaf=max(3, min(20, len(train) // 20)), random_state=seed
         )
-        with threadpool_limits(1):  # so little work that waiting threads would cost more than they do
+        with threadpool_limits(1):  # so little work that threads would cost more than they save
             scores[test] = model.fit(features[train], labels[train]).decision_function(features[test])
     return scores
 
@@ -124,7 +123,7 @@ def _own_auc(key: str, values: np.ndarray, labels: np.ndarray) -> float:
 def shifts(groups: Sequence[tuple[str, str, Rows, Rows]]) -> list[dict[str, Any]]:
     """Rows {dataset, compared, statistic, auc, auc_ci, median_a, median_b} for each (dataset, compared, a, b).
 
-    Statistics that do not exist or do not vary are left out; the largest difference comes first.
+    Statistics that do not exist or do not vary are omitted; the largest difference comes first.
     """
     rows = []
     for dataset, compared, first, second in groups:
@@ -133,15 +132,6 @@ def shifts(groups: Sequence[tuple[str, str, Rows, Rows]]) -> list[dict[str, Any]
             found = auc_with_interval(a, b)
             if found is None or len(np.unique(np.concatenate([a, b]))) < 2:
                 continue
-            medians = {"median_a": float(np.nanmedian(a)), "median_b": float(np.nanmedian(b))}
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "compared": compared,
-                    "statistic": key,
-                    "auc": found[0],
-                    "auc_ci": found[1],
-                    **medians,
-                }
-            )
+            row = {"dataset": dataset, "compared": compared, "statistic": key, "auc": found[0], "auc_ci": found[1]}
+            rows.append(row | {"median_a": float(np.nanmedian(a)), "median_b": float(np.nanmedian(b))})
     return sorted(rows, key=lambda row: -abs(row["auc"] - 0.5))
