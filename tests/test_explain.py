@@ -2,13 +2,17 @@
 
 import csv
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import explain
+from datasets.images import read_image
+from models.registry import create_model
 from tests.conftest import write_image
+from utils.checkpoints.file import save_checkpoint
 from utils.errors import UserError
 
 TINY = {"occlusion": {"grid": 2}}
@@ -87,31 +91,63 @@ def test_mistakes_are_named(tiny_checkpoint, tmp_path, capsys):
     assert "expected --limit with --faithfulness only" in capsys.readouterr().err
 
 
-def test_a_classical_detector_shows_its_features_and_refuses_gradients(tmp_path):
-    from models.registry import create_model
-    from utils.checkpoints.file import save_checkpoint
-
+@pytest.fixture
+def classical_checkpoint(tmp_path):
     model_args = {"features": "dct", "input_size": 32}
     detector = create_model("logistic_regression", **model_args)
     x = np.random.default_rng(0).normal(size=(20, len(detector.feature_names()))).astype(np.float32)
     detector.fit((x, np.arange(20) % 2), (x, np.arange(20) % 2), seed=0)
+    description = {"model": "logistic_regression", "model_args": model_args, "state_dict": detector.state_dict()}
+    geometry = {"mode": "crop", "size": 32, "resize_to": None}
     save_checkpoint(
-        tmp_path / "best.pt",
-        {
-            "model": "logistic_regression",
-            "model_args": model_args,
-            "state_dict": detector.state_dict(),
-            "geometry": {"mode": "crop", "size": 32, "resize_to": None},
-            "thresholds": None,
-            "calibration": None,
-        },
+        tmp_path / "best.pt", {**description, "geometry": geometry, "thresholds": None, "calibration": None}
     )
+    return tmp_path / "best.pt"
+
+
+def test_a_classical_detector_shows_its_features_and_refuses_gradients(classical_checkpoint, tmp_path):
     write_image(tmp_path / "a.png", 1, True)
-    flags = ("--checkpoint", tmp_path / "best.pt", tmp_path / "a.png", "--output-dir", tmp_path / "out")
+    flags = ("--checkpoint", classical_checkpoint, tmp_path / "a.png", "--output-dir", tmp_path / "out")
     result = run(*flags)
     assert result["rows"][0]["method"] == "features" and (tmp_path / "out" / "a__features.pdf").exists()
     with pytest.raises(UserError, match="use --methods features occlusion superpixels"):
         run(*flags, "--overwrite", "--methods", "gradcam")
+
+
+class Counter:
+    """Read images and count how many of them are alive at once."""
+
+    def __init__(self):
+        self.alive = self.most = 0
+
+    def __call__(self, path):
+        image = read_image(path)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(image, self.drop)
+        return image
+
+    def drop(self):
+        self.alive -= 1
+
+
+def test_features_of_many_images_need_the_memory_of_one(classical_checkpoint, tmp_path, monkeypatch):
+    for index in range(12):
+        write_image(tmp_path / "in" / f"{index}.png", index, True)
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    reader = Counter()
+    monkeypatch.setattr("utils.explanations.methods.features.read_image", reader)
+    result = run("--checkpoint", classical_checkpoint, tmp_path / "in", "--output-dir", tmp_path / "out")
+    assert len(result["rows"]) == 12 and result["n_unreadable"] == 1 and reader.most <= 2
+
+
+def test_maps_of_many_images_need_the_memory_of_a_batch(tiny_checkpoint, tmp_path, monkeypatch):
+    for index in range(12):
+        write_image(tmp_path / "in" / f"{index}.png", index, True, height=300, width=300)
+    reader = Counter()
+    monkeypatch.setattr("utils.explanations.images.read_image", reader)
+    flags = ("--checkpoint", tiny_checkpoint, tmp_path / "in", "--output-dir", tmp_path / "out", "--batch-size", 2)
+    assert len(run(*flags, "--methods", "gradcam", "hirescam")["rows"]) == 24 and reader.most <= 5
 
 
 def test_faithfulness_keeps_its_cells_and_makes_the_tables_of_them(tiny_checkpoint, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ import numpy as np
 
 from utils.serving.settings import Refused
 
-Score = Callable[[np.ndarray], Sequence]  # views (N, size, size, 3) uint8 -> N results, such as logits (N,) float64
+Score = Callable[[np.ndarray], Iterable]  # views (N, size, size, 3) uint8 -> N results, such as logits (N,) float64
 
 
 @dataclass
