@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,12 +115,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     folder = check_output_dir(args.output_dir)
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     listings = [open_for_attack(text, args.direction, args.limit) for text in args.data]
+    current: dict[str, str] = {}
     if args.checkpoint:
         from utils.attacks.runs import Trial, check_source
         from utils.runtime import set_threads
 
         set_threads(args.threads)
         targets = load_targets(paths, args.device, args.precision)
+        current = {target.name: target.candidate.digest for target in targets}
         sources = usable_sources(targets, args.attacks, args.transfer)
         command = command_line("attack.py", argv)
         for listing in listings:
@@ -134,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 from utils.attacks.smoothing import write_certificates
 
                 write_certificates(targets, listing, args.smoothing, args.limit or 50, args.seed, folder)
-    rows = print_report(folder)
+    rows = print_report(folder, current)
     return {"rows": rows, "exit_code": exit_code(any(row["unreadable"] for row in rows))}
 
 
@@ -209,15 +211,15 @@ def attack_cells(trial: Trial, plan: Plan, folder: Path, command: str, export: P
         print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
 
 
-def print_report(folder: Path) -> list[dict[str, Any]]:
-    """Write and print the tables of all finished cells; returns the rows of the main table.
+def print_report(folder: Path, current: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Write and print the tables of all finished cells of the ``current`` checkpoints, or all if it is empty.
 
     Raises:
         UserError: the folder has no finished cells.
     """
     from utils.attacks.report import write_attack_report
 
-    rows = write_attack_report(folder)
+    rows = write_attack_report(folder, current)
     if not rows:
         raise UserError(f"expected finished cells in {folder}, got none; pass --checkpoint and --data")
     print((folder / "attacks.md").read_text(encoding="utf-8").partition("\n\n")[2], end="")

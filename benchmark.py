@@ -136,13 +136,13 @@ def measure_checkpoint(
     from utils.files import plain_values, read_json, write_json
     from utils.runtime import run_facts
 
-    key = plain_values(subject.key | asdict(settings))
     facts = run_facts(command)
     cells: dict[str, dict[str, Any]] = {}
     baseline = None
     try:
         for engine in engines:
             cell_file = folder / f"{name}__{engine}.json"
+            key = plain_values(subject.key(engine) | asdict(settings))
             if cell_file.is_file() and not overwrite and read_json(cell_file)["settings"] == key:
                 cells[engine] = read_json(cell_file)
                 continue

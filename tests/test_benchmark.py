@@ -1,6 +1,7 @@
 """benchmark.py: every cell is measured once, marked where it is slow, and made into tables from its file alone."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from datasets.spec import open_records
 from utils.benchmarking.cells import score
 from utils.benchmarking.images import read_images
 from utils.benchmarking.report import pareto_front, summary_row, write_benchmark
+from utils.benchmarking.subject import open_subject
 from utils.benchmarking.worker import Served, as_floats
 from utils.checkpoints.file import load_detector
 from utils.engines.registry import BASELINE, ENGINES, missing
@@ -113,6 +115,49 @@ def test_a_second_run_measures_nothing(benchmarked, monkeypatch):
     monkeypatch.setattr("utils.benchmarking.cells.start", refuse)
     monkeypatch.setattr("utils.benchmarking.cells.measure_cell", refuse)
     assert benchmark.main(benchmarked["flags"])["rows"] == benchmarked["result"]["rows"]
+
+
+@pytest.mark.parametrize("change", ["code_digest", "versions", "hardware", "file_digest", "image"])
+def test_other_code_libraries_machines_checkpoints_or_images_are_measured_again(change, benchmarked, monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("measured again")
+
+    monkeypatch.setattr("utils.benchmarking.cells.measure_cell", refuse)
+    benchmark.main(benchmarked["flags"])
+    if change == "image":
+        image = benchmarked["root"] / "faces" / "test" / "real" / "0.png"
+        known = image.stat()
+        os.utime(image, ns=(0, 0))
+    else:
+        monkeypatch.setattr(f"utils.benchmarking.subject.{change}", lambda *arguments: "other")
+    with pytest.raises(RuntimeError, match="measured again"):
+        benchmark.main(benchmarked["flags"])
+    if change == "image":
+        os.utime(image, ns=(known.st_atime_ns, known.st_mtime_ns))
+
+
+def test_exports_of_another_recipe_or_calibration_set_are_written_again(tiny_checkpoint, image_folder, tmp_path):
+    written = []
+
+    def export(code):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("utils.benchmarking.subject.code_digest", lambda *patterns: code)
+            patch.setattr("utils.benchmarking.subject.export_onnx", lambda file, output: make(output))
+            patch.setattr("utils.benchmarking.subject.write_int8", lambda a, b, output, c: make(output))
+            subject = open_subject(tiny_checkpoint, str(image_folder), str(image_folder), None, 0, ENGINES, tmp_path)
+        return subject.key("onnx"), subject.key("onnx-int8")
+
+    def make(output):
+        written.append(output.stem.split("-")[1] if "int8" in output.stem else "float")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(b"")
+
+    first = export("one recipe")
+    assert export("one recipe") == first and written == ["float", "int8"]
+    assert export("another recipe")[0] != first[0] and written == ["float", "int8"] * 2
+    os.utime(image_folder / "train" / "real" / "000.png", ns=(0, 0))
+    last = export("one recipe")
+    assert last[0] == first[0] and last[1] != first[1] and written[4:] == ["int8"], "calibration concerns int8 alone"
 
 
 def test_report_needs_the_cells_alone(benchmarked, tmp_path):

@@ -133,7 +133,15 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for package in ("torch", "timm", "albumentations", "numpy", "opencv-python-headless", "scikit-learn"):
+    for package in (
+        "torch",
+        "timm",
+        "albumentations",
+        "numpy",
+        "opencv-python-headless",
+        "scikit-learn",
+        "torchattacks",
+    ):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

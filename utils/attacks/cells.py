@@ -10,9 +10,9 @@ it means other settings.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,15 @@ class Cell:
         return (p_fake >= self.info["threshold"]) == (self.table.label == 1)
 
 
-def cell_key(**settings: Any) -> str:
-    """Digest of settings that decide the numbers of a cell."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+def is_outdated(info: Mapping[str, Any], current: Mapping[str, str]) -> bool:
+    """Whether a result belongs to another file than the checkpoint that now has its name.
+
+    Args:
+        info: a JSON file with ``digests``, which maps names of checkpoints to digests.
+        current: digests of the checkpoints of this run by name.
+    """
+    names = info.get("digests") or dict.fromkeys([info["checkpoint"], info.get("source")])
+    return any(current.get(name, digest) != digest for name, digest in names.items())
 
 
 def is_finished(stem: Path, key: str) -> bool:
@@ -89,6 +95,11 @@ def read_cell(json_file: Path) -> Cell:
     return Cell(table, extra, info)
 
 
-def read_cells(folder: Path) -> list[Cell]:
-    """Read all finished cells of an output folder, sorted by file name."""
-    return [read_cell(file) for file in sorted((folder / "cells").glob("*.json"))]
+def current_results(folder: Path, current: Mapping[str, str]) -> list[Path]:
+    """JSON files of a folder that are not outdated, sorted; stderr reports how many are (see :func:`is_outdated`)."""
+    files = sorted(folder.glob("*.json"))
+    kept = [file for file in files if not is_outdated(read_json(file, "an attack result"), current)]
+    if len(kept) < len(files):
+        n = len(files) - len(kept)
+        print(f"{folder}: {n} results of earlier checkpoints with these names are left out", file=sys.stderr)
+    return kept

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.attacks.cells import Cell, read_cells
+from utils.attacks.cells import Cell, current_results, read_cell
 from utils.attacks.checks import compare_rows
 from utils.attacks.threat_model import size_name
 from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
@@ -92,17 +93,23 @@ def cell_row(cell: Cell) -> dict[str, Any]:
     }
 
 
-def write_attack_report(folder: Path) -> list[dict[str, Any]]:
-    """Write tables and figures for every finished cell in a folder; returns the rows of the main table."""
-    rows = [cell_row(cell) for cell in read_cells(folder)]
+def write_attack_report(folder: Path, current: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Write tables and figures for every finished cell in a folder; returns the rows of the main table.
+
+    ``current`` has the digests of this run's checkpoints by name: results of other files of that name are left out.
+    """
+    cells = [read_cell(file) for file in current_results(folder / "cells", current)]
+    rows = [cell_row(cell) for cell in cells]
+    mark_mixed(rows, cells)
     rows.sort(key=lambda row: (row["dataset"], row["checkpoint"], row["norm"], row["attack"], row["eps"]))
-    checks = [read_json(file, "a file of checks") for file in sorted((folder / "checks").glob("*.json"))]
+    checks = [read_json(file, "a file of checks") for file in current_results(folder / "checks", current)]
     for row in rows:
         row["failed"] += [
             f"{check['check']}: no"
             for entry in checks
             for check in entry["checks"]
-            if not check["passed"] and entry["checkpoint"] == row["source"] and entry["dataset"] == row["dataset"]
+            if not check["passed"]
+            and (entry["checkpoint"], entry["dataset"], entry["norm"]) == (row["source"], row["dataset"], row["norm"])
         ]
     compare_rows(rows)
     for row in rows:
@@ -114,12 +121,27 @@ def write_attack_report(folder: Path) -> list[dict[str, Any]]:
     for dataset, norm in dict.fromkeys((row["dataset"], row["norm"]) for row in direct):
         chosen = [row for row in direct if (row["dataset"], row["norm"]) == (dataset, norm)]
         save_figure(robust_figure(chosen, dataset, norm), folder / f"robust_{dataset}_{norm}")
+    for suffix in ("csv", "md", "tex"):  # an earlier run may have had results that are left out now
+        (folder / f"checks.{suffix}").unlink(missing_ok=True)
+        (folder / f"transfer.{suffix}").unlink(missing_ok=True)
     if checks:
         lines = [{**entry, **check} for entry in checks for check in entry["checks"]]
         write_table(lines, CHECK_COLUMNS, folder / "checks", "Sanity checks of the attacks.")
     if len(rows) > len(direct):
         write_transfer(rows, folder)
     return direct
+
+
+def mark_mixed(rows: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> None:
+    """Mark the rows of a checkpoint name under which the cells of several files are stored."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for cell in cells:
+        for name, digest in cell.info.get("digests", {}).items():
+            found[name].add(digest)
+    for row in rows:
+        for name in dict.fromkeys((row["checkpoint"], row["source"])):
+            if len(found[name]) > 1:
+                row["failed"].append(f"cells of {len(found[name])} different {name}")
 
 
 def write_transfer(rows: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from collections import defaultdict
@@ -22,7 +24,7 @@ from datasets.spec import Listing
 from datasets.transforms import EvalTransform
 from models.ensemble import member_view
 from models.operating_point import OperatingPoint
-from utils.attacks.cells import Cell, cell_key, is_finished
+from utils.attacks.cells import Cell, is_finished
 from utils.attacks.checks import CHECK_IMAGES, check_change, check_detector
 from utils.attacks.export import recompressed, rounded
 from utils.attacks.gradient import DecisionLogit, attackable, change_size
@@ -31,9 +33,13 @@ from utils.attacks.threat_model import DIRECTIONS, NORMS, Plan, size_name
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
 from utils.files import write_json
+from utils.runtime import versions
+from utils.scoring.cache import listing_digest
 from utils.scoring.scorer import Scores, score_table
+from utils.source import code_digest
 
 VARIANTS = ("adversarial", "rounded", "jpeg")  # of an attacked image, as tensors and as files
+CELL_CODE = ("models/*.py", "utils/attacks/methods/*.py", "utils/attacks/runs.py", "utils/attacks/smoothing.py")
 Export = Callable[[Tensor, Tensor], None]  # receives the indices and the adversarial images of a batch
 
 
@@ -48,6 +54,11 @@ class Target:
     @property
     def name(self) -> str:
         return self.candidate.name
+
+    @property
+    def arithmetic(self) -> str:
+        """Kind of device and precision, such as ``cpu float32``."""
+        return f"{self.device.type} {str(self.boundary.dtype).removeprefix('torch.')}"
 
     @property
     def point(self) -> OperatingPoint:
@@ -187,18 +198,23 @@ class Trial:
             extra[f"{variant}_p_fake"] = target.point.p_fake(columns[target.name, variant])
         model, threshold = target.candidate.checkpoint["model"], target.point.threshold()
         info = shared | {"checkpoint": target.name, "model": model, "threshold": threshold}
+        info["digests"] = {other.name: other.candidate.digest for other in (target, self.source)}
         return Cell(table.relative_to(self.listing.root), extra, info)
+
+    @cached_property
+    def data_digest(self) -> str:
+        return listing_digest(self.listing)
 
     def key(self, target: Target, plan: Plan) -> str:
         """Digest of everything that decides the numbers of a cell."""
         return cell_key(
             source=self.source.candidate.digest,
             target=target.candidate.digest,
-            data=[self.listing.name, self.listing.split, self.listing.fingerprint],
+            data=self.data_digest,
             plan=asdict(plan),
             direction=self.direction,
             batch_size=self.batch_size,
-            precision=str(self.source.boundary.dtype),
+            arithmetic=self.source.arithmetic,
         )
 
     def cell_name(self, target: Target, plan: Plan) -> str:
@@ -207,6 +223,12 @@ class Trial:
         name += f"__{plan.attack}-{plan.norm}-{size_name(plan.eps).replace('/', '_')}"
         name += "" if self.direction == "both" else f"-{self.direction}"
         return name + ("" if self.source is target else f"__from-{self.source.name}")
+
+
+def cell_key(**settings: Any) -> str:
+    """Digest of settings, code and library versions: together they decide the numbers of a result."""
+    facts = {**settings, "code": code_digest(*CELL_CODE), "versions": versions()}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def check_source(target: Target, listing: Listing, plan: Plan, folder: Path) -> None:
@@ -228,5 +250,11 @@ def check_source(target: Target, listing: Listing, plan: Plan, folder: Path) -> 
     for check in checks:
         if not check["passed"]:
             print(f"{target.name} on {listing.name}: failed: {check['check']} ({check['detail']})", file=sys.stderr)
-    facts = {"checkpoint": target.name, "dataset": listing.name, "norm": plan.norm, "eps": plan.eps}
+    facts = {
+        "digests": {target.name: target.candidate.digest},
+        "checkpoint": target.name,
+        "dataset": listing.name,
+        "norm": plan.norm,
+        "eps": plan.eps,
+    }
     write_json(stem.with_name(stem.name + ".json"), {"key": key, **facts, "checks": checks})

@@ -19,11 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.records import Listing, relative_path
-from utils.attacks.cells import cell_key, is_finished
+from utils.attacks.cells import current_results, is_finished
 from utils.attacks.gradient import LogitOf, attackable
 from utils.attacks.report import wilson
-from utils.attacks.runs import Target, batches_of
+from utils.attacks.runs import Target, batches_of, cell_key
 from utils.files import read_json, write_json
+from utils.scoring.cache import listing_digest
 from utils.tables import write_table
 
 GUESS_DRAWS = 32  # noisy copies that choose the verdict
@@ -74,20 +75,27 @@ def write_certificates(
         stem = folder / "smoothing" / f"{target.name}__{listing.name}__{listing.split}__{sigma:g}"
         settings = {
             "digest": target.candidate.digest,
-            "fingerprint": listing.fingerprint,
+            "data": listing_digest(listing),
             "images": len(records),
             "sigma": sigma,
             "seed": seed,
             "draws": DRAWS,
             "failure": FAILURE,
-            "precision": str(target.boundary.dtype),
+            "arithmetic": target.arithmetic,
         }
         key = cell_key(**settings)
         if not is_finished(stem, key):
             images = certify_records(target, replace(listing, records=records), sigma, seed)
-            facts = {"settings": settings, "checkpoint": target.name, "dataset": listing.name, "images": images}
+            facts = {
+                "digests": {target.name: target.candidate.digest},
+                "settings": settings,
+                "checkpoint": target.name,
+                "dataset": listing.name,
+                "images": images,
+            }
             write_json(stem.with_name(f"{stem.name}.json"), {"key": key, **facts})
-    rows = [certified_row(read_json(file)) for file in sorted((folder / "smoothing").glob("*.json"))]
+    current = {target.name: target.candidate.digest for target in targets}
+    rows = [certified_row(read_json(file)) for file in current_results(folder / "smoothing", current)]
     columns = [("checkpoint", "Checkpoint"), ("dataset", "Data"), ("sigma", "Noise"), ("n", "n")]
     columns += [(f"r{number}", f"at {radius:g} sigma") for number, radius in enumerate(RADII)]
     caption = (

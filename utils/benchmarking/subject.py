@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from datasets.records import Listing
 from datasets.spec import open_records, parse_spec
 from models.operating_point import OperatingPoint
 from utils.benchmarking.export import write_int8
@@ -19,10 +20,14 @@ from utils.checkpoints.file import load_detector
 from utils.engines.export import export_onnx
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
-from utils.scoring.cache import file_digest
+from utils.runtime import hardware, versions
+from utils.scoring.cache import file_digest, listing_digest
+from utils.source import code_digest
+
+CODE = ("models/*.py", "utils/benchmarking/subject.py", "utils/benchmarking/cells.py")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Subject:
     """Everything that engines are measured on.
 
@@ -30,7 +35,7 @@ class Subject:
         files: the checkpoint and its exports, by kind (pt, onnx, int8).
         images: test images ``(N, 3, S, S)`` uint8, with ``labels`` ``(N,)``.
         adversarial: ``(M, 3, S, S)`` float32 with ``adversarial_labels``; None for a detector without a gradient.
-        key: identifies all of this; a cell with another key is measured again.
+        facts: identifies all of this, by digests.
         n_unreadable: number of test images that could not be read.
     """
 
@@ -39,8 +44,8 @@ class Subject:
     images: np.ndarray
     labels: np.ndarray
     adversarial: np.ndarray | None
-    adversarial_labels: np.ndarray | None
-    key: dict[str, Any]
+    adversarial_labels: np.ndarray
+    facts: dict[str, Any]
     n_unreadable: int
 
     def file(self, engine: str) -> Path:
@@ -49,6 +54,11 @@ class Subject:
         if source not in self.files:
             raise UserError(f"this detector has no {source} export")
         return self.files[source]
+
+    def key(self, engine: str) -> dict[str, Any]:
+        """Everything that decides the figures of an engine; those of another key are measured again."""
+        quantised = ENGINES[engine].source == "int8"
+        return {key: value for key, value in self.facts.items() if quantised or key != "calibration"}
 
 
 def open_subject(
@@ -67,44 +77,58 @@ def open_subject(
     """
     detector, _ = load_detector(file)
     listing = open_records(parse_spec(data).limited(limit))
+    if any(record.label is None for record in listing.records):
+        raise UserError(f"expected a label for every image of {data!r}, got images without; map them with labels=")
     images, kept, unreadable = read_images(listing.records, detector.geometry)
     for path, reason in unreadable:
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
     labels = np.array([listing.records[index].label for index in kept])
-    digest = file_digest(file)
-    folder = cache / digest[:16]
+    origin = {"checkpoint": file_digest(file), "code": code_digest(*CODE), "versions": versions()}
+    folder = cache / hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
+    test_digest = listing_digest(listing)
     chosen = np.linspace(0, len(images) - 1, min(n_adversarial, len(images))).astype(int)
     adversarial = None
     if len(chosen) and detector.has_input_gradient:
-        attacked = folder / f"pgd-{listing.fingerprint}-{len(chosen)}.npy"
+        attacked = folder / f"pgd-{test_digest[:16]}-{len(chosen)}.npy"
         adversarial = adversarial_images(detector, images[chosen], labels[chosen], attacked)
     sources = {ENGINES[name].source for name in engines}
-    calibration = open_calibration(calibration_data) if "int8" in sources else None
-    key = {
-        "checkpoint": digest,
-        "data": listing.fingerprint,
+    exports, calibration = write_exports(file, sources, folder, calibration_data)
+    facts = {
+        **origin,
+        "hardware": hardware(),
+        "data": test_digest,
         "n_images": len(images),
         "n_adversarial": len(chosen),
-        "calibration": calibration and calibration.fingerprint,
+        "calibration": calibration,
     }
-    files = {"pt": file, **write_exports(file, sources, folder, calibration)}
-    return Subject(files, detector.operating_point, images, labels, adversarial, labels[chosen], key, len(unreadable))
+    files = {"pt": file, **exports}
+    point = detector.operating_point
+    return Subject(files, point, images, labels, adversarial, labels[chosen], facts, len(unreadable))
 
 
-def write_exports(file: Path, sources: set[str], folder: Path, calibration: Listing | None) -> dict[str, Path]:
-    """Write the missing exports; a failure is reported on stderr and leaves its export out."""
-    exported: dict[str, Path] = {}
+def write_exports(
+    file: Path, sources: set[str], folder: Path, calibration_data: str
+) -> tuple[dict[str, Path], str | None]:
+    """Write the missing exports; a failure is reported on stderr and leaves its export out.
+
+    Returns:
+        The exports by kind, and the digest of the calibration images of int8.
+    """
+    exports: dict[str, Path] = {}
+    digest = None
     float_file = folder / "model.onnx"
     try:
         if sources - {"pt"}:
             if not float_file.is_file():
                 export_onnx(file, float_file)
-            exported["onnx"] = float_file
-        if calibration:
-            int8_file = folder / f"model-int8-{calibration.fingerprint}.onnx"
+            exports["onnx"] = float_file
+        if "int8" in sources:
+            calibration = open_calibration(calibration_data)
+            digest = listing_digest(calibration)
+            int8_file = folder / f"model-int8-{digest[:16]}.onnx"
             if not int8_file.is_file():
                 write_int8(file, float_file, int8_file, calibration)
-            exported["int8"] = int8_file
+            exports["int8"] = int8_file
     except UserError as error:
         print(f"{file}: {error}", file=sys.stderr)
-    return exported
+    return exports, digest
