@@ -40,13 +40,13 @@ from utils.args import (
     check_output_dir,
     command_line,
     exit_code,
-    finder_name,
     int_in,
     make_parser,
     run_script,
 )
-from utils.distributed import is_first, team
+from utils.distributed import team
 from utils.errors import UserError
+from utils.files import is_first
 from utils.tables import unique_names
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         candidates = load_candidates(checkpoints, machine.device)
         if args.cache:
             data = [(name, cache_listing(listing, Path(args.cache))) for name, listing in data]
-        finder = FaceFinder(name) if (name := finder_name(args)) else None
+        finder = FaceFinder(args.finder) if args.finder else None
         # Several processes must score the same batches, whatever is in their caches; scores of faces are not cached.
         uncached = args.no_score_cache or team.size > 1 or finder
         cache = ScoreCache(None if uncached else Path(args.score_cache), f"{machine.device.type} {machine.dtype}")

@@ -39,8 +39,10 @@ from datasets.inputs import list_inputs
 from datasets.records import Listing
 from datasets.spec import open_limited
 from utils.args import (
+    DEFAULT_CHECKPOINT,
     add_device_group,
     add_seed,
+    check_checkpoint_file,
     check_output_dir,
     command_line,
     exit_code,
@@ -48,7 +50,6 @@ from utils.args import (
     make_parser,
     run_script,
 )
-from utils.checkpoints.released import DEFAULT_HELP, checkpoint_or_release
 from utils.errors import UserError
 from utils.explanations.registry import TARGETS, check_methods, method_names
 
@@ -71,7 +72,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to explain")
     what.add_argument("paths", nargs="*", metavar="PATH", help="image, folder, 'pattern' or list.csv")
     what.add_argument(
-        "--checkpoint", nargs="+", default=[], metavar="PT", help=f"a checkpoint or its run folder {DEFAULT_HELP}"
+        "--checkpoint", nargs="+", default=[], metavar="PT", help=f"a checkpoint or its run folder {DEFAULT_CHECKPOINT}"
     )
     what.add_argument(
         "--methods",
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.from_raw:
         return report([*Path(args.from_raw).glob("raw/*.csv")], check_output_dir(args.output_dir), args.seed)
     methods = tuple(check_methods(args.methods))
-    checkpoints = [checkpoint_or_release(path) for path in args.checkpoint or [None]]
+    checkpoints = [check_checkpoint_file(path) for path in args.checkpoint or [None]]
     if args.faithfulness:
         listings, folder = [open_limited(text, args.limit) for text in args.data], check_output_dir(args.output_dir)
     else:

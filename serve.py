@@ -31,16 +31,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.args import (
+    DEFAULT_CHECKPOINT,
     EXIT_DONE,
     add_device_group,
     add_face_group,
-    finder_name,
+    check_checkpoint_file,
     float_in,
     int_in,
     make_parser,
     run_script,
 )
-from utils.checkpoints.released import DEFAULT_HELP, checkpoint_or_release
 from utils.errors import UserError
 from utils.files import read_text
 from utils.serving.settings import Limits
@@ -65,7 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of serve.py."""
     parser = make_parser(__doc__, "serve.py")
     parser.add_argument(
-        "--checkpoint", nargs="+", default=[], metavar="PT", help=f"run folders, files, exports {DEFAULT_HELP}"
+        "--checkpoint", nargs="+", default=[], metavar="PT", help=f"run folders, files, exports {DEFAULT_CHECKPOINT}"
     )
     add_face_group(parser)
     net = parser.add_argument_group("network")
@@ -86,7 +86,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Serve until interrupted; returns ``{"exit_code": 0}``."""
     args = get_args_parser().parse_args(argv)
-    files = [checkpoint_or_release(path) for path in args.checkpoint or [None]]
+    files = [check_checkpoint_file(path) for path in args.checkpoint or [None]]
     token = read_token(args.token_file)
     limits = Limits(**{name: getattr(args, name) for name in LIMITS})
     from utils.serving.wsgi import make_server
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         files,
         limits,
         token=token,
-        face_detector=finder_name(args),
+        face_detector=args.finder,
         host_names=host_names(args.host, args.public_name),
         device=args.device,
         precision=args.precision,

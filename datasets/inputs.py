@@ -6,28 +6,13 @@ import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from datasets.readers.csv_list import read_csv
 from datasets.readers.folder import list_images
-from datasets.records import Record
 from datasets.storage import image_exists, is_image_file
 from utils.errors import UserError, closest_sibling
 
 LIST_SUFFIXES = (".csv", ".tsv")
-
-
-class PathRecords(Sequence[Record]):
-    """Unlabelled records of a list of paths, created on access: a million images take a million strings."""
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        return Record(self.paths[index], None, "")
 
 
 def list_inputs(arguments: Sequence[str], null: bool = False) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +65,16 @@ class Detector(nn.Module):
         return (images - self.mean) / self.std
 
     @torch.inference_mode()
+    def score_views(self, views: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
+        """Score views ``(N, size, size, 3)`` uint8 RGB, computing in ``dtype``; returns logits ``(N,)`` float64."""
+        if not len(views):
+            return np.empty(0)
+        inputs = as_inputs(views.to(self.mean.device, non_blocking=True))
+        with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
+            logits = self(inputs.contiguous(memory_format=torch.channels_last))
+        return logits.double().cpu().numpy()
+
+    @torch.inference_mode()
     def predict_proba(self, images: Tensor) -> Tensor:
         """Return p(fake) in [0, 1], shape ``(N,)``, float64; calibrated if the checkpoint carries a calibration."""
         return torch.from_numpy(self.operating_point.p_fake(self(images).float().cpu().numpy()))
@@ -72,6 +83,12 @@ class Detector(nn.Module):
         """Parameters of the final classifier, which transfer learning trains with a rate of its own."""
         head = getattr(self, "head", None)
         return list(head.parameters()) if isinstance(head, nn.Module) else []
+
+
+def as_inputs(views: Tensor) -> Tensor:
+    """Turn views ``(N, size, size, 3)`` uint8 into inputs ``(N, 3, size, size)`` float32 in [0, 1], channels last."""
+    # A GPU would multiply by the rounded inverse of a plain number; dividing by a tensor gives the CPU's result.
+    return views.permute(0, 3, 1, 2).float().div_(torch.tensor(255.0, device=views.device))
 
 
 def count_parameters(model: nn.Module) -> int:

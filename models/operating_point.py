@@ -83,7 +83,9 @@ class OperatingPoint:
         """
         p_fake = np.asarray(p_fake, dtype=np.float64).reshape(-1)
         value = self.threshold(threshold)
-        low, high = (self.band if threshold == "balanced" else None) or (value, value)
+        low, high = value, value
+        if threshold == "balanced":
+            low, high = self.thresholds.get("unsure_low", value), self.thresholds.get("unsure_high", value)
         return np.where(p_fake >= high, "fake", np.where(p_fake < low, "real", "unsure")).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Names to detectors: the value of ``--model`` is the name of a registered function or of a timm backbone."""
+"""The detectors by name: the value of ``--model`` is the name of a registered function or of a timm backbone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import timm
 
 from models.detector import Detector
 from utils.errors import UserError
@@ -33,21 +35,20 @@ def register_model(factory: Factory) -> Factory:
 
 @functools.cache
 def _register_all() -> None:
-    """Import every file of this folder once: its decorators register the models."""
+    """Import every module of this package once, so that their decorators register the models."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"models.{module.name}")
 
 
 def list_models() -> list[str]:
-    """Names of all detectors that this project defines, sorted; timm's backbones come on top of them."""
+    """Return the sorted names of this project's detectors; timm's backbones come in addition."""
     _register_all()
     return sorted(_FACTORIES)
 
 
 def model_arguments(name: str) -> dict[str, object]:
     """Return the optional arguments of a model with their defaults. Raises UserError if there is no such model."""
-    _register_all()
-    parameters = inspect.signature(_FACTORIES.get(name) or _timm_factory(name)).parameters
+    parameters = inspect.signature(_factory(name)).parameters
     return {key: value.default for key, value in parameters.items() if value.default is not inspect.Parameter.empty}
 
 
@@ -60,17 +61,13 @@ def create_model(name: str, **model_args: Any) -> Detector:
     Raises:
         UserError: the name is unknown (close matches are listed), or an argument does not exist or does not fit.
     """
-    _register_all()
+    factory = _factory(name)
     arguments = {key: value for key, value in model_args.items() if key != "channels"}
-    if name in _FACTORIES:
-        factory = _FACTORIES[name]
-        accepted = inspect.signature(factory).parameters
-        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
-        unknown = sorted(set(arguments) - set(accepted))
-        if unknown and not takes_any:
-            raise UserError(f"expected --model-args of {name} among {', '.join(accepted)}, got {', '.join(unknown)}")
-    else:
-        factory = functools.partial(_timm_factory(name), name)
+    accepted = inspect.signature(factory).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    unknown = sorted(set(arguments) - set(accepted))
+    if unknown and not takes_any:
+        raise UserError(f"expected --model-args of {name} among {', '.join(accepted)}, got {', '.join(unknown)}")
     try:
         detector = factory(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:  # raised by its layers
@@ -86,9 +83,13 @@ def create_model(name: str, **model_args: Any) -> Detector:
     return detector
 
 
-def _timm_factory(name: str) -> Factory:
-    """Return the function that builds a detector around a timm backbone. Raises UserError if timm lacks the name."""
-    check_model_name(name)
+def _factory(name: str) -> Factory:
+    """Return the registered function of that name, or the one for the timm backbone. Raises UserError."""
+    _register_all()
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    if not timm.is_model(name):
+        check_model_name(name)  # knows the close matches
     from models.timm_backbone import timm_backbone
 
-    return timm_backbone
+    return functools.partial(timm_backbone, name)

@@ -14,8 +14,9 @@ from collections import Counter
 from typing import Any
 
 from models.operating_point import OperatingPoint
+from utils.args import RELEASE_FILE
 from utils.attacks.report import wilson
-from utils.checkpoints.released import RELEASE_FILE, description_file
+from utils.checkpoints.slimming import description_file
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write_text, read_json, read_text
 from utils.scoring.table import ScoreTable, read_scores

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.args import EXIT_DONE, check_checkpoint_file, command_line, make_parser, run_script
-from utils.checkpoints.released import description_file
+from utils.checkpoints.slimming import description_file
 from utils.errors import UserError
 from utils.files import read_json
 

@@ -302,7 +302,7 @@ def test_warns_when_a_checkpoint_was_trained_on_the_images(place, tmp_path, caps
         ("--checkpoint net --data nowhere", "no such folder: nowhere"),
         ("--checkpoint net --data wild@split=train", "expected a train split"),
         ("--checkpoint net --data csv:list.csv", "label"),
-        ("--checkpoint net --data wild --output-dir empty.pt", "a folder that can be written to"),
+        ("--checkpoint net --data wild --output-dir empty.pt", "a writable folder"),
         ("--checkpoint net --data wild --n-boot -1", "expected an integer in 0..1000000"),
         ("--checkpoint net --data wild --device tpu9", "--device"),
         ("--from-scores absent.csv", "no such file"),

@@ -24,7 +24,8 @@ from models.registry import create_model
 from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT, open_output
-from utils.scoring.scorer import Job, Settings, Views, score
+from utils.scoring.prediction import READ_AHEAD, _prepare
+from utils.scoring.scorer import Job, Settings, score
 
 FITTED = {"balanced": 0.5, "fpr1": 0.7, "fpr01": 0.9, "unsure_low": 0.4, "unsure_high": 0.6}
 
@@ -268,7 +269,7 @@ def test_output_parses_when_nothing_is_readable(checkpoint, capsys, form, read):
 
 def test_json_of_no_batches_is_an_empty_array():
     stream = io.StringIO()
-    predict.write_json(stream, iter([]))
+    predict.write_json(stream, iter([]), predict.COLUMNS)
     assert json.loads(stream.getvalue()) == []
 
 
@@ -439,8 +440,16 @@ def test_output_is_never_an_input(checkpoint):
     write_images("a.png")
     Path("list.csv").write_text("path\na.png\n")
     for argument in ("list.csv", "csv:list.csv", "./list.csv"):
-        assert "another file" in refused(checkpoint, argument, "--output", "list.csv")
+        assert "differ from the inputs" in refused(checkpoint, argument, "--output", "list.csv")
     assert Path("list.csv").read_text() == "path\na.png\n"
+    (picture,) = write_images("photos/sub/b.png")
+    Path("twin.png").hardlink_to(picture)
+    pixels = Path(picture).read_bytes()
+    for argument in ("photos", "photos/**", "photos/sub/*.png", "list.csv"):
+        for output in (picture, "twin.png", "photos/../photos/sub/b.png"):
+            Path("list.csv").write_text(f"path\n{picture}\n")
+            assert "differ from the inputs" in refused(checkpoint, argument, "--output", output)
+    assert Path(picture).read_bytes() == pixels
 
 
 def test_full_disk_is_one_line():
@@ -454,7 +463,7 @@ def test_full_disk_is_one_line():
 
 
 def test_rows_are_out_before_later_images_are_read(checkpoint, monkeypatch):
-    write_images(*[f"photos/{number}.png" for number in range(6)])
+    write_images(*[f"photos/{number}.png" for number in range(9)])
     stdout = io.StringIO()
     real_read, rows_at_read = datasets.images.read_image, []
 
@@ -464,23 +473,24 @@ def test_rows_are_out_before_later_images_are_read(checkpoint, monkeypatch):
 
     monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setattr(datasets.images, "read_image", recording_read)
-    run(checkpoint, "photos", "--batch-size", "2")
-    assert rows_at_read == [0, 0, 2, 2, 4, 4]
+    run(checkpoint, "photos", "--batch-size", "1", "--workers", "1")
+    assert len(rows_at_read) == 9
+    assert all(rows >= read - READ_AHEAD for read, rows in enumerate(rows_at_read))
 
 
 def test_memory_does_not_grow_with_the_number_of_images(checkpoint, monkeypatch, capsys):
     name = write_images("a.png")[0]
-    real_call, tensors, most = Views.__call__, [], [0]
+    views, most = [], [0]
 
-    def counting_call(self, image, seed=None):
-        tensor = real_call(self, image, seed)
-        tensors.append(weakref.ref(tensor))
-        most[0] = max(most[0], sum(reference() is not None for reference in tensors))
-        return tensor
+    def counting(*arguments):
+        prepared = _prepare(*arguments)
+        views.append(weakref.ref(prepared[0]))
+        most[0] = max(most[0], sum(reference() is not None for reference in views))
+        return prepared
 
-    monkeypatch.setattr(Views, "__call__", counting_call)
+    monkeypatch.setattr("utils.scoring.prediction._prepare", counting)
     assert run(checkpoint, *[name] * 60, "--batch-size", "4")["n_images"] == 60
-    assert len(tensors) == 60 and most[0] <= 8
+    assert len(views) == 60 and most[0] <= 4 * (READ_AHEAD + 2)
 
 
 # ----------------------------------------------------------------------------------------------------- as a process
@@ -510,17 +520,24 @@ for call in {calls!r}:
 
 
 def as_process(*arguments, pipe="", **options):
-    """Run the script in a process of its own with a stand-in for the detector, which costs no import of torch."""
+    """Run the script in a separate process with a stand-in for the detector, which avoids importing torch."""
     Path("stand_in.py").write_text("""
+import numpy as np
 import predict
+from datasets.transforms import Geometry
+from models.operating_point import OperatingPoint
 from utils.args import run_script
+from utils.scoring import prediction
 
-def score(args, checkpoint_file, records):
-    for path in (record.path for record in records):
-        good, bad = dict(zip(predict.COLUMNS, (path, 1, "fake", 9))), dict(path=path, error="empty file")
-        yield [bad if "bad" in path else good]
+def score(predictor, records, *_):
+    for index, record in enumerate(records):
+        bad = "bad" in record.path
+        indices = np.arange(index, index + (not bad))
+        yield indices, np.tile([[40.0], [0.0]], len(indices)), [(index, "empty file")] * bad
 
-predict.predict = score
+point = OperatingPoint(thresholds={"balanced": 0.5})
+prediction.open_predictor = lambda *_: prediction.Predictor(Geometry("crop", 32), point, None)
+prediction.predict_records = score
 run_script(predict.main)
 """)
     command = shlex.join([sys.executable, "stand_in.py", *arguments])
@@ -545,5 +562,5 @@ def test_exit_codes_as_a_process(checkpoint):
 def test_reader_that_leaves_early_is_no_error(checkpoint):
     done = as_process("-", "--checkpoint", checkpoint, pipe="| head -n 2", input="a.png\n" * 50_000)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "path,p_fake,verdict,logit\na.png,1,fake,9\n"
+    assert done.stdout == "path,p_fake,verdict,logit\na.png,1.0,fake,40.0\n"
     assert done.stderr == ""

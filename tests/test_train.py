@@ -275,8 +275,8 @@ def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys)
         ("--data faces --forgery-share 0.3", "expected --forgeries with --forgery-share 0.3, got none"),
         ("--data faces --device gpu", "--device"),
         ("--data faces --epoch 3", "unrecognized"),  # no abbreviations
-        ("--data faces --output-dir a_file", "a folder that can be written to"),
-        ("--data faces --output-dir a_file/run", "a folder that can be written to"),
+        ("--data faces --output-dir a_file", "a writable folder"),
+        ("--data faces --output-dir a_file/run", "a writable folder"),
         ("--data faces --weights none.pth", "found no file 'none.pth'"),
         ("--data faces --weights a_file", "expected a safetensors file or a state dict"),
     ],

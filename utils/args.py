@@ -1,6 +1,6 @@
-"""Command-line pieces that the scripts share: a strict parser, value types, titled groups of flags.
+"""What the command lines of the scripts share: a strict parser, value types, groups of flags, early checks.
 
-Nothing here imports torch, so ``--help`` and usage errors answer at once.
+Nothing here imports torch, so ``--help`` and usage errors are immediate.
 """
 
 from __future__ import annotations
@@ -9,37 +9,40 @@ import argparse
 import os
 import shlex
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import ROOT
 
 EXIT_DONE, EXIT_PARTIAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+RELEASE_FILE = ROOT / "checkpoints" / "deepfake-v2.pt"  # what scripts use without --checkpoint
+DEFAULT_CHECKPOINT = f"(default: the released {RELEASE_FILE.relative_to(ROOT)})"  # for the help of --checkpoint
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line and whose flags cannot be abbreviated."""
+    """An argument parser that reports errors in one line and accepts no abbreviated flags."""
 
     def error(self, message: str):
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see --help)\n")
 
 
 def make_parser(doc: str, prog: str) -> argparse.ArgumentParser:
-    """Build the parser of a script; ``doc`` is the script's docstring and becomes the help text."""
+    """Build the parser of a script; the script's docstring ``doc`` becomes the help text."""
     return _OneLineParser(
         prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
 
 
 def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
-    """Run a script's ``main`` and leave the process with the exit code of its result.
+    """Run a script's ``main`` and exit with the ``exit_code`` of the dict it returns, 0 by default.
 
-    A ``UserError`` becomes one line on stderr and exit code 2. ``main`` returns a dict whose optional key
-    ``exit_code`` is 1 when some inputs failed.
+    A ``UserError`` becomes one line on stderr and exit code 2.
     """
     try:
         result = main(None)
-        sys.stdout.flush()  # here, where a closed pipe is no error yet
+        sys.stdout.flush()  # here, where a closed pipe is still handled
     except UserError as error:
         message = " ".join(line.strip() for line in str(error).splitlines())
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
@@ -102,7 +105,7 @@ def float_in(low: float, high: float, unit: str = "") -> Callable[[str], float]:
 
 
 def key_value(text: str) -> tuple[str, int | float | bool | str]:
-    """Parse ``key=value`` of --model-args; numbers and true/false get their own type."""
+    """Parse ``key=value`` of --model-args; numbers and true/false become int, float and bool."""
     key, found, value = text.partition("=")
     if not found or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
@@ -120,14 +123,14 @@ def key_value(text: str) -> tuple[str, int | float | bool | str]:
 
 
 def add_device_group(parser: argparse.ArgumentParser, workers: bool = True) -> None:
-    """Add where and how fast to compute: --device, --precision, --workers for scripts with loaders, --threads."""
+    """Add --device, --precision, --threads and, unless told otherwise, --workers: what ``utils.runtime.set_up`` takes."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     group.add_argument(
         "--precision",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
-        help="arithmetic of the model; auto is bf16 where the processor is fast at it when training, fp32 when scoring",
+        help="arithmetic of the model; auto is fp32 for scoring, and bf16 for training if the processor is fast at it",
     )
     if workers:
         group.add_argument("--workers", type=int_in(0, 256), help="loader processes (default: 0 on a CPU, else 2 to 8)")
@@ -135,20 +138,19 @@ def add_device_group(parser: argparse.ArgumentParser, workers: bool = True) -> N
 
 
 def add_face_group(parser: argparse.ArgumentParser) -> None:
-    """Add --faces and --face-detector; ``finder_name`` says what they ask for."""
-    group = parser.add_argument_group("faces")
+    """Add --faces and --face-detector; ``args.finder`` is what ``datasets.faces.FaceFinder`` takes, or None."""
+    group = parser.add_argument_group("faces").add_mutually_exclusive_group()
     group.add_argument(
         "--faces",
-        action="store_true",
-        help="score each face, found by a bundled cascade, instead of "
-        "the whole picture; the score of a picture is the highest of its faces",
+        dest="finder",
+        action="store_const",
+        const="cascade",
+        help="score each face, found by a bundled cascade, instead of the whole picture; "
+        "the highest score of its faces is the score of a picture",
     )
-    group.add_argument("--face-detector", metavar="FILE", help="the same with YuNet, from its ONNX file")
-
-
-def finder_name(args: argparse.Namespace) -> str | None:
-    """The argument of ``datasets.faces.FaceFinder``, None for whole pictures."""
-    return args.face_detector or ("cascade" if args.faces else None)
+    group.add_argument(
+        "--face-detector", dest="finder", metavar="FILE", help="the same with faces found by YuNet, given its ONNX file"
+    )
 
 
 def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -160,7 +162,7 @@ def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 
 
 def check_output_dir(path: str | Path) -> Path:
-    """Create the output folder if need be and prove that it can be written to.
+    """Create the output folder if it is missing and prove that it is writable.
 
     Raises:
         UserError: it is a file, or the process may not write there.
@@ -173,30 +175,34 @@ def check_output_dir(path: str | Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"expected --output-dir to be a folder that can be written to, got {str(folder)!r} "
-            f"({error.strerror}); choose another one"
+            f"expected --output-dir to be a writable folder, got {str(folder)!r} ({error.strerror}); choose another one"
         ) from None
     return folder
 
 
-def check_checkpoint_file(path: str | Path, flag: str = "--checkpoint", needs_weights: bool = False) -> Path:
+def check_checkpoint_file(path: str | Path | None, flag: str = "--checkpoint", needs_weights: bool = False) -> Path:
     """Check cheaply, without torch, that a checkpoint (or its ONNX export) exists and has the outer form of one.
+
+    None stands for the released detector, a run folder for its best.pt.
 
     Raises:
         UserError: it is missing, a folder without best.pt, empty, or not a checkpoint archive; an export where the
             script ``needs_weights``.
     """
-    import zipfile
-
-    file = Path(path)
+    if path is None and not RELEASE_FILE.is_file():
+        raise UserError(
+            f"expected --checkpoint PT, or the released detector at {RELEASE_FILE}, which is missing; "
+            "pass a checkpoint, or train one with train.py"
+        )
+    file = Path(path or RELEASE_FILE)
     if file.is_dir() and (file / "best.pt").is_file():
-        file = file / "best.pt"  # a run folder stands for its best checkpoint
+        file = file / "best.pt"
     if not file.is_file():
         raise UserError(f"expected {flag} to be a file, found none at {str(path)!r}; train one with train.py")
-    if file.suffix.lower() == ".onnx" and file.stat().st_size:
+    if is_export(file) and file.stat().st_size:  # its form is checked when it is opened
         if needs_weights:
-            raise UserError(f"expected {flag} of train.py, got an export: {path}; name what it was made from")
-        return file  # an export of benchmark.py; its form is checked when it is opened
+            raise UserError(f"expected {flag} of train.py, got an export: {path}; pass the checkpoint it was made from")
+        return file
     if not zipfile.is_zipfile(file):
         raise UserError(
             f"expected {flag} {str(path)!r} to be a checkpoint written by train.py, "
@@ -205,23 +211,24 @@ def check_checkpoint_file(path: str | Path, flag: str = "--checkpoint", needs_we
     return file
 
 
-def check_weights_source(source: str | None) -> None:
-    """Check cheaply that --weights is absent, ``imagenet`` or an existing file.
+def is_export(path: str | Path) -> bool:
+    """Tell an exported detector (.onnx) from a checkpoint by its suffix."""
+    return Path(path).suffix.lower() == ".onnx"
 
-    Raises:
-        UserError: it is something else.
-    """
+
+def check_weights_source(source: str | None) -> None:
+    """Raise UserError unless --weights is absent, ``imagenet`` or an existing file."""
     if source not in (None, "imagenet") and not Path(source).is_file():
         raise UserError(f"expected --weights imagenet or a .safetensors, .pth or .pt file, found no file {source!r}")
 
 
 def check_passed_on(flags: Sequence[str], parser: argparse.ArgumentParser, reserved: Sequence[str]) -> None:
-    """Check flags that a script passes on to another one, whose ``parser`` complains about what it does not know.
+    """Check flags that a script passes on to another script, whose ``parser`` reports unknown ones.
 
     Raises:
-        UserError: a flag is among the ``reserved`` ones, which the script sets itself.
+        UserError: a flag is ``reserved``: the script sets it itself.
     """
     taken = [flag for flag in flags if flag.partition("=")[0] in reserved]
     if taken:
-        raise UserError(f"expected flags for {parser.prog} other than {taken[0]}, which is set by this script itself")
+        raise UserError(f"expected flags for {parser.prog} other than {taken[0]}, which this script sets")
     parser.parse_args(list(flags))

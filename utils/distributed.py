@@ -69,11 +69,6 @@ def join_team(device: torch.device) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
 
 
-def is_first() -> bool:
-    """Whether this process writes files and prints results; known before the processes are connected."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
-
-
 def check_enough(n_images: int) -> None:
     """Raise UserError unless each process gets at least two training images, as batch norm requires."""
     if n_images < 2 * team.size:

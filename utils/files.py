@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
-from utils.distributed import is_first
 from utils.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the project
+
+
+def is_first() -> bool:
+    """Whether this process writes files and prints results: with torchrun, only the first of several does."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -157,8 +159,6 @@ def plain_values(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, np.ndarray | np.generic):
-        return plain_values(value.tolist())
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -169,6 +169,8 @@ def plain_values(value: Any) -> Any:
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_values(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return plain_values(value.tolist())
     raise TypeError(f"expected a plain value, got {type(value).__name__}")
 
 

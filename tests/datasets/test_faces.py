@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets.parallel import decode_batches
 
 import evaluate
 import predict
 from datasets.faces import Face, FaceFinder, distinct, face_crops, highest_of_each, with_margin
 from datasets.images import read_image
-from datasets.parallel import decode_batches
 from datasets.records import Record
 from datasets.spec import open_records
 from datasets.transforms import Geometry

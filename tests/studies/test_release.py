@@ -14,11 +14,10 @@ import predict
 import serve
 from models.operating_point import OperatingPoint
 from studies import release
-from utils.checkpoints import released as release_file
+from utils.args import RELEASE_FILE, check_checkpoint_file
 from utils.checkpoints import slimming
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
-from utils.checkpoints.released import RELEASE_FILE, checkpoint_or_release, description_file
-from utils.checkpoints.slimming import golden_problems, sample_images, slim, without_paths
+from utils.checkpoints.slimming import description_file, golden_problems, sample_images, slim, without_paths
 from utils.errors import UserError
 from utils.scoring.cache import file_digest
 from utils.scoring.table import ScoreTable
@@ -192,7 +191,7 @@ def photo(tmp_path) -> str:
 
 
 def test_scripts_use_the_release_from_any_folder(released, photo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(release_file, "RELEASE_FILE", released[0])
+    monkeypatch.setattr("utils.args.RELEASE_FILE", released[0])
     monkeypatch.chdir(tmp_path / "out")
     assert predict.main([photo, "--threads", "1"])["n_images"] == 1
     by_default = capsys.readouterr().out
@@ -204,7 +203,7 @@ def test_scripts_use_the_release_from_any_folder(released, photo, tmp_path, monk
 
 def test_serve_offers_the_release(released, monkeypatch):
     offered = []
-    monkeypatch.setattr(release_file, "RELEASE_FILE", released[0])
+    monkeypatch.setattr("utils.args.RELEASE_FILE", released[0])
     monkeypatch.setattr(serve, "create_app", lambda files, *_, **__: offered.append(files) or 1 / 0)
     for flags, files in [([], [released[0]]), (["--checkpoint", str(released[0])], [released[0]])]:
         with pytest.raises(ZeroDivisionError):
@@ -213,9 +212,9 @@ def test_serve_offers_the_release(released, monkeypatch):
 
 
 def test_the_flag_wins_over_the_release(released, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(release_file, "RELEASE_FILE", released[0])
-    assert checkpoint_or_release(str(tiny_checkpoint)) == tiny_checkpoint
-    assert checkpoint_or_release(None) == released[0]
+    monkeypatch.setattr("utils.args.RELEASE_FILE", released[0])
+    assert check_checkpoint_file(str(tiny_checkpoint)) == tiny_checkpoint
+    assert check_checkpoint_file(None) == released[0]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +222,7 @@ def test_the_flag_wins_over_the_release(released, tiny_checkpoint, monkeypatch):
     [("predict", ["a.jpg"]), ("explain", ["a.jpg"]), ("explain", ["--faithfulness", "--data", "demo"]), ("serve", [])],
 )
 def test_without_a_release_one_line_says_what_to_do(script, flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(release_file, "RELEASE_FILE", tmp_path / "absent.pt")
+    monkeypatch.setattr("utils.args.RELEASE_FILE", tmp_path / "absent.pt")
     with pytest.raises(UserError, match=r"expected --checkpoint PT, or the released .*absent\.pt.*train\.py"):
         importlib.import_module(script).main(flags)
     assert "checkpoints/deepfake-v2.pt" in importlib.import_module(script).get_args_parser().format_help()

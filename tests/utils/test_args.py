@@ -180,7 +180,7 @@ def test_output_folders_are_made_and_left_clean(tmp_path):
 @pytest.mark.parametrize("below", ["", "sub"])
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"expected --output-dir to be a folder that can be written to, got .*file"):
+    with pytest.raises(UserError, match=r"expected --output-dir to be a writable folder, got .*file"):
         check_output_dir(tmp_path / "file" / below)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -272,5 +272,5 @@ def test_an_export_is_refused_where_weights_are_needed(script, tmp_path):
         "ensemble": ["--checkpoint", file, file, "--data", "demo", "--output-dir", str(tmp_path)],
         "benchmark": ["--checkpoint", file, "--data", "demo"],
     }
-    with pytest.raises(UserError, match=r"got an export: .*; name what it was made from"):
+    with pytest.raises(UserError, match=r"got an export: .*; pass the checkpoint it was made from"):
         importlib.import_module(script).main(flags[script])

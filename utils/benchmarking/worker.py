@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.engines.exported import Engine, exported_engine
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
 
@@ -66,7 +67,7 @@ class Served:
     """The commands that a worker process answers."""
 
     def __init__(self, engine: str, file: Path, threads: int, device: str) -> None:
-        self.run = ENGINES[engine].build(file, threads, device)
+        self.run = build_engine(engine, file, threads, device)
         self.images = np.empty((0, 3, 1, 1), np.float32)
 
     def score(self, images: np.ndarray) -> np.ndarray:
@@ -97,6 +98,17 @@ class Served:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def build_engine(name: str, file: Path, threads: int, device: str) -> Engine:
+    """Build an engine from its file; torch is imported only for an engine that needs it."""
+    if ENGINES[name].source != "pt":
+        return exported_engine(name, file, threads)
+    from utils.checkpoints.file import load_detector
+    from utils.engines.pytorch import torch_engine
+
+    detector, _ = load_detector(file, device)
+    return torch_engine(detector, threads, **ENGINES[name].options)
 
 
 def as_floats(images: np.ndarray) -> np.ndarray:

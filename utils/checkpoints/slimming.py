@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
-from utils.checkpoints.released import description_file
 from utils.errors import UserError
 from utils.files import write_json
 from utils.scoring.cache import file_digest
@@ -94,6 +93,11 @@ def write_release(
     }
     write_json(description_file(output), description)
     return description
+
+
+def description_file(checkpoint: str | Path) -> Path:
+    """Return the JSON file of a released checkpoint: its sha256, size, parity and golden logits."""
+    return Path(checkpoint).with_suffix(".json")
 
 
 def slim(checkpoint: Mapping[str, Any], precision: str, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -16,8 +16,7 @@ import numpy as np
 
 from models.detector import Detector
 from utils.checkpoints.file import load_detector
-from utils.engines.exported import ONNX_FORMAT, PREFIX, read_description
-from utils.engines.runtimes import require
+from utils.engines.exported import ONNX_FORMAT, PREFIX, read_description, require
 from utils.errors import UserError
 from utils.files import atomic_write_bytes, plain_values
 from utils.scoring.cache import file_digest

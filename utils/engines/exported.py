@@ -1,14 +1,18 @@
-"""A detector as one ONNX file: the network, and as metadata all that a checkpoint knows but the weights.
+"""Run exported detectors without torch: one ONNX file holds the network and, as metadata, the rest of a checkpoint.
 
-Nothing here imports torch, so `predict.py --checkpoint model.onnx` starts in a fraction of the time.
+``predict.py --checkpoint model.onnx`` starts in a fraction of the time because nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,17 +20,18 @@ import numpy as np
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
 from utils.engines.registry import ENGINES, missing
-from utils.engines.runtimes import Engine, open_session
 from utils.errors import UserError
 
 ONNX_FORMAT = 1
 PREFIX = "deepfake_image_engine."  # of our keys among the file's metadata_props
 REQUIRED_KEYS = ("format", "model", "geometry", "thresholds", "calibration", "source", "engine")
 
+Engine = Callable[[np.ndarray], np.ndarray]
+
 
 @dataclass
 class OnnxDetector:
-    """An exported detector: its engine, how to prepare an image, how to read a logit, and its description."""
+    """An exported detector: its engine, geometry and operating point, and the description of the checkpoint."""
 
     run: Engine
     geometry: Geometry
@@ -38,16 +43,19 @@ class OnnxDetector:
         return self.run(images).astype(np.float64).reshape(-1)
 
 
-def is_onnx(path: str | Path) -> bool:
-    """Tell an exported detector from a checkpoint of train.py by its suffix."""
-    return Path(path).suffix.lower() == ".onnx"
+def load_onnx_detector(file: str | Path, engine: str = "auto", threads: int | None = None) -> OnnxDetector:
+    """Open an exported detector. Raises UserError as :func:`read_description` and :func:`choose_engine`."""
+    description = read_description(Path(file))
+    run = exported_engine(choose_engine(engine, description), Path(file), threads)
+    point = OperatingPoint.from_checkpoint(description)
+    return OnnxDetector(run, Geometry(**description["geometry"]), point, description)
 
 
 def read_description(file: Path) -> dict[str, Any]:
-    """Read our metadata: what a checkpoint holds beside the weights, and ``source`` and ``engine``.
+    """Read our metadata: the entries of a checkpoint without its weights, ``source`` and ``engine``.
 
     Raises:
-        UserError: onnxruntime is not installed, or the file is corrupt, of another program or of another version.
+        UserError: onnxruntime is not installed, or the file is corrupt or not written by this version of benchmark.py.
     """
     entries = open_session(file, 1, optimize=False).get_modelmeta().custom_metadata_map
     try:
@@ -69,12 +77,12 @@ def read_description(file: Path) -> dict[str, Any]:
 
 
 def choose_engine(name: str, description: dict[str, Any]) -> str:
-    """Turn the value of --engine into an engine that runs this file here.
+    """Turn the value of --engine into an engine that runs this file on this machine.
 
-    ``auto`` is the engine that the file was exported for; where it is not installed, ONNX Runtime.
+    ``auto`` is the engine that the file was exported for; if that is not installed, ONNX Runtime.
 
     Raises:
-        UserError: an engine of another kind of file, or one that is not installed.
+        UserError: the engine runs other kinds of files, or is not installed.
     """
     source = description["source"]
     if name == "auto":
@@ -93,14 +101,69 @@ def choose_engine(name: str, description: dict[str, Any]) -> str:
     return name
 
 
-def load_onnx_detector(file: str | Path, engine: str = "auto", threads: int | None = None) -> OnnxDetector:
-    """Open an exported detector.
+def exported_engine(name: str, file: Path, threads: int | None = None) -> Engine:
+    """Build an engine of ONNX Runtime or OpenVINO from its ONNX file."""
+    kind = ENGINES[name]
+    build = onnx_engine if kind.package == "onnxruntime" else openvino_engine
+    return build(file, threads, **kind.options)
+
+
+def require(package: str) -> ModuleType:
+    """Import an optional package. Raises UserError if it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f"expected the package {package}, which is not installed; pip install {package}") from None
+
+
+def open_session(file: Path, threads: int | None = None, providers: Sequence[str] = (), optimize: bool = True) -> Any:
+    """Open an ONNX Runtime session.
 
     Raises:
-        UserError: as :func:`read_description` and :func:`choose_engine`.
+        UserError: onnxruntime is not installed, or the file is not an ONNX model.
     """
-    description = read_description(Path(file))
-    name = choose_engine(engine, description)
-    run = ENGINES[name].build(Path(file), threads, "cpu")
-    point = OperatingPoint.from_checkpoint(description)
-    return OnnxDetector(run, Geometry(**description["geometry"]), point, description)
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # its warnings about shapes and layouts do not concern the user
+    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    # Idle threads that spin would take the cores away from those that decode the next images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(file), options, providers=list(providers) or ["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own exceptions share no base class
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(
+            f"expected an ONNX file that can be run at {str(file)!r}, but {reason}; export it again"
+        ) from None
+
+
+def onnx_engine(file: Path, threads: int | None = None, providers: Sequence[str] = ()) -> Engine:
+    """Run an ONNX file, float or QDQ int8, in ONNX Runtime."""
+    session = open_session(file, threads, providers)
+    return lambda images: session.run(["logits"], {"images": images})[0]
+
+
+def openvino_engine(file: Path, threads: int | None = None, precision: str = "f32") -> Engine:
+    """Run an ONNX file, float or QDQ int8, in OpenVINO; layers that are not int8 compute in ``precision``.
+
+    Raises:
+        UserError: openvino is not installed, or cannot read the file.
+    """
+    openvino = require("openvino")
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads or os.cpu_count() or 1,
+    }
+    try:
+        compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1][:120]
+        raise UserError(
+            f"expected an ONNX file that OpenVINO can run at {str(file)!r}, but {reason}; export it again"
+        ) from None
+    request = compiled.create_infer_request()
+    return lambda images: request.infer([images])[0].copy()

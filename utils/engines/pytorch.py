@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoints.file import load_detector
-from utils.engines.runtimes import Engine
+from models.detector import Detector
+from utils.engines.exported import Engine
 from utils.runtime import PRECISIONS, autocast, set_threads
 
 SPARSITY = 0.7
 
 
 def torch_engine(
-    file: Path,
+    detector: Detector,
     threads: int | None = None,
-    device: str = "cpu",
     *,
     channels_last: bool = False,
     precision: str = "fp32",
@@ -27,9 +25,9 @@ def torch_engine(
     transform: str | None = None,
     cuda_graph: bool = False,
 ) -> Engine:
-    """Load a checkpoint as an engine: images ``(N, 3, H, W)`` float32 in [0, 1] to logits ``(N,)`` float32."""
+    """Turn a detector into an engine: images ``(N, 3, H, W)`` float32 in [0, 1] to logits ``(N,)`` float32."""
     set_threads(threads)
-    module: nn.Module = load_detector(file, device)[0].requires_grad_(False)
+    device, module = detector.mean.device, detector.requires_grad_(False)
     if transform:
         module = TRANSFORMS[transform](module)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -45,7 +43,7 @@ def torch_engine(
     @torch.no_grad()
     def run(images: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(images).to(device, memory_format=layout)
-        with autocast(torch.device(device), PRECISIONS[precision]):
+        with autocast(device, PRECISIONS[precision]):
             return module(x).float().cpu().numpy()
 
     return run

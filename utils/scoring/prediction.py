@@ -1,130 +1,174 @@
-"""Three ways to score a list of records: with a checkpoint, with another engine, with an export that needs no torch.
+"""Score images for predict.py, with whatever engine runs the detector, while threads decode the next images.
 
-Each returns an iterator over batches, ``(indices, logits, unreadable)`` as ``utils.scoring.scorer.stream`` has
-them, and the checkpoint's description.
+An export is scored without importing torch.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
-from datasets.faces import Finder, highest_of_each
-from datasets.parallel import decode_batches
+from datasets.images import UnreadableImage, read_record
 from datasets.records import Record
 from datasets.transforms import Geometry
-from utils.distributed import join_team, share_batches, team
+from models.operating_point import OperatingPoint
+from utils.args import is_export
+from utils.distributed import ScoredBatch, join_team, share_batches, team
 from utils.engines.registry import ENGINES, missing
 from utils.errors import UserError
 
-ScoredBatches = Iterator[tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]]
+if TYPE_CHECKING:
+    from datasets.faces import Finder
+
+READ_AHEAD = 2  # batches being decoded while one is scored
 
 
-def open_checkpoint(
-    file: Path,
-    records: Sequence[Record],
-    device_name: str,
-    precision: str,
-    *,
-    batch_size: int,
-    workers: int | None,
-    threads: int | None,
-    finder: Finder | None = None,
-) -> tuple[ScoredBatches, dict[str, Any]]:
-    """Score with the loop that evaluate.py uses."""
-    from utils.checkpoints.file import load_detector
-    from utils.runtime import pick_device, pick_precision, pick_workers, set_threads
-    from utils.scoring.scorer import Job, Settings, stream
+@dataclass(frozen=True)
+class Predictor:
+    """A detector ready to score decoded images.
 
-    device = pick_device(device_name)
-    join_team(device)
-    dtype = pick_precision(precision, device, training=False)
-    set_threads(threads)
-    detector, checkpoint = load_detector(file, device)
-    settings = Settings(batch_size, pick_workers(workers, device), dtype, finder)
-    batches = stream([Job(detector)], records, settings)
-    return ((indices, logits[0], unreadable) for indices, logits, unreadable in batches), checkpoint
+    ``score`` maps views ``(N, size, size, 3)`` uint8 RGB, prepared by the geometry, to logits ``(N,)`` float64.
+    """
+
+    geometry: Geometry
+    operating_point: OperatingPoint
+    score: Callable[[np.ndarray], np.ndarray]
 
 
-def open_engine(
-    file: Path,
-    records: Sequence[Record],
-    engine: str,
-    device_name: str,
-    *,
-    batch_size: int,
-    workers: int | None,
-    threads: int | None,
-    finder: Finder | None = None,
-) -> tuple[ScoredBatches, dict[str, Any]]:
-    """Score a checkpoint with one of torch's engines.
+def open_predictor(
+    file: Path, engine: str = "auto", device: str = "auto", precision: str = "auto", threads: int | None = None
+) -> Predictor:
+    """Load a checkpoint or an export.
+
+    ``engine`` is a name in ``utils.engines.registry``. ``auto`` runs checkpoints as evaluate.py does, and exports in
+    the engine they were made for.
 
     Raises:
-        UserError: the engine needs an export, or cannot run here.
+        UserError: the file cannot be loaded, or the engine cannot run it on this machine.
     """
-    from utils.checkpoints.file import load_checkpoint
-    from utils.runtime import pick_device
+    if is_export(file):
+        return _open_export(file, engine, device, precision, threads)
 
-    if ENGINES[engine].source != "pt":
+    import torch
+
+    from utils.checkpoints.file import load_detector
+    from utils.runtime import set_up
+
+    machine = set_up(device, precision, threads=threads)
+    if engine != "auto" and ENGINES[engine].source != "pt":
         raise UserError(
             f"expected an export (.onnx) for --engine {engine}, got {str(file)!r}; make one with: "
             f"python benchmark.py --checkpoint {file} --export onnx --output FILE.onnx"
         )
-    device = pick_device(device_name)
-    if reason := missing(engine, str(device)):
+    if engine != "auto" and (reason := missing(engine, str(machine.device))):
         raise UserError(f"expected an --engine that can run here, got {engine}: {reason}")
-    join_team(device)
-    checkpoint = load_checkpoint(file)
-    run = ENGINES[engine].build(file, threads, str(device))
-    return score_batches(run, Geometry(**checkpoint["geometry"]), records, batch_size, workers, finder), checkpoint
+    detector, _ = load_detector(file, machine.device)
+    if engine != "auto":
+        from utils.engines.pytorch import torch_engine
+
+        run = torch_engine(detector, threads, **ENGINES[engine].options)
+        return Predictor(detector.geometry, detector.operating_point, lambda views: run(as_images(views)))
+    detector.to(memory_format=torch.channels_last)
+    return Predictor(
+        detector.geometry,
+        detector.operating_point,
+        lambda views: detector.score_views(torch.from_numpy(views), machine.dtype),
+    )
 
 
-def open_exported(
-    file: Path,
-    records: Sequence[Record],
-    engine: str,
-    *,
-    batch_size: int,
-    workers: int | None,
-    threads: int | None,
-    finder: Finder | None = None,
-) -> tuple[ScoredBatches, dict[str, Any]]:
-    """Score with an export and without torch."""
+def _open_export(file: Path, engine: str, device: str, precision: str, threads: int | None) -> Predictor:
     from utils.engines.exported import load_onnx_detector
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # only then is torch needed, to speak to the other processes
+    if device not in ("auto", "cpu") or precision != "auto":
+        raise UserError(
+            "expected --device cpu and --precision auto with an export, which runs on the CPU in its own precision, "
+            f"got --device {device} --precision {precision}"
+        )
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torch is needed to talk to the other processes
         import torch
 
         join_team(torch.device("cpu"))
     detector = load_onnx_detector(file, engine, threads)
-    return score_batches(detector, detector.geometry, records, batch_size, workers, finder), detector.description
+    return Predictor(detector.geometry, detector.operating_point, lambda views: detector(as_images(views)))
 
 
-def score_batches(
-    run: Callable[[np.ndarray], np.ndarray],
-    geometry: Geometry,
+def as_images(views: np.ndarray) -> np.ndarray:
+    """Turn views ``(N, size, size, 3)`` uint8 into images ``(N, 3, size, size)`` float32 in [0, 1], contiguous."""
+    return np.ascontiguousarray(views.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+
+
+def predict_records(
+    predictor: Predictor,
     records: Sequence[Record],
-    batch_size: int,
-    workers: int | None,
+    batch_size: int = 32,
+    workers: int | None = None,
     finder: Finder | None = None,
-) -> ScoredBatches:
-    """Score with an engine while threads decode the next images; under torchrun with every n-th batch each."""
-    import cv2
+) -> Iterator[ScoredBatch]:
+    """Score images in the order of their records, in memory that does not grow with their number.
 
-    cv2.setNumThreads(1)  # images are decoded several at a time
-    threads = workers or os.cpu_count() or 1
+    With a ``finder``, the logit of an image is the highest logit of its faces, or that of the whole image if it shows
+    none. Under torchrun each process scores every n-th batch, and all of them yield all results.
 
-    def score(wanted: Sequence[Record]) -> ScoredBatches:
-        for indices, images, unreadable in decode_batches(wanted, geometry, batch_size, threads, finder):
-            logits = np.asarray(run(images), np.float64).reshape(-1) if len(images) else np.empty(0)
-            if finder:
-                indices, logits = highest_of_each(indices, logits)
-            yield indices, logits, unreadable
+    Args:
+        workers: threads that decode, one per CPU core by default.
+
+    Yields:
+        ``(indices, columns, unreadable)`` per batch: indices ``(N,)`` of the readable images, columns ``(2, N)`` with
+        their logits and numbers of faces (0 without a finder), and ``(index, reason)`` of the other images.
+    """
+    cv2.setNumThreads(1)  # several images are decoded at a time
+
+    def score(indices: Sequence[int]) -> Iterator[ScoredBatch]:
+        blocks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        pending: deque[list[Future]] = deque()
+        pool = ThreadPoolExecutor(workers or os.cpu_count())
+        try:
+            for number in range(-READ_AHEAD, len(blocks)):
+                if number + READ_AHEAD < len(blocks):
+                    ahead = [records[index] for index in blocks[number + READ_AHEAD]]
+                    jobs = [pool.submit(_prepare, record, predictor.geometry, finder) for record in ahead]
+                    pending.append(jobs)
+                if number >= 0:
+                    prepared = [job.result() for job in pending.popleft()]
+                    yield _score_batch(predictor, number * batch_size, prepared, batch_size)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     if team.size == 1:
-        return score(records)
-    return share_batches(len(records), batch_size, lambda own: score([records[index] for index in own]))
+        return score(range(len(records)))
+    return share_batches(len(records), batch_size, lambda own: score(own.tolist()))
+
+
+def _prepare(record: Record, geometry: Geometry, finder: Finder | None) -> tuple[np.ndarray, int] | str:
+    """Decode an image; returns its views ``(V, size, size, 3)`` and its number of faces, or why it is unreadable."""
+    try:
+        image = read_record(record)
+    except UnreadableImage as error:
+        return str(error)
+    faces = finder(image) if finder else []
+    parts = [face.crop(image) for face in faces] or [image]
+    return np.stack([geometry(part) for part in parts]), len(faces)
+
+
+def _score_batch(
+    predictor: Predictor, start: int, prepared: Sequence[tuple[np.ndarray, int] | str], batch_size: int
+) -> ScoredBatch:
+    """Score the views of consecutive images, the first of which has index ``start``."""
+    good = [(start + place, *item) for place, item in enumerate(prepared) if not isinstance(item, str)]
+    failures = [(start + place, item) for place, item in enumerate(prepared) if isinstance(item, str)]
+    if not good:
+        return np.empty(0, np.int64), np.empty((2, 0)), failures
+    views = np.concatenate([views for _, views, _ in good])
+    blocks = [views[first : first + batch_size] for first in range(0, len(views), batch_size)]
+    logits = np.concatenate([np.asarray(predictor.score(block), np.float64).reshape(-1) for block in blocks])
+    firsts = np.cumsum([0, *(len(views) for _, views, _ in good[:-1])])
+    columns = np.stack([np.maximum.reduceat(logits, firsts), [float(faces) for _, _, faces in good]])
+    return np.array([index for index, _, _ in good]), columns, failures

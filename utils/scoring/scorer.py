@@ -22,7 +22,6 @@ from datasets.transforms import Geometry
 from models.detector import Detector
 from models.operating_point import OperatingPoint
 from utils.distributed import ScoredBatch, share_batches, team
-from utils.runtime import autocast
 from utils.scoring.table import ScoreTable
 
 
@@ -84,29 +83,13 @@ class Views:
         return torch.tensor(views[0] if len(views) == 1 else np.concatenate([view.reshape(-1) for view in views]))
 
     def split(self, batch: Tensor) -> Iterator[tuple[tuple[str, Geometry], Tensor]]:
-        """Yield each view of a batch as inputs ``(N, 3, size, size)``, with its tier and geometry."""
+        """Yield each view of a batch, ``(N, size, size, 3)``, with its tier and geometry."""
         rows, start = batch.flatten(1), 0
         for tier, geometries in self.by_tier.items():
             for geometry in geometries:
                 end = start + 3 * geometry.size**2
-                yield (tier, geometry), as_inputs(rows[:, start:end].unflatten(1, (geometry.size, geometry.size, 3)))
+                yield (tier, geometry), rows[:, start:end].unflatten(1, (geometry.size, geometry.size, 3))
                 start = end
-
-
-def as_inputs(views: Tensor) -> Tensor:
-    """Turn views ``(N, size, size, 3)`` uint8 into inputs ``(N, 3, size, size)`` float32 in [0, 1], channels last."""
-    # A GPU would multiply by the rounded inverse of a plain number; dividing by a tensor gives the CPU's result.
-    return views.permute(0, 3, 1, 2).float().div_(torch.tensor(255.0, device=views.device))
-
-
-@torch.inference_mode()
-def score_inputs(detector: Detector, inputs: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """Score inputs ``(N, 3, H, W)`` with a detector in evaluation mode; returns logits ``(N,)`` float64."""
-    if not len(inputs):
-        return np.empty(0)
-    with autocast(inputs.device, dtype):
-        logits = detector(inputs.contiguous(memory_format=torch.channels_last))
-    return logits.double().cpu().numpy()
 
 
 def stream(jobs: Sequence[Job], records: Sequence[Record], settings: Settings | None = None) -> Iterator[ScoredBatch]:
@@ -137,12 +120,12 @@ def _score(jobs: Sequence[Job], records: Sequence[Record], settings: Settings) -
     loader = make_loader(dataset, settings.batch_size, workers=settings.workers, pin_memory=device.type == "cuda")
     for batch in loader:
         indices, logits = batch.indices.numpy(), np.empty((len(jobs), len(batch.indices)))
-        for start in range(0, len(indices), settings.batch_size):  # of many faces at most so many at a time
+        for start in range(0, len(indices), settings.batch_size):  # a batch of pictures may hold many faces
             part = slice(start, start + settings.batch_size)
-            for view, inputs in views.split(batch.images[part].to(device, non_blocking=True)):
+            for key, view in views.split(batch.images[part].to(device, non_blocking=True)):
                 for number, (detector, tier) in enumerate(jobs):
-                    if (tier, detector.geometry) == view:
-                        logits[number, part] = score_inputs(detector, inputs, settings.dtype)
+                    if (tier, detector.geometry) == key:
+                        logits[number, part] = detector.score_views(view, settings.dtype)
         if settings.finder:
             indices, logits = highest_of_each(indices, logits)
         yield indices, logits, [(item.index, item.reason) for item in batch.unreadable]

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from datasets.transforms import Geometry
+from models.detector import as_inputs
 from models.operating_point import OperatingPoint
-from utils.args import check_checkpoint_file
+from utils.args import check_checkpoint_file, is_export
 from utils.checkpoints.file import load_detector
-from utils.engines.exported import is_onnx, load_onnx_detector
+from utils.engines.exported import load_onnx_detector
 from utils.evaluation.evaluate import checkpoint_names
 from utils.explanations.maps import Question, explain
 from utils.explanations.methods.occlusion import occlusion
 from utils.explanations.registry import usable_methods
 from utils.runtime import pick_device, pick_precision, set_threads
-from utils.scoring.scorer import as_inputs, score_inputs
 
 TEST_FIGURES = ("dataset", "n_real", "n_fake", "auc", "auc_ci", "acc", "acc_ci", "real_acc", "fake_acc")
 
@@ -67,7 +67,7 @@ def open_offers(
     paths = [check_checkpoint_file(file) for file in files]
     set_threads(threads)
     return [
-        _open_export(name, path, threads) if is_onnx(path) else _open_checkpoint(name, path, device, precision)
+        _open_export(name, path, threads) if is_export(path) else _open_checkpoint(name, path, device, precision)
         for name, path in zip(checkpoint_names(paths), paths, strict=True)
     ]
 
@@ -80,7 +80,7 @@ def _open_checkpoint(name: str, path: Path, device_name: str, precision: str) ->
     method = "gradcam" if "gradcam" in usable_methods(detector) else "occlusion"
 
     def score(views: np.ndarray) -> np.ndarray:
-        return score_inputs(detector, _inputs(views, device), dtype)
+        return detector.score_views(torch.from_numpy(views), dtype)
 
     def show(view: np.ndarray, target: str) -> tuple[np.ndarray, str]:
         images = _inputs(view[None], device)

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.distributed import is_first
 from utils.figures import save_figure, training_curve_figure
-from utils.files import atomic_write_text
+from utils.files import atomic_write_text, is_first
 
 if TYPE_CHECKING:
     import torch

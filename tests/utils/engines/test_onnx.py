@@ -14,15 +14,18 @@ import torch
 import benchmark
 import evaluate
 import predict
-from datasets.parallel import decode_batches
+from datasets.images import read_record
 from datasets.records import Record
 from datasets.transforms import Geometry
+from models.operating_point import OperatingPoint
 from models.registry import create_model
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.engines.exported import choose_engine, load_onnx_detector, read_description
+from utils.engines.pytorch import torch_engine
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.files import ROOT
+from utils.scoring.prediction import Predictor, predict_records
 
 pytest.importorskip("onnx", reason="exports need onnx")
 pytest.importorskip("onnxscript", reason="exports need onnxscript")
@@ -178,9 +181,16 @@ def test_unreadable_images_keep_their_place(exported, image_folder, capsys):
 
 def test_batches_are_decoded_in_order_and_completely(image_folder):
     records = [Record(str(path), None, "") for path in sorted(image_folder.rglob("*.png"))]
-    batches = list(decode_batches(records, Geometry("crop", 32), 3, workers=2))
+    predictor = Predictor(Geometry("crop", 32), OperatingPoint(), lambda views: views.mean((1, 2, 3)))
+    batches = list(predict_records(predictor, records, 3, workers=2))
+    assert [len(indices) for indices, _, _ in batches] == [3] * 10 + [2]
     assert np.concatenate([indices for indices, _, _ in batches]).tolist() == list(range(len(records)))
-    assert all(images.shape[1:] == (3, 32, 32) and images.max() <= 1 for _, images, _ in batches)
+    expected = [predictor.geometry(read_record(record)).mean() for record in records]
+    assert np.allclose(np.concatenate([columns[0] for _, columns, _ in batches]), expected)
+
+
+def engine_of(name, file):
+    return torch_engine(load_detector(file)[0], 1, **ENGINES[name].options)
 
 
 @pytest.mark.parametrize("name", [name for name, kind in ENGINES.items() if kind.source == "pt"])
@@ -190,11 +200,11 @@ def test_torch_engines_agree_with_eager(name, tiny_checkpoint):
     if name.startswith("compile"):
         pytest.skip("compiles for a minute; benchmark.py measures it")
     images = np.random.default_rng(0).random((4, 3, 32, 32), dtype=np.float32)
-    eager = ENGINES["eager"].build(tiny_checkpoint, 1, "cpu")(images)
+    eager = engine_of("eager", tiny_checkpoint)(images)
     with torch.no_grad():
         assert np.allclose(eager, load_detector(tiny_checkpoint)[0](torch.from_numpy(images)).numpy(), atol=1e-6)
     bound = {"sparse": 1.0, "bf16": 0.1, "fp16": 0.05, "dynamic-int8": 0.1}.get(name, 1e-5)
-    assert np.abs(ENGINES[name].build(tiny_checkpoint, 1, "cpu")(images) - eager).max() < bound
+    assert np.abs(engine_of(name, tiny_checkpoint)(images) - eager).max() < bound
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
