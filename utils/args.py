@@ -123,7 +123,7 @@ def key_value(text: str) -> tuple[str, int | float | bool | str]:
 
 
 def add_device_group(parser: argparse.ArgumentParser, workers: bool = True) -> None:
-    """Add --device, --precision, --threads and, unless told otherwise, --workers: what ``utils.runtime.set_up`` takes."""
+    """Add the flags of ``utils.runtime.set_up``: --device, --precision, --threads and, on request, --workers."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     group.add_argument(

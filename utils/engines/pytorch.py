@@ -27,7 +27,8 @@ def torch_engine(
 ) -> Engine:
     """Turn a detector into an engine: images ``(N, 3, H, W)`` float32 in [0, 1] to logits ``(N,)`` float32."""
     set_threads(threads)
-    device, module = detector.mean.device, detector.requires_grad_(False)
+    device = detector.mean.device
+    module: nn.Module = detector.requires_grad_(False)
     if transform:
         module = TRANSFORMS[transform](module)
     layout = torch.channels_last if channels_last else torch.contiguous_format
