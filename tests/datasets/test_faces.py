@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import pickle
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets.parallel import decode_batches
 
 import evaluate
 import predict
@@ -18,8 +18,10 @@ from datasets.images import read_image
 from datasets.records import Record
 from datasets.spec import open_records
 from datasets.transforms import Geometry
+from models.operating_point import OperatingPoint
 from tests.conftest import write_image
 from utils.errors import UserError
+from utils.scoring.prediction import Predictor, predict_records
 
 TWO = [Face(0, 0, 40), Face(44, 8, 36)]
 
@@ -118,17 +120,31 @@ def test_each_picture_is_decoded_once_and_the_first_is_scored_at_once(photos, tw
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_threads_decode_the_faces_of_each_picture(photos, two_faces, batch_size):
+def test_predictions_take_the_highest_face_and_count_faces(photos, two_faces, batch_size):
     two_faces[0] = read_image(photos / "real/1.png")[0, 0].sum()
     paths = [str(photos / name) for name in ("real/0.png", "real/1.png", "none.png", "fake/2.png")]
     records = [Record(path, None, "") for path in paths]
-    batches = list(decode_batches(records, Geometry("crop", 32), batch_size, 2, FaceFinder()))
-    assert np.concatenate([indices for indices, _, _ in batches]).tolist() == [0, 0, 1, 3, 3]
-    images = np.concatenate([images for _, images, _ in batches])
-    assert images.shape == (5, 3, 32, 32) and images.dtype == np.float32
-    second = Geometry("crop", 32)(TWO[1].crop(read_image(paths[3]))).transpose(2, 0, 1) / np.float32(255)
-    assert np.array_equal(images[4], second)
+    predictor = Predictor(Geometry("crop", 32), OperatingPoint(), lambda views: views.mean((1, 2, 3)))
+    batches = list(predict_records(predictor, records, batch_size, 2, FaceFinder()))
+    assert np.concatenate([indices for indices, _, _ in batches]).tolist() == [0, 1, 3]
+    means, n_faces = np.concatenate([columns for _, columns, _ in batches], axis=1)
+    assert n_faces.tolist() == [2, 0, 2]
+    crops = [face.crop(read_image(paths[3])) for face in TWO]
+    assert means[2] == pytest.approx(max(predictor.geometry(crop).mean() for crop in crops))
     assert [found for _, _, unreadable in batches for found in unreadable] == [(2, "file not found")]
+
+
+def test_pictures_without_a_face_are_marked(photos, two_faces, tiny_checkpoint, capsys):
+    two_faces[0] = read_image(photos / "real/1.png")[0, 0].sum()
+    flags = ["--checkpoint", str(tiny_checkpoint), str(photos / "real"), "--threads", "1"]
+    predict.main([*flags, "--faces"])
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert [row["faces"] for row in rows] == ["2", "0"] and "1 without a face" in printed.err
+    predict.main([*flags, "--faces", "--format", "json"])
+    assert [row["faces"] for row in json.loads(capsys.readouterr().out)] == [2, 0]
+    predict.main(flags)
+    assert capsys.readouterr().out.startswith("path,p_fake,verdict,logit\n")
 
 
 def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoint, tmp_path):
