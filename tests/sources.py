@@ -39,7 +39,7 @@ from typing import Any
 from tests.pages import FENCE, INLINE_CODE, MARKER
 from utils.files import ROOT
 
-DIGITS = r"\d[\d,]*(?:\.\d+)?"
+DIGITS = r"\d+(?:,\d{3})*(?:\.\d+)?"
 NUMBER = rf"(?<![\w.,/-])[+-]?{DIGITS}"
 UNIT = r"(?:x\b| ?(?:%|×|times\b|images/s|logits?\b|s\b|ms\b|seconds?\b|minutes?\b|min\b|hours?\b|[kMG]B\b))"
 RANGE = rf"(?=(?: to |–){DIGITS}({UNIT}))|(?=(?:, \d+)*,? (?:and|or) \d+({UNIT}))"  # "57 to 79 s", "3, 5 and 8 %"
@@ -78,7 +78,7 @@ def figures(body: str) -> list[tuple[str, str]]:
     for match in FIGURE.finditer(PHRASES.sub(" ", " ".join(body.split()))):
         number, unit = match[1], (match[2] or match[3] or ("" if "." in match[1] else match[4]) or "").strip()
         if unit or "." in number:
-            found.append((number.rstrip(","), unit))
+            found.append((number, unit))
     return found
 
 
