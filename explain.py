@@ -33,7 +33,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets.inputs import list_inputs
 from datasets.records import Listing
@@ -56,14 +56,10 @@ from utils.explanations.registry import TARGETS, check_methods, method_names
 if TYPE_CHECKING:
     import torch
 
-    from models.detector import Detector
-    from utils.explanations.images import Explained
     from utils.explanations.maps import Settings
 
 COLUMNS = ("path", "p_fake", "verdict", "target", "method", "all_zero", "figure")
 RESERVED = ("comparison", "contact_sheet", "average_maps")  # names of the sheets
-FIGURE_SIDE = 768  # px, the longer side of a picture in a figure
-SHEET_SIDE = 256
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -188,6 +184,7 @@ def explain_images(
     """Explain images one after the other, then draw the sheets; prints a row per image and method."""
     from utils.checkpoints.file import load_detector
     from utils.explanations.registry import all_methods, check_usable, usable_methods
+    from utils.explanations.sheets import draw_maps
     from utils.tables import unique_names
 
     detector, _ = load_detector(checkpoint, device)
@@ -201,7 +198,7 @@ def explain_images(
             rows += all_methods()[method].function(detector, paths, stems)
     maps = replace(settings, methods=tuple(method for method in methods if all_methods()[method].makes_maps))
     if maps.methods:
-        rows += draw_maps(detector, paths, stems, maps, folder, contact_sheet)
+        rows += draw_maps(detector, paths, stems, maps, contact_sheet)
     failed = {row["path"]: row["error"] for row in rows if "error" in row}
     done = [row for row in rows if "error" not in row]
     writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
@@ -211,41 +208,6 @@ def explain_images(
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
     print(f"{len(paths)} images; {len(failed)} unreadable; figures in {folder}", file=sys.stderr)
     return {"rows": done, "n_unreadable": len(failed), "exit_code": exit_code(len(failed))}
-
-
-def draw_maps(
-    detector: Detector,
-    paths: Sequence[str],
-    stems: Sequence[Path],
-    settings: Settings,
-    folder: Path,
-    contact_sheet: bool,
-) -> list[dict[str, Any]]:
-    """Write the figures of all methods that make maps; returns a row per image and method."""
-    from tqdm import tqdm
-
-    from utils.explanations.figures import image_figure, write_overlay
-    from utils.explanations.images import explain_files
-    from utils.explanations.sheets import COMPARED_IMAGES, write_sheets
-    from utils.figures import save_figure
-
-    rows: list[dict[str, Any]] = []
-    kept: list[Explained] = []
-    results = tqdm(explain_files(detector, paths, settings), total=len(paths), unit="img", disable=None, leave=False)
-    for stem, (path, item) in zip(stems, results, strict=True):
-        if isinstance(item, str):
-            rows.append({"path": path, "error": item})
-            continue
-        save_figure(image_figure(item.shrunk(FIGURE_SIDE)), stem)
-        for method, heat in item.heats.items():
-            write_overlay(Path(f"{stem}__{method}.png"), item.image, heat, item.seen)
-            values = (path, item.p_fake, item.verdict, item.target, method, "no" if heat.max() > 0 else "yes")
-            rows.append(dict(zip(COLUMNS, (*values, f"{stem}.png"), strict=True)))
-        if contact_sheet or len(kept) < COMPARED_IMAGES:
-            kept.append(item.shrunk(SHEET_SIDE))
-    if kept:
-        write_sheets(kept, settings.methods, folder, contact_sheet)
-    return rows
 
 
 if __name__ == "__main__":

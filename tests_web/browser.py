@@ -1,4 +1,4 @@
-"""A server in a thread and a headless Chromium in front of it, for the tests of the page and for its screenshots."""
+"""A server in a thread and a headless Chromium, for the tests of the page and for screenshots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.serving.settings import Limits
 from utils.serving.wsgi import make_server
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-# Without a sandbox, because tests run as root in containers; the browser sees nothing but this server.
+# No sandbox, because tests run as root in containers; the browser only visits this server.
 FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 
@@ -35,7 +35,7 @@ def chromium() -> Iterator[Any]:
     """Start the system's Chromium; yields a Playwright browser.
 
     Raises:
-        UserError: there is no Chromium.
+        UserError: Chromium is not installed.
     """
     from playwright.sync_api import sync_playwright
 

@@ -1,9 +1,9 @@
-"""Take the screenshots of the page that the README shows: desktop, phone, dark; with generated faces only.
+"""Take the screenshots of the page: desktop, phone, dark; with generated faces only.
 
   python -m tests_web.screenshots --checkpoint runs/demo
 
-writes results/web/{start,desktop,faces,phone,dark}.png. It needs the built page (`make web`), Chromium, Playwright and
-the demo set.
+writes results/web/{start,desktop,faces,phone,dark}.png. Requires the built page (`make web`), Chromium, Playwright
+and the demo set.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(argv=None) -> dict:
     """Serve the checkpoint and take the screenshots."""
     parser = make_parser(__doc__, "tests_web/screenshots.py")
     parser.add_argument("--checkpoint", default="runs/demo", metavar="PT", help="default: runs/demo")
-    parser.add_argument("--face-detector", metavar="FILE", help="YuNet as ONNX: judge each face")
+    parser.add_argument("--face-detector", metavar="FILE", help="YuNet as ONNX: score each face")
     parser.add_argument("--output-dir", default="results/web", metavar="DIR", help="default: results/web")
     args = parser.parse_args(argv)
     folder = check_output_dir(args.output_dir)

@@ -1,4 +1,4 @@
-"""Property-based tests of the API: requests made from its own OpenAPI document, valid and invalid."""
+"""Property-based tests of the API with valid and invalid requests generated from its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def api(_tiny_checkpoint_file: Path):
 
 
 def test_every_operation_is_fuzzed(api):
-    document = "/api/openapi.json"  # schemathesis leaves out where it took the document from
+    document = "/api/openapi.json"  # schemathesis skips the address of the document itself
     found = {(operation.ok().method.upper(), operation.ok().path) for operation in api.get_all_operations()}
     assert found | {("GET", document)} == set(OPERATIONS) | {("GET", document)}
 
@@ -59,7 +59,7 @@ def test_every_operation_is_fuzzed(api):
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("method, path", OPERATIONS)
 def test_every_answer_is_as_documented(api, method, path, mode):
-    """No 5xx, a documented status and a body that fits its schema, for requests as documented and for others."""
+    """Expect no 5xx, a documented status and a body that matches its schema, for valid and invalid requests."""
     operation = api[path][method]
     if mode == schemathesis.GenerationMode.NEGATIVE and method == "GET":
         pytest.skip("there is nothing to send")

@@ -1,4 +1,4 @@
-"""The built page in a headless Chromium: what people do with it, what they see when things go wrong, accessibility."""
+"""The built page in a headless Chromium: user actions, error messages, accessibility."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not serve.WEB.joinpath("dist/index.html").is_fil
 @pytest.fixture(scope="module")
 def app(_tiny_checkpoint_file: Path):
     app = serve.create_app([_tiny_checkpoint_file], Limits(max_mb=2), threads=1)
-    # An untrained detector often finds no evidence at all, and there would be no map to look at.
+    # An untrained detector often finds no evidence, so its maps are all zero.
     app.extensions["service"].offers[0].explain = lambda view, target: (np.eye(32, dtype=np.float32), "gradcam")
     yield app
     app.extensions["service"].close()
@@ -45,7 +45,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, url):
-    """A page of its own, which must neither ask a third party for anything nor break the server's rules."""
+    """A fresh page that must not contact third parties or violate the Content-Security-Policy."""
     context = browser.new_context(bypass_csp=False, permissions=["camera"])
     context.set_default_timeout(20_000)
     page = context.new_page()

@@ -34,18 +34,9 @@ from utils.runtime import git_commit, hardware
 CLIENTS = 32
 HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
 HOSTILE = (
-    b"",
-    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    b"<!doctype html>",
-    b"PK\x03\x04",
-    b"\xff\xd8\xff",
-    b"GIF89a",
-    b"\x89PNG\r\n\x1a\n",
-    b"RIFF\xff\xff\xff\xffWEBPVP8 ",
-    b"BM" + b"\xff" * 60,
+    *(b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<!doctype html>", b"PK\x03\x04", b"%PDF-1.7", b"\0" * 5000),
+    *(b"\xff\xd8\xff", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"RIFF\xff\xff\xff\xffWEBPVP8 ", b"BM" + b"\xff" * 60),
     b"\0\0\0 ftypavif" + b"\xff" * 40,
-    b"%PDF-1.7",
-    b"\0" * 5000,
 )
 
 
@@ -202,15 +193,12 @@ def summarize(predict: Sequence[float], steady: Sequence[dict], hostile: dict, r
     """Rows of the table of benchmarks."""
     fives = sum(count for status, count in hostile["statuses"].items() if status[0] == "5" and status != "503")
     failed = sum(count for status, count in restart["after"].items() if status != "200")
+    ratios = [run["rate"] / rate for run, rate in zip(steady, predict, strict=True)]
     growth = hostile["memory_mb"][1] - hostile["memory_mb"][0]
     rows: list[tuple[str, list[float], str]] = [
         ("predict.py, the same files and engine", list(predict), "images/s"),
         (f"serve.py, {CLIENTS} clients", [run["rate"] for run in steady], "images/s"),
-        (
-            "serve.py against predict.py",
-            [run["rate"] / rate for run, rate in zip(steady, predict, strict=True)],
-            "ratio of images/s",
-        ),
+        ("serve.py against predict.py", ratios, "ratio of images/s"),
         (f"median latency with {CLIENTS} clients", [1000 * run["p50"] for run in steady], "ms"),
         ("p99 latency against the median", [run["p99"] / run["p50"] for run in steady], "ratio"),
         ("errors under load", [float(run["errors"]) for run in steady], "requests"),

@@ -1,16 +1,19 @@
-"""Figures of many images: contact sheets by outcome, methods side by side, average maps by source."""
+"""Figures of many images: one for each, contact sheets by outcome, methods side by side, average maps by source."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-from utils.explanations.figures import draw_picture
-from utils.explanations.images import Explained
+from models.detector import Detector
+from utils.explanations.figures import draw_picture, image_figure, write_overlay
+from utils.explanations.images import Explained, explain_files
+from utils.explanations.maps import Settings
 from utils.explanations.overlay import normalise, overlay
 from utils.explanations.regions import find_face
 from utils.explanations.registry import title_of
@@ -26,10 +29,39 @@ OUTCOMES = (
     ("True negatives", 0, "real"),
     ("False positives", 0, "fake"),
 )
+FIGURE_SIDE, SHEET_SIDE = 768, 256  # px, the longer side of an image in its figure and in sheets
 SHEET_COLUMNS = 6
 COMPARED_IMAGES = 6
 ALIGNED = 128  # px
 MARGIN = 1.7  # side of the aligned picture, in sides of the face box
+
+
+def draw_maps(
+    detector: Detector, paths: Sequence[str], stems: Sequence[Path], settings: Settings, contact_sheet: bool
+) -> list[dict[str, Any]]:
+    """Write the maps of files as ``<stem>.png``, .pdf and ``<stem>__<method>.png``, and the sheets next to them.
+
+    Returns:
+        A row per image and method, or the path and error of an unreadable image.
+    """
+    rows: list[dict[str, Any]] = []
+    kept: list[Explained] = []
+    results = tqdm(explain_files(detector, paths, settings), total=len(paths), unit="img", disable=None, leave=False)
+    for stem, (path, item) in zip(stems, results, strict=True):
+        if isinstance(item, str):
+            rows.append({"path": path, "error": item})
+            continue
+        save_figure(image_figure(item.shrunk(FIGURE_SIDE)), stem)
+        facts = {"path": path, "p_fake": item.p_fake, "verdict": item.verdict, "target": item.target}
+        for method, heat in item.heats.items():
+            write_overlay(Path(f"{stem}__{method}.png"), item.image, heat, item.seen)
+            all_zero = "no" if heat.max() > 0 else "yes"
+            rows.append({**facts, "method": method, "all_zero": all_zero, "figure": f"{stem}.png"})
+        if contact_sheet or len(kept) < COMPARED_IMAGES:
+            kept.append(item.shrunk(SHEET_SIDE))
+    if kept:
+        write_sheets(kept, settings.methods, stems[0].parent, contact_sheet)
+    return rows
 
 
 def write_sheets(items: Sequence[Explained], methods: Sequence[str], folder: Path, contact_sheet: bool) -> None:

@@ -1,4 +1,4 @@
-"""The maps: agreement with the grad-cam package, every family of detectors, geometry, overlay, refusals."""
+"""Maps: agreement with the grad-cam package, every family of detectors, geometry, overlays, errors."""
 
 import itertools
 

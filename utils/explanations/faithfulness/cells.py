@@ -156,12 +156,10 @@ class CellMeter:
                 attacked = attacked_segments(images, direction, heats, segments, verdict)
                 flips = (self._says_fake(self._logits(attacked)) != verdict).float().cpu().numpy()
             for index, view in enumerate(views):
-                self.rows[view.record.path, method] = {
-                    "path": view.record.path,
-                    "label": view.record.label,
-                    "generator": view.record.generator,
-                    "logit": float(logits[index]),
-                    "method": method,
+                record = view.record
+                self.rows[record.path, method] = {
+                    **{"path": record.path, "label": record.label, "generator": record.generator},
+                    **{"logit": float(logits[index]), "method": method},
                     "zero": float(heats[index].max() <= 0),
                     "road": float(road[index]),
                     "deletion": float(deletion[index]),

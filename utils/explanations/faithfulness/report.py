@@ -22,6 +22,7 @@ from utils.explanations.registry import CONTROLS, all_methods, check_usable, tab
 from utils.figures import GREY, new_figure, save_figure, styled
 from utils.files import read_json, write_json
 from utils.runtime import git_commit, hardware
+from utils.scoring.cache import code_digest, file_digest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +45,9 @@ def cell_key(candidate: Candidate, listing: Listing, settings: Settings) -> str:
     """Digest of everything that decides the numbers of a cell; a cell with the same key is not measured again."""
     facts = {**dataclasses.asdict(settings), "dtype": str(settings.dtype), "options": table_options(settings.methods)}
     facts.pop("batch_size")
-    text = json.dumps([candidate.digest, listing.fingerprint, listing.split, facts], sort_keys=True)
+    own = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = [code_digest(), *(file_digest(file) for file in own)]
+    text = json.dumps([candidate.digest, listing.fingerprint, listing.split, facts, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -70,7 +73,7 @@ def ensure_cell(
             return file
         if not overwrite:
             raise UserError(
-                f"expected an --output-dir without results of other settings, found {file}; "
+                f"expected an --output-dir without results of other settings or code, found {file}; "
                 "choose another folder or pass --overwrite"
             )
     meter = CellMeter(candidate.detector, settings)
@@ -80,27 +83,13 @@ def ensure_cell(
     if not rows:
         raise UserError(f"expected images in {dataset}, but none of {len(listing.records)} could be read")
     write_raw(file, rows)
-    write_json(
-        facts_file,
-        {
-            "key": key,
-            "checkpoint": candidate.name,
-            "model": candidate.checkpoint["model"],
-            "dataset": dataset,
-            "split": listing.split,
-            "n_images": len(listing.records) - len(meter.unreadable),
-            "unreadable": meter.unreadable,
-            "data_fingerprint": listing.fingerprint,
-            "target": settings.target,
-            "layer": settings.layer,
-            "seed": settings.seed,
-            "precision": str(settings.dtype).removeprefix("torch."),
-            "options": table_options(settings.methods),
-            "command": command,
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-        },
-    )
+    facts = {"key": key, "checkpoint": candidate.name, "model": candidate.checkpoint["model"], "dataset": dataset}
+    facts |= {"split": listing.split, "data_fingerprint": listing.fingerprint}
+    facts |= {"n_images": len(listing.records) - len(meter.unreadable), "unreadable": meter.unreadable}
+    facts |= {"target": settings.target, "layer": settings.layer, "seed": settings.seed}
+    facts |= {"precision": str(settings.dtype).removeprefix("torch."), "options": table_options(settings.methods)}
+    facts |= {"command": command, "hardware": hardware(), "git_commit": git_commit()}
+    write_json(facts_file, facts)
     return file
 
 

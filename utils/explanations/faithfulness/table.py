@@ -16,18 +16,9 @@ from utils.explanations.registry import CONTROLS, title_of
 from utils.files import atomic_write_text, read_text
 from utils.tables import write_table
 
-METRICS = (
-    "zero",
-    "road",
-    "deletion",
-    "insertion",
-    "flip",
-    "pointing",
-    "mask_iou",
-    "grid_pointing",
-    "face_share",
-    "random_weights",
-    "random_weights_road",
+METRICS = tuple(
+    "zero road deletion insertion flip pointing mask_iou grid_pointing face_share random_weights "
+    "random_weights_road".split()
 )
 COLUMNS = ("path", "label", "generator", "logit", "method", *METRICS)
 COUNTS = {"n_mask": "pointing", "n_grid": "grid_pointing", "n_face": "face_share", "n_random_weights": "random_weights"}
