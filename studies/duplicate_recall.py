@@ -1,30 +1,30 @@
-"""Recall of the duplicate search: plant copies of known images in a real set and count those that are found.
+"""Measure the recall of the duplicate search: plant copies of known images in a dataset and count those found.
 
   python -m studies.duplicate_recall --data ../shared/data/faces140k ../shared/data/openforensics
 
 Each of n images is planted once per kind: saved at JPEG quality 50, halved, mirrored, cropped by 5 % of one side at a
 random border, mirrored and cropped, cropped by 2 to 8 % on every side. A false pair joins a copy to an image that is
-neither its source nor paired with its source. One with the other label may be the forgery made of the source, which
-lies just below the thresholds without the copy: these are counted apart.
+neither its source nor paired with its source. Pairs with the other label are counted separately: the image may be a
+forgery of the source.
 """
 
 from __future__ import annotations
 
-import shlex
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from datasets.images import read_image
-from utils.args import add_seed, int_in, make_parser, run_script
+from utils.args import add_seed, command_line, int_in, make_parser, run_script
 from utils.audit.duplicates import Pair, find_duplicates
 from utils.audit.image_facts import ImageFacts, image_facts, read_facts
 from utils.audit.records import open_entries
 from utils.errors import UserError
 from utils.files import write_json
+from utils.runtime import run_facts
 
 KINDS = ("jpeg50", "half size", "mirrored", "crop 5 % of one side", "mirrored and cropped", "crop 2 to 8 % all round")
 
@@ -37,7 +37,7 @@ def crop_one_side(image: np.ndarray, rng: np.random.Generator, share: float = 0.
 
 
 def plant(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """Make the copy of a kind: pixels, and the JPEG quality to save it with."""
+    """Return the pixels of a copy of a kind and the JPEG quality to save it with."""
     height, width = image.shape[:2]
     if kind == "jpeg50":
         return image, 50
@@ -54,7 +54,7 @@ def plant(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.nd
 
 
 def facts_of_copy(image: np.ndarray, quality: int, folder: str) -> ImageFacts:
-    """Save a copy as JPEG and read its facts, as the audit would."""
+    """Save a copy as JPEG and read its facts as the audit does."""
     path = Path(folder) / "copy.jpg"
     pixels = np.ascontiguousarray(image[:, :, ::-1])
     path.write_bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
@@ -70,13 +70,11 @@ def related(pairs: list[Pair], n: int) -> list[set[int]]:
     return groups
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Plant, search, and write the results file."""
-    from utils.runtime import git_commit, hardware
-
     parser = make_parser(__doc__, "python -m studies.duplicate_recall")
     parser.add_argument("--data", nargs="+", required=True, metavar="SPEC")
-    parser.add_argument("--n", type=int_in(1), default=200, help="images that are copied (default: 200)")
+    parser.add_argument("--n", type=int_in(1), default=200, help="images to copy (default: 200)")
     parser.add_argument("--workers", type=int_in(1), help="processes that read images")
     parser.add_argument("--output", default="results/audit/duplicate_recall.json")
     add_seed(parser)
@@ -84,11 +82,12 @@ def main(argv=None) -> dict:
     entries = open_entries(args.data)
     if len(entries) < args.n:
         raise UserError(f"expected at least --n {args.n} images in --data, got {len(entries)}; lower --n")
-    facts = read_facts([entry.path for entry in entries], args.workers)
-    own = find_duplicates(facts).pairs
-    groups = related(own, len(facts))
+    facts_of_all = read_facts([entry.path for entry in entries], args.workers)
+    n = len(facts_of_all)
+    own = find_duplicates(facts_of_all).pairs
+    groups = related(own, n)
     rng = np.random.default_rng(args.seed)
-    sources = rng.choice([at for at, fact in enumerate(facts) if not fact.error], args.n, replace=False)
+    sources = rng.choice([at for at, fact in enumerate(facts_of_all) if not fact.error], args.n, replace=False)
     copies: dict[str, list[ImageFacts]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         for source in sources:
@@ -96,15 +95,15 @@ def main(argv=None) -> dict:
             for kind in KINDS:
                 copies[kind].append(facts_of_copy(*plant(image, kind, rng), folder))
     rows = []
-    for kind in KINDS:  # one kind at a time: else one copy would be found through another
-        pairs = [pair for pair in find_duplicates([*facts, *copies[kind]]).pairs if pair.second >= len(facts)]
-        hits = {pair.second for pair in pairs if pair.first == sources[pair.second - len(facts)]}
+    for kind in KINDS:  # one kind at a time, or one copy would be found through another
+        pairs = [pair for pair in find_duplicates([*facts_of_all, *copies[kind]]).pairs if pair.second >= n]
+        hits = {pair.second for pair in pairs if pair.first == sources[pair.second - n]}
         others = [
-            (pair.first, sources[pair.second - len(facts)])
+            (pair.first, sources[pair.second - n])
             for pair in pairs
-            if pair.first < len(facts) and pair.first not in groups[sources[pair.second - len(facts)]]
+            if pair.first < n and pair.first not in groups[sources[pair.second - n]]
         ]
-        between_copies = sum(pair.first >= len(facts) for pair in pairs)
+        between_copies = sum(pair.first >= n for pair in pairs)
         same_label = sum(entries[first].label == entries[source].label for first, source in others)
         false = same_label + between_copies
         row = {"kind": kind, "recall": len(hits) / args.n, "n": args.n, "false_pairs": false}
@@ -113,18 +112,10 @@ def main(argv=None) -> dict:
             f"{kind}: recall {row['recall']:.3f} (n = {args.n}), {false} false pairs, "
             f"{rows[-1]['other_label_pairs']} with the other label"
         )
-    words = shlex.join(list(argv) if argv is not None else sys.argv[1:])
-    result = {
-        "command": f"python -m studies.duplicate_recall {words}",
-        "seed": args.seed,
-        "n_images": len(facts),
-        "pairs_without_copies": len(own),
-        "hardware": hardware(),
-        "git_commit": git_commit(),
-        "rows": rows,
-    }
-    write_json(args.output, result)
-    return result
+    facts = run_facts(command_line("-m studies.duplicate_recall", argv))
+    facts |= {"seed": args.seed, "n_images": n, "pairs_without_copies": len(own)}
+    write_json(args.output, {**facts, "rows": rows})
+    return {**facts, "rows": rows}
 
 
 if __name__ == "__main__":

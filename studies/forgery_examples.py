@@ -1,28 +1,27 @@
-"""A figure of what train.py --forgeries makes of real photographs: one row each, the mask under every forgery.
+"""Draw the forgeries of train.py --forgeries: a row per photograph, with the mask below every forgery.
 
   python -m studies.forgery_examples
 
-By default the photographs are generated ones of the demo set, so that the figure shows no real person.
+The default photographs are generated (demo set), so that the figure shows no real person.
 """
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from datasets.forgeries.forger import FORGERIES
-from datasets.images import read_image
+from datasets.images import read_record
 from datasets.spec import open_records
 from datasets.transforms import resize_to
-from utils.args import add_seed, int_in, make_parser, run_script
+from utils.args import add_seed, command_line, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.figures import new_figure, save_figure, styled
 from utils.files import write_json
-from utils.runtime import git_commit, hardware
+from utils.runtime import run_facts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,40 +52,28 @@ def examples_figure(images: Sequence[np.ndarray], seed: int) -> Figure:
     return figure
 
 
-def _border(shape: tuple[int, ...]):
-    """A thin frame, without which a mask of the whole picture could not be seen on a white page."""
-    from matplotlib.patches import Rectangle
-
+def _border(shape: tuple[int, ...]) -> Rectangle:
+    """A thin frame that makes a white mask visible on a white page."""
     return Rectangle((-0.5, -0.5), shape[1], shape[0], fill=False, edgecolor="#777777", linewidth=0.8)
 
 
-def main(argv=None) -> dict:
-    """Draw the figure and write what it was made of beside it."""
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Draw the figure and write its facts next to it."""
     parser = make_parser(__doc__, "python -m studies.forgery_examples")
     parser.add_argument("--data", default="demo", metavar="SPEC", help="default: demo, whose people do not exist")
     parser.add_argument("--n", type=int_in(1, 20), default=4, help="photographs (default: 4)")
     parser.add_argument("--size", type=int_in(32, 1024), default=192, help="px (default: 192)")
-    parser.add_argument("--output", default="results/forgeries/examples", help="files without their ending")
+    parser.add_argument("--output", default="results/forgeries/examples", help="files without their extension")
     add_seed(parser)
     args = parser.parse_args(argv)
     reals = [record for record in open_records(args.data).records if record.label == 0]
     if len(reals) < args.n:
         raise UserError(f"expected {args.n} real images in {args.data}, got {len(reals)}")
     chosen = np.random.default_rng(args.seed).choice(len(reals), args.n, replace=False)
-    images = [resize_to(read_image(reals[index].path), args.size, args.size) for index in chosen]
+    images = [resize_to(read_record(reals[index]), args.size, args.size) for index in chosen]
     paths = save_figure(examples_figure(images, args.seed), args.output)
-    command = shlex.join(["python", "-m", "studies.forgery_examples", *(sys.argv[1:] if argv is None else argv)])
-    write_json(
-        f"{args.output}.json",
-        {
-            "command": command,
-            "n": args.n,
-            "seed": args.seed,
-            "size": args.size,
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-        },
-    )
+    facts = run_facts(command_line("-m studies.forgery_examples", argv))
+    write_json(f"{args.output}.json", {**facts, "n": args.n, "seed": args.seed, "size": args.size})
     print("\n".join(map(str, paths)))
     return {"figures": [str(path) for path in paths]}
 

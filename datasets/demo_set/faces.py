@@ -19,27 +19,10 @@ import numpy as np
 
 from datasets.demo_set import scene
 
-SKIN_TONES = (
-    (255, 222, 200),
-    (244, 205, 172),
-    (232, 184, 146),
-    (212, 158, 116),
-    (178, 122, 82),
-    (140, 92, 60),
-    (104, 66, 45),
-    (74, 47, 34),
-)
-HAIR_TONES = (
-    (22, 18, 17),
-    (44, 30, 22),
-    (74, 48, 30),
-    (112, 74, 42),
-    (168, 124, 70),
-    (206, 172, 116),
-    (132, 58, 28),
-    (168, 164, 160),
-)
-IRIS_TONES = ((70, 44, 26), (98, 66, 36), (104, 98, 52), (74, 108, 82), (82, 118, 150), (110, 124, 132))
+# sRGB, as hexadecimal digits
+SKIN_TONES = "ffdec8 f4cdac e8b892 d49e74 b27a52 8c5c3c 68422d 4a2f22"
+HAIR_TONES = "161211 2c1e16 4a301e 704a2a a87c46 ceac74 843a1c a8a4a0"
+IRIS_TONES = "462c1a 624224 686234 4a6c52 527696 6e7c84"
 
 
 @dataclass(frozen=True)
@@ -79,8 +62,9 @@ class Identity:
     open_mouth: float
 
 
-def _pick(rng: np.random.Generator, tones: tuple, spread: float) -> np.ndarray:
+def _pick(rng: np.random.Generator, palette: str, spread: float) -> np.ndarray:
     """Draw a tone between two neighbours of a palette, in linear light, a little off in each channel."""
+    tones = [tuple(bytes.fromhex(tone)) for tone in palette.split()]
     place = rng.uniform(0, len(tones) - 1.001)
     low = int(place)
     mixed = np.asarray(tones[low]) + (place - low) * (np.asarray(tones[low + 1]) - np.asarray(tones[low]))

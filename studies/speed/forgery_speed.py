@@ -1,19 +1,16 @@
-"""Images/s of each forgery that train.py makes of real photographs, and of the forger with all of them, on one core.
+"""Measure the images/s of each forgery of train.py --forgeries, and of the forger with all of them, on one core.
 
   python -m studies.speed.forgery_speed
 
-Demo photographs scaled to 256 px, decoded beforehand. Processor seconds are counted, so that other load on the machine
-does not count; each figure is the median of several passes after one that is thrown away.
+The images are demo photographs scaled to 256 px and decoded beforehand. Processor seconds count, so that other load on
+the machine does not matter; each figure is the median of several passes after a warm-up.
 """
 
 from __future__ import annotations
 
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import cv2
@@ -22,29 +19,19 @@ import torch
 
 from datasets.forgeries.decoder import DecoderForgery
 from datasets.forgeries.forger import DECODER, FORGERIES, KINDS, Forger, Forgery
-from datasets.images import read_image
+from datasets.images import read_record
 from datasets.spec import open_records
 from datasets.transforms import resize_to
 from models.autoencoder import STRIDE, Autoencoder
-from utils.args import add_seed, int_in, make_parser, run_script
+from utils.args import add_seed, command_line, int_in, make_parser, run_script
 from utils.files import write_json
-from utils.runtime import git_commit, hardware, versions
+from utils.runtime import run_facts
 
 Action = Callable[[np.ndarray, int], object]
 
 
-def forge_once(forge: Forgery, seed: int, image: np.ndarray, number: int) -> None:
-    """Forge an image with draws of its own."""
-    forge(image, np.random.default_rng([seed, number]))
-
-
-def run_forger(forger: Forger, seed: int, image: np.ndarray, number: int) -> None:
-    """Treat a real image as train.py does."""
-    forger(image, 0, seed + number)
-
-
 def rates(action: Action, images: Sequence[np.ndarray], repeats: int) -> list[float]:
-    """Images/s of each pass over the images; ``action`` takes an image and a number that is new each time."""
+    """Images/s of each pass over the images; ``action`` takes an image and a number that is unique per call."""
     found = []
     for turn in range(repeats + 1):
         started = time.process_time()
@@ -54,7 +41,7 @@ def rates(action: Action, images: Sequence[np.ndarray], repeats: int) -> list[fl
     return found[1:]
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Time each forgery and write the results file."""
     parser = make_parser(__doc__, "python -m studies.speed.forgery_speed")
     parser.add_argument("--data", default="demo", metavar="SPEC", help="default: demo")
@@ -67,35 +54,24 @@ def main(argv=None) -> dict:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     reals = [record for record in open_records(args.data).records if record.label == 0][: args.n]
-    images = [resize_to(read_image(record.path), args.size, args.size) for record in reals]
+    images = [resize_to(read_record(record), args.size, args.size) for record in reals]
+    decoder = DecoderForgery(Autoencoder(), STRIDE)  # training does not change its speed
+    forger = Forger(KINDS, 0.5, decoder)
+
+    def timed(forge: Forgery) -> Action:
+        return lambda image, number: forge(image, np.random.default_rng([args.seed, number]))
+
+    actions = {f"forgery {name}": timed(forge) for name, forge in {**FORGERIES, DECODER: decoder}.items()}
+    actions["forger of all kinds, share 0.5, with JPEG"] = lambda image, number: forger(image, 0, args.seed + number)
     summary: list[dict[str, Any]] = []
-    decoder = DecoderForgery(Autoencoder(), STRIDE)  # trained or not, it takes as long
-    kinds: dict[str, Forgery] = {**FORGERIES, DECODER: decoder}
-    actions: dict[str, Action] = {
-        f"forgery {name}": partial(forge_once, forge, args.seed) for name, forge in kinds.items()
-    }
-    actions["forger of all kinds, share 0.5, with JPEG"] = partial(run_forger, Forger(KINDS, 0.5, decoder), args.seed)
     for name, action in actions.items():
         found = rates(action, images, args.repeats)
-        what = f"{name}, {args.size} px, one core"
-        summary.append(
-            {"what": what, "value": statistics.median(found), "range": [min(found), max(found)], "unit": "images/s"}
-        )
-        print(f"{summary[-1]['value']:.0f} [{min(found):.0f}, {max(found):.0f}] images/s  {what}")
-    command = shlex.join(["python", "-m", "studies.speed.forgery_speed", *(sys.argv[1:] if argv is None else argv)])
-    write_json(
-        args.output,
-        {
-            "command": command,
-            "n_images": len(images),
-            "repeats": args.repeats,
-            "seed": args.seed,
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-            "versions": versions(),
-            "summary": summary,
-        },
-    )
+        row = {"what": f"{name}, {args.size} px, one core", "value": statistics.median(found), "unit": "images/s"}
+        summary.append({**row, "range": [min(found), max(found)]})
+        print(f"{row['value']:.0f} [{min(found):.0f}, {max(found):.0f}] images/s  {row['what']}")
+    facts = run_facts(command_line("-m studies.speed.forgery_speed", argv))
+    facts |= {"n_images": len(images), "repeats": args.repeats, "seed": args.seed}
+    write_json(args.output, {**facts, "summary": summary})
     return {"summary": summary}
 
 

@@ -1,13 +1,12 @@
-"""Training images per second: the cached input pipeline, timm's own loader, and PIL with albumentations.
+"""Measure training images per second: the cached input pipeline, timm's loader, and PIL with albumentations.
 
   python -m studies.speed.input_pipeline --data data/140k@limit=1000
 
-All three read the same images with the same number of worker processes and make batches of float tensors of
-224 x 224 px; nothing is trained. Ours and PIL with albumentations crop, flip, and apply blur, noise and JPEG each with
-the probability of --augmentation forensic; timm's loader has its own default augmentation (random resized crop, flip,
-colour jitter), which degrades nothing. Turns alternate, the first of each is thrown away; medians with ranges. The
-ratios are taken turn by turn. Where our own time goes is measured in this process: a whole item of the cached loader
-and each step that it takes some images through, over up to 500 images.
+All three read the same images with the same number of worker processes and yield batches of float tensors of
+224 x 224 px; nothing is trained. Ours and PIL with albumentations crop, flip, and apply blur, noise and JPEG with the
+probabilities of --augmentation forensic; timm's loader uses its default augmentation (random resized crop, flip, colour
+jitter). Turns alternate after a warm-up; medians with ranges, ratios turn by turn. A breakdown of our time is measured
+in this process: an item of the cached loader and each of its steps, over up to 500 images.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.augmentation import blur, jpeg, noise
@@ -32,10 +32,10 @@ from datasets.image_cache import cache_listing
 from datasets.loading import EpochSampler, ImageDataset, make_loader
 from datasets.spec import Record, open_records
 from datasets.transforms import Geometry, TrainTransform, as_floats
-from utils.args import int_in, make_parser, run_script
+from utils.args import command_line, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import write_json
-from utils.runtime import git_commit, hardware, versions
+from utils.runtime import run_facts
 
 SIDE = 224
 OURS = "cached crop + flip + JPEG + blur + noise"
@@ -43,17 +43,15 @@ STEPS = ((blur, 0.2), (noise, 0.2), (jpeg, 0.4))
 
 
 class PilImages(Dataset):
-    """Images opened with PIL and handed to a transform, as most training scripts do."""
+    """Images opened with PIL and passed to a transform, as in most training scripts."""
 
-    def __init__(self, records: Sequence[Record], transform) -> None:
+    def __init__(self, records: Sequence[Record], transform: Any) -> None:
         self.records, self.transform = records, transform
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int):
-        from PIL import Image
-
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
         record = self.records[index]
         with Image.open(record.path) as image:
             return self.transform(image.convert("RGB")), record.label
@@ -87,8 +85,8 @@ def albumentations_loader(records: Sequence[Record], batch_size: int, workers: i
     return DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
 
 
-def timm_loader(records: Sequence[Record], batch_size: int, workers: int):
-    """timm's training loader with its defaults; it normalises whole batches itself."""
+def timm_loader(records: Sequence[Record], batch_size: int, workers: int) -> Any:
+    """timm's training loader with its defaults, which normalises whole batches."""
     from timm.data import create_loader
 
     images: Any = PilImages(records, None)  # timm sets the transform
@@ -105,8 +103,8 @@ def timm_loader(records: Sequence[Record], batch_size: int, workers: int):
     )
 
 
-def one_epoch(loader) -> float:
-    """Go over a loader once; returns images/s."""
+def one_epoch(loader: Any) -> float:
+    """Iterate over a loader once; returns images/s."""
     started, images = time.perf_counter(), 0
     for batch in loader:
         images += len(as_floats(batch.images) if hasattr(batch, "images") else batch[0])
@@ -120,11 +118,13 @@ def check_sizes(records: Sequence[Record], batch_size: int) -> None:
     dataset = ImageDataset(records, TrainTransform(Geometry("crop", SIDE)))
     smallest = min(min(dataset.read(index).shape[:2]) for index in range(len(records)))
     if smallest < SIDE:
-        raise UserError(f"expected --data of images of at least {SIDE} px, got one of {smallest} px; name another set")
+        raise UserError(
+            f"expected --data of images of at least {SIDE} px, got one of {smallest} px; choose another dataset"
+        )
 
 
 def exact_blur(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What ``datasets.augmentation.blur`` replaces."""
+    """The blur that ``datasets.augmentation.blur`` replaces."""
     return cv2.GaussianBlur(image, (0, 0), generator.uniform(0.3, 2.0))
 
 
@@ -148,7 +148,7 @@ def microseconds(dataset: ImageDataset) -> dict[str, float]:
     return found
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Measure all three in turns and write the results file."""
     parser = make_parser(__doc__, "python -m studies.speed.input_pipeline")
     parser.add_argument("--data", default="demo@size=256", metavar="SPEC", help="images of at least 224 px")
@@ -170,47 +170,22 @@ def main(argv=None) -> dict:
         }
         turns = [{name: one_epoch(loader) for name, loader in loaders.items()} for _ in range(args.repeats + 1)][1:]
         parts = [microseconds(loaders[OURS].dataset) for _ in range(args.repeats + 1)][1:]
-    common = f"{SIDE} px, {args.workers} workers"
-    columns = {(f"loader: {name}", "images/s"): [turn[name] for turn in turns] for name in loaders}
+    workers, alone = f"{SIDE} px, {args.workers} workers", f"{SIDE} px, one process"
+    columns = {(f"loader: {name}, {workers}", "images/s"): [turn[name] for turn in turns] for name in loaders}
     columns |= {
-        (f"loader: cached against {name}", "ratio of images/s"): [turn[OURS] / turn[name] for turn in turns]
+        (f"loader: cached against {name}, {workers}", "ratio of images/s"): [turn[OURS] / turn[name] for turn in turns]
         for name in loaders
         if name != OURS
     }
+    columns |= {(f"loader: {name}, {alone}", "µs per image"): [part[name] for part in parts] for name in parts[0]}
     summary: list[dict[str, Any]] = [
-        {
-            "what": f"{what}, {common}",
-            "value": statistics.median(values),
-            "range": [min(values), max(values)],
-            "unit": unit,
-        }
+        {"what": what, "value": statistics.median(values), "range": [min(values), max(values)], "unit": unit}
         for (what, unit), values in columns.items()
-    ]
-    summary += [
-        {
-            "what": f"loader: {name}, {SIDE} px, one process",
-            "value": statistics.median(part[name] for part in parts),
-            "range": [min(part[name] for part in parts), max(part[name] for part in parts)],
-            "unit": "µs per image",
-        }
-        for name in parts[0]
     ]
     for row in summary:
         print(f"{row['value']:.2f} [{row['range'][0]:.2f}, {row['range'][1]:.2f}]  {row['unit']}  {row['what']}")
-    command = (
-        f"python -m studies.speed.input_pipeline --data {args.data} --workers {args.workers} --repeats {args.repeats}"
-    )
-    write_json(
-        args.output,
-        {
-            "command": command,
-            "n_images": len(listing.records),
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-            "versions": versions(),
-            "summary": summary,
-        },
-    )
+    facts = run_facts(command_line("-m studies.speed.input_pipeline", argv))
+    write_json(args.output, {**facts, "n_images": len(listing.records), "summary": summary})
     return {"summary": summary}
 
 

@@ -1,11 +1,10 @@
-"""Time and memory of a listing of 140,000 images: opening its spec, an epoch of the sampler, and its scores.
+"""Measure time and memory for a dataset of 140,000 images: opening its spec, an epoch of the sampler, its scores.
 
   python -m studies.speed.memory --folder /dev/shm/many
 
-Generates that many tiny files in a folder of its own below --folder and deletes them afterwards. Opening is timed in
-new processes, with the files' names in the system's memory as they are after a first listing; the processor's time is
-stated beside the time on the clock, which other work on the machine lengthens. The memory is the peak of the process
-that opens the spec, draws an epoch and lays out and writes its scores.
+Tiny files are generated in a temporary folder below --folder. Opening is timed in new processes after a first listing,
+so the file names are in the system's cache. Processor time is given next to wall-clock time, which other work on the
+machine lengthens. The memory is the peak of the process that opens the spec, draws an epoch and writes its scores.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from utils.args import int_in, make_parser, run_script
+from utils.args import command_line, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT, write_json
 
@@ -29,14 +30,13 @@ OPEN = """
 import json, sys, time
 started, busy = time.perf_counter(), time.process_time()
 from datasets.spec import open_records
-from utils.files import ROOT
 listing = open_records(sys.argv[1])
 print(json.dumps([time.perf_counter() - started, time.process_time() - busy]))
 """
 
 
 def make_files(folder: Path, n_images: int) -> None:
-    """Tiny files in the layout of the 140k set; what is in them is never looked at."""
+    """Write tiny files in the layout of the 140k set; they are never decoded."""
     for split, parts in SPLITS.items():
         for name in ("real", "fake"):
             (folder / split / name).mkdir(parents=True)
@@ -45,7 +45,7 @@ def make_files(folder: Path, n_images: int) -> None:
 
 
 def work(folder: str) -> None:
-    """The process whose memory is measured: listings of all splits, an epoch's order, scores and their file."""
+    """Open all splits, draw an epoch and write scores: the process whose memory is measured."""
     import numpy as np
 
     from datasets.loading import EpochSampler
@@ -70,8 +70,8 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run(folder: str, *command: str):
-    """Run a Python process in a folder, where it leaves its index, and read its last line as JSON."""
+def run(folder: str, *command: str) -> Any:
+    """Run a Python process in a folder and parse the last line of its output as JSON."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -79,9 +79,9 @@ def run(folder: str, *command: str):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Generate, measure, delete, and write the results file."""
-    from utils.runtime import git_commit, hardware
+    from utils.runtime import run_facts
 
     parser = make_parser(__doc__, "python -m studies.speed.memory")
     parser.add_argument("--folder", default="/dev/shm", metavar="DIR", help="where the files are generated")
@@ -89,51 +89,27 @@ def main(argv=None) -> dict:
     parser.add_argument("--repeats", type=int_in(1), default=5)
     parser.add_argument("--output", default="results/benchmarks/memory.json")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=Path(args.folder).resolve()) as folder:
         make_files(Path(folder) / "many", args.images)
         spec = f"{folder}/many@split=all"
         first, *times = [run(folder, "-c", OPEN, spec) for _ in range(args.repeats + 1)]
         memory = run(folder, "-c", f"import studies.speed.memory as m; m.work({str(Path(folder) / 'many')!r})")
     what = f"a spec of {args.images:,} files"
+    columns = {f"opening {what}, first time, {name}": ([value], "s") for name, value in zip(CLOCKS, first, strict=True)}
+    columns |= {
+        f"opening {what}, again, {name}": (list(values), "s")
+        for name, values in zip(CLOCKS, zip(*times, strict=True), strict=True)
+    }
+    columns[f"peak memory of listing, sampler and scores, {what}"] = [memory["peak_mib"]], "MiB"
+    columns["of which Python and the libraries"] = [memory["base_mib"]], "MiB"
     summary = [
-        *(
-            {"what": f"opening {what}, first time, {name}", "value": value, "range": [value, value], "unit": "s"}
-            for name, value in zip(CLOCKS, first, strict=True)
-        ),
-        *(
-            {
-                "what": f"opening {what}, from its index, {name}",
-                "value": statistics.median(values),
-                "range": [min(values), max(values)],
-                "unit": "s",
-            }
-            for name, values in zip(CLOCKS, zip(*times, strict=True), strict=True)
-        ),
-        {
-            "what": f"peak memory of listing, sampler and scores, {what}",
-            "value": memory["peak_mib"],
-            "range": [memory["peak_mib"]] * 2,
-            "unit": "MiB",
-        },
-        {
-            "what": "of which Python and the libraries",
-            "value": memory["base_mib"],
-            "range": [memory["base_mib"]] * 2,
-            "unit": "MiB",
-        },
+        {"what": name, "value": statistics.median(values), "range": [min(values), max(values)], "unit": unit}
+        for name, (values, unit) in columns.items()
     ]
     for row in summary:
         print(f"{row['value']:.2f} {row['unit']}  {row['what']}")
-    write_json(
-        args.output,
-        {
-            "command": f"python -m studies.speed.memory --images {args.images}",
-            "hardware": hardware(),
-            "repeats": args.repeats,
-            "git_commit": git_commit(),
-            "summary": summary,
-        },
-    )
+    facts = run_facts(command_line("-m studies.speed.memory", argv))
+    write_json(args.output, {**facts, "repeats": args.repeats, "summary": summary})
     return {"summary": summary}
 
 
