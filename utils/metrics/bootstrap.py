@@ -63,15 +63,17 @@ def bootstrap_intervals(
     """Return stratified percentile bootstrap intervals [low, high], one per figure of merit.
 
     They do not depend on the order of the images. None where the figure does not exist, where ``n_boot`` is 0, or
-    where a class that the figure rests on has fewer than two images. The percentile method cannot look beyond the
-    data: a figure of exactly 1 gets the interval [1, 1] however small the set. Efron, "Bootstrap methods: another look
-    at the jackknife", Annals of Statistics 7, 1979.
+    where a class that the figure rests on has fewer than two images. Resampling inflates ECE and, on small sets, AP:
+    an interval that misses its figure is extended to it. The percentile method cannot look beyond the data: a figure of
+    exactly 1 gets the interval [1, 1] however small the set. Efron, "Bootstrap methods: another look at the jackknife",
+    Annals of Statistics 7, 1979.
     """
     sizes = {"real_acc": [len(ranked.real)], "fake_acc": [len(ranked.fake)]}
     both = [size for size in (len(ranked.real), len(ranked.fake)) if size > 0]
-    intervals: dict[str, list[float] | None] = {}
+    intervals: dict[str, list[float] | None] = dict.fromkeys(FIGURES)
+    observed = all_metrics(ranked.observed(), threshold)
     for key, drawn in bootstrap_values(ranked, threshold, n_boot, seed).items():
-        enough = len(drawn) and min(sizes.get(key, both), default=0) >= 2 and np.all(np.isfinite(drawn))
-        tail = 50 * (1 - level)
-        intervals[key] = [float(value) for value in np.percentile(drawn, [tail, 100 - tail])] if enough else None
+        if len(drawn) and min(sizes.get(key, both), default=0) >= 2 and np.all(np.isfinite(drawn)):
+            low, high = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)])
+            intervals[key] = [float(min(low, observed[key][0])), float(max(high, observed[key][0]))]
     return intervals

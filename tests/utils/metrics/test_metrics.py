@@ -140,6 +140,18 @@ def test_bootstrap_equals_a_loop_over_the_same_resamples(decimals):
         np.testing.assert_allclose(values, [row[key] for row in loop], atol=1e-12, err_msg=key)
 
 
+@pytest.mark.parametrize("n", [4, 12, 30, 200])
+def test_an_interval_holds_its_figure(n):
+    """Resampling inflates AP and ECE of few images: percentiles alone gave AP 0.347 [0.354, 0.417] on 12 images."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        labels, p_fake = np.arange(n) % 2, np.round(rng.random(n), 1 + seed % 3)
+        for fake_scores in (p_fake, np.where(labels == 1, p_fake / 2, p_fake)):
+            row = metrics.metrics_row(labels, fake_scores, 0.5, n_boot=100, seed=seed)
+            for key in FIGURES:
+                assert row[f"{key}_ci"][0] <= row[key] <= row[f"{key}_ci"][1], (key, seed)
+
+
 def test_resamples_are_stratified_reproducible_and_do_not_depend_on_the_block(monkeypatch):
     def draw(seed):
         blocks = list(resample_counts(30, 12, 25, seed))
