@@ -27,6 +27,7 @@ class Ticket:
 
     score: Score
     views: np.ndarray
+    cost: int  # in images
     result: Future = field(default_factory=Future)
 
 
@@ -36,7 +37,7 @@ class MicroBatcher:
     def __init__(self, capacity: int, max_batch: int) -> None:
         self.capacity = capacity
         self.max_batch = max_batch
-        self.waiting = 0  # images in the queue
+        self.waiting = 0  # cost of the queue in images
         self.batches = 0
         self.scored = 0
         self._tickets: deque[Ticket] = deque()
@@ -45,21 +46,22 @@ class MicroBatcher:
         self._thread = threading.Thread(target=self._work, name="detectors", daemon=True)
         self._thread.start()
 
-    def score(self, score: Score, views: np.ndarray, seconds: float) -> list[Any]:
+    def score(self, score: Score, views: np.ndarray, seconds: float, cost: int | None = None) -> list[Any]:
         """Return the result of ``score`` for each of the views ``(N, size, size, 3)`` uint8.
 
-        Views of several requests with the same function are scored together.
+        Views of several requests with the same function are scored together. ``cost`` is the work in images, by default
+        the number of views.
 
         Raises:
             Refused: the queue is full, or ``seconds`` have passed.
         """
-        ticket = Ticket(score, views)
+        ticket = Ticket(score, views, cost or len(views))
         with self._change:
             # An empty queue takes a request of any size; otherwise one larger than the queue could never be served.
-            if not self._open or (self.waiting and self.waiting + len(views) > self.capacity):
+            if not self._open or (self.waiting and self.waiting + ticket.cost > self.capacity):
                 raise Refused(503, "busy", "The server is busy. Please try again in a few seconds.", retry_after=2)
             self._tickets.append(ticket)
-            self.waiting += len(views)
+            self.waiting += ticket.cost
             self._change.notify()
         try:
             return ticket.result.result(timeout=seconds)
@@ -101,7 +103,7 @@ class MicroBatcher:
                     break
                 tickets.append(self._tickets.popleft())
                 total += len(tickets[-1].views)
-            self.waiting -= total
+            self.waiting -= sum(ticket.cost for ticket in tickets)
             return tickets
 
     def _serve(self, tickets: list[Ticket]) -> None:

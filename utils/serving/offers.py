@@ -23,6 +23,7 @@ from utils.explanations.registry import usable_methods
 from utils.runtime import pick_device, pick_precision, set_threads
 
 TEST_FIGURES = ("dataset", "n_real", "n_fake", "auc", "auc_ci", "acc", "acc_ci", "real_acc", "fake_acc")
+COST = {"gradcam": 3, "occlusion": 51}  # of an explanation and its score, in forward passes
 
 # A view (size, size, 3) uint8 and the target ("fake" or "real") -> map (size, size), not below 0, and its method.
 Explain = Callable[[np.ndarray, str], tuple[np.ndarray, str]]
@@ -37,6 +38,7 @@ class Offer:
     operating_point: OperatingPoint
     score: Callable[[np.ndarray], np.ndarray]  # views (N, size, size, 3) uint8 to logits (N,) float64
     explain: Explain
+    explain_cost: int  # of an explanation, in images
     card: dict[str, Any]
 
     @property
@@ -86,7 +88,9 @@ def _open_checkpoint(name: str, path: Path, device_name: str, precision: str) ->
         images = _inputs(view[None], device)
         return explain(detector, images, [method], _sign(target, device), dtype=dtype)[method][0].numpy(), method
 
-    return Offer(name, detector.geometry, detector.operating_point, score, show, make_card(name, checkpoint))
+    return Offer(
+        name, detector.geometry, detector.operating_point, score, show, COST[method], make_card(name, checkpoint)
+    )
 
 
 def _open_export(name: str, path: Path, threads: int | None) -> Offer:
@@ -103,7 +107,7 @@ def _open_export(name: str, path: Path, threads: int | None) -> Offer:
         return occlusion(question)[0].numpy(), "occlusion"  # an export has no gradient
 
     card = make_card(name, detector.description)
-    return Offer(name, detector.geometry, detector.operating_point, score, show, card)
+    return Offer(name, detector.geometry, detector.operating_point, score, show, COST["occlusion"], card)
 
 
 def _inputs(views: np.ndarray, device: torch.device | str) -> torch.Tensor:

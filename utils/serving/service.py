@@ -82,8 +82,8 @@ class Service:
             target = "fake" if answer["p_fake"] >= offer.decision["threshold"] else "real"
             return [(answer, target, *offer.explain(views[0], target))]
 
-        view = found.views[index : index + 1]
-        answer, target, heat, method = self.batcher.score(work, view, self.limits.max_seconds)[0]
+        view, seconds = found.views[index : index + 1], self.limits.max_seconds
+        answer, target, heat, method = self.batcher.score(work, view, seconds, offer.explain_cost)[0]
         self.telemetry.verdict(answer["verdict"])
         assert found.shown is not None
         return {

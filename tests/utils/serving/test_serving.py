@@ -99,6 +99,30 @@ def test_full_queue_turns_away_and_a_crash_ends_only_its_own_request():
     batcher.close()
 
 
+def test_expensive_requests_count_for_what_they_cost():
+    started, gate, one = threading.Event(), threading.Event(), np.zeros((1, 1, 1, 3), np.uint8)
+    batcher = MicroBatcher(capacity=60, max_batch=8)
+
+    def explain(views: np.ndarray) -> list[bool]:
+        started.set()
+        return [gate.wait(10)]
+
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(batcher.score, explain, one, 10, 51)
+        assert started.wait(10)
+        waiting = pool.submit(batcher.score, explain, one, 10, 51)
+        while not batcher.waiting:
+            pass
+        with pytest.raises(Refused):
+            batcher.score(explain, one, 10, 51)
+        cheap = pool.submit(batcher.score, lambda views: np.ones(len(views)), one, 10)
+        while batcher.waiting < 52:
+            pass
+        gate.set()
+        assert running.result() == waiting.result() == [True] and cheap.result() == [1]
+    batcher.close()
+
+
 def test_sniff_reads_content():
     assert sniff(b"\xff\xd8\xff\xe0") == "jpeg" and sniff(b"\0\0\0\x20ftypavif") == "avif"
     assert sniff(b"<svg") is None and sniff(b"MM\0*") is None
