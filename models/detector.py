@@ -29,6 +29,7 @@ class Detector(nn.Module):
         cam_layer: dotted name of the submodule whose output Grad-CAM reads, or several with spaces between; None where
             there is none.
         cam_reshape: turns that output into ``(N, C, h, w)``; None where it already has this shape.
+        engine: what computes the logits; the name of an ONNX engine for an exported detector.
         has_input_gradient: False for detectors that cannot be differentiated (trees).
         any_size: False for detectors that only take inputs of ``input_size``.
         calibration: maps logits to p_fake (see ``models.operating_point``); None is the plain sigmoid.
@@ -36,6 +37,7 @@ class Detector(nn.Module):
 
     mean: Tensor
     std: Tensor
+    engine = "torch"
     has_input_gradient = True
     is_classical = False
     any_size = True

@@ -20,10 +20,16 @@ PLAN = "plan.json"
 
 def digests(files: Sequence[Path], listings: Sequence[Listing]) -> dict[str, Any]:
     """Identify the code, the files and the images that a result depends on."""
-    from utils.scoring.cache import code_digest, file_digest, listing_digest
+    from utils.files import file_digest
+    from utils.scoring.cache import listing_digest
+    from utils.source import code_digest
 
     images = [[listing.name, listing.split, listing_digest(listing)] for listing in listings]
-    return {"code": code_digest(), "files": {str(file): file_digest(file) for file in files}, "images": images}
+    return {
+        "code": code_digest("*.py", "models/**/*.py"),
+        "files": {str(file): file_digest(file) for file in files},
+        "images": images,
+    }
 
 
 def train_once(run: Path, flags: Sequence[str], inputs: dict[str, Any], machine: Sequence[str] = ()) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -126,6 +127,12 @@ def _open_replacement(target: Path, form: dict[str, Any]) -> Iterator[TextIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the bytes of a file, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +129,31 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the numbers."""
-    from importlib.metadata import PackageNotFoundError, version
+# The libraries that decide numbers, by the name they are imported under.
+LIBRARIES = {
+    "torch": "torch",
+    "timm": "timm",
+    "numpy": "numpy",
+    "cv2": "opencv-python-headless",
+    "PIL": "Pillow",
+    "albumentations": "albumentations",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "torch_pruning": "torch-pruning",
+    "torchattacks": "torchattacks",
+}
 
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed libraries that decide numbers."""
     found = {"python": platform.python_version()}
-    for package in (
-        "torch",
-        "timm",
-        "albumentations",
-        "numpy",
-        "opencv-python-headless",
-        "scikit-learn",
-        "torchattacks",
-    ):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
+    for library in LIBRARIES.values():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[library] = metadata.version(library)
     return found
 
 

@@ -19,7 +19,7 @@ from utils.checkpoints import slimming
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.checkpoints.slimming import description_file, golden_problems, sample_images, slim, without_paths
 from utils.errors import UserError
-from utils.scoring.cache import file_digest
+from utils.files import file_digest
 from utils.scoring.table import ScoreTable
 
 RUN_PATH = "/" + "home/somebody/runs/a-run/best.pt"

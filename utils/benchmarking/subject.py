@@ -20,8 +20,9 @@ from utils.checkpoints.file import load_detector
 from utils.engines.export import export_onnx
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
+from utils.files import file_digest
 from utils.runtime import hardware, versions
-from utils.scoring.cache import file_digest, listing_digest
+from utils.scoring.cache import listing_digest
 from utils.source import code_digest
 
 CODE = ("models/*.py", "utils/benchmarking/subject.py", "utils/benchmarking/cells.py")

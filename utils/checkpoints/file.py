@@ -157,6 +157,7 @@ class OnnxModule(Detector):
         super().__init__(exported.geometry.size, mean=(0.0,) * 3, std=(1.0,) * 3, geometry=exported.geometry)
         self.exported = exported
         self.operating_point = exported.operating_point
+        self.engine = exported.engine
         self.name = exported.description["model"]
         self.model_args = exported.description.get("model_args") or {}
 

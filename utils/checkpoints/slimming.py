@@ -15,8 +15,7 @@ from torch import Tensor
 
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
-from utils.files import write_json
-from utils.scoring.cache import file_digest
+from utils.files import file_digest, write_json
 
 MAX_BYTES = 10_000_000
 MAX_DIFFERENCE = 0.05  # in logits, between the released file and its source

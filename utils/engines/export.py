@@ -18,8 +18,7 @@ from models.detector import Detector
 from utils.checkpoints.file import load_detector
 from utils.engines.exported import ONNX_FORMAT, PREFIX, read_description, require
 from utils.errors import UserError
-from utils.files import atomic_write_bytes, plain_values
-from utils.scoring.cache import file_digest
+from utils.files import atomic_write_bytes, file_digest, plain_values
 
 # Not Mul, Sigmoid and their like: eight bits are too few for the product of a gate and what it lets through.
 # The first layers see the widest ranges, channel by channel; in float they cost little, in int8 EfficientNet falls to

@@ -31,8 +31,9 @@ Engine = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class OnnxDetector:
-    """An exported detector: its engine, geometry and operating point, and the description of the checkpoint."""
+    """An exported detector: name and function of its engine, geometry, operating point, description."""
 
+    engine: str
     run: Engine
     geometry: Geometry
     operating_point: OperatingPoint
@@ -46,9 +47,10 @@ class OnnxDetector:
 def load_onnx_detector(file: str | Path, engine: str = "auto", threads: int | None = None) -> OnnxDetector:
     """Open an exported detector. Raises UserError as :func:`read_description` and :func:`choose_engine`."""
     description = read_description(Path(file))
-    run = exported_engine(choose_engine(engine, description), Path(file), threads)
+    name = choose_engine(engine, description)
+    run = exported_engine(name, Path(file), threads)
     point = OperatingPoint.from_checkpoint(description)
-    return OnnxDetector(run, Geometry(**description["geometry"]), point, description)
+    return OnnxDetector(name, run, Geometry(**description["geometry"]), point, description)
 
 
 def read_description(file: Path) -> dict[str, Any]:

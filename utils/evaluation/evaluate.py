@@ -14,7 +14,8 @@ import torch
 from datasets.spec import Listing
 from models.detector import Detector
 from utils.checkpoints.file import load_detector
-from utils.scoring.cache import ScoreCache, file_digest, listing_digest
+from utils.files import file_digest
+from utils.scoring.cache import ScoreCache, listing_digest
 from utils.scoring.scorer import Job, Scores, Settings, score, score_table
 from utils.scoring.table import ScoreTable
 from utils.tables import unique_names
@@ -63,8 +64,9 @@ def evaluate_tiers(
     data = listing_digest(listing) if cache.folder else ""
     found: dict[tuple[int, str], Scores] = {}
     missing: list[tuple[int, str]] = []
+    keys = [f"{candidate.digest} {candidate.detector.engine}" for candidate in candidates]
     for number, tier in itertools.product(range(len(candidates)), tiers):
-        scores = cache.load(candidates[number].digest, data, tier, len(listing.records))
+        scores = cache.load(keys[number], data, tier, len(listing.records))
         if scores is None:
             missing.append((number, tier))
         else:
@@ -77,7 +79,7 @@ def evaluate_tiers(
         results = score(jobs, listing.records, settings, f"{listing.name} {listing.split}")
         for (number, tier), scores in zip(missing, results, strict=True):
             found[number, tier] = scores
-            cache.store(candidates[number].digest, data, tier, scores)
+            cache.store(keys[number], data, tier, scores)
     # The same for every candidate and tier: a file is read before it is degraded.
     failures = found[0, tiers[0]].unreadable
     unreadable = [{"path": listing.records[index].path, "reason": reason} for index, reason in failures]

@@ -1,9 +1,9 @@
-"""Logits kept on disk, so that no checkpoint scores the same images twice.
+"""A cache of logits on disk, so that no checkpoint scores the same images twice.
 
-An entry is named by everything that decides its logits: the bytes of the checkpoint, the images (paths within the
-set, sizes, times of change), the tier, the precision and the kind of device, the code that scores, and the versions
-of the libraries. Whatever changes, the old entry is not found and the images are scored. Calibration and thresholds
-are applied to logits afterwards and are no part of an entry.
+The name of an entry covers everything that decides its logits: the bytes of the checkpoint, the engine, the images
+(paths within the set, sizes, modification times), the tier, precision and kind of device, the code that scores, and
+the versions of the libraries. If any of it changes, the entry is not found and the images are scored. Calibration and
+thresholds are applied to logits afterwards, so an entry does not depend on them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -21,37 +20,25 @@ from typing import Any
 
 import numpy as np
 
-from datasets.spec import Listing
+from datasets.records import Listing
 from datasets.storage import stat_image
 from models.operating_point import check_logits
 from utils.errors import UserError
-from utils.files import ROOT, atomic_write_bytes
+from utils.files import atomic_write_bytes
 from utils.runtime import versions
 from utils.scoring.scorer import Scores
+from utils.source import code_digest
 
-FORMAT_VERSION = 1  # of an entry, and of any change in scoring that lies outside of SCORING_CODE
-SCORING_CODE = (
-    "models/**/*.py",
-    "datasets/images.py",
-    "datasets/loading.py",
-    "datasets/transforms.py",
-    "utils/scoring/scorer.py",
-    "datasets/perturbations.py",
-    "utils/runtime.py",
-)
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of the bytes of a file, as hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+FORMAT_VERSION = 2  # of an entry
+# These and everything they import decide a logit; models are found by a pattern at run time.
+SCORING_CODE = ("models/**/*.py", "utils/scoring/scorer.py", "utils/checkpoints/file.py")
 
 
 def listing_digest(listing: Listing) -> str:
-    """SHA-256 over path within the set, size, time of change and access rights of every image, in their order.
+    """SHA-256 over the path within the set, size, modification time and access rights of every image, in order.
 
-    Unlike the fingerprint of a listing it notices a file that was replaced by one of the same size; the price is that
-    it differs between machines.
+    Unlike the fingerprint of a listing it notices a file replaced by one of the same size, and so differs between
+    machines.
     """
     digest = hashlib.sha256()
     for record in listing.records:
@@ -65,21 +52,11 @@ def listing_digest(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-@functools.cache
-def code_digest() -> str:
-    """SHA-256 over the source files that decide a logit, so that nobody has to remember to bump a version."""
-    digest = hashlib.sha256()
-    for pattern in SCORING_CODE:
-        for file in sorted(ROOT.glob(pattern)):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
 @dataclass
 class ScoreCache:
-    """Entries in a folder, one file each; ``folder`` None keeps nothing.
+    """A folder with one file per entry; with ``folder`` None nothing is kept.
 
-    ``arithmetic`` says what computes the logits, such as ``cpu float32``.
+    ``arithmetic`` names what computes the logits, such as ``cpu float32``.
     """
 
     folder: Path | None
@@ -87,18 +64,21 @@ class ScoreCache:
 
     @functools.cached_property
     def _surroundings(self) -> dict[str, Any]:
-        return {"arithmetic": self.arithmetic, "code": code_digest(), "versions": versions()}
+        code, libraries = code_digest(*SCORING_CODE), versions()
+        return {"format": FORMAT_VERSION, "arithmetic": self.arithmetic, "code": code, "versions": libraries}
 
     def _facts(self, checkpoint: str, data: str, tier: str) -> str:
-        """What an entry depends on, as text; ``checkpoint`` and ``data`` are digests."""
-        facts = {"format": FORMAT_VERSION, "checkpoint": checkpoint, "data": data, "tier": tier, **self._surroundings}
-        return json.dumps(facts, sort_keys=True)
+        """Everything that an entry depends on, as text."""
+        return json.dumps({"checkpoint": checkpoint, "data": data, "tier": tier, **self._surroundings}, sort_keys=True)
 
     def _file(self, folder: Path, facts: str) -> Path:
         return folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npz"
 
     def load(self, checkpoint: str, data: str, tier: str, n_records: int) -> Scores | None:
-        """The scores of an entry, or None if there is none; a damaged one is named on stderr and counts as none."""
+        """Return the scores of an entry, None if there is none; a damaged entry is reported on stderr.
+
+        ``checkpoint`` identifies the file and the engine that runs it, ``data`` is a :func:`listing_digest`.
+        """
         if self.folder is None:
             return None
         facts = self._facts(checkpoint, data, tier)
@@ -113,12 +93,12 @@ class ScoreCache:
             return None
 
     def store(self, checkpoint: str, data: str, tier: str, scores: Scores) -> None:
-        """Keep scores; if the folder cannot be written to, say so on stderr and go on without."""
+        """Keep scores; if the folder is not writable, say so on stderr and keep nothing from then on."""
         if self.folder is None:
             return
         facts = self._facts(checkpoint, data, tier)
         buffer = io.BytesIO()
-        # zip members carry a checksum, so that damage inside the numbers is noticed as well.
+        # Members of a zip file carry a checksum, which reveals damaged numbers.
         np.savez(
             buffer, facts=facts, indices=scores.indices, logits=scores.logits, unreadable=json.dumps(scores.unreadable)
         )
@@ -130,7 +110,7 @@ class ScoreCache:
 
 
 def _read_entry(data: bytes, facts: str, n_records: int) -> Scores:
-    """Read an entry and check that it speaks of each of ``n_records`` images once. Raises ValueError and others."""
+    """Read an entry and check that it holds each of ``n_records`` images once. Raises ValueError and others."""
     with np.load(io.BytesIO(data), allow_pickle=False) as entry:
         if str(entry["facts"]) != facts:
             raise ValueError("it belongs to other scores")

@@ -146,6 +146,7 @@ def test_auto_falls_back_where_openvino_is_missing(monkeypatch, capsys):
 
 def test_openvino_gives_the_same_logits(exported):
     pytest.importorskip("openvino", reason="openvino is optional")
+    assert load_detector(exported)[0].engine == "onnx"
     images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
     expected = load_onnx_detector(exported, "onnx", 1)(images)
     assert np.allclose(load_onnx_detector(exported, "openvino", 1)(images), expected, atol=FLOAT_BOUND)

@@ -188,6 +188,14 @@ def fail_on_second(error: type[BaseException]):
     return scored
 
 
+@pytest.mark.parametrize("change", ["models.detector.Detector.engine", "utils.runtime.LIBRARIES"])
+def test_another_engine_or_library_scores_again(run, image_folder, reads, monkeypatch, change):
+    run(data=image_folder)
+    monkeypatch.setattr(change, "onnx" if change.endswith("engine") else {"pytest": "pytest"})
+    run(data=image_folder)
+    assert len(reads) == 16
+
+
 def test_changed_images_and_changed_checkpoints_are_noticed(run, variant, image_folder, reads, tiny_checkpoint):
     before = by_tier(run(data=image_folder))["clean"]
     file = sorted((image_folder / "test" / "real").iterdir())[0]

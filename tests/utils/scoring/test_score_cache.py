@@ -1,16 +1,20 @@
 """The score cache: what it gives back, what makes it look again, and that damage costs time and nothing else."""
 
+import ast
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets.spec import open_records
-from utils.files import ROOT
+from utils.files import ROOT, file_digest
+from utils.runtime import LIBRARIES
 from utils.scoring import cache as score_cache
-from utils.scoring.cache import ScoreCache, file_digest, listing_digest
+from utils.scoring.cache import ScoreCache, listing_digest
 from utils.scoring.scorer import Scores
+from utils.source import code_files
 
 SCORES = Scores(np.array([0, 2, 3]), np.array([0.1, -2.5, 1 / 3]), [(1, "truncated"), (4, "Datei fehlt: ä")])
 KEY = ("c" * 64, "d" * 64, "web")
@@ -47,17 +51,42 @@ def test_whatever_decides_a_logit_is_part_of_the_name(cache, monkeypatch):
     for part in range(3):
         assert cache.load(*(f"other {key}" if n == part else key for n, key in enumerate(KEY)), 5) is None
     assert ScoreCache(cache.folder, "cpu bfloat16").load(*KEY, 5) is None
-    for name, value in (("FORMAT_VERSION", 999), ("code_digest", lambda: "x"), ("versions", lambda: {"torch": "9"})):
+    for name, value in (("FORMAT_VERSION", 999), ("code_digest", lambda *_: "x"), ("versions", lambda: {"torch": "9"})):
         with monkeypatch.context() as patch:
             patch.setattr(score_cache, name, value)
             assert ScoreCache(cache.folder, "cpu float32").load(*KEY, 5) is None, name
     assert ScoreCache(cache.folder, "cpu float32").load(*KEY, 5) is not None
 
 
-def test_code_that_scores_is_watched():
-    files = {str(file.relative_to(ROOT)) for pattern in score_cache.SCORING_CODE for file in ROOT.glob(pattern)}
-    assert {"models/cnn.py", "datasets/transforms.py", "datasets/perturbations.py", "utils/scoring/scorer.py"} <= files
-    assert all(list(ROOT.glob(pattern)) for pattern in score_cache.SCORING_CODE)
+def test_code_and_libraries_that_score_are_watched():
+    watched = code_files(*score_cache.SCORING_CODE)
+    names = {str(file.relative_to(ROOT)) for file in watched}
+    assert {
+        "models/cnn.py",
+        "models/pruning.py",
+        "datasets/augmentation.py",
+        "datasets/images.py",
+        "datasets/perturbations.py",
+        "datasets/storage.py",
+        "datasets/transforms.py",
+        "utils/checkpoints/file.py",
+        "utils/engines/exported.py",
+        "utils/scoring/scorer.py",
+    } <= names
+    assert not any(name.startswith(("studies/", "utils/training/", "utils/serving/")) for name in names)
+    imported = {name.partition(".")[0] for file in watched for name in imported_names(file)}
+    libraries = imported - set(sys.stdlib_module_names) - {"models", "datasets", "utils"}
+    assert libraries - {"tqdm"} <= set(LIBRARIES)
+
+
+def imported_names(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text", "pickle", "another entry", "short"])
