@@ -26,7 +26,7 @@ def digests(files: Sequence[Path], listings: Sequence[Listing]) -> dict[str, Any
 
     images = [[listing.name, listing.split, listing_digest(listing)] for listing in listings]
     return {
-        "code": code_digest("*.py", "models/**/*.py"),
+        "code": code_digest("train.py", "evaluate.py", "models/**/*.py"),
         "files": {str(file): file_digest(file) for file in files},
         "images": images,
     }
