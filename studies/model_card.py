@@ -1,20 +1,22 @@
-"""Write the figures of the released detector into its model card: results/deepfake-v2/metrics.json -> MODEL_CARD.md
+"""Write the tables of the model card: results/deepfake-v2/metrics.json -> checkpoints/MODEL_CARD.md
 
   python -m studies.model_card
 
-Reads what evaluate.py left for the release (`python evaluate.py --checkpoint checkpoints/deepfake-v2.pt --data ...
---tiers clean web hard --output-dir results/deepfake-v2`) and checkpoints/deepfake-v2.json of release.py; writes the
-tables card, verdicts and identity as .csv, .md and .tex beside the metrics and copies them into
-checkpoints/MODEL_CARD.md.
+Reads the results of the release (`python evaluate.py --checkpoint checkpoints/deepfake-v2.pt --data ... --tiers clean
+web hard --output-dir results/deepfake-v2`) and its description, checkpoints/deepfake-v2.json. Writes the tables card,
+verdicts and identity as .csv, .md and .tex to the same folder and copies them into the card.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from models.operating_point import OperatingPoint
-from utils.args import RELEASE_FILE
+from utils.args import RELEASE_FILE, check_output_dir, make_parser, run_script
 from utils.attacks.report import wilson
 from utils.checkpoints.slimming import description_file
 from utils.errors import UserError
@@ -45,32 +47,54 @@ VERDICT_COLUMNS = [
     ("fpr1", "Fake with --threshold fpr1"),
 ]
 VERDICT_TIERS = ("clean", "web")
+CARD = RELEASE_FILE.parent / "MODEL_CARD.md"
+RESULTS = ROOT / "results" / RELEASE_FILE.stem
 IDENTITY_COLUMNS = [("fact", "Fact"), ("value", "Value")]
 
 
-def main() -> None:
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags of model_card.py."""
+    parser = make_parser(__doc__, "python -m studies.model_card")
+    parser.add_argument("--release", default=str(RELEASE_FILE), metavar="PT", help="default: the released checkpoint")
+    parser.add_argument("--results", default=str(RESULTS), metavar="DIR", help="default: results/deepfake-v2")
+    parser.add_argument("--output-dir", metavar="DIR", help="folder for tables and a copy of the card, instead of both")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Write the tables and fill the card."""
-    folder = ROOT / "results" / RELEASE_FILE.stem
-    rows = [
-        row for row in read_json(folder / "metrics.json", "the metrics of the release") if row["generator"] == "all"
-    ]
-    write_table(rows, COLUMNS, folder / "card", "The released detector; 95 % bootstrap intervals.")
-    description = read_json(description_file(RELEASE_FILE), "the description of the release")
-    scores = [read_scores(file) for file in sorted((folder / "scores").glob(f"{RELEASE_FILE.stem}__*.csv.gz"))]
-    said = [row for table in scores for row in verdict_rows(table, OperatingPoint.from_checkpoint(description))]
-    write_table(said, VERDICT_COLUMNS, folder / "verdicts", "What predict.py says; 95 % Wilson intervals.")
-    facts = identity(description)
-    write_table(facts, IDENTITY_COLUMNS, folder / "identity", "The released file.")
-    card = RELEASE_FILE.parent / "MODEL_CARD.md"
-    text = read_text(card, "the model card")
-    for region, table in (("identity", "identity"), ("verdicts", "verdicts"), ("figures", "card")):
-        text = fill(text, region, f"results/{folder.name}/{table}.md", (folder / f"{table}.md").read_text("utf-8"))
+    args = get_args_parser().parse_args(argv)
+    results, release = Path(args.results), Path(args.release)
+    folder = check_output_dir(args.output_dir) if args.output_dir else results
+    metrics = read_json(results / "metrics.json", "the metrics of the release")
+    description = read_json(description_file(release), "the description of the release")
+    scores = [read_scores(file) for file in sorted((results / "scores").glob(f"{release.stem}__*.csv.gz"))]
+    point = OperatingPoint.from_checkpoint(description)
+    tables = {
+        "identity": (identity(description), IDENTITY_COLUMNS, "The released file."),
+        "verdicts": (
+            [row for table in scores for row in verdict_rows(table, point)],
+            VERDICT_COLUMNS,
+            "What predict.py says; 95 % Wilson intervals.",
+        ),
+        "card": (
+            [row for row in metrics if row["generator"] == "all"],
+            COLUMNS,
+            "The released detector; 95 % bootstrap intervals.",
+        ),
+    }
+    text = read_text(CARD, "the model card")
+    for name, (rows, columns, caption) in tables.items():
+        table = write_table(rows, columns, folder / name, caption)[1].read_text(encoding="utf-8")
+        text = fill(text, "figures" if name == "card" else name, f"results/{RESULTS.name}/{name}.md", table)
+    card = folder / CARD.name if args.output_dir else CARD
     atomic_write_text(card, text)
     print(card)
+    return {"card": str(card)}
 
 
 def verdict_rows(table: ScoreTable, point: OperatingPoint) -> list[dict[str, Any]]:
-    """The shares of each verdict of predict.py among the images of a data set, one row per tier and label."""
+    """Return the share of each verdict among the images of a data set, one row per tier and label."""
     rows = []
     for (dataset, tier), part in table.groups("dataset", "tier"):
         found = point.verdicts(part.p_fake)
@@ -87,7 +111,7 @@ def verdict_rows(table: ScoreTable, point: OperatingPoint) -> list[dict[str, Any
 
 
 def identity(description: dict[str, Any]) -> list[dict[str, str]]:
-    """What tells the released file from any other, one row per fact."""
+    """Return what identifies the released file, one row per fact."""
     geometry, thresholds = description["geometry"], description["thresholds"]
     facts = {
         "file": description["file"],
@@ -118,4 +142,4 @@ def fill(text: str, region: str, source: str, table_file: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,8 +1,9 @@
-"""Reproduction: steps run in order and once, go on where they were, and numbers are held to the committed ones."""
+"""Reproduction: steps run in order and once, are resumed, and every committed figure is compared."""
 
+import csv
 import importlib
-import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,23 @@ from studies import reproduce
 from tests.pages import script_problems
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.reproduction.report import compare_folders
-from utils.reproduction.steps import OUTPUTS, read_steps
+from utils.reproduction import steps
+from utils.reproduction.report import compare_results, read_rows
+from utils.reproduction.steps import OUTPUTS, Step, read_steps
 
-ROW = {
-    "checkpoint": "a",
-    "dataset": "d",
-    "split": "test",
-    "tier": "clean",
-    "generator": "all",
-    "n_real": 5,
-    "n_fake": 5,
-    "auc": 0.9,
-    "auc_ci": [0.85, 0.95],
-    "acc": None,
-    "acc_ci": None,
-}
+ROWS = [
+    {
+        "checkpoint": "a",
+        "dataset": "d",
+        "tier": tier,
+        "n_real": 5,
+        "n_fake": 5,
+        "auc": 0.9,
+        "auc_low": 0.85,
+        "auc_high": 0.95,
+    }
+    for tier in ("clean", "web", "hard")
+]
 
 FAKE_SCRIPT = """
 import json, pathlib, sys
@@ -38,23 +40,34 @@ with (out.parent / "calls.txt").open("a") as calls:
 if flags.get("--fail"):
     (out / "last.pt").touch()
     sys.exit("no luck")
-(out / NAME).write_text(json.dumps([dict(ROW, auc=float(flags.get("--auc", 0.9)))]))
+(out / NAME).touch()
+rows = [dict(row, auc=float(flags.get("--auc", 0.9))) for row in ROWS]
+lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+(out / "metrics.csv").write_text("\\n".join(lines))
 print("ran")
 """
+
+
+def write_rows(file: Path, rows: list[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(ROWS[0]), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @pytest.fixture
 def workshop(tmp_path, monkeypatch):
     """Return a function that runs reproduce.main over a table of fake steps; results are committed for one of them."""
     for name in ("train", "evaluate"):
-        text = FAKE_SCRIPT.replace("NAME", repr(OUTPUTS[name])).replace("ROW", repr(ROW))
+        text = FAKE_SCRIPT.replace("NAME", repr(OUTPUTS[name])).replace("ROWS", repr(ROWS))
         (tmp_path / "scripts").mkdir(exist_ok=True)
         (tmp_path / "scripts" / f"{name}.py").write_text(text)
-    (tmp_path / "committed" / "a").mkdir(parents=True)
-    (tmp_path / "committed" / "a" / "metrics.json").write_text(json.dumps([ROW]))
+    write_rows(tmp_path / "committed" / "a" / "metrics.csv", ROWS)
     monkeypatch.setattr(reproduce, "ROOT", tmp_path / "scripts")
     monkeypatch.setattr(reproduce, "COMMITTED", tmp_path / "committed")
     monkeypatch.setattr(reproduce, "STEPS_FILE", tmp_path / "steps.txt")
+    monkeypatch.setattr(steps, "code_digest", lambda *patterns: (tmp_path / "scripts" / patterns[0]).read_text())
     monkeypatch.chdir(tmp_path)
 
     def run(table: str | None = None, *flags: str) -> dict:
@@ -83,13 +96,13 @@ def test_steps_run_in_order_and_the_numbers_are_compared(workshop, capsys):
     result = workshop(TABLE)
     assert result["steps"] == {"demo": "done", "demo-evaluate": "done", "abroad": "skipped", "again": "skipped"}
     assert result["exit_code"] == 0
-    assert [(row["figure"], row["verdict"]) for row in result["rows"]] == [("auc", "agrees")]
+    assert [(row["figure"], row["verdict"]) for row in result["rows"]] == [("auc", "agrees")] * 3
     printed = capsys.readouterr().out
     assert "skipped   no data at data/wild" in printed and "skipped   needs abroad" in printed
-    assert "1 figures agree, 0 differ, 0 have no published counterpart" in printed
+    assert "3 figures agree, 0 differ, 0 of other images, 0 missing, 0 not made, 0 rows not published" in printed
     assert Path("out/logs/demo.txt").read_text() == "ran\n"
     assert Path("out/comparison.md").read_text() in printed
-    assert json.loads(Path("committed/a/metrics.json").read_text()) == [ROW]
+    assert len(read_rows(Path("committed/a/metrics.csv"))) == 3
 
 
 def test_finished_steps_are_not_run_again(workshop):
@@ -133,13 +146,40 @@ def test_data_and_weights_that_are_there_are_used(workshop):
     result = workshop(TABLE, "--data-root", "sets", "--weights-dir", ".")
     assert result["steps"]["abroad"] == result["steps"]["again"] == "done"
     assert "--data sets/wild@limit=5 --weights ./w.safetensors" in Path("out/results/calls.txt").read_text()
-    assert {row["verdict"] for row in result["rows"]} == {"agrees", "not published"} and result["exit_code"] == 0
+    assert {row["verdict"] for row in result["rows"]} == {"agrees"} and result["exit_code"] == 0
 
 
 def test_a_number_outside_of_its_interval_is_reported(workshop, capsys):
     result = workshop(TABLE.replace("--checkpoint", "--auc 0.84 --checkpoint"))
-    assert result["exit_code"] == 1 and result["rows"][0]["verdict"] == "DIFFERS"
+    assert result["exit_code"] == 1 and {row["verdict"] for row in result["rows"]} == {"DIFFERS"}
     assert "| auc    | 0.900 [0.850, 0.950] | 0.840 | DIFFERS |" in capsys.readouterr().out
+
+
+def test_changed_code_is_run_again(workshop, tmp_path):
+    workshop(TABLE)
+    with (tmp_path / "scripts" / "evaluate.py").open("a") as file:
+        file.write("# changed")
+    assert workshop(TABLE)["steps"]["demo-evaluate"] == "done"
+    assert len(calls()) == 1 and len(calls("results")) == 2
+
+
+def test_nothing_compared_is_not_success(workshop, capsys):
+    skipped = workshop(TABLE, "--only", "abroad")
+    assert skipped["steps"] == {"abroad": "skipped"} and skipped["exit_code"] == 1
+    assert workshop(TABLE, "--only", "demo")["exit_code"] == 1, "a checkpoint alone proves no figure"
+    (Path("committed") / "a" / "metrics.csv").unlink()
+    assert workshop(TABLE, "--quick")["exit_code"] == 1
+    assert "no committed table for results/a" in capsys.readouterr().out
+
+
+def test_steps_that_share_a_folder_keep_each_others_tables(workshop):
+    table = TABLE.replace("results/b\n", "results/a\n").replace("{out}/results/b/x", "{out}/runs/a")
+    Path("sets/wild").mkdir(parents=True)
+    Path("w.safetensors").touch()
+    workshop(table, "--only", "demo", "demo-evaluate")
+    Path("out/results/a/first").touch()
+    workshop(table, "--data-root", "sets", "--weights-dir", ".")
+    assert Path("out/results/a/first").exists()
 
 
 def test_list_quick_and_only(workshop, capsys):
@@ -172,33 +212,77 @@ def test_a_line_that_is_no_step_is_named(workshop, line):
         workshop(TABLE + line)
 
 
+MAKE = Step("make", "evaluate.py --output-dir {out}/results/x")
+MORE = Step("more", "evaluate.py --output-dir {out}/results/x")
+
+
+def verdicts(tmp_path, found: list[dict], published: list[dict] = ROWS, steps=(MAKE,), done=(MAKE,)) -> list[str]:
+    write_rows(tmp_path / "out" / "results" / "x" / "metrics.csv", found)
+    write_rows(tmp_path / "committed" / "x" / "metrics.csv", published)
+    return [row["verdict"] for row in compare_results(tmp_path / "out", tmp_path / "committed", steps, done)]
+
+
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
-        ({}, "agrees"),
-        ({"auc": 0.9504}, "agrees"),
-        ({"auc": 0.951}, "DIFFERS"),
-        ({"auc": 0.5, "n_real": 4}, "other images"),
-        ({"tier": "web"}, "not published"),
-        ({"auc": None}, None),
+        ({}, ["agrees"]),
+        ({"auc": 0.9504}, ["agrees"]),
+        ({"auc": 0.951}, ["DIFFERS"]),
+        ({"auc": 0.5, "n_real": 4}, ["OTHER IMAGES"]),
+        ({"tier": "common"}, ["MISSING", "not published"]),
+        ({"checkpoint": "b", "auc": 0.5}, ["MISSING", "not published"]),
+        ({"auc": None}, ["MISSING"]),
+        ({"auc": "nan"}, ["DIFFERS"]),
     ],
 )
 def test_verdict_of_a_figure(change, verdict, tmp_path):
-    for name, rows in (("found", [{**ROW, **change}]), ("committed", [ROW])):
-        (tmp_path / name / "x").mkdir(parents=True)
-        (tmp_path / name / "x" / "metrics.json").write_text(json.dumps(rows))
-    found = compare_folders(tmp_path / "found", tmp_path / "committed")
-    assert [row["verdict"] for row in found] == ([verdict] if verdict else [])
-    (tmp_path / "committed" / "x" / "metrics.json").write_text('{"auc": 1}')
-    with pytest.raises(UserError, match="list of rows"):
-        compare_folders(tmp_path / "found", tmp_path / "committed")
+    found = verdicts(tmp_path, [{**ROWS[0], **change}, *ROWS[1:]])
+    assert sorted(found) == sorted([*verdict, "agrees", "agrees"])
 
 
-def test_what_is_published_agrees_with_itself():
-    found = compare_folders(reproduce.COMMITTED, reproduce.COMMITTED)
-    assert {row["verdict"] for row in found} == {"agrees"}
-    assert {"demo", "attacks-demo", "generalisation", "deepfake-v2"} <= {row["results"] for row in found}
-    assert any(row["dataset"] == "sfhq / faces140k + utkface" for row in found)  # from one_class.json
+def test_every_published_row_counts(tmp_path):
+    assert sorted(verdicts(tmp_path, ROWS[:1])) == ["MISSING", "MISSING", "agrees"]
+    assert verdicts(tmp_path, []) == ["MISSING"] * 3
+    assert verdicts(tmp_path, ROWS[:1], steps=(MAKE, MORE)) == ["agrees", "not made", "not made"]
+    assert verdicts(tmp_path, ROWS, done=()) == []
+    (tmp_path / "out" / "results" / "x" / "metrics.csv").unlink()
+    assert {row["verdict"] for row in compare_results(tmp_path / "out", tmp_path / "committed", [MAKE], [MAKE])} == {
+        "MISSING"
+    }
+    with pytest.raises(UserError, match="1 repeated"):
+        verdicts(tmp_path, [*ROWS, ROWS[0]])
+
+
+def copy_of_the_results(out: Path) -> list[Step]:
+    """Lay out the committed results as if every step had just made them."""
+    found = read_steps(reproduce.STEPS_FILE)
+    shutil.copytree(reproduce.COMMITTED, out / "results", ignore=shutil.ignore_patterns("scores", "cells", "raw"))
+    for step in found:
+        if step.folders[0].startswith("tables/"):
+            (out / step.folders[0]).mkdir(parents=True)
+            for file in reproduce.COMMITTED.rglob("*.csv"):
+                if file.stem in (Path(step.output).stem, "verdicts" if step.name == "table-card" else ""):
+                    shutil.copy(file, out / step.folders[0])
+    return found
+
+
+def test_what_is_published_agrees_with_itself_and_nearly_every_table_is_compared(tmp_path):
+    found = copy_of_the_results(tmp_path)
+    rows = compare_results(tmp_path, reproduce.COMMITTED, found, found)
+    assert {row["verdict"] for row in rows} == {"agrees"}
+    assert any(row["row"].startswith("deepfake-v2 sfhq / faces140k + utkface") for row in rows)  # of one_class.csv
+    tables = {step.folders[0] for step in found if step.writes_tables}
+    assert tables - {row["folder"] for row in rows} == {"results/explanations-demo", "results/benchmark-demo"}
+
+
+def test_a_change_of_any_table_is_noticed(tmp_path):
+    found = copy_of_the_results(tmp_path)
+    tables = {row["results"] for row in compare_results(tmp_path, reproduce.COMMITTED, found, found)}
+    for file in tmp_path.glob("**/*.csv"):
+        if any(Path(table).name == file.name for table in tables):
+            file.write_text(file.read_text().splitlines()[0] + "\n")
+    rows = compare_results(tmp_path, reproduce.COMMITTED, found, found)
+    assert {row["verdict"] for row in rows if not row["results"].endswith(".json")} == {"MISSING"}
 
 
 # ---------------------------------------------------------------------------------------- the table of the project
@@ -211,10 +295,10 @@ def test_every_step_is_a_command_that_its_script_takes():
 
 
 def test_what_a_step_reads_is_made_before():
-    steps = read_steps(reproduce.STEPS_FILE)
-    for place, step in enumerate(steps):
-        needed = step.needs(steps)
-        assert {other.name for other in needed} <= {other.name for other in steps[:place]}
+    found = read_steps(reproduce.STEPS_FILE)
+    for place, step in enumerate(found):
+        needed = step.needs(found)
+        assert {other.name for other in needed} <= {other.name for other in found[:place]}
         covered = [folder for other in needed for folder in other.folders]
         lost = [path for path in step.inputs if not any(f"{path}/".startswith(f"{own}/") for own in covered)]
         assert lost == [], step.name
@@ -224,6 +308,15 @@ def test_every_published_table_of_metrics_has_a_step():
     outputs = {step.output for step in read_steps(reproduce.STEPS_FILE)}
     published = {f"results/{file.relative_to(reproduce.COMMITTED)}" for file in ROOT.glob("results/*/metrics.json")}
     assert published - outputs == set()
+
+
+def test_the_release_and_its_card_are_steps():
+    names = [step.name for step in read_steps(reproduce.STEPS_FILE)]
+    assert (
+        names.index("released") < names.index("release") < names.index("evaluate-released") < names.index("table-card")
+    )
+    by_name = {step.name: step for step in read_steps(reproduce.STEPS_FILE)}
+    assert by_name["release"] in by_name["evaluate-released"].needs(list(by_name.values()))
 
 
 @pytest.mark.parametrize(
@@ -238,9 +331,9 @@ def test_the_tables_made_of_tables_are_those_of_their_results(script, table, tmp
 
 
 def test_steps_that_make_tables_of_tables_have_flags_that_exist():
-    made_of_tables = ("studies.summarize", "studies.ablation_table", "studies.candidates_table")
+    made_of_tables = ("studies.summarize", "studies.ablation_table", "studies.candidates_table", "studies.model_card")
     steps = [step for step in read_steps(reproduce.STEPS_FILE) if step.module in made_of_tables]
     for step in steps:
         module = importlib.import_module(step.module)
         module.get_args_parser().parse_args(step.command.split()[2:])
-    assert len(steps) == 3
+    assert len(steps) == 4

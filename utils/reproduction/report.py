@@ -1,106 +1,146 @@
-"""Do numbers that were made again lie within the intervals of those that are committed?"""
+"""Do the tables of a new run agree with the committed ones?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 from utils.files import read_json
+from utils.reproduction.steps import Step
 from utils.tables import write_table
 
-FILES = ("metrics.json", "one_class.json", "attacks.json")
-IDENTITY = ("checkpoint", "dataset", "split", "tier", "generator", "attack", "norm", "size", "direction")
-COUNTS = ("n_real", "n_fake", "n")
-FIGURES = ("auc", "acc", "clean_acc", "robust_acc")
+AGREES, DIFFERS, OTHER_IMAGES, MISSING = "agrees", "DIFFERS", "OTHER IMAGES", "MISSING"
+NOT_MADE, NEW = "not made", "not published"
+FAILURES = (DIFFERS, OTHER_IMAGES, MISSING)
+IDENTITY = (
+    "checkpoint dataset split tier generator perturbation severity attack_name norm size direction engine batch_size "
+    "title check shots excluded tested name setting forgery run sigma label fact"
+).split()
+COUNTS = ("n", "n_real", "n_fake", "n_mask", "n_grid", "n_face", "seeds")
+AUDIT_COUNTS = ("n_images", "n_leaks", "n_repeats", "n_counterparts")
+MEANS = {"mean", "valid_mean", "tier_mean", "valid_auc", "test_auc", "test_acc"}  # published without an interval
+MEAN_SLACK = 0.03
+OF_THE_MACHINE = {"ratio", "images_per_s"}  # speed: a range of repeats, not an interval
+# These follow the threshold or few images, and differ more between two runs than within one test set.
+VOLATILE = {"real_acc", "fake_acc", "f1", "eer", "tpr_at_fpr1", "ece", "brier"}
+NOT_COMPARED = {"trials.csv", "speed.csv", "comparison.csv"}
 ROUNDING = 5e-4  # results are published with three decimals
-AGREES, DIFFERS, OTHER_IMAGES, NEW = "agrees", "DIFFERS", "other images", "not published"
 COLUMNS = [
     ("results", "Results"),
-    ("checkpoint", "Checkpoint"),
-    ("dataset", "Data"),
-    ("what", "What"),
+    ("row", "Row"),
     ("figure", "Figure"),
     ("published", "Published"),
     ("found", "Found"),
     ("verdict", "Verdict"),
 ]
-CAPTION = "Results made again against the committed ones: a figure agrees when it lies in the committed 95 % interval."
+CAPTION = "New results against the committed ones: a figure agrees if it lies in the committed 95 % interval."
 
 
-def compare_folders(found: Path, committed: Path) -> list[dict[str, Any]]:
-    """Compare every metrics file below ``found`` with the one of the same place below ``committed``.
+def compare_results(out: Path, committed: Path, steps: Sequence[Step], done: Sequence[Step]) -> list[dict[str, Any]]:
+    """Compare the tables of the ``done`` steps with the committed tables, one entry per published figure.
 
-    Rows are matched by checkpoint, data set, split, tier, generator and attack. Returns one row for each figure that
-    has an interval there, with ``verdict``: AGREES, DIFFERS, OTHER_IMAGES (the number of images is not the same) or
-    NEW (nothing was committed for it).
+    Every published row counts: its verdict is AGREES, DIFFERS, OTHER_IMAGES (other numbers of images), MISSING (the row
+    or its figure was not made although all of ``steps`` that write the table are done) or NOT_MADE (one of them is
+    not). Rows that only the new run has are NEW.
 
     Raises:
-        UserError: a file is no list of rows.
+        UserError: a table cannot be read.
     """
-    rows = []
-    for file in sorted(path for path in found.rglob("*.json") if path.name in FILES):
-        place = file.relative_to(found)
-        published = {_identity(row): row for row in read_rows(committed / place)}
-        for row in read_rows(file):
-            rows += _compare_row(place.parent.as_posix(), row, published.get(_identity(row), {}))
+    entries = []
+    for folder in dict.fromkeys(step.folders[0] for step in done if step.writes_tables):
+        complete = all(step in done for step in steps if step.folders[0] == folder)
+        for published_file, found_file in table_files(out / folder, committed, folder):
+            base = {"folder": folder, "results": published_file.relative_to(committed).as_posix()}
+            found = read_rows(found_file) if found_file.exists() else {}
+            published = read_rows(published_file)
+            for key, row in published.items():
+                base["row"] = " ".join(key)
+                entries += _compare_row(base, row, found.get(key), MISSING if complete else NOT_MADE)
+            for key in found.keys() - published.keys():
+                entries.append({**base, "row": " ".join(key), "verdict": NEW})
+    return entries
+
+
+def table_files(found: Path, committed: Path, folder: str) -> Iterator[tuple[Path, Path]]:
+    """Yield (committed table, new table) for an output folder, ``results/NAME`` or ``tables/NAME``."""
+    published = committed / Path(folder).relative_to("results") if folder.startswith("results/") else None
+    if published:
+        files = [*published.glob("*.csv"), *published.glob("audit.json")]
+    else:
+        files = [file for made in found.glob("*.csv") for file in committed.rglob(made.name)]
+    for file in sorted(files):
+        if file.name not in NOT_COMPARED:
+            yield file, found / file.name
+
+
+def read_rows(file: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """Read a table by the identity of its rows; an audit is one row of counts."""
+    if file.suffix == ".json":
+        content = read_json(file, "an audit")
+        return {("audit",): {key: str(content.get(key)) for key in AUDIT_COUNTS}}
+    with file.open(newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    rows = {tuple(line[key] for key in IDENTITY if line.get(key)): line for line in lines}
+    if len(rows) != len(lines):
+        raise UserError(f"expected a table with distinct rows in {file}, got {len(lines) - len(rows)} repeated")
     return rows
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, none if there is no such file. Raises UserError."""
-    rows = read_json(file, "a metrics file") if file.exists() else []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"expected a list of rows in {file}, got something else; make it again")
-    return rows
-
-
-def _identity(row: dict[str, Any]) -> tuple:
-    return tuple(row.get(key) for key in IDENTITY)
-
-
-def _compare_row(place: str, row: dict[str, Any], published: dict[str, Any]) -> list[dict[str, Any]]:
-    same_images = all(row.get(key) == published.get(key) for key in COUNTS)
-    compared = []
-    for figure in FIGURES:
-        if row.get(figure) is None or row.get(f"{figure}_ci") is None:
-            continue
-        interval = published.get(f"{figure}_ci")
-        if interval is None:
-            verdict = NEW
+def _compare_row(
+    base: dict[str, str], published: dict[str, str], found: dict[str, str] | None, absent: str
+) -> Iterator[dict[str, Any]]:
+    """Yield an entry per figure of a published row; a row without figures counts by its numbers of images."""
+    counts = [name for name in (*COUNTS, *AUDIT_COUNTS) if name in published]
+    figures = [name for name in published if limits(name, published)]
+    if "passed" in published:
+        verdict = absent if found is None else AGREES if found["passed"] == published["passed"] else DIFFERS
+        yield {**base, "figure": "passed", "published": published["passed"], "verdict": verdict}
+    same_images = found is not None and all(found.get(name) == published[name] for name in counts)
+    if not figures and counts:
+        verdict = absent if found is None else AGREES if same_images else OTHER_IMAGES
+        yield {**base, "figure": "images", "published": published[counts[0]], "verdict": verdict}
+    for name in figures:
+        low, high = limits(name, published) or (0.0, 0.0)
+        value = _number((found or {}).get(name))
+        entry = {**base, "figure": name, "published": float(published[name]), "published_ci": [low, high]}
+        if value is None:
+            yield {**entry, "found": None, "verdict": absent}
         elif not same_images:
-            verdict = OTHER_IMAGES
+            yield {**entry, "found": value, "verdict": OTHER_IMAGES}
         else:
-            inside = interval[0] - ROUNDING <= row[figure] <= interval[1] + ROUNDING
-            verdict = AGREES if inside else DIFFERS
-        what = " ".join(str(row[key]) for key in ("tier", "generator", "attack", "size") if row.get(key))
-        compared.append(
-            {
-                "results": place,
-                "checkpoint": row.get("checkpoint"),
-                "dataset": row.get("dataset"),
-                "what": what,
-                "figure": figure,
-                "published": published.get(figure),
-                "published_ci": interval,
-                "found": row[figure],
-                "verdict": verdict,
-            }
-        )
-    return compared
+            agrees = low - ROUNDING <= value <= high + ROUNDING
+            yield {**entry, "found": value, "verdict": AGREES if agrees else DIFFERS}
 
 
-def write_comparison(rows: Sequence[dict[str, Any]], folder: Path) -> str:
+def limits(name: str, row: dict[str, str]) -> tuple[float, float] | None:
+    """Return the interval in which a figure must lie; None if the column is no figure, or has no value."""
+    value, low, high = (_number(row.get(f"{name}{end}")) for end in ("", "_low", "_high"))
+    if value is None or name in OF_THE_MACHINE | VOLATILE:
+        return None
+    if low is not None and high is not None:
+        return low, high
+    return (value - MEAN_SLACK, value + MEAN_SLACK) if name in MEANS else None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def write_comparison(entries: Sequence[dict[str, Any]], folder: Path) -> str:
     """Write ``comparison`` as .csv, .md and .tex; returns the Markdown."""
-    write_table(rows, COLUMNS, folder / "comparison", CAPTION)
-    return (folder / "comparison.md").read_text(encoding="utf-8")
+    return write_table(entries, COLUMNS, folder / "comparison", CAPTION)[1].read_text(encoding="utf-8")
 
 
-def count_verdicts(rows: Sequence[dict[str, Any]]) -> str:
-    """One line: ``48 figures agree, 0 differ, 16 have no published counterpart``."""
-    counts = {name: sum(row["verdict"] == name for row in rows) for name in (AGREES, DIFFERS, OTHER_IMAGES, NEW)}
+def count_verdicts(entries: Sequence[dict[str, Any]]) -> str:
+    """Return one line: ``48 figures agree, 0 differ, 0 of other images, 0 missing, 4 not made, 16 not published``."""
+    counts = {name: sum(entry["verdict"] == name for entry in entries) for name in (*FAILURES, AGREES, NOT_MADE, NEW)}
     return (
-        f"{counts[AGREES]} figures agree, {counts[DIFFERS]} differ, "
-        f"{counts[OTHER_IMAGES] + counts[NEW]} have no published counterpart"
+        f"{counts[AGREES]} figures agree, {counts[DIFFERS]} differ, {counts[OTHER_IMAGES]} of other images, "
+        f"{counts[MISSING]} missing, {counts[NOT_MADE]} not made, {counts[NEW]} rows not published"
     )

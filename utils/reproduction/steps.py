@@ -1,4 +1,4 @@
-"""The steps of reproduce.py: read from one text file, run in their order, and not again while nothing has changed."""
+"""The steps of studies/reproduce.py: read from one file, run in order, and skipped while nothing has changed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from typing import Any
 from utils.args import EXIT_DONE, EXIT_PARTIAL
 from utils.errors import UserError
 from utils.files import read_json, read_text, write_json
+from utils.source import code_digest
 
 DONE, TODO, SKIPPED, FAILED = "done", "todo", "skipped", "failed"
-OUTPUTS = {  # what a script leaves in its --output-dir once it has finished
+OUTPUTS = {  # the file in --output-dir that a finished script has written
     "train": "best.pt",
     "ensemble": "best.pt",
     "calibrate": "best.pt",
@@ -36,7 +37,10 @@ OUTPUTS = {  # what a script leaves in its --output-dir once it has finished
     "studies.summarize": "summary.md",
     "studies.ablation_table": "ablation.md",
     "studies.candidates_table": "candidates.md",
+    "studies.release": "deepfake-v2.json",
+    "studies.model_card": "card.md",
 }
+FOUND_AT_RUN_TIME = ("models/*.py", "utils/attacks/methods/*.py", "utils/explanations/methods/*.py")
 RESUMABLE = {"evaluate", "attack", "explain", "benchmark", "tune"} | {
     f"studies.{name}" for name in ("leave_one_out", "model_table", "few_shot")
 }
@@ -45,40 +49,47 @@ LINE = re.compile(r"([\w-]+) +python +((?:\w+\.py|-m studies\.\w+) .+)")
 
 @dataclass(frozen=True)
 class Step:
-    """One command. What it reads and writes is read off its text, so it is written down only once."""
+    """One command; its text says what it reads and writes."""
 
     name: str
     command: str
 
     @property
     def module(self) -> str:
-        """The module that it runs, such as ``train`` or ``studies.few_shot``."""
+        """The module that runs, such as ``train`` or ``studies.few_shot``."""
         words = self.command.split()
         return words[1] if words[0] == "-m" else words[0].removesuffix(".py")
 
     @property
     def folders(self) -> list[str]:
-        """The folders below {out} that are its own, its --output-dir first."""
+        """The folders below {out} that it writes, its --output-dir (or the folder of its --output) first."""
         found = re.findall(r"--(output|runs)-dir \{out\}/(\S+)", self.command)
+        found += re.findall(r"--(output) \{out\}/(\S+)/\S+", self.command)
         return [path for _, path in sorted(found)]
 
     @property
+    def writes_tables(self) -> bool:
+        """Whether its output folder holds tables, not a checkpoint."""
+        return self.folders[0].startswith(("results/", "tables/"))
+
+    @property
     def output(self) -> str:
-        """The file below {out} that is there when it has finished."""
+        """The file below {out} that exists once it has finished."""
         return f"{self.folders[0]}/{OUTPUTS[self.module]}"
 
     @property
     def inputs(self) -> list[str]:
         """What it reads below {out}."""
-        return [path for path in re.findall(r"\{out\}/(\S+)", self.command) if path not in self.folders]
+        found = re.findall(r"(?<!--output )\{out\}/(\S+)", self.command)
+        return [path for path in found if path not in self.folders]
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """What it needs from outside: ("data" or "weights", path below that folder)."""
+        """Its external inputs: ("data" or "weights", path below that folder)."""
         return list(dict.fromkeys(re.findall(r"\{(data|weights)\}/?([^\s@]*)", self.command)))
 
     def needs(self, steps: Sequence[Step]) -> list[Step]:
-        """Those of the steps whose folders it reads."""
+        """Return the steps whose folders it reads."""
         inputs = [f"{path}/" for path in self.inputs]
         return [
             step
@@ -93,7 +104,7 @@ def read_steps(file: Path) -> list[Step]:
     Empty lines and lines that start with # are skipped.
 
     Raises:
-        UserError: a line is no step, a name occurs twice, or nobody knows when its script has finished.
+        UserError: a line is not a step, a name occurs twice, or its module is not in OUTPUTS.
     """
     steps: dict[str, Step] = {}
     for number, line in enumerate(read_text(file, "a table of steps").splitlines(), start=1):
@@ -111,9 +122,9 @@ def read_steps(file: Path) -> list[Step]:
 
 
 class Workshop:
-    """The folder that steps write to, and the record of what has been done there (``state.json``).
+    """The folder that steps write to, with a record of finished steps (``state.json``).
 
-    ``places`` has the folders of {data} and {weights}.
+    ``places`` holds the folders for {data} and {weights}.
     """
 
     def __init__(self, out: Path, steps: Sequence[Step], places: dict[str, Path], scripts: Path) -> None:
@@ -122,17 +133,18 @@ class Workshop:
         self.state: dict[str, dict[str, Any]] = read_json(self.state_file) if self.state_file.exists() else {}
 
     def arguments(self, step: Step) -> list[str]:
-        """The words of its command with the folders filled in; a script is a path."""
+        """Return the words of its command with the folders filled in; a script becomes a path."""
         folders = {name: str(path) for name, path in self.places.items()} | {"out": str(self.out)}
         filled = [re.sub(r"\{(data|weights|out)\}", lambda m: folders[m[1]], w) for w in shlex.split(step.command)]
         return filled if filled[0] == "-m" else [str(self.scripts / filled[0]), *filled[1:]]
 
     def digest(self, step: Step) -> str:
-        """What identifies its command, folders included."""
-        return hashlib.sha256("\0".join([step.module, *self.arguments(step)[1:]]).encode()).hexdigest()[:16]
+        """Identify its command, folders included, and all code that it runs."""
+        code = code_digest(f"{step.module.replace('.', '/')}.py", *FOUND_AT_RUN_TIME)
+        return hashlib.sha256("\0".join([step.module, *self.arguments(step)[1:], code]).encode()).hexdigest()[:16]
 
     def is_done(self, step: Step) -> bool:
-        """Whether it has finished with this command, its output is still there, and nothing it reads is newer."""
+        """Whether it has finished with this command and code, its output exists, and no input is newer."""
         entry, output = self.state.get(step.name, {}), self.out / step.output
         if entry.get("digest") != self.digest(step) or not entry.get("finished") or not output.is_file():
             return False
@@ -140,30 +152,31 @@ class Workshop:
         return output.stat().st_mtime >= entry["started"] and max(sources, default=0.0) <= entry["started"]
 
     def absent(self, step: Step) -> str | None:
-        """The data or the weights that it needs and that are not here; None if all are."""
+        """Name the data or weights that are missing; None if there are all."""
         for kind, path in step.places:
             if not (self.places[kind] / path).exists():
                 return f"no {kind} at {self.places[kind] / path}"
         return None
 
     def obstacle(self, step: Step) -> str | None:
-        """Why it cannot run now: data or weights are absent, or what another step makes; None if it can."""
+        """Say why it cannot run now: missing data or weights, or a step that is not done; None if it can."""
         unmade = [other.name for other in step.needs(self.steps) if not self.is_done(other)]
         return self.absent(step) or (f"needs {', '.join(unmade)}" if unmade else None)
 
     def run(self, step: Step) -> str:
         """Run a step, its stdout going to ``logs/NAME.txt``; returns DONE or FAILED.
 
-        A step that was interrupted goes on where its script can; any other starts with its own folders empty.
+        An interrupted step is resumed where its script can; any other starts with empty folders.
         """
         entry, arguments = self.state.get(step.name, {}), self.arguments(step)
         interrupted = entry.get("digest") == self.digest(step) and not entry.get("finished")
-        own = self.out / step.folders[0]
-        if interrupted and step.module == "train" and (own / "last.pt").is_file():
-            arguments = [arguments[0], "--resume", "--output-dir", str(own)]
+        folder = self.out / step.folders[0]
+        if interrupted and step.module == "train" and (folder / "last.pt").is_file():
+            arguments = [arguments[0], "--resume", "--output-dir", str(folder)]
         elif not (interrupted and step.module in RESUMABLE):
-            for folder in step.folders:
-                shutil.rmtree(self.out / folder, ignore_errors=True)
+            shared = {path for other in self.steps if other is not step for path in other.folders}
+            for path in set(step.folders) - shared:
+                shutil.rmtree(self.out / path, ignore_errors=True)
         started = time.time()
         self._note(step, digest=self.digest(step), started=started, finished=None)
         log = self.out / "logs" / f"{step.name}.txt"
