@@ -162,7 +162,7 @@ def fake_generators(listing: Listing) -> list[str]:
 
 
 def check_generators(specs: Sequence[str], names: Sequence[str]) -> None:
-    """Raise UserError unless some data set has fakes of each of these generators, in any case of letters."""
+    """Raise UserError unless some dataset has fakes of each of these generators; case is ignored."""
     if not names:
         return
     found = sorted({name for text in specs for name in fake_generators(open_records(text, "all"))})

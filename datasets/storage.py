@@ -213,7 +213,7 @@ def _scan(file: str, labels: Mapping[str, int]) -> Shard:
     if not is_whole:
         log.warning("%s: truncated; the %d images before the damage are used", file, len(found.places))
     if ignored:
-        log.warning("%s: ignored %d files that are not images", file, ignored)
+        log.warning("%s: ignored files that are not images (%d)", file, ignored)
     masks = {name.removesuffix(MASK_SUFFIX): name for name in found.places if name.endswith(MASK_SUFFIX)}
     for name in found.places:
         key = name.rpartition(".")[0]

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Mapping
 from email.message import Message
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -30,9 +31,9 @@ TIMEOUT = 60  # seconds without a byte
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but sends the password only to the host that it is meant for."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl) -> urllib.request.Request | None:
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
+        request = super().redirect_request(req, *answer)
+        if request is not None and urlsplit(request.full_url).netloc != urlsplit(req.full_url).netloc:
             request.remove_header("Authorization")
         return request
 

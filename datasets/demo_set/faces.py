@@ -12,6 +12,7 @@ Colours are linear-light RGB; a canvas is float32 (R, R, 3), rendered at twice t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -203,7 +204,7 @@ def ellipse(u: float, v: float, a: float, b: float, turn: float = 0.0, count: in
     return np.stack([u + x * np.cos(turn) - y * np.sin(turn), v + x * np.sin(turn) + y * np.cos(turn)], 1)
 
 
-def curve(u0: float, u1: float, shape, count: int = 13) -> np.ndarray:
+def curve(u0: float, u1: float, shape: Callable[[np.ndarray], np.ndarray], count: int = 13) -> np.ndarray:
     """Return points (count, 2) from u0 to u1 whose v is shape(t), t from -1 to 1."""
     t = np.linspace(-1, 1, count)
     return np.stack([u0 + (u1 - u0) * (t + 1) / 2, shape(t) + 0 * t], 1)

@@ -188,7 +188,7 @@ def _scan_location(location: str) -> Folder:
     tree = _scan(path, frozenset())
     if others := [name for name in tree.others if name != "demo.json"]:
         shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        log.warning("%s: ignored %d files that are not images: %s", location, len(others), shown)
+        log.warning("%s: ignored files that are not images (%d): %s", location, len(others), shown)
     if not tree.images and not tree.folders:
         raise UserError(f"expected images ({', '.join(IMAGE_SUFFIXES[:5])}, ...) in {location}, got none")
     return tree

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     def timed(forge: Forgery) -> Action:
         return lambda image, number: forge(image, np.random.default_rng([args.seed, number]))
 
-    actions = {f"forgery {name}": timed(forge) for name, forge in {**FORGERIES, DECODER: decoder}.items()}
+    kinds: dict[str, Forgery] = {**FORGERIES, DECODER: decoder}
+    actions = {f"forgery {name}": timed(forge) for name, forge in kinds.items()}
     actions["forger of all kinds, share 0.5, with JPEG"] = lambda image, number: forger(image, 0, args.seed + number)
     summary: list[dict[str, Any]] = []
     for name, action in actions.items():

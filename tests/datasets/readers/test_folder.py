@@ -161,7 +161,7 @@ def test_files_are_recognised_by_content_and_the_others_named(build, tmp_path, c
     records = open_records(f"{folder}@split=train").records
     assert {os.path.basename(record.path) for record in records} >= {"photo", "shot.MPO", "a.dat", "b.HEIC", "c.bin"}
     assert len(records) == 9 and len(list_images(folder)) == 9
-    assert "ignored 3 files that are not images: docs/readme.md, train/fake/empty, train/notes.txt" in caplog.text
+    assert "ignored files that are not images (3): docs/readme.md, train/fake/empty, train/notes.txt" in caplog.text
     assert read_image(folder / "train/real/photo").shape == (2, 2, 3)
     with pytest.raises(UnreadableImage, match="HEIC"):
         read_image(folder / "train/real/c.bin")
