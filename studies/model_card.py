@@ -4,7 +4,7 @@
 
 Reads the results of the release (`python evaluate.py --checkpoint checkpoints/deepfake-v2.pt --data ... --tiers clean
 web hard --output-dir results/deepfake-v2`) and its description, checkpoints/deepfake-v2.json. Writes the tables card,
-verdicts and identity as .csv, .md and .tex to the same folder and copies them into the card.
+verdicts, identity and overview as .csv, .md and .tex to the same folder and copies them into the card.
 """
 
 from __future__ import annotations
@@ -49,7 +49,19 @@ VERDICT_COLUMNS = [
 VERDICT_TIERS = ("clean", "web")
 CARD = RELEASE_FILE.parent / "MODEL_CARD.md"
 RESULTS = ROOT / "results" / RELEASE_FILE.stem
+PAIRED = ROOT / "results" / "generalisation" / "one_class.json"
+OVERVIEW_CAPTION = "The released detector; AUC with 95 % bootstrap intervals, rates with 95 % Wilson intervals."
 IDENTITY_COLUMNS = [("fact", "Fact"), ("value", "Value")]
+OVERVIEW_COLUMNS = [
+    ("dataset", "Source"),
+    ("seen", "Domain"),
+    ("n_real", "Reals"),
+    ("n_fake", "Fakes"),
+    ("auc", "AUC"),
+    ("auc_web", "AUC, shared"),
+    ("false_alarms", "Reals called fake"),
+    ("found", "Fakes called fake"),
+]
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -57,6 +69,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "python -m studies.model_card")
     parser.add_argument("--release", default=str(RELEASE_FILE), metavar="PT", help="default: the released checkpoint")
     parser.add_argument("--results", default=str(RESULTS), metavar="DIR", help="default: results/deepfake-v2")
+    parser.add_argument("--paired", default=str(PAIRED), metavar="JSON", help="metrics of one-class sets in one format")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for tables and a copy of the card, instead of both")
     return parser
 
@@ -70,18 +83,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     description = read_json(description_file(release), "the description of the release")
     scores = [read_scores(file) for file in sorted((results / "scores").glob(f"{release.stem}__*.csv.gz"))]
     point = OperatingPoint.from_checkpoint(description)
+    measured = [row for row in metrics if row["generator"] == "all"]
+    said = [row for table in scores for row in verdict_rows(table, point)]
+    paired = [row for row in read_json(Path(args.paired)) if row["checkpoint"] == release.stem]
+    write_table(overview(measured, said, paired), OVERVIEW_COLUMNS, folder / "overview", OVERVIEW_CAPTION)
     tables = {
         "identity": (identity(description), IDENTITY_COLUMNS, "The released file."),
-        "verdicts": (
-            [row for table in scores for row in verdict_rows(table, point)],
-            VERDICT_COLUMNS,
-            "What predict.py says; 95 % Wilson intervals.",
-        ),
-        "card": (
-            [row for row in metrics if row["generator"] == "all"],
-            COLUMNS,
-            "The released detector; 95 % bootstrap intervals.",
-        ),
+        "verdicts": (said, VERDICT_COLUMNS, "What predict.py says; 95 % Wilson intervals."),
+        "card": (measured, COLUMNS, "The released detector; 95 % bootstrap intervals."),
     }
     text = read_text(CARD, "the model card")
     for name, (rows, columns, caption) in tables.items():
@@ -108,6 +117,30 @@ def verdict_rows(table: ScoreTable, point: OperatingPoint) -> list[dict[str, Any
             if n and tier in VERDICT_TIERS:
                 rows.append(row)
     return rows
+
+
+def overview(rows: list[dict], verdicts: list[dict], paired: list[dict]) -> list[dict[str, Any]]:
+    """One row per source, in-domain sources first: AUC, and how often predict.py says fake.
+
+    Args:
+        rows: metrics rows of all tiers.
+        verdicts: rows of :func:`verdict_rows`.
+        paired: metrics rows of one-class sets against the real images of other sets.
+    """
+    against = {row["dataset"].split(" / ")[0]: row for row in paired}
+    web = {row["dataset"]: row for row in rows if row["tier"] == "web"}
+    called = {(row["dataset"], row["label"]): row for row in verdicts if row["tier"] == "clean"}
+    table = []
+    for row in sorted((row for row in rows if row["tier"] == "clean"), key=lambda row: row["seen"] == "unseen"):
+        name, shared = row["dataset"], web[row["dataset"]]
+        auc = against.get(name, row)
+        line = {key: row[key] for key in ("dataset", "seen", "n_real", "n_fake")}
+        line |= {"auc": auc["auc"], "auc_ci": auc["auc_ci"], "auc_web": shared["auc"], "auc_web_ci": shared["auc_ci"]}
+        for key, label in (("false_alarms", "real"), ("found", "fake")):
+            if said := called.get((name, label)):
+                line |= {key: said["fake"], f"{key}_ci": said["fake_ci"]}
+        table.append(line)
+    return table
 
 
 def identity(description: dict[str, Any]) -> list[dict[str, str]]:

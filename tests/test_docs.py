@@ -39,7 +39,8 @@ def test_the_model_card_has_every_section():
 def test_worked_example_of_base_rates():
     """The arithmetic of docs/limits.md, from the two rates that it names."""
     text = " ".join((ROOT / "docs" / "limits.md").read_text(encoding="utf-8").split())
-    real_acc, fake_acc = (float(value) for value in re.search(r"real acc (\S+) and fake acc ([\d.]+),", text).groups())
+    rates = re.search(r"calls (\d+) % of the reals real and (\d+) % of the fakes fake", text)
+    real_acc, fake_acc = (int(value) / 100 for value in rates.groups())
     hits, alarms = 10 * fake_acc, 9990 * (1 - real_acc)
     assert f"| 10 fakes | {hits:.1f} | {10 - hits:.1f} |" in text
     assert f"| 9,990 reals | {alarms:.1f} | {9990 - alarms:,.1f} |" in text

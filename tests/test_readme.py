@@ -1,11 +1,13 @@
 """The README keeps its word: its commands parse, its links lead somewhere, its numbers are those of results/."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.pages import command_lines, command_problems, link_problems, number_problems, table_problems
-from utils.files import ROOT
+from utils.evaluation.finalize import summary_line
+from utils.files import ROOT, read_json
 
 CHECKS = [command_problems, link_problems, table_problems, number_problems]
 
@@ -103,8 +105,28 @@ def test_number_check(root):
     assert number_problems("AUC 0.967 (0.951 to 0.983)", root) == ["0.967: in no results/**/*.md"]
 
 
-def test_the_timed_recipes_are_those_of_the_readme():
+def test_the_timed_recipes_are_those_of_the_results_page():
     from studies.speed.recipes import RECIPES
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert [name for name, recipe in RECIPES.items() if recipe not in text] == []
+
+
+def test_the_example_prints_what_the_readme_shows(monkeypatch, capsys):
+    import predict
+
+    monkeypatch.chdir(ROOT)
+    shown = re.search(r"\npath,p_fake,verdict,logit\n(\S+)\n(1 image: .*)\n", (ROOT / "README.md").read_text("utf-8"))
+    path, p_fake, verdict, logit = shown[1].split(",")
+    predict.main([path])
+    printed = capsys.readouterr()
+    found = printed.out.splitlines()[1].split(",")
+    assert (found[0], found[2], printed.err.splitlines()[-1]) == (path, verdict, shown[2])
+    assert [float(found[1]), float(found[3])] == pytest.approx([float(p_fake), float(logit)], abs=0.01)
+
+
+def test_the_demo_ends_with_the_published_line():
+    rows = read_json(ROOT / "results/demo/metrics.json")
+    row = next(row for row in rows if row["tier"] == "clean" and row["generator"] == "all")
+    shown = re.search(r"^(test demo .*) \.\.\.$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)[1]
+    assert summary_line(row).startswith(shown)
