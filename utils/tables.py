@@ -42,6 +42,11 @@ LATEX_SPECIAL = {
 }
 
 
+def columns(**titles: str) -> Columns:
+    """Columns from keyword arguments: ``columns(auc="AUC", n="Images")``."""
+    return list(titles.items())
+
+
 def format_value(value: Any, fmt: str = DEFAULT_FORMAT, interval: Sequence[float] | None = None) -> str:
     """The text of one cell: ``0.968 [0.951, 0.983]``; an en dash for None and NaN.
 

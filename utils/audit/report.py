@@ -10,52 +10,27 @@ import numpy as np
 
 from utils.audit.image_facts import ImageFacts
 from utils.audit.shortcuts import WARN_AUC, column
-from utils.tables import markdown_table
+from utils.tables import columns, markdown_table
 
 Findings = Mapping[str, Any]
 
-COUNT_COLUMNS = [
-    ("dataset", "Data"),
-    ("split", "Split"),
-    ("label", "Class"),
-    ("generator", "Generator"),
-    ("images", "Images"),
-    ("broken", "Broken"),
-]
+COUNT_COLUMNS = columns(
+    dataset="Data", split="Split", label="Class", generator="Generator", images="Images", broken="Broken"
+)
 FILE_COLUMNS = [
-    ("dataset", "Data"),
-    ("label", "Class"),
-    ("images", "Images"),
-    ("format", "Format"),
-    ("size", "Size"),
-    ("file_bytes", "KB, 5-50-95 %"),
-    ("quality", "JPEG quality"),
-    ("subsampling", "Chroma"),
-    ("mode", "Mode"),
-    ("exif", "EXIF"),
-    ("software", "Software"),
-    ("icc", "ICC"),
-    ("alpha", "Alpha"),
-    ("provenance", "C2PA"),
+    *columns(dataset="Data", label="Class", images="Images", format="Format", size="Size"),
+    *columns(file_bytes="KB, 5-50-95 %", quality="JPEG quality", subsampling="Chroma", mode="Mode", exif="EXIF"),
+    *columns(software="Software", icc="ICC", alpha="Alpha", provenance="C2PA"),
 ]
-PAIR_COLUMNS = [
-    ("first", "Image"),
-    ("second", "Copy"),
-    ("kind", "Kind"),
-    ("labels", "Labels"),
-    ("correlation", "Correlation"),
-    ("crop", "Crop"),
-]
+PAIR_COLUMNS = columns(
+    first="Image", second="Copy", kind="Kind", labels="Labels", correlation="Correlation", crop="Crop"
+)
 SHIFT_COLUMNS = [
-    ("dataset", "Data"),
-    ("compared", "Compared"),
-    ("statistic", "Statistic"),
-    ("auc", "AUC"),
-    ("median_a", "First, median"),
-    ("median_b", "Second, median"),
+    *columns(dataset="Data", compared="Compared", statistic="Statistic", auc="AUC"),
+    *columns(median_a="First, median", median_b="Second, median"),
 ]
-GROUP_COLUMNS = [("dataset", "Data"), ("group", "Group"), ("splits", "Splits"), ("images", "Images")]
-META_COLUMNS = [("dataset", "Data"), ("n", "Images"), ("auc", "AUC"), ("telling", "Most telling columns, alone")]
+GROUP_COLUMNS = columns(dataset="Data", group="Group", splits="Splits", images="Images")
+META_COLUMNS = columns(dataset="Data", n="Images", auc="AUC", telling="Most telling columns, alone")
 SHOWN = 40  # rows of a list; audit.json has more
 
 
@@ -114,7 +89,7 @@ def _broken(broken: Sequence[Mapping[str, str]]) -> list[str]:
     if not broken:
         return []
     rows = [{"path": row["path"], "reason": row["reason"]} for row in broken[:SHOWN]]
-    return ["## Broken files\n", markdown_table(rows, [("path", "Image"), ("reason", "Reason")]), *_more(broken)]
+    return ["## Broken files\n", markdown_table(rows, columns(path="Image", reason="Reason")), *_more(broken)]
 
 
 def _more(rows: Sequence[Any]) -> list[str]:
