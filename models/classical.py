@@ -46,6 +46,10 @@ class ClassicalDetector(Detector):
             return extract_features(images, self.banks)
         return self.embedder(images.to(self.mean.device)).float().cpu().numpy()
 
+    def fits(self, size: int) -> bool:
+        """Check whether the frozen network takes inputs of ``size`` px; handcrafted features take any."""
+        return self.embedder is None or self.embedder.detector.fits(size)
+
     def feature_key(self) -> str:
         """Identify the features for a cache: the text differs whenever the features of the same images would."""
         if self.embedder is None:

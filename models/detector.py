@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
+from utils.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,7 +32,8 @@ class Detector(nn.Module):
         cam_reshape: turns that output into ``(N, C, h, w)``; None where it already has this shape.
         engine: what computes the logits; the name of an ONNX engine for an exported detector.
         has_input_gradient: False for detectors that cannot be differentiated (trees).
-        any_size: False for detectors that only take inputs of ``input_size``.
+        any_size: False for detectors that only take inputs of certain sizes.
+        size_step: the input sizes to prefer are multiples of it, in pixels.
         calibration: maps logits to p_fake (see ``models.operating_point``); None is the plain sigmoid.
     """
 
@@ -41,6 +43,7 @@ class Detector(nn.Module):
     has_input_gradient = True
     is_classical = False
     any_size = True
+    size_step = 32
     cam_reshape: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
@@ -80,6 +83,34 @@ class Detector(nn.Module):
     def predict_proba(self, images: Tensor) -> Tensor:
         """Return p(fake) in [0, 1], shape ``(N,)``, float64; calibrated if the checkpoint carries a calibration."""
         return torch.from_numpy(self.operating_point.p_fake(self(images).float().cpu().numpy()))
+
+    @torch.no_grad()
+    def fits(self, size: int) -> bool:
+        """Check whether the detector takes square inputs of ``size`` px, by scoring a black image."""
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()(self.mean.new_zeros(1, 3, size, size))
+        except Exception:  # architectures refuse a size in many ways
+            return False
+        finally:
+            for module, is_training in modes:
+                module.training = is_training
+        return True
+
+    def choose_size(self, side: int) -> int:
+        """Return the input size for images of about ``side`` px: that of the geometry, or less for smaller images."""
+        smallest = max(self.size_step, side // self.size_step * self.size_step)
+        sizes = range(smallest, self.geometry.size, self.size_step)
+        return next((size for size in sizes if self.fits(size)), self.geometry.size)
+
+    def check_size(self, size: int, flag: str = "--image-size") -> None:
+        """Raise UserError, with sizes that fit, unless the detector takes square inputs of ``size`` px."""
+        if self.fits(size):
+            return
+        step, own = self.size_step, self.input_size
+        tried = {own // 2, own, own * 3 // 2, own * 2, *(size // step * step + step * k for k in range(-1, 3))}
+        sizes = [str(near) for near in sorted(tried) if near >= 16 and self.fits(near)]
+        raise UserError(f"expected {flag} that {self.name} takes, such as {' or '.join(sizes)}, got {size}")
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters of the final classifier, which transfer learning trains with a rate of its own."""

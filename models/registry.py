@@ -52,7 +52,7 @@ def model_arguments(name: str) -> dict[str, object]:
     return {key: value.default for key, value in parameters.items() if value.default is not inspect.Parameter.empty}
 
 
-def create_model(name: str, **model_args: Any) -> Detector:
+def create_model(name: str, /, **model_args: Any) -> Detector:
     """Build a detector by its registered name, or around the timm backbone of that name.
 
     The detector keeps ``name`` and ``model_args``. Among the arguments, ``channels`` holds the layer widths of a pruned
@@ -70,15 +70,18 @@ def create_model(name: str, **model_args: Any) -> Detector:
         raise UserError(f"expected --model-args of {name} among {', '.join(accepted)}, got {', '.join(unknown)}")
     try:
         detector = factory(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:  # raised by its layers
-        if not arguments:
-            raise
-        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise UserError(f"expected --model-args that {name} can be built with, got {given}: {error}") from error
-    if channels := model_args.get("channels"):
-        from models.pruning import narrow_layers
+        if channels := model_args.get("channels"):
+            from models.pruning import narrow_layers
 
-        narrow_layers(detector, channels)
+            narrow_layers(detector, channels)
+    except UserError:
+        raise
+    except Exception as error:  # its layers refuse an argument in many ways
+        if not model_args:
+            raise
+        given = ", ".join(f"{key}={value}" for key, value in model_args.items())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"expected --model-args that {name} can be built with, got {given[:200]}: {reason}") from error
     detector.name, detector.model_args = name, model_args
     return detector
 

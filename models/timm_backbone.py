@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -18,6 +18,8 @@ from models.detector import Detector
 from utils.errors import UserError
 
 HEADS = ("linear", "dense512")
+# Arguments of timm that read files, or change what goes into and comes out of a model.
+REFUSED = ("checkpoint_path", "cache_dir", "num_classes", "in_chans", "features_only", "out_indices", "scriptable")
 
 
 class TimmBackbone(Detector):
@@ -25,17 +27,19 @@ class TimmBackbone(Detector):
 
     def __init__(self, backbone: nn.Module, head: str, dropout: float) -> None:
         config = resolve_model_data_config(backbone)
-        width, layer, reshape = probe(backbone)
+        found = probe(backbone)
         super().__init__(
             input_size=config["input_size"][-1],
             mean=config["mean"],
             std=config["std"],
-            cam_layer=f"backbone.{layer}" if layer else None,
+            cam_layer=f"backbone.{found.cam_layer}" if found.cam_layer else None,
         )
-        self.cam_reshape = reshape
-        self.any_size = not hasattr(backbone, "patch_embed") or getattr(backbone, "dynamic_img_size", False)
+        self.cam_reshape, self.any_size = found.cam_reshape, found.any_size
         self.backbone = backbone
-        self.head = make_head(head, width, dropout)
+        self.head = make_head(head, found.width, dropout)
+        patches = getattr(getattr(backbone, "patch_embed", None), "proj", None)
+        stride = patches.stride[0] if isinstance(patches, nn.Conv2d) else 1
+        self.size_step = stride * max(1, 32 // stride)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)``."""
@@ -44,28 +48,33 @@ class TimmBackbone(Detector):
 
 
 def timm_backbone(
-    name: str, head: str = "linear", dropout: float = 0.0, stem_stride: int | None = None, **timm_args
+    name: str, head: str = "linear", dropout: float = 0.0, stem_stride: int | None = None, **timm_args: Any
 ) -> TimmBackbone:
     """Build a detector around a timm model; further arguments (``drop_path_rate``, ``pad_type``...) go to timm.
 
     ``stem_stride=1`` removes the first down-sampling, at four times the cost (see `set_stem_stride`).
 
     Raises:
-        UserError: timm rejects an argument, or the stride of the stem cannot be set.
+        UserError: timm rejects an argument or cannot pool features with it, the argument would read a file or change
+            the input or output of the model, or the stride of the stem cannot be set.
     """
-    # Transformers are told to take any input size; other families do not know this argument.
-    flexible: dict[str, Any] = (
-        {"dynamic_img_size": True} if name.startswith(("vit_", "deit", "eva", "test_vit")) else {}
-    )
-    try:
+    refused = [key for key in timm_args if key in REFUSED or key.startswith("pretrained")]
+    if refused:
+        raise UserError(
+            f"expected --model-args of the architecture of {name}, got {', '.join(refused)}; use --weights for weights"
+        )
+    # Transformers are told to take any input size, padded to whole patches; other families lack these arguments.
+    flexible = name.startswith(("vit_", "deit", "eva", "test_vit"))
+    attempts: list[dict[str, Any]] = [{"dynamic_img_size": True, "dynamic_img_pad": True}, {}] if flexible else [{}]
+    for options in attempts:
         try:
-            backbone = timm.create_model(name, pretrained=False, num_classes=0, **flexible, **timm_args)
-        except TypeError as error:
-            if "dynamic_img_size" not in str(error):
-                raise
-            backbone = timm.create_model(name, pretrained=False, num_classes=0, **timm_args)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"timm cannot build {name!r} with {timm_args or 'its defaults'}: {error}") from None
+            backbone = timm.create_model(name, pretrained=False, num_classes=0, **options, **timm_args)
+            break
+        except Exception as error:  # timm checks its arguments in many ways
+            if options and any(key in str(error) for key in options):
+                continue
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"timm cannot build {name!r} with {timm_args or 'its defaults'}: {reason}") from None
     if stem_stride is not None:
         set_stem_stride(backbone, stem_stride)
     return TimmBackbone(backbone, head, dropout)
@@ -106,32 +115,51 @@ def make_head(kind: str, width: int, dropout: float) -> nn.Sequential:
     raise UserError(f"expected --model-args head={' or head='.join(HEADS)}, got {kind!r}")
 
 
-@torch.no_grad()
-def probe(backbone: nn.Module) -> tuple[int, str | None, Callable[[Tensor], Tensor] | None]:
-    """Run one black image through a backbone, to measure what timm's tables do not tell reliably.
+class Probe(NamedTuple):
+    """What timm's tables do not state reliably about a backbone."""
 
-    Returns:
-        The width of the pooled features (for some families ``num_features`` is the width before a last layer),
-        the layer that Grad-CAM should read, and how to make a feature map of its output. Both are None where
-        the output of that layer is no map.
+    width: int  # of the pooled features; for some families ``num_features`` is the width before a last layer
+    cam_layer: str | None  # None if no layer outputs a feature map
+    cam_reshape: Callable[[Tensor], Tensor] | None
+    any_size: bool
+
+
+@torch.no_grad()
+def probe(backbone: nn.Module) -> Probe:
+    """Run a black image through a backbone: one of an odd size that no usual stride divides, else one of its own size.
+
+    Raises:
+        UserError: the backbone takes neither, or does not return pooled features.
     """
     layer = find_cam_layer(backbone)
     outputs: list = []
     hook = backbone.get_submodule(layer).register_forward_hook(lambda *call: outputs.append(call[2])) if layer else None
-    size = resolve_model_data_config(backbone)["input_size"]
+    own = resolve_model_data_config(backbone)["input_size"][-1]
+    odd = own // 2 // 16 * 16 + 8
     was_training = backbone.training
-    width = backbone.eval()(torch.zeros(1, *size)).shape[1]
+    for size in (odd, own):
+        outputs.clear()
+        try:
+            pooled = backbone.eval()(torch.zeros(1, 3, size, size))
+            break
+        except Exception as error:  # architectures refuse a size in many ways
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    else:
+        raise UserError(f"expected a timm model that takes {own} px images, got: {reason}")
     backbone.train(was_training)
     if hook:
         hook.remove()
-    shape = outputs[0].shape if outputs and isinstance(outputs[0], Tensor) else ()
+    if not isinstance(pooled, Tensor) or pooled.ndim != 2:
+        found = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
+        raise UserError(f"expected a timm model with pooled features (N, C), got {found}; change --model-args")
+    width, shape = pooled.shape[1], outputs[0].shape if outputs and isinstance(outputs[0], Tensor) else ()
     if len(shape) == 4:
         channels_last = getattr(backbone, "output_fmt", None) == "NHWC"
-        return width, layer, _channels_first if channels_last else None
-    # Hiera keeps its tokens in the order of its windows: they are no map.
+        return Probe(width, layer, _channels_first if channels_last else None, size == odd)
+    # Hiera keeps its tokens in the order of its windows, which is not a map.
     if len(shape) == 3 and not hasattr(backbone, "reroll"):
-        return width, layer, _TokensToMap(shape[1] - math.isqrt(shape[1]) ** 2)
-    return width, None, None
+        return Probe(width, layer, _TokensToMap(shape[1] - math.isqrt(shape[1]) ** 2), size == odd)
+    return Probe(width, None, None, size == odd)
 
 
 def find_cam_layer(backbone: nn.Module) -> str | None:

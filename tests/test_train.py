@@ -265,7 +265,7 @@ def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys)
         ("--data faces --model cnn_basline", "did you mean"),
         ("--data faces --model-args input=32", "among input_size, dropout"),
         ("--data faces --model-args 32", "expected key=value"),
-        ("--data faces --image-size 48", "expected 32 px images"),
+        ("--data faces --image-size 48", "expected --image-size that cnn_baseline takes, such as 32, got 48"),
         ("--data faces --image-size 32 --resize-to 16", "--resize-to in 32..8192"),
         ("--data faces --epochs 0", "at least 1"),
         ("--data faces --lr 11", "in [0, 10]"),

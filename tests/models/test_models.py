@@ -219,27 +219,6 @@ def test_cnn_baseline_names_the_size_it_was_built_for():
         create_model("cnn_baseline", input_size=32)(torch.rand(1, 3, 48, 48))
 
 
-def test_dense_head():
-    detector = create_model("test_resnet", head="dense512").eval()
-    assert [m.out_features for m in detector.head if isinstance(m, torch.nn.Linear)] == [512, 1]
-    assert next(m.p for m in detector.head if isinstance(m, torch.nn.Dropout)) == 0.5
-    assert detector(torch.rand(2, 3, 64, 64)).shape == (2,)
-
-
-@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_224", "deit_tiny_patch16_224"])
-def test_transformers_take_other_sizes_than_the_one_they_were_built_for(name):
-    detector = create_model(name).eval()
-    assert detector.input_size != 96
-    assert detector(torch.rand(1, 3, 96, 96)).shape == (1,)
-    assert detector.cam_layer.endswith(".norm1")
-
-
-def test_cam_map_of_a_transformer_drops_the_class_token_and_keeps_the_order():
-    reshape = create_model("test_vit").cam_reshape
-    tokens = torch.arange(10.0).view(1, 10, 1)
-    assert reshape(tokens)[0, 0].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-
-
 def test_old_and_new_timm_names_pass():
     for name in ("xception", "legacy_xception", "inception_resnet_v2", "resnet18.a1_in1k"):
         check_model_name(name)
@@ -307,6 +286,19 @@ def test_a_hopeless_name_points_to_the_list():
         ("test_resnet", {"dropout": 7}, "got dropout=7"),
         ("test_resnet", {"head": "round"}, "head=linear or head=dense512, got 'round'"),
         ("resnet18.no_such_tag", {}, "no_such_tag"),
+        ("test_resnet", {"features_only": True}, "--model-args of the architecture of test_resnet, got features_only"),
+        ("test_resnet", {"checkpoint_path": "/etc/passwd"}, "got checkpoint_path; use --weights"),
+        ("test_resnet", {"pretrained_cfg": "x"}, "got pretrained_cfg; use --weights"),
+        ("test_resnet", {"num_classes": 5, "in_chans": 1}, "got num_classes, in_chans"),
+        ("cnn_lstm", {"backbone": "test_resnet", "checkpoint_path": "x"}, "got checkpoint_path"),
+        ("test_resnet", {"global_pool": ""}, r"pooled features \(N, C\), got \(1, "),
+        ("test_vit", {"global_pool": "none"}, "timm cannot build 'test_vit'"),
+        ("test_vit", {"img_size": "wide"}, "timm cannot build 'test_vit'"),
+        ("test_resnet", {"act_layer": "rely"}, "timm cannot build 'test_resnet'"),
+        ("test_resnet", {"name": "resnet18"}, "got name=resnet18"),
+        ("cnn", {"channels": 3}, "got channels=3"),
+        ("cnn", {"width": -1}, "got width=-1"),
+        ("views", {"member": 3}, "got member=3"),
     ],
 )
 def test_arguments_that_do_not_fit_are_the_users_mistake(name, model_args, message):
@@ -362,20 +354,3 @@ def test_one_new_file_is_a_new_model(tmp_path, monkeypatch):
         tmp_path,
     )
     assert result.stdout.strip() == "['brightness'] torch.Size([2])", result.stderr
-
-
-def test_stem_stride_keeps_weights_and_doubles_the_map():
-    plain, fine = create_model("resnet18"), create_model("resnet18", stem_stride=1)
-    fine.load_state_dict(plain.state_dict())
-    images = torch.rand(1, 3, 64, 64)
-    sizes = [detector.backbone.forward_features(images).shape[-1] for detector in (plain, fine)]
-    assert sizes == [2, 4]
-
-
-@pytest.mark.parametrize(
-    ("name", "stride", "message"),
-    [("resnet18", 3, "stem_stride=1 or"), ("vit_tiny_patch16_224", 1, "begins with a convolution of stride 2")],
-)
-def test_stem_stride_that_cannot_be_set_is_refused(name, stride, message):
-    with pytest.raises(UserError, match=message):
-        create_model(name, stem_stride=stride)

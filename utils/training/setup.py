@@ -55,6 +55,9 @@ def build_detector(
     if embedding_weights:
         detector.get_submodule("embedder.detector").load_state_dict(embedding_weights)
     detector.geometry = Geometry(recipe.geometry, recipe.image_size or input_size(detector, records), recipe.resize_to)
+    detector.check_size(detector.geometry.size)
+    if recipe.train_size:
+        detector.check_size(recipe.train_size, "--train-size")
     if resumed is None:
         if recipe.weights:
             log(f"{recipe.weights}: {load_weights(detector, recipe.weights)}")
@@ -66,8 +69,7 @@ def build_detector(
 
 def input_size(detector: Detector, records: Sequence[Record]) -> int:
     """Return the detector's input size, or less where the images are smaller: upscaling would add no information."""
-    side = typical_side(records) or detector.geometry.size
-    return min(detector.geometry.size, max(32, side // 32 * 32)) if detector.any_size else detector.geometry.size
+    return detector.choose_size(typical_side(records) or detector.geometry.size)
 
 
 def prepare(
