@@ -13,7 +13,7 @@ from datasets.perturbations import CLEAN
 from datasets.splits import TrainingData
 from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
-from utils.evaluation.operating_point import fit_operating_point
+from utils.evaluation.operating_point import doubts, fit_operating_point
 from utils.files import plain_values
 from utils.metrics.binary import metrics_row
 from utils.scoring.scorer import Job, Settings, score, score_table
@@ -51,7 +51,8 @@ def finalize(
                 if job.tier == CLEAN:
                     tables.append((listing.name, table, len(scores.unreadable)))
             unreadable |= {listing.records[index].path: reason for index, reason in found[0].unreadable}
-    point = fit_operating_point([table for tier in tiers for table in delivered[tier]], calibration)
+    fitted_on = [table for tier in tiers for table in delivered[tier]]
+    point = fit_operating_point(fitted_on, calibration)
     rows: dict[str, list[dict[str, Any]]] = {}
     for split, tables in clean.items():
         identity: dict[str, Any] = {"checkpoint": str(path), "model": detector.name, "split": split}
@@ -65,6 +66,8 @@ def finalize(
         print(summary_line(row))
     print(f"checkpoint {path}")
     report_unreadable(list(unreadable.items()))
+    for doubt in doubts(fitted_on):
+        print(f"warning: {doubt}", file=sys.stderr)
     return rows["test"], unreadable
 
 

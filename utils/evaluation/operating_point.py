@@ -9,10 +9,14 @@ import numpy as np
 
 from models.operating_point import Calibration, OperatingPoint, apply_calibration, check_logits, sigmoid
 from utils.errors import UserError
+from utils.metrics.binary import auc
 from utils.metrics.thresholds import fit_thresholds, unsure_band
 from utils.scoring.table import ScoreTable
 
 CALIBRATION_METHODS = ("temperature", "isotonic", "none")
+ALL_UNSURE = {"unsure_low": 0.0, "unsure_high": float(np.nextafter(1.0, 2.0))}
+FEW_IMAGES = 20  # of a class; thresholds fitted on fewer are rough
+Z = 1.96  # of a 95 % interval
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
@@ -22,6 +26,8 @@ def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature
     ``method`` is one of CALIBRATION_METHODS. A temperature has one parameter and cannot overfit; the isotonic curve
     takes any increasing shape and needs about a thousand images (Niculescu-Mizil and Caruana, "Predicting Good
     Probabilities with Supervised Learning", ICML 2005). Neither changes the order of the images, nor AUC.
+
+    The band of a detector without skill (see :func:`auc_bound`) covers everything: each of its verdicts is unsure.
 
     Raises:
         UserError: an unknown method, one class only, or NaN or infinite logits.
@@ -38,8 +44,53 @@ def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature
     p_fake = apply_calibration(logits, calibration)
     thresholds = fit_thresholds(labels, p_fake)
     low, high = unsure_band(labels, p_fake, thresholds["balanced"])
+    band = {"unsure_low": low, "unsure_high": high} if has_skill(tables) else ALL_UNSURE
     names = dict.fromkeys(name for table in tables for name in table.dataset)
-    return OperatingPoint(calibration, {**thresholds, "unsure_low": low, "unsure_high": high}, tuple(names))
+    return OperatingPoint(calibration, {**thresholds, **band}, tuple(names))
+
+
+def doubts(tables: Sequence[ScoreTable]) -> list[str]:
+    """Return one line for each reason not to rely on an operating point fitted on these scores."""
+    found, (n_real, n_fake) = [], _count_images(tables)
+    value, bound = auc_bound(tables)
+    if not value > bound:
+        found.append(
+            f"the validation AUC is {value:.3f}, not above the {bound:.3f} that chance reaches with {n_real} real and "
+            f"{n_fake} fake images: every verdict will be unsure; train longer, check the labels or add images"
+        )
+    if min(n_real, n_fake) < FEW_IMAGES:
+        found.append(
+            f"the thresholds rest on {n_real} real and {n_fake} fake validation images; they are rough below "
+            f"{FEW_IMAGES} of each"
+        )
+    return found
+
+
+def has_skill(tables: Sequence[ScoreTable]) -> bool:
+    """Tell whether the AUC is above what chance reaches on as many images."""
+    value, bound = auc_bound(tables)
+    return value > bound
+
+
+def auc_bound(tables: Sequence[ScoreTable]) -> tuple[float, float]:
+    """Return the AUC of all scores together, and the upper end of the 95 % interval of the AUC of a guess.
+
+    The interval is 0.5 +- Z sqrt((n_real + n_fake + 1) / (12 n_real n_fake)), from the variance of the rank sum (Mann
+    and Whitney, Annals of Mathematical Statistics 18, 1947). An image that was scored in several tiers counts once.
+    """
+    labels = np.concatenate([table.label for table in tables])
+    value = auc(labels, sigmoid(np.concatenate([table.logit for table in tables])))
+    n_real, n_fake = _count_images(tables)
+    if value is None:
+        return 0.5, 0.5
+    return value, 0.5 + Z * float(np.sqrt((n_real + n_fake + 1) / (12 * n_real * n_fake)))
+
+
+def _count_images(tables: Sequence[ScoreTable]) -> tuple[int, int]:
+    """Count the real and the fake images, each once however often it was scored."""
+    images = {row for table in tables for row in zip(table.dataset, table.path, table.label.tolist(), strict=True)}
+    n_fake = sum(label for _, _, label in images)
+    return len(images) - n_fake, n_fake
 
 
 def fit_isotonic(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:

@@ -152,7 +152,10 @@ def test_finalize_stores_operating_point_and_metrics(tiny_checkpoint, image_fold
     point = detector.operating_point
     assert point.fitted_on == ("faces",) and rows[0]["threshold"] == point.threshold()
     assert checkpoint["metrics"]["test"][0]["auc"] == rows[0]["auc"]
-    assert summary_line(rows[0]) in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert summary_line(rows[0]) in printed.out
+    assert "warning: the validation AUC is" in printed.err and "4 real and 4 fake validation images" in printed.err
+    assert set(point.verdicts(np.linspace(0, 1, 5))) == {"unsure"}
 
 
 def test_summary_line_of_a_full_row():
