@@ -50,7 +50,7 @@ screenshots: web
 
 # QUICK=1 for the demo set alone; DATA and WEIGHTS are the folders of the data sets and of the ImageNet weights.
 reproduce: install
-	$(PY) reproduce.py $(if $(QUICK),--quick) --data-root $(or $(DATA),data) --weights-dir $(or $(WEIGHTS),weights)
+	$(PY) -m studies.reproduce $(if $(QUICK),--quick) --data-root $(or $(DATA),data) --weights-dir $(or $(WEIGHTS),weights)
 
 lint: install
 	$(PY) -m ruff check .

@@ -20,6 +20,7 @@ from datasets.perturbations import CLEAN
 from datasets.spec import LABEL_NAMES
 from utils.evaluation.scored_sets import ScoredSet
 from utils.files import atomic_write_text
+from utils.metrics.ranked import logit
 
 THUMBNAIL_SIDE = 180  # px, the longer side
 JPEG_QUALITY = 82
@@ -121,7 +122,8 @@ def find_failures(sets: Sequence[ScoredSet], per_source: int) -> list[Source]:
 def _worst(source: Source, count: int) -> list[Failure]:
     shown, table = source.shown, source.shown.table
     wrong = np.flatnonzero((table.p_fake >= shown.threshold) != (table.label == 1))
-    confidence = np.abs(_evidence(table.p_fake[wrong]) - _evidence(np.array(shown.threshold)))
+    # Beyond +-30, p_fake near 1 has no digits left: both ends should tie.
+    confidence = np.abs(logit(table.p_fake[wrong]).clip(-30, 30) - logit(np.array(shown.threshold)))
     # Certain verdicts tie at p_fake 0 or 1, where the raw logit still tells them apart; then the row order.
     worst = wrong[np.lexsort((-np.abs(table.logit[wrong]), -confidence))][:count]
     others = {
@@ -135,12 +137,6 @@ def _worst(source: Source, count: int) -> list[Failure]:
         label, p_fake = int(table.label[row]), float(table.p_fake[row])
         failures.append(Failure(images[row], label, table.generator[row], p_fake, there))
     return failures
-
-
-def _evidence(p_fake: np.ndarray) -> np.ndarray:
-    """log(p / (1 - p)), held in [-30, 30]: beyond, p_fake near 1 has no digits left, and both ends should tie."""
-    p_fake = np.clip(p_fake, 1e-15, 1 - 1e-15)
-    return np.clip(np.log(p_fake) - np.log1p(-p_fake), -30, 30)
 
 
 def failures_csv(sources: Sequence[Source], folder: Path) -> str:

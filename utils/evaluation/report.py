@@ -174,7 +174,7 @@ def write_figures(sets: Sequence[ScoredSet], folder: Path) -> None:
             continue
         figures = {
             "roc": roc_figure({title: roc_curve(*scores[:2])[:2] for title, scores in both.items()}),
-            "precision_recall": pr_figure({title: pr_curve(*scores[:2])[:2] for title, scores in both.items()}),
+            "precision_recall": pr_figure({title: pr_curve(*scores[:2]) for title, scores in both.items()}),
             "reliability": reliability_figure({title: reliability(*scores[:2]) for title, scores in both.items()}),
             "coverage": coverage_figure({title: coverage(*scores) for title, scores in both.items()}),
         }

@@ -1,10 +1,11 @@
 """Every figure of merit as a function of how often each image was drawn: sort once, then only sums.
 
-One bootstrap resample is a vector of counts. With the scores of each class sorted once, all figures are
-cumulative sums and dot products of these counts, so a block of resamples is a few matrix operations and
-nothing is sorted again. The observed set is the resample in which every count is 1: a point estimate and its
-interval share this code.
+One bootstrap resample is a vector of counts. With the scores of each class sorted once, all figures are cumulative sums
+and dot products of these counts, so a block of resamples takes a few matrix operations. The observed set is the
+resample in which every count is 1: a point estimate and its interval share this code.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,7 +16,7 @@ MAX_FPR = 0.01
 
 
 def check_scores(labels: np.ndarray, p_fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels as int64 and p_fake as float64, both of shape (N,), or say what is wrong with them.
+    """Return labels as int64 and p_fake as float64, both ``(N,)``.
 
     Raises:
         UserError: lengths differ, a label is not 0 or 1, or p_fake is NaN, infinite or outside [0, 1].
@@ -36,38 +37,49 @@ def check_scores(labels: np.ndarray, p_fake: np.ndarray) -> tuple[np.ndarray, np
     return labels.astype(np.int64), p_fake
 
 
+def logit(p_fake: np.ndarray) -> np.ndarray:
+    """Return log(p / (1 - p)), held at about +-35 where p_fake is 0 or 1."""
+    p_fake = np.clip(p_fake, 1e-15, 1 - 1e-15)
+    return np.log(p_fake) - np.log1p(-p_fake)
+
+
 class RankedScores:
-    """The scores of one labelled set, sorted once, with the indices that every figure of merit needs.
+    """The scores of one labelled set, sorted once, with the indices that the figures of merit need.
 
     Cut k calls fake every image with ``p_fake >= distinct[k]``; the last cut, k = K, calls nothing fake.
     """
 
-    def __init__(self, labels: np.ndarray, p_fake: np.ndarray):
+    def __init__(self, labels: np.ndarray, p_fake: np.ndarray) -> None:
         labels, p_fake = check_scores(labels, p_fake)
         self.real = np.sort(p_fake[labels == 0])
         self.fake = np.sort(p_fake[labels == 1])
         self.distinct = np.unique(p_fake)
         self.real_below_cut = np.append(np.searchsorted(self.real, self.distinct), len(self.real))
         self.fake_below_cut = np.append(np.searchsorted(self.fake, self.distinct), len(self.fake))
-        # For each fake: how many reals are below it, how many below or level, where its own tie group starts.
+        # For each fake: how many reals are below it, how many below or level, and where its own ties start.
         self.real_below_fake = np.searchsorted(self.real, self.fake, side="left")
         self.real_upto_fake = np.searchsorted(self.real, self.fake, side="right")
         self.fake_below_fake = np.searchsorted(self.fake, self.fake, side="left")
         self.has_ties = not np.array_equal(self.real_below_fake, self.real_upto_fake)
 
+    @property
+    def has_both(self) -> bool:
+        """Whether there are images of both classes."""
+        return len(self.real) > 0 and len(self.fake) > 0
+
     def observed(self) -> "CountedScores":
-        """The set as it is: every image counted once."""
+        """Return the set itself: every image counted once."""
         return CountedScores(self, np.ones((1, len(self.real))), np.ones((1, len(self.fake))))
 
 
 class CountedScores:
-    """B resamples of one set; each method returns B values, NaN where a figure cannot exist.
+    """B resamples of one set; each method returns B values, NaN where the figure does not exist.
 
     real_counts (B, n_real) and fake_counts (B, n_fake) say how often each image was drawn, in the order of
     ``ranked.real`` and ``ranked.fake`` (ascending p_fake).
     """
 
-    def __init__(self, ranked: RankedScores, real_counts: np.ndarray, fake_counts: np.ndarray):
+    def __init__(self, ranked: RankedScores, real_counts: np.ndarray, fake_counts: np.ndarray) -> None:
         self.ranked = ranked
         self.real_counts = real_counts
         self.fake_counts = fake_counts
@@ -84,19 +96,17 @@ class CountedScores:
         return _ratio(np.einsum("bi,bi->b", self.fake_counts, beaten), self.n_real * self.n_fake)
 
     def ap(self) -> np.ndarray:
-        """Average precision: the precision at each fake's own score, averaged over the fakes (no
-        interpolation)."""
+        """Average precision: the precision at each fake's own score, averaged over the fakes (no interpolation)."""
         hits = self.n_fake[:, None] - self.fake_below[:, self.ranked.fake_below_fake]
         flagged = self.n_real[:, None] - self.real_below[:, self.ranked.real_below_fake]
         flagged += hits
         np.maximum(flagged, 1, out=flagged)  # an image above all drawn ones has count 0: it adds 0, not 0/0
         hits /= flagged
-        value = _ratio(np.einsum("bi,bi->b", self.fake_counts, hits), self.n_fake)
-        return np.where(self.n_real > 0, value, np.nan)
+        return self._of_both(_ratio(np.einsum("bi,bi->b", self.fake_counts, hits), self.n_fake))
 
     def eer(self) -> np.ndarray:
-        """The rate at which FPR = 1 - TPR, on the ROC curve with straight lines between its points."""
-        if not self._both_classes():
+        """Equal error rate: where FPR = 1 - TPR on the ROC curve with straight lines between its points."""
+        if not self.ranked.has_both:
             return np.full(len(self.n_real), np.nan)
         # FPR + TPR - 1 falls from 1 (cut 0) to -1 (cut K): it crosses 0 after the last cut where it is >= 0.
         cut = self._last_cut(lambda k: np.add(*self._rates(k)) >= 1)
@@ -106,8 +116,11 @@ class CountedScores:
         return fpr + above / (above - below) * (next_fpr - fpr)
 
     def tpr_at_fpr(self, max_fpr: float = MAX_FPR) -> np.ndarray:
-        """The highest TPR of any threshold whose FPR is at most ``max_fpr`` (no interpolation)."""
-        if not self._both_classes():
+        """Highest TPR of any threshold whose FPR is at most ``max_fpr`` (no interpolation).
+
+        With fewer than 1 / max_fpr reals this allows no false alarm.
+        """
+        if not self.ranked.has_both:
             return np.full(len(self.n_real), np.nan)
         # 1e-9: a product such as 0.01 * 700 must not fall below the whole number that it stands for.
         # The half keeps the comparison of two rounded fractions away from equality.
@@ -117,51 +130,47 @@ class CountedScores:
         return self._rates(np.where(limit > 1, 0, last_bad + 1))[1]
 
     def calls(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Correctly called reals and fakes, when ``p_fake >= threshold`` means fake."""
+        """Correctly called reals and fakes, where ``p_fake >= threshold`` means fake."""
         right_reals = self.real_below[:, np.searchsorted(self.ranked.real, threshold)]
         right_fakes = self.n_fake - self.fake_below[:, np.searchsorted(self.ranked.fake, threshold)]
         return right_reals, right_fakes
 
     def acc(self, threshold: float) -> np.ndarray:
-        """The fraction of images called correctly (plain, not balanced)."""
+        """Fraction of images called correctly (plain, not balanced)."""
         return _ratio(np.add(*self.calls(threshold)), self.n_real + self.n_fake)
 
     def real_acc(self, threshold: float) -> np.ndarray:
-        """The fraction of reals called real: 1 - FPR."""
+        """Fraction of reals called real: 1 - FPR."""
         return _ratio(self.calls(threshold)[0], self.n_real)
 
     def fake_acc(self, threshold: float) -> np.ndarray:
-        """The fraction of fakes called fake: TPR, recall."""
+        """Fraction of fakes called fake: TPR, recall."""
         return _ratio(self.calls(threshold)[1], self.n_fake)
 
     def f1(self, threshold: float) -> np.ndarray:
-        """The F1 score of the class fake."""
+        """F1 score of the class fake."""
         right_reals, right_fakes = self.calls(threshold)
-        value = _ratio(2 * right_fakes, right_fakes + self.n_fake + self.n_real - right_reals)
-        return np.where((self.n_real > 0) & (self.n_fake > 0), value, np.nan)
+        return self._of_both(_ratio(2 * right_fakes, right_fakes + self.n_fake + self.n_real - right_reals))
 
     def ece(self, n_bins: int = N_BINS) -> np.ndarray:
-        """Expected calibration error of p_fake: sum over bins of n_bin / n * |mean p_fake - fraction of
-        fakes|.
+        """Expected calibration error of p_fake: sum over bins of n_bin / n * |mean p_fake - fraction of fakes|.
 
-        Equal-width bins of p_fake itself over [0, 1], lower edge included (the last bin holds 1.0 too): this
-        asks whether "p_fake = 0.8" is fake eight times in ten. The other common definition bins the
-        confidence of the predicted class and cannot see an error of one class that the other class makes up
-        for.
+        Equal-width bins of p_fake over [0, 1], lower edge included (the last bin holds 1.0 too): whether "p_fake = 0.8"
+        is fake eight times in ten. The other common definition bins the confidence of the predicted class and misses an
+        error of one class that the other class offsets.
         """
         gap = self.real_counts @ _per_bin(self.ranked.real, self.ranked.real, n_bins)
         gap += self.fake_counts @ _per_bin(self.ranked.fake, self.ranked.fake - 1, n_bins)
-        value = _ratio(np.abs(gap).sum(axis=1), self.n_real + self.n_fake)
-        return np.where((self.n_real > 0) & (self.n_fake > 0), value, np.nan)
+        return self._of_both(_ratio(np.abs(gap).sum(axis=1), self.n_real + self.n_fake))
 
     def brier(self) -> np.ndarray:
-        """The mean of (p_fake - label) squared."""
+        """Mean of (p_fake - label) squared."""
         total = self.real_counts @ self.ranked.real**2 + self.fake_counts @ (self.ranked.fake - 1) ** 2
-        value = _ratio(total, self.n_real + self.n_fake)
-        return np.where((self.n_real > 0) & (self.n_fake > 0), value, np.nan)
+        return self._of_both(_ratio(total, self.n_real + self.n_fake))
 
-    def _both_classes(self) -> bool:
-        return len(self.ranked.real) > 0 and len(self.ranked.fake) > 0
+    def _of_both(self, values: np.ndarray) -> np.ndarray:
+        """Return NaN without images of both classes."""
+        return values if self.ranked.has_both else np.full(len(values), np.nan)
 
     def _rates(self, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """FPR and TPR of each resample at its own cut (B,)."""
@@ -170,9 +179,8 @@ class CountedScores:
         tpr = 1 - self.fake_below[rows, self.ranked.fake_below_cut[cut]] / self.n_fake
         return fpr, tpr
 
-    def _last_cut(self, holds) -> np.ndarray:
-        """The last cut at which ``holds`` is true, by bisection: it is true up to some cut and false after
-        it.
+    def _last_cut(self, holds: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """The last cut at which ``holds`` is true, by bisection: it is true up to some cut and false after it.
 
         Cut 0 is taken as true and cut K as false; ``holds`` maps cuts (B,) to booleans (B,).
         """
@@ -187,20 +195,16 @@ class CountedScores:
 
 def _leading_sums(counts: np.ndarray) -> np.ndarray:
     """Cumulative sums along the last axis with a leading 0: (B, n) -> (B, n + 1)."""
-    sums = np.zeros((counts.shape[0], counts.shape[1] + 1))
-    np.cumsum(counts, axis=1, out=sums[:, 1:])
-    return sums
+    return np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0)))
 
 
 def _per_bin(p_fake: np.ndarray, values: np.ndarray, n_bins: int) -> np.ndarray:
-    """A matrix (n, n_bins) that holds each value in the column of its bin and 0 elsewhere."""
-    matrix = np.zeros((len(p_fake), n_bins))
-    matrix[np.arange(len(p_fake)), bin_of(p_fake, n_bins)] = values
-    return matrix
+    """A matrix (n, n_bins) with each value in the column of its bin and 0 elsewhere."""
+    return np.eye(n_bins)[bin_of(p_fake, n_bins)] * values[:, None]
 
 
 def bin_of(p_fake: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
-    """The index of the equal-width bin of [0, 1] that holds each p_fake; 1.0 belongs to the last one."""
+    """Index of the equal-width bin of [0, 1] that holds each p_fake; 1.0 belongs to the last one."""
     return np.minimum((p_fake * n_bins).astype(np.int64), n_bins - 1)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from models.operating_point import sigmoid
 from utils.errors import UserError
-from utils.metrics.ranked import RankedScores, check_scores
+from utils.metrics.ranked import RankedScores, check_scores, logit
 
 FPR_TARGETS = {"fpr1": 0.01, "fpr01": 0.001}
 
@@ -68,8 +68,8 @@ def unsure_band(
     labels, p_fake = check_scores(labels, p_fake)
     if not len(labels):
         raise UserError("expected labelled images to fit the unsure band, got none")
-    centre = float(_logit(np.array([threshold]))[0])
-    distance = np.abs(_logit(p_fake) - centre)
+    centre = float(logit(np.array(threshold)))
+    distance = np.abs(logit(p_fake) - centre)
     right = ((p_fake >= threshold) == (labels == 1)).astype(np.int64)
     edges, group = np.unique(distance, return_inverse=True)
     n_kept = np.cumsum(np.bincount(group)[::-1])[::-1]
@@ -81,9 +81,3 @@ def unsure_band(
         return float(threshold), float(threshold)
     width = (edges[index - 1] + edges[index]) / 2
     return float(sigmoid(np.array(centre - width))), float(sigmoid(np.array(centre + width)))
-
-
-def _logit(p_fake: np.ndarray) -> np.ndarray:
-    """log(p / (1 - p)), held at about +-35 where p_fake is 0 or 1."""
-    p_fake = np.clip(p_fake, 1e-15, 1 - 1e-15)
-    return np.log(p_fake) - np.log1p(-p_fake)

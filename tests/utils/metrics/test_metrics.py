@@ -187,7 +187,7 @@ def test_curves_match_sklearn_and_the_area_under_them(decimals):
     np.testing.assert_allclose(roc.tpr, tpr[kept])
     assert (roc.fpr[0], roc.tpr[0], roc.fpr[-1], roc.tpr[-1]) == (0, 0, 1, 1)
     assert np.trapezoid(roc.tpr, roc.fpr) == pytest.approx(metrics.auc(labels, p_fake))
-    area = np.sum(np.diff(pr.recall) * pr.precision[1:])
+    area = np.sum(np.diff(pr[0]) * pr[1][1:])
     assert area == pytest.approx(metrics.figures(labels, p_fake)["ap"])
     with pytest.raises(UserError, match="0 fake"):
         roc_curve([0, 0], [0.1, 0.2])
