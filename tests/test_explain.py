@@ -182,5 +182,11 @@ def test_faithfulness_keeps_its_cells_and_makes_the_tables_of_them(tiny_checkpoi
     monkeypatch.setattr("utils.explanations.faithfulness.report.CellMeter", None)  # nothing is measured again
     run(*flags)
     assert (tmp_path / "out" / "faithfulness.csv").read_bytes() == table
+    with pytest.raises(UserError, match="that make maps with --faithfulness, got features"):
+        run(*flags, "--methods", "features")
+    rebuilt = run("--from-raw", "out", "--output-dir", "again")
+    assert (tmp_path / "again" / "faithfulness.csv").read_bytes() == table and len(rebuilt["rows"]) == 5
+    with pytest.raises(UserError, match="no raw/"):
+        run("--from-raw", "again", "--output-dir", "third")
     with pytest.raises(UserError, match="other settings"):
         run(*flags, "--seed", 5)

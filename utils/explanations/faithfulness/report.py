@@ -34,11 +34,14 @@ def cell_methods(candidate: Candidate, wanted: Sequence[str], layer: str | None)
     """Methods to measure a detector with: the wanted ones, or all that work for it.
 
     Raises:
-        UserError: a wanted method does not work for this detector.
+        UserError: a wanted method makes no maps, or does not work for this detector.
     """
-    names = [name for name in wanted or usable_methods(candidate.detector, layer) if all_methods()[name].makes_maps]
-    check_usable(candidate.detector, names, layer)
-    return tuple(names)
+    wanted = wanted or [name for name in usable_methods(candidate.detector, layer) if all_methods()[name].makes_maps]
+    for name in wanted:
+        if not all_methods()[name].makes_maps:
+            raise UserError(f"expected --methods that make maps with --faithfulness, got {name}; leave it out")
+    check_usable(candidate.detector, wanted, layer)
+    return tuple(wanted)
 
 
 def cell_key(candidate: Candidate, listing: Listing, settings: Settings) -> str:
