@@ -120,7 +120,7 @@ def contradictions(records: Iterable[Record]) -> list[tuple[Record, Record]]:
     """Pairs of records of the same file with different labels, however their paths are spelt."""
     first: dict[tuple, Record] = {}
     found = []
-    for record in records:
+    for record in {(record.path, record.label): record for record in records}.values():
         other = first.setdefault(same_image_key(record.path), record)
         if other.label != record.label:
             found.append((other, record))
