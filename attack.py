@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.spec import Listing, open_records, parse_spec
+from datasets.spec import Listing, open_limited
 from utils.args import (
     add_device_group,
     add_seed,
@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     plans = [Plan(attack, args.norm, eps, *settings) for attack in args.attacks for eps in sizes]
     check = Plan("pgd", args.norm, sizes[len(sizes) // 2], steps=args.steps, seed=args.seed)
     folder = check_output_dir(args.output_dir)
+    export = check_output_dir(args.export, "--export") if args.export else None
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     listings = [open_for_attack(text, args.direction, args.limit) for text in args.data]
     current: dict[str, str] = {}
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 goals = targets if args.transfer else [source]
                 trial = Trial(source, goals, listing, args.direction, args.batch_size)
                 for plan in plans:
-                    attack_cells(trial, plan, folder, command, Path(args.export) if args.export else None)
+                    attack_cells(trial, plan, folder, command, export)
             if args.smoothing:
                 from utils.attacks.smoothing import write_certificates
 
@@ -141,15 +142,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def open_for_attack(text: str, direction: str, limit: int | None) -> Listing:
-    """Open a spec; its images must be labelled and hold every class that the direction attacks.
-
-    Raises:
-        UserError: a label is missing, or a class.
-    """
-    listing = open_records(parse_spec(text).limited(limit))
+    """Open a spec. Raises UserError: it lacks a class that the direction attacks."""
+    listing = open_limited(text, limit)
     labels = {record.label for record in listing.records}
-    if None in labels:
-        raise UserError(f"expected a label for every image of {text!r}, got images without; map them with labels=")
     if missing := set(DIRECTIONS[direction]) - labels:
         found, other = ("fake", "fake-to-real") if 0 in missing else ("real", "real-to-fake")
         raise UserError(

@@ -88,15 +88,17 @@ def main(argv: Sequence[str] | None = None) -> dict:
         return export_one(files[0], args.export, Path(args.output), args.data, calibration_data, command)
     if not args.data or args.output:
         parser.error("expected --data SPEC to measure, or --export with --output FILE.onnx")
-    engines = usable_engines(args.engines, args.device)
     folder = check_output_dir(args.output_dir)
 
     from utils.benchmarking.cells import Settings
     from utils.benchmarking.report import write_benchmark
     from utils.benchmarking.subject import open_subject
     from utils.evaluation.evaluate import checkpoint_names
+    from utils.runtime import pick_device
 
-    settings = Settings(args.batch_sizes, args.repeats, args.threads, args.device)
+    device = str(pick_device(args.device))
+    engines = usable_engines(args.engines, device)
+    settings = Settings(args.batch_sizes, args.repeats, args.threads, device)
     limits = (args.limit, args.adversarial_images)
     cells, unreadable = [], 0
     for name, file in zip(checkpoint_names(files), files, strict=True):
@@ -143,7 +145,7 @@ def measure_checkpoint(
         for engine in engines:
             cell_file = folder / f"{name}__{engine}.json"
             key = plain_values(subject.key(engine) | asdict(settings))
-            if cell_file.is_file() and not overwrite and read_json(cell_file)["settings"] == key:
+            if cell_file.is_file() and not overwrite and read_json(cell_file).get("settings") == key:
                 cells[engine] = read_json(cell_file)
                 continue
             print(f"{name}: {engine}", file=sys.stderr, flush=True)

@@ -206,6 +206,8 @@ def test_export_is_a_data_set_that_evaluate_scores_alike(run, tiny_checkpoint, t
     found = read_scores(next((tmp_path / "evaluated" / "scores").glob("*.csv.gz")))
     cell = read_cell(next((tmp_path / "out" / "cells").glob("*.json")))
     assert sorted(found.p_fake) == pytest.approx(sorted(cell.extra["rounded_p_fake"]), abs=1e-5)
+    run("--attacks", "pgd", "--eps", "8/255", "--limit", "2", "--export", str(tmp_path / "export"))
+    assert len(list(folder.rglob("0*.png"))) == 2, "images of an earlier export are removed"
 
 
 def test_transfer_matrix_and_classical_targets(run, tiny_checkpoint, forest, tmp_path, capsys):
@@ -259,6 +261,8 @@ def test_unreadable_images_are_listed_and_make_the_exit_code_1(run, image_folder
         ("--attacks mifgsm --norm l2", "expected --norm linf for mifgsm"),
         ("--direction sideways", "invalid choice"),
         ("--eps", "expected at least one argument"),
+        ("--norm l2 --eps 1e30", "expected a size in (0, 1000]"),
+        ("--export attack.py", "expected --export to be a writable folder"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(flags, says, tiny_checkpoint, image_folder, tmp_path, monkeypatch, capsys):

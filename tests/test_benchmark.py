@@ -217,12 +217,19 @@ def test_engines_that_cannot_run_say_why(monkeypatch):
         ([], "expected --data SPEC"),
         (["--export", "onnx"], "--output FILE.onnx"),
         (["--data", "demo", "--output", "x.onnx"], "expected --data SPEC to measure"),
+        (["--export", "int8", "--output", "x.onnx"], "expected --calibration-data SPEC"),
     ],
 )
 def test_usage_errors(flags, expected, tiny_checkpoint, capsys):
     with pytest.raises(SystemExit) as error:
         benchmark.main(["--checkpoint", str(tiny_checkpoint), *flags])
     assert error.value.code == 2 and expected in capsys.readouterr().err
+
+
+def test_unknown_device_is_one_line(tiny_checkpoint, image_folder, tmp_path):
+    flags = ["--checkpoint", str(tiny_checkpoint), "--output-dir", str(tmp_path / "out"), "--engines", "eager"]
+    with pytest.raises(UserError, match="expected --device"):
+        benchmark.main([*flags, "--data", str(image_folder), "--device", "gpu"])
 
 
 def test_missing_checkpoint(tmp_path):

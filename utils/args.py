@@ -161,7 +161,7 @@ def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 # ------------------------------------------------------------------------------------------ early, cheap checks
 
 
-def check_output_dir(path: str | Path) -> Path:
+def check_output_dir(path: str | Path, flag: str = "--output-dir") -> Path:
     """Create the output folder if it is missing and prove that it is writable.
 
     Raises:
@@ -175,7 +175,7 @@ def check_output_dir(path: str | Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"expected --output-dir to be a writable folder, got {str(folder)!r} ({error.strerror}); choose another one"
+            f"expected {flag} to be a writable folder, got {str(folder)!r} ({error.strerror}); choose another one"
         ) from None
     return folder
 

@@ -55,7 +55,7 @@ def is_outdated(info: Mapping[str, Any], current: Mapping[str, str]) -> bool:
         info: a JSON file with ``digests``, which maps names of checkpoints to digests.
         current: digests of the checkpoints of this run by name.
     """
-    names = info.get("digests") or dict.fromkeys([info["checkpoint"], info.get("source")])
+    names = info.get("digests") or dict.fromkeys([info.get("checkpoint"), info.get("source")])
     return any(current.get(name, digest) != digest for name, digest in names.items())
 
 

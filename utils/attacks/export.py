@@ -55,6 +55,10 @@ class Exporter:
 
     def __init__(self, folder: Path, listing: Listing, geometry: Geometry) -> None:
         self.folder, self.listing, self.geometry = folder, listing, geometry
+        for file in folder.glob(
+            "*/[0-9][0-9][0-9][0-9][0-9].png"
+        ):  # of an earlier export, which may have had more images
+            file.unlink()
 
     def __call__(self, indices: Tensor, adversarial: Tensor) -> None:
         for index, image in zip(indices.tolist(), to_pixels(adversarial), strict=True):

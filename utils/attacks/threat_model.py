@@ -15,6 +15,7 @@ from utils.errors import UserError, closest
 
 METHODS_DIR = Path(__file__).with_name("methods")
 NORMS = ("linf", "l2")
+MAX_SIZE = 1000  # pixel units; about the L2 distance between the black and the white image of 577 px
 DIRECTIONS = {"both": (0, 1), "fake-to-real": (1,), "real-to-fake": (0,)}  # labels of the images to attack
 DEFAULT_EPS = {"linf": ("0.5/255", "1/255", "2/255", "4/255", "8/255"), "l2": ("0.25", "0.5", "1", "2")}
 
@@ -69,15 +70,19 @@ def parse_size(text: str) -> float:
         value = float(Fraction(numerator) / Fraction(denominator)) if slash else float(text)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"expected a size in pixel units such as 8/255, got {text!r}") from None
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a size above 0 (pixel units) such as 8/255, got {text!r}")
+    if not 0 < value <= MAX_SIZE:
+        raise argparse.ArgumentTypeError(
+            f"expected a size in (0, {MAX_SIZE}] (pixel units) such as 8/255, got {text!r}"
+        )
     return value
 
 
 def size_name(eps: float) -> str:
-    """Format a size: as ``2/255`` or ``0.5/255`` if it is a multiple of 0.05/255, else as a plain number."""
-    levels = round(eps * 255, 6)
-    return f"{levels:g}/255" if eps <= 1 and math.isclose(levels * 20, round(levels * 20), abs_tol=1e-4) else f"{eps:g}"
+    """Format a size: as ``2/255`` or ``0.5/255`` if it is a multiple of 0.05/255 below 0.25, else as a plain number."""
+    twentieths = round(eps * 255 * 20)
+    if eps < 0.25 and twentieths and math.isclose(eps * 255 * 20, twentieths, abs_tol=1e-4):
+        return f"{twentieths / 20:g}/255"
+    return f"{eps:g}"
 
 
 def check_linf_eps(value: float, flag: str = "--eps") -> None:

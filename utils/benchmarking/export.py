@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from datasets.records import Listing
-from datasets.spec import open_records, parse_spec
+from datasets.spec import open_limited
 from utils.benchmarking.images import calibration_images, read_images
 from utils.benchmarking.worker import as_floats
 from utils.checkpoints.file import load_detector
@@ -34,7 +34,7 @@ def parity_report(checkpoint_file: Path, exported_file: Path, data: str | None) 
     detector, _ = load_detector(checkpoint_file)
     exported = load_onnx_detector(exported_file)
     if data:
-        pixels = read_images(open_records(parse_spec(data).limited(N_IMAGES)).records, detector.geometry)[0]
+        pixels = read_images(open_limited(data, N_IMAGES).records, detector.geometry)[0]
     else:
         side = detector.geometry.size
         pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 3, side, side), dtype=np.uint8)

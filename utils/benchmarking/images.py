@@ -13,7 +13,7 @@ import torch
 
 from datasets.images import UnreadableImage, read_record
 from datasets.records import Listing, Record
-from datasets.spec import open_records, parse_spec
+from datasets.spec import open_limited
 from datasets.transforms import Geometry
 from models.detector import Detector
 from utils.attacks.gradient import DecisionLogit, attackable, pgd
@@ -50,7 +50,7 @@ def read_images(records: Sequence[Record], geometry: Geometry) -> tuple[np.ndarr
 def open_calibration(text: str) -> Listing:
     """Open the training images on which int8 ranges are fitted. Raises UserError: there is no training split."""
     try:
-        return open_records(parse_spec(text).replace(split="train").limited(MAX_CALIBRATION))
+        return open_limited(text, MAX_CALIBRATION, "train")
     except UserError as error:
         raise UserError(f"expected a training split to calibrate int8 on, but {error}") from None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.spec import open_records, parse_spec
+from datasets.spec import open_limited
 from models.operating_point import OperatingPoint
 from utils.benchmarking.export import write_int8
 from utils.benchmarking.images import adversarial_images, open_calibration, read_images
@@ -74,12 +74,10 @@ def open_subject(
     """Decode the test images, write the exports that the engines need, and attack the detector; both are cached.
 
     Raises:
-        UserError: a spec is wrong, an image has no label, or no image can be read.
+        UserError: a spec is wrong, or no image can be read.
     """
     detector, _ = load_detector(file)
-    listing = open_records(parse_spec(data).limited(limit))
-    if any(record.label is None for record in listing.records):
-        raise UserError(f"expected a label for every image of {data!r}, got images without; map them with labels=")
+    listing = open_limited(data, limit)
     images, kept, unreadable = read_images(listing.records, detector.geometry)
     for path, reason in unreadable:
         print(f"unreadable: {path}: {reason}", file=sys.stderr)

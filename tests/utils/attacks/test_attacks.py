@@ -184,7 +184,8 @@ def test_traits_read_from_the_source_cover_every_registered_attack(network, imag
 def test_sizes_are_read_and_written_as_people_write_them():
     assert parse_size("8/255") == 8 / 255 and parse_size("0.5/255") == 0.5 / 255 and parse_size("0.03") == 0.03
     assert [size_name(size) for size in (8 / 255, 0.5 / 255, 0.0123, 2.0)] == ["8/255", "0.5/255", "0.0123", "2"]
-    for text in ("", "8/0", "a/255", "-1/255", "0", "nan", "inf"):
+    assert [size_name(size) for size in (0.25, 0.5, 1.0, 1e-30)] == ["0.25", "0.5", "1", "1e-30"]
+    for text in ("", "8/0", "a/255", "-1/255", "0", "nan", "inf", "1e30"):
         with pytest.raises(argparse.ArgumentTypeError):
             parse_size(text)
     with pytest.raises(UserError, match=r"got 8; did you mean 8/255\?"):
