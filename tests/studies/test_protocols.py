@@ -7,6 +7,7 @@ import pytest
 import train
 from datasets.spec import open_records
 from studies import few_shot, leave_one_out
+from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -82,6 +83,7 @@ def test_the_curve_starts_at_the_checkpoint_and_resumes(
     tiny_checkpoint, image_folder, tmp_path, monkeypatch, quiet_figures, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    original = train.main
     flags = f"--checkpoint {tiny_checkpoint} --data {image_folder} --shots 6 --seeds 2 --epochs 1 --runs-dir runs"
     result = few_shot.main(f"{flags} --output-dir out --train --threads 1".split())
     assert [(row["shots"], row["seeds"], row["n_fake"]) for row in result["rows"]] == [(0, 1, 4), (6, 2, 4)]
@@ -98,6 +100,13 @@ def test_the_curve_starts_at_the_checkpoint_and_resumes(
     assert few_shot.main(f"{flags} --output-dir out --train --threads 1".split())["rows"] == json.loads(
         json.dumps(result["rows"])
     )
+    checkpoint = load_checkpoint(tiny_checkpoint)  # trained again at the same path
+    checkpoint["state_dict"]["head.weight"] *= -1
+    checkpoint.pop("format_version")
+    save_checkpoint(tiny_checkpoint, checkpoint)
+    monkeypatch.setattr(train, "main", original)
+    again = few_shot.main(f"{flags} --output-dir out --train --threads 1".split())["rows"]
+    assert again[0]["auc"] == pytest.approx(1 - result["rows"][0]["auc"])
     with pytest.raises(UserError, match="choose another --runs-dir"):
         few_shot.main(f"{flags} --output-dir out --train --threads 1 --lr 1e-3".split())
 
