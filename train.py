@@ -30,6 +30,7 @@ from datasets.spec import parse_spec
 from datasets.splits import TrainingData, open_training_data
 from utils.args import EXIT_DONE, add_device_group, check_output_dir, command_line, exit_code, make_parser, run_script
 from utils.errors import UserError
+from utils.files import locked
 from utils.model_names import own_names
 from utils.training.recipe import Recipe, add_recipe_flags, given_flags, make_recipe
 
@@ -74,11 +75,13 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
         recipe = recipe_of_run(interrupted, given_flags(parser, argv))
     else:
         recipe = make_recipe(vars(args), command_line("train.py", argv))
-        if not args.overwrite and any((folder / name).exists() for name in ("best.pt", "last.pt")):
+    with locked(check_output_dir(folder)):
+        if not (args.resume or args.overwrite) and any((folder / name).exists() for name in ("best.pt", "last.pt")):
             raise UserError(
                 f"expected a new run folder, got a run in {folder}; pass --resume, --overwrite or --output-dir"
             )
-    return train_detector(recipe, folder, interrupted, args.cache, args.device, args.workers, args.threads, on_epoch)
+        run = (args.cache, args.device, args.workers, args.threads, on_epoch)
+        return train_detector(recipe, folder, interrupted, *run)
 
 
 def train_detector(
@@ -96,50 +99,52 @@ def train_detector(
     Args:
         interrupted: last.pt of the run to resume, None for a new run.
     """
-    check_output_dir(folder)
     data = open_training_data(recipe.data, recipe.exclude_generator)
 
     from datasets.image_cache import cache_listing
     from models.classical import ClassicalDetector
     from utils.distributed import check_enough, expecting_peers, join_team, wait_for_all
     from utils.evaluation.finalize import finalize
-    from utils.runtime import pick_device, set_threads
+    from utils.runtime import pick_device, pick_workers, set_threads
     from utils.scoring.scorer import Settings
     from utils.training.classical import FEATURE_CACHE, fit_classical
     from utils.training.log import log
     from utils.training.setup import build_detector, prepare
+    from utils.training.state import remove_run
 
     for note in data.notes:
         log(note)
     device = pick_device(device_name)
+    n_workers = pick_workers(workers, device)
     set_threads(threads)
     join_team(device)
     check_enough(len(data.train_records))
     detector = build_detector(recipe, data.train_records, device, interrupted["model_args"] if interrupted else None)
     history: list[dict] = []
     if isinstance(detector, ClassicalDetector):
-        unreadable = fit_classical(recipe, detector, data, folder, Path(cache or FEATURE_CACHE))
+        remove_run(folder)
+        unreadable = fit_classical(recipe, detector, data, folder, Path(cache or FEATURE_CACHE), n_workers)
     else:
         if cache:
             train, valid = ([cache_listing(item, Path(cache)) for item in part] for part in (data.train, data.valid))
             data = replace(data, train=train, valid=valid)
-        state, loader = prepare(recipe, detector, data, folder, device, workers, interrupted)
+        state, loader = prepare(recipe, detector, data, folder, device, n_workers, interrupted)
+        if not interrupted:
+            remove_run(folder)
         history = state.history
         try:
             with expecting_peers():
-                unreadable = fit(recipe, data, state, loader, folder, on_epoch)
+                unreadable = fit(recipe, data, state, loader, folder, n_workers, on_epoch)
         except KeyboardInterrupt:
             if (folder / "last.pt").exists():
                 log(f"interrupted; resume with: python train.py --resume --output-dir {shlex.quote(str(folder))}")
             raise
     wait_for_all()
-    rows, failed = finalize(folder / "best.pt", data, Settings(recipe.batch_size), device, recipe.calibration)
-    return {
-        "checkpoint": str(folder / "best.pt"),
-        "rows": rows,
-        "history": history,
-        "exit_code": exit_code(len(unreadable) + len(failed)),
-    }
+    rows, failed = finalize(
+        folder / "best.pt", data, Settings(recipe.batch_size, n_workers), device, recipe.calibration
+    )
+    code = exit_code(len(unreadable) + len(failed))
+    return {"checkpoint": str(folder / "best.pt"), "rows": rows, "history": history, "exit_code": code}
 
 
 def fit(
@@ -148,6 +153,7 @@ def fit(
     state: TrainingState,
     loader: TrainingLoader,
     folder: Path,
+    workers: int,
     on_epoch: Callable[[list[dict]], object] | None = None,
 ) -> dict[str, str]:
     """Run the remaining epochs; keep best.pt, last.pt and log.csv current. Returns the unreadable images."""
@@ -168,7 +174,7 @@ def fit(
         loader.sampler.epoch = state.epoch
         epoch = train_epoch(recipe, state, loader, unreadable)
         report_unreadable(list(unreadable.items())[known:])
-        valid = validate(recipe, data.valid, state)
+        valid = validate(recipe, data.valid, state, workers)
         state.epoch += 1
         state.history.append(
             {
@@ -219,7 +225,7 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
 
     from datasets.loading import stand_in
     from datasets.transforms import as_floats
-    from utils.distributed import gather, parallel
+    from utils.distributed import accumulating, gather, parallel, share_buffers
     from utils.runtime import autocast
     from utils.training.adversarial import make_adversary
     from utils.training.distillation import training_loss
@@ -238,32 +244,41 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
     for number, batch in enumerate(bar, start=1):
         unreadable.update((loader.dataset.records[item.index].path, item.reason) for item in batch.unreadable)
         weight = stand_in(batch, recipe.train_size or state.detector.geometry.size)
+        ends_step = number % recipe.accumulate == 0 or number == len(loader)
         if len(batch.images) > 1:  # batch norm cannot be trained on one image
             x = as_floats(batch.images.to(device, non_blocking=True))  # (N, 3, H, W) in [0, 1]
             y = batch.labels.to(device, non_blocking=True)  # (N,): real = 0, fake = 1
             y = y * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / 2
-            if adversary:
-                loss = adversary.loss(model, x, y, state.step / total_steps, state.dtype)
-            else:
-                with autocast(device, state.dtype):
-                    logits = model(x)  # (N,)
-                    answers = state.teacher(x) if state.teacher else None
-                loss = training_loss(logits.float(), y, answers)
-            state.scaler.scale(weight * loss / recipe.accumulate).backward()
+            with accumulating(model, not ends_step):
+                if adversary:
+                    loss = adversary.loss(model, x, y, state.step / total_steps, state.dtype)
+                else:
+                    with autocast(device, state.dtype):
+                        logits = model(x)  # (N,)
+                        answers = state.teacher(x) if state.teacher else None
+                    loss = training_loss(logits.float(), y, answers)
+                state.scaler.scale(weight * loss / recipe.accumulate).backward()
             n = weight * len(y)
             total_loss, images, has_gradient = total_loss + loss.detach() * n, images + n, True
-        if has_gradient and (number % recipe.accumulate == 0 or number == len(loader)):
+        if has_gradient and ends_step:
             state.take_step(recipe.lr * warmup_cosine(state.step, total_steps, warmup_steps))
             has_gradient = False
+    share_buffers(state.detector, state.averaged())
     shares = gather((total_loss.item(), images, unreadable))
     images = sum(count for _, count, _ in shares)
     mean_loss = sum(total for total, _, _ in shares) / max(1, images)
     for _, _, reasons in shares:
         unreadable.update(reasons)
-    if not images or not mean_loss < DIVERGED:
+    if not images:
+        raise UserError(
+            f"expected batches with two readable training images or more, got none; {len(unreadable)} images are "
+            "unreadable: check the data with audit.py"
+        )
+    if not mean_loss < DIVERGED:
+        causes = "--lr, or check --weights and the data" if recipe.weights else "--lr, or check the data"
         raise UserError(
             f"expected a training loss around or below 0.7 (chance), got {mean_loss:.3g} over {images} images in epoch "
-            f"{state.epoch + 1}; lower --lr, or check the data with audit.py"
+            f"{state.epoch + 1}; lower {causes} with audit.py"
         )
     return Epoch(mean_loss, images, time.perf_counter() - started, watch.seconds)
 

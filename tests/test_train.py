@@ -16,8 +16,7 @@ import torch
 import train
 from models.registry import list_models
 from tests.conftest import FACES_PER_CLASS, TINY, assert_same_run, exit_and_stderr, make_faces
-from utils.checkpoints.file import load_checkpoint, save_checkpoint
-from utils.errors import UserError
+from utils.checkpoints.file import load_checkpoint
 from utils.files import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -206,15 +205,6 @@ def test_finished_early_run_is_not_trained_further_by_resume(faces, tmp_path, mo
     assert best["epoch"] == best["metrics"]["best_epoch"] == 2
 
 
-def test_overwritten_run_cannot_be_resumed_in_place_of_the_new_one(faces, whole_run, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    shutil.copytree(whole_run["folder"], folder)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("utils.training.finetune.warmup_cosine", lambda *args: (_ for _ in ()).throw(Killed))
-        train.main([*TINY, "--seed", "5", "--overwrite", "--data", str(faces), "--output-dir", str(folder)])
-    assert (folder / "best.pt").exists() and not (folder / "last.pt").exists()
-
-
 # Refusals: exit code 2 and one line
 
 
@@ -268,6 +258,7 @@ def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys)
         ("--data faces --image-size 48", "expected --image-size that cnn_baseline takes, such as 32, got 48"),
         ("--data faces --image-size 32 --resize-to 16", "--resize-to in 32..8192"),
         ("--data faces --epochs 0", "at least 1"),
+        ("--data faces --batch-size 1", "expected an integer of at least 2, got 1"),
         ("--data faces --lr 11", "in [0, 10]"),
         ("--data faces --lr fast", "expected a number"),
         ("--data faces --warmup 1.5", "in [0, 1]"),
@@ -401,17 +392,3 @@ def test_checkpoint_describes_the_run(faces, whole_run):
     assert torch.__version__.startswith(checkpoint["versions"]["torch"])
     assert checkpoint["metrics"]["test"][0]["auc"] == whole_run["rows"][0]["auc"]
     assert "training" not in checkpoint
-
-
-def test_failed_save_leaves_the_old_checkpoint_whole(tmp_path, whole_run, monkeypatch):
-    shutil.copy(whole_run["folder"] / "best.pt", tmp_path)
-    before = (tmp_path / "best.pt").read_bytes()
-
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
-        save_checkpoint(tmp_path / "best.pt", {"state_dict": {}})
-    assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
-    assert (tmp_path / "best.pt").read_bytes() == before

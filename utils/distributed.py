@@ -7,6 +7,7 @@ Without torchrun every function here behaves as for a single process. ``--batch-
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -45,8 +46,7 @@ def join_team(device: torch.device) -> None:
     Raises:
         UserError: the machine has fewer GPUs than processes, or the others cannot be reached.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-    if size == 1 or team.size > 1:
+    if team_size() == 1 or team.size > 1:
         return
     import torch
     from torch import distributed
@@ -63,10 +63,16 @@ def join_team(device: torch.device) -> None:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"expected the other processes of torchrun, but {str(error).splitlines()[0]}") from None
+    # Without this, gloo's threads may outlive the interpreter and abort the process: pytorch/pytorch#179291.
+    atexit.register(distributed.destroy_process_group)
     team.rank, team.size = distributed.get_rank(), distributed.get_world_size()
     if team.rank:
-        torch.manual_seed(torch.initial_seed() + team.rank)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
+
+
+def team_size() -> int:
+    """The number of processes that torchrun started; known before they are connected."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def check_enough(n_images: int) -> None:
@@ -129,6 +135,22 @@ def parallel(detector: Any, device: torch.device) -> Any:
 
     with expecting_peers():
         return DistributedDataParallel(detector, device_ids=[device] if device.index is not None else None)
+
+
+def accumulating(model: Any, is_active: bool) -> contextlib.AbstractContextManager:
+    """While active, keep the gradients of each process to itself, as for all but the last batch of a step."""
+    return model.no_sync() if is_active and team.size > 1 else contextlib.nullcontext()
+
+
+def share_buffers(*modules: torch.nn.Module) -> None:
+    """Give all processes the buffers of the first one: each has batch norm averages of its last batch only."""
+    if team.size == 1:
+        return
+    from torch import distributed
+
+    with expecting_peers():
+        for buffer in (buffer for module in modules for buffer in module.buffers()):
+            distributed.broadcast(buffer, 0)
 
 
 def unwrap(detector: Any) -> Any:

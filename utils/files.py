@@ -135,6 +135,35 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder until this one ends, however it ends.
+
+    Raises:
+        UserError: another run is in progress there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows cannot lock folders
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself, so that no lock file remains
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                if is_first():
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"expected no other run in {folder}, found one in progress; wait, or pass another --output-dir"
+                ) from None
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # loader processes may still hold a copy of the handle
+        os.close(handle)
+
+
 def read_text(path: str | os.PathLike[str], what: str) -> str:
     """Read a UTF-8 file, plain or gzip-compressed; ``what`` names the kind of file in the error.
 

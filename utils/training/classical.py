@@ -33,7 +33,7 @@ FEATURE_CACHE = "data/features"
 
 
 def fit_classical(
-    recipe: Recipe, detector: ClassicalDetector, data: TrainingData, folder: Path, cache: Path
+    recipe: Recipe, detector: ClassicalDetector, data: TrainingData, folder: Path, cache: Path, workers: int = 0
 ) -> dict[str, str]:
     """Fit on the training images; write best.pt and the feature importance. Returns the unreadable images.
 
@@ -45,7 +45,7 @@ def fit_classical(
     unreadable: dict[str, str] = {}
 
     def features(listings: Sequence[Listing]) -> tuple[np.ndarray, np.ndarray]:
-        parts = [listing_features(detector, part, cache, recipe.batch_size, unreadable) for part in listings]
+        parts = [listing_features(detector, part, cache, unreadable, recipe.batch_size, workers) for part in listings]
         return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
     detector.fit(features(data.train), features(data.valid), recipe.seed)
@@ -56,7 +56,12 @@ def fit_classical(
 
 
 def listing_features(
-    detector: ClassicalDetector, listing: Listing, cache: Path, batch_size: int, unreadable: dict[str, str]
+    detector: ClassicalDetector,
+    listing: Listing,
+    cache: Path,
+    unreadable: dict[str, str],
+    batch_size: int,
+    workers: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features ``(N, D)`` float32 and labels ``(N,)`` of the readable images, from the cache if possible."""
     files = [(record.path, record.label, file_state(record.path)) for record in listing.records]
@@ -65,7 +70,7 @@ def listing_features(
     if (cached := read_features(file)) is not None:
         return cached
     features, labels, failed = [], [], {}
-    loader = make_loader(ImageDataset(listing.records, EvalTransform(detector.geometry)), batch_size)
+    loader = make_loader(ImageDataset(listing.records, EvalTransform(detector.geometry)), batch_size, workers=workers)
     for batch in tqdm(loader, desc=f"features {listing.name} {listing.split}", unit="batch", disable=None, leave=False):
         failed.update({listing.records[item.index].path: item.reason for item in batch.unreadable})
         if len(batch.images):

@@ -125,7 +125,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
     fit = parser.add_argument_group("optimisation")
     fit.add_argument("--epochs", type=int_in(1), default=12, help="default: 12")
-    fit.add_argument("--batch-size", type=int_in(1), default=32, help="images per batch and process (default: 32)")
+    fit.add_argument("--batch-size", type=int_in(2), default=32, help="images per batch and process (default: 32)")
     fit.add_argument("--accumulate", type=int_in(1), default=1, help="batches per optimiser step (default: 1)")
     fit.add_argument("--lr", type=float_in(0, 10), default=1e-3, help="peak learning rate (default: 0.001)")
     fit.add_argument("--weight-decay", type=float_in(0, 10), default=0.05, help="default: 0.05")

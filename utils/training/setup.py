@@ -21,7 +21,7 @@ from models.registry import create_model
 from utils.args import check_checkpoint_file
 from utils.checkpoints.weights import load_weights
 from utils.distributed import team
-from utils.runtime import depthwise_in_fp32, pick_precision, pick_workers
+from utils.runtime import depthwise_in_fp32, pick_precision
 from utils.training.classical import resolve_embedding
 from utils.training.distillation import Teacher
 from utils.training.finetune import freeze, parameter_groups
@@ -78,7 +78,7 @@ def prepare(
     data: TrainingData,
     folder: Path,
     device: torch.device,
-    workers: int | None = None,
+    workers: int = 0,
     interrupted: dict[str, Any] | None = None,
 ) -> tuple[TrainingState, TrainingLoader]:
     """Freeze stages, make the training loader and the optimiser, and restore the state of an interrupted run."""
@@ -93,7 +93,6 @@ def prepare(
         forger = with_decoder(forger, records, folder, recipe.seed, resume=interrupted is not None)
     groups = label_groups(data.train) if recipe.balance else None
     transform = TrainTransform(detector.geometry, recipe.augmentation, recipe.train_size, as_bytes=True)
-    workers = pick_workers(workers, device)
     loader, where = make_training_loader(
         ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT, forger=forger),
         recipe.batch_size,
@@ -112,8 +111,8 @@ def prepare(
         dtype=dtype,
         teacher=Teacher(check_checkpoint_file(recipe.teacher, "--teacher"), device) if recipe.teacher else None,
     )
+    if team.rank:  # other dropout and other starts of attacks than in the first process
+        torch.manual_seed(recipe.seed + team.rank)
     if interrupted:
         state.restore(interrupted, data.describe(), folder)
-    else:  # with --overwrite, an old last.pt must not be resumed in place of this run
-        (folder / "last.pt").unlink(missing_ok=True)
     return state, cast(TrainingLoader, loader)

@@ -11,10 +11,10 @@ import torch
 from timm.utils import ModelEmaV3
 
 from models.detector import Detector
-from models.operating_point import OperatingPoint
-from utils.checkpoints.file import load_checkpoint, save_checkpoint
+from utils.checkpoints.file import describe_checkpoint, load_checkpoint, save_checkpoint
+from utils.distributed import gather, team, team_size
 from utils.errors import UserError
-from utils.runtime import git_commit, versions
+from utils.files import is_first
 from utils.training.distillation import Teacher
 from utils.training.recipe import Recipe, recipe_values
 
@@ -75,8 +75,7 @@ class TrainingState:
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "rng": gather(self._random_state()),  # one per process
             **{name: getattr(self, name) for name in COUNTERS},
         }
         save_checkpoint(path, {**description, "state_dict": self.detector.state_dict(), "training": training})
@@ -102,43 +101,57 @@ class TrainingState:
         self.scaler.load_state_dict(saved["scaler"])
         for name in COUNTERS:
             setattr(self, name, saved[name])
-        torch.set_rng_state(saved["torch_rng"])
-        if saved["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        random_state = saved["rng"][team.rank]
+        torch.set_rng_state(random_state["cpu"])
+        if "cuda" in random_state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(random_state["cuda"], self.device)
+
+    def _random_state(self) -> dict[str, torch.Tensor]:
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state(), **cuda}
 
 
 COUNTERS = ("epoch", "step", "best_score", "best_epoch", "history")
 
 
 def describe_run(recipe: Recipe, detector: Detector, data: list[dict], epoch: int) -> dict[str, Any]:
-    """Return everything in a checkpoint but its weights; the operating point is fitted at the end of the run."""
-    return {
-        "model": detector.name,
-        "model_args": detector.model_args,
-        "geometry": detector.geometry.to_dict(),
-        **OperatingPoint().to_checkpoint(),
-        "metrics": {},
-        "train_args": asdict(recipe),
-        "data": data,
-        "seed": recipe.seed,
-        "epoch": epoch,
-        "git_commit": git_commit(),
-        "versions": versions(),
-    }
+    """Return everything in a checkpoint but its weights."""
+    return describe_checkpoint(detector, asdict(recipe), data, recipe.seed, epoch)
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the files of an old run that --overwrite replaces, so that they cannot pass for those of a failed run."""
+    for name in ("best.pt", "last.pt", "log.csv"):
+        if is_first():
+            (folder / name).unlink(missing_ok=True)
 
 
 def load_run(folder: Path) -> dict[str, Any]:
     """Read last.pt of an interrupted run.
 
     Raises:
-        UserError: there is none, or train.py of another version wrote it.
+        UserError: there is none, it is damaged, train.py of another version wrote it, or another number of processes
+            trained the run: its batches and its schedule depend on them.
     """
     path = folder / "last.pt"
     if not path.is_file():
         raise UserError(f"expected an interrupted run in {folder}, found no last.pt; drop --resume to start one")
-    checkpoint = load_checkpoint(path)
-    if "training" not in checkpoint or checkpoint["train_args"].keys() != {item.name for item in fields(Recipe)}:
-        raise UserError(f"expected {path} as this version of train.py writes it, got another file; start a new run")
+    refusal = UserError(
+        f"expected to resume from {path}, found a damaged file or one of another version; start again with --overwrite"
+    )
+    try:
+        checkpoint = load_checkpoint(path)
+    except UserError:
+        raise refusal from None
+    names = {item.name for item in fields(Recipe)}
+    if "rng" not in checkpoint.get("training", {}) or checkpoint.get("train_args", {}).keys() != names:
+        raise refusal
+    processes = len(checkpoint["training"]["rng"])
+    if processes != team_size():
+        raise UserError(
+            f"expected the {processes} processes of the interrupted run, got {team_size()}; resume with "
+            + (f"torchrun --nproc-per-node {processes} train.py" if processes > 1 else "python train.py")
+        )
     return checkpoint
 
 

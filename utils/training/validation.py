@@ -21,25 +21,24 @@ from utils.training.state import TrainingState
 PROBE_IMAGES = 200  # per dataset: enough to see a collapse, and a PGD probe costs 20 times a clean pass
 
 
-def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState) -> dict[str, float]:
+def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState, workers: int) -> dict[str, float]:
     """Score the validation images; in adversarial training, attack some of them and check for a collapse."""
     detector = state.averaged()
-    figures = clean_figures(detector, listings, recipe.batch_size, state.dtype)
+    settings = Settings(recipe.batch_size, workers, state.dtype)
+    figures = clean_figures(detector, listings, settings)
     if recipe.adversarial:
-        images, labels = probe_images(detector, listings, recipe.batch_size, state.device)
+        images, labels = probe_images(detector, listings, settings, state.device)
         figures |= probe(detector, images, labels, recipe.adv_eps, state.dtype, recipe.batch_size, recipe.seed)
         ramp_is_over = state.epoch + 1 > RAMP * recipe.epochs
         figures["collapsed"] = float(has_collapsed(state.history, figures, ramp_is_over))
     return figures
 
 
-def clean_figures(
-    detector: Detector, listings: Sequence[Listing], batch_size: int, dtype: torch.dtype
-) -> dict[str, float]:
+def clean_figures(detector: Detector, listings: Sequence[Listing], settings: Settings) -> dict[str, float]:
     """Return ``valid_loss`` over all images and ``valid_auc``, the mean over the datasets that hold both classes."""
     aucs, labels, logits = [], [], []
     for listing in listings:
-        scores = score([Job(detector)], listing.records, Settings(batch_size, dtype=dtype), "valid")[0]
+        scores = score([Job(detector)], listing.records, settings, "valid")[0]
         labels.append(np.array([listing.records[i].label for i in scores.indices]))
         logits.append(scores.logits)
         value = auc(labels[-1], sigmoid(scores.logits)) if len(scores.logits) else None
@@ -50,13 +49,15 @@ def clean_figures(
 
 
 def probe_images(
-    detector: Detector, listings: Sequence[Listing], batch_size: int, device: torch.device
+    detector: Detector, listings: Sequence[Listing], settings: Settings, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return evenly spaced validation images and their labels, the same in every epoch."""
     records = [
         record for listing in listings for record in listing.records[:: -(-len(listing.records) // PROBE_IMAGES)]
     ]
-    loader = make_loader(ImageDataset(records, EvalTransform(detector.geometry)), batch_size)
+    loader = make_loader(
+        ImageDataset(records, EvalTransform(detector.geometry)), settings.batch_size, workers=settings.workers
+    )
     batches = [batch for batch in loader if len(batch.images)]
     images, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
     return images.to(device), labels.to(device)

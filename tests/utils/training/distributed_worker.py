@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 tests/utils/training/distributed_worker.py TASK FOLDER
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -19,7 +21,7 @@ from datasets.spec import open_records
 from datasets.transforms import EvalTransform, Geometry
 from models.detector import Detector
 from utils.args import run_script
-from utils.distributed import expecting_peers, gather, join_team, parallel, team
+from utils.distributed import expecting_peers, gather, join_team, parallel, team, wait_for_all
 
 
 class Small(Detector):
@@ -64,6 +66,48 @@ def gradients(folder: Path, batch_size: int) -> dict:
     }
 
 
+def train_twice(folder: Path) -> list[dict]:
+    """Train without and with an interruption after the first epoch; returns what each validation saw."""
+    import train
+    from utils.training import log, validation
+
+    validate, no_sync = validation.validate, torch.nn.parallel.DistributedDataParallel.no_sync
+    seen: list[dict] = []
+    unsynchronised: list[int] = []
+
+    def digest(tensors) -> str:
+        return hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+    def record(recipe, listings, state, workers):
+        result = validate(recipe, listings, state, workers)
+        seen.append(
+            {
+                "random": digest([torch.get_rng_state()]),
+                "buffers": digest([*state.detector.buffers(), *state.averaged().buffers()]),
+                "weights": digest(state.detector.parameters()),
+                "unsynchronised": len(unsynchronised),
+                "step": state.step,
+                **result,
+            }
+        )
+        return result
+
+    def interrupt(history):
+        raise KeyboardInterrupt
+
+    validation.validate = record
+    log.save_figure = log.training_curve_figure = lambda *args: None
+    torch.nn.parallel.DistributedDataParallel.no_sync = lambda self: (unsynchronised.append(1), no_sync(self))[1]
+    flags = "--model test_resnet --model-args head=dense512 dropout=0.5 --image-size 32 --batch-size 4 --accumulate 2 "
+    flags += f"--epochs 2 --threads 1 --device cpu --augmentation none --data {folder / 'balanced'} --output-dir"
+    train.main([*flags.split(), str(folder / "whole")])
+    with contextlib.suppress(KeyboardInterrupt):
+        train.main([*flags.split(), str(folder / "interrupted")], on_epoch=interrupt)
+    wait_for_all()  # last.pt is written
+    train.main(["--resume", "--output-dir", str(folder / "interrupted")])
+    return seen
+
+
 def main(argv=None) -> dict:
     """Join the others and do the task."""
     task, folder = sys.argv[1], Path(sys.argv[2])
@@ -71,7 +115,7 @@ def main(argv=None) -> dict:
     join_team(torch.device("cpu"))
     if task == "die" and team.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    result = gradients(folder, batch_size=2)
+    result = train_twice(folder) if task == "train" else gradients(folder, batch_size=2)
     (folder / f"rank{team.rank}.json").write_text(json.dumps(result))
     return {"exit_code": 0}
 

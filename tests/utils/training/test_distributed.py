@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+import train
 import utils.distributed as distributed
 from datasets.loading import Batch, EpochSampler, stand_in
+from tests.conftest import assert_same_run, write_image
 from tests.utils.training.distributed_worker import gradients
 from utils.distributed import check_enough, expecting_peers
 from utils.errors import UserError
@@ -30,8 +32,6 @@ def torchrun(*command: str, processes: int = 2, cwd: Path = ROOT) -> subprocess.
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """21 training images, one of them broken."""
-    from tests.conftest import write_image
-
     folder = tmp_path_factory.mktemp("team")
     for number in range(21):
         name = "fake" if number % 2 else "real"
@@ -85,6 +85,42 @@ def test_a_rank_that_dies_stops_the_others_with_a_message(folder):
     done = torchrun("tests/utils/training/distributed_worker.py", "die", str(folder))
     assert done.returncode != 0
     assert "another one has stopped" in done.stderr or "Signal 9 (SIGKILL)" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(folder) -> list[list[dict]]:
+    """What the validations of two processes saw of a network with batch norm and dropout."""
+    for split, count in {"train": 12, "valid": 6, "test": 4}.items():
+        for number in range(2 * count):
+            name = "fake" if number % 2 else "real"
+            write_image(folder / "balanced" / split / name / f"{number:02}.png", number, name == "fake")
+    done = torchrun("tests/utils/training/distributed_worker.py", "train", str(folder))
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_processes_draw_their_own_random_numbers(trained):
+    for first, second in zip(*trained, strict=True):
+        assert first["random"] != second["random"]
+
+
+def test_processes_validate_the_same_network(trained):
+    for first, second in zip(*trained, strict=True):
+        assert first["buffers"] == second["buffers"] and first["weights"] == second["weights"]
+        assert first["valid_auc"] == second["valid_auc"]
+
+
+def test_gradients_are_averaged_once_per_step(trained):
+    """24 images for two processes are 3 batches of 4 in an epoch, and 2 steps: the third batch is a step of its own."""
+    assert [(epoch["step"], epoch["unsynchronised"]) for epoch in trained[0][:2]] == [(2, 1), (4, 2)]
+
+
+def test_resume_is_exact_and_needs_as_many_processes(trained, folder):
+    for whole, *again in zip(trained[0][:2], trained[0][2:], strict=True):
+        assert all({**epoch, "unsynchronised": 0} == {**whole, "unsynchronised": 0} for epoch in again)
+    assert_same_run(folder / "interrupted", folder / "whole")
+    with pytest.raises(UserError, match=r"expected the 2 processes .* got 1; resume with torchrun --nproc-per-node 2"):
+        train.main(["--resume", "--output-dir", str(folder / "interrupted")])
 
 
 TINY = "--model cnn_baseline --model-args input_size=32 --image-size 32 --batch-size 4 --epochs 2 --threads 1".split()

@@ -103,7 +103,7 @@ def test_best_epoch_has_the_best_auc_and_its_weights_are_kept(faces, tmp_path, m
     aucs = iter([0.6, 0.9, 0.7])
     seen = []
 
-    def validate(recipe, listings, state):
+    def validate(recipe, listings, state, workers):
         seen.append({key: value.clone() for key, value in state.averaged().state_dict().items()})
         return {"valid_loss": 0.5, "valid_auc": next(aucs)}
 
