@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from datasets.demo_set import generate as demo
 from datasets.demo_set.camera import decode_jpeg, encode_jpeg
 from datasets.demo_set.fakes import GENERATORS, forge, photograph
-from datasets.demo_set.sheet import contact_sheet
+from studies.demo_sheet import contact_sheet
 from utils.errors import UserError
 
 SIZE = 64
