@@ -1,11 +1,12 @@
-"""Checks of the README and the other pages: commands parse, links lead somewhere, numbers are those of results/.
+"""Checks of the README and the other pages: commands parse, links lead somewhere, tables are those of results/.
 
 Conventions that the checks rely on:
 
 - a line in a fenced block, or a piece of inline code, that starts with ``python SCRIPT.py`` or ``make`` is a command;
 - ``<!-- table: results/x/metrics.md -->`` stands in front of each table of results, and the table is the one in that
-  file, whatever its spacing; a table with intervals (``0.968 [0.951, 0.983]``) must have such a comment;
-- a number with three decimals in the running text, 0.968, occurs in a Markdown file below results/.
+  file, whatever its spacing; a table with intervals (``0.968 [0.951, 0.983]``) must have such a comment.
+
+Figures in the text: tests/sources.py.
 """
 
 import contextlib
@@ -22,7 +23,6 @@ INLINE_CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 LINK = re.compile(r"\]\(\s*<?([^)>\s]+)>?[^)]*\)|<(?:img|a)\b[^>]*(?:src|href)=\"([^\"]+)\"")
 MARKER = re.compile(r"^<!-- table: (\S+) -->$")
 INTERVAL = re.compile(r"\d \[\d*\.?\d+, *\d*\.?\d+\]")
-FIGURE = re.compile(r"(?<![\d.])[01]\.\d{3}(?!\d)")
 
 
 def prose(text: str) -> str:
@@ -148,11 +148,3 @@ def table_problems(text: str, root: Path) -> list[str]:
                 )
                 problems.append(f"{source}: not its table: {strange}")
     return problems
-
-
-def number_problems(text: str, root: Path) -> list[str]:
-    """Figures in the running text that no results file has."""
-    lines = [line for line in prose(text).splitlines() if not line.lstrip().startswith("|")]
-    known = " ".join(file.read_text(encoding="utf-8") for file in sorted((root / "results").rglob("*.md")))
-    unknown = set(FIGURE.findall(INLINE_CODE.sub("", "\n".join(lines)))) - set(FIGURE.findall(known))
-    return [f"{number}: in no results/**/*.md" for number in sorted(unknown)]

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from tests.pages import command_problems, link_problems, number_problems, table_problems
+from tests.pages import command_problems, link_problems, table_problems
 from utils.errors import UserError
 from utils.files import ROOT
 
@@ -20,7 +20,6 @@ def test_commands_links_tables_and_numbers_of_a_page(page):
     assert command_problems(text, ROOT) == []
     assert link_problems(text, page.parent) == []
     assert table_problems(text, ROOT) == []
-    assert number_problems(text, ROOT) == []
 
 
 def test_every_page_is_held_to_its_word_and_has_one_title():

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import command_lines, command_problems, link_problems, number_problems, table_problems
+from tests.pages import command_lines, command_problems, link_problems, table_problems
 from utils.evaluation.finalize import summary_line
 from utils.files import ROOT, read_json
 
-CHECKS = [command_problems, link_problems, table_problems, number_problems]
+CHECKS = [command_problems, link_problems, table_problems]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -98,11 +98,6 @@ MARK = "<!-- table: results/metrics.md -->\n"
 def test_table_check(text, problem, root):
     found = table_problems(text, root)
     assert bool(found) == bool(problem) and (not problem or problem in found[0]), found
-
-
-def test_number_check(root):
-    assert number_problems("AUC 0.968, `0.123`, rate 0.5, 3 px, version 2.0.815\n```\n0.111\n```", root) == []
-    assert number_problems("AUC 0.967 (0.951 to 0.983)", root) == ["0.967: in no results/**/*.md"]
 
 
 def test_the_timed_recipes_are_those_of_the_results_page():

@@ -261,7 +261,8 @@ def copy_of_the_results(out: Path) -> list[Step]:
         if step.folders[0].startswith("tables/"):
             (out / step.folders[0]).mkdir(parents=True)
             for file in reproduce.COMMITTED.rglob("*.csv"):
-                if file.stem in (Path(step.output).stem, "verdicts" if step.name == "table-card" else ""):
+                more = ("verdicts", "overview") if step.name == "table-card" else ()
+                if file.stem in (Path(step.output).stem, *more):
                     shutil.copy(file, out / step.folders[0])
     return found
 
@@ -320,14 +321,20 @@ def test_the_release_and_its_card_are_steps():
 
 
 @pytest.mark.parametrize(
-    ("script", "table"), [("summarize", "summary"), ("ablation_table", "forgery_ablation/ablation")]
+    ("script", "tables"),
+    [
+        ("summarize", ["summary"]),
+        ("ablation_table", ["forgery_ablation/ablation"]),
+        ("model_card", [f"deepfake-v2/{name}" for name in ("card", "verdicts", "overview", "identity")]),
+    ],
 )
-def test_the_tables_made_of_tables_are_those_of_their_results(script, table, tmp_path, monkeypatch):
+def test_the_tables_made_of_tables_are_those_of_their_results(script, tables, tmp_path, monkeypatch):
     module = importlib.import_module(f"studies.{script}")
     monkeypatch.setattr(module, "save_figure", lambda figure, stem: None, raising=False)
     module.main(["--output-dir", str(tmp_path)])
-    published = reproduce.COMMITTED / f"{table}.md"
-    assert (tmp_path / published.name).read_text() == published.read_text()
+    for table in tables:
+        published = reproduce.COMMITTED / f"{table}.md"
+        assert (tmp_path / published.name).read_text() == published.read_text()
 
 
 def test_steps_that_make_tables_of_tables_have_flags_that_exist():

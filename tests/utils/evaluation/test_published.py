@@ -1,5 +1,6 @@
 """The committed results: every table of metrics follows from its scores, every committed figure is on a page."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from tests.pages import tables
+from tests.sources import FIGURE, shows
 from utils.files import ROOT
 from utils.scoring.table import read_scores
 
@@ -40,6 +43,31 @@ def test_every_published_table_follows_from_its_scores(folder, tmp_path, monkeyp
         if (folder / made.name).exists() or made.name == "metrics.md":  # leave_one_out shows generators as a matrix
             # Compared as a set of lines: their order is that of the files on the command line.
             assert sorted(made.read_text().splitlines()) == sorted((folder / made.name).read_text().splitlines())
+
+
+TABLES = sorted(file for file in RESULTS.rglob("*.md") if file.with_suffix(".csv").is_file())
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: str(file.relative_to(RESULTS)))
+def test_a_table_for_readers_shows_the_numbers_of_its_csv(file):
+    ((_, shown),) = tables(file.read_text(encoding="utf-8"))
+    with file.with_suffix(".csv").open(newline="", encoding="utf-8") as stream:
+        header, *lines = csv.reader(stream)
+    columns = [key for key in header if not re.search("_(low|high)$", key) or key[: key.rindex("_")] not in header]
+    assert len(lines) == len(shown) - 2
+    for line, cells in zip(lines, shown[2:], strict=True):
+        row = dict(zip(header, line, strict=True))
+        for key, cell in zip(columns, cells, strict=False):  # metrics.csv has a column more
+            values = [row[name] for name in (key, f"{key}_low", f"{key}_high") if row.get(name)]
+            numbers = [(match[1], (match[2] or "").strip()) for match in FIGURE.finditer(cell)]
+            if (
+                "." in cell
+                and not re.search(r"\de[+-]", cell)
+                and all(re.fullmatch(r"-?\d+\.\d+(e-\d+)?", value) for value in values)
+            ):
+                assert len(values) == len(numbers), (key, cell, values)
+                for value, number in zip(values, numbers, strict=True):
+                    assert shows(*number, float(value)), (key, cell, values)
 
 
 def test_there_are_scores_behind_every_table_of_metrics():
