@@ -37,22 +37,14 @@ from utils.args import (
 from utils.errors import UserError
 from utils.figures import legend_below, line_style, new_figure, save_figure, styled
 from utils.files import atomic_write_text, write_json
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VALID_SHARE = 0.2
 RESERVED = ("--model", "--data", "--output-dir", "--weights", "--seed", "--resume", "--overwrite", "--model-args")
-COLUMNS = [
-    ("shots", "Shots"),
-    ("dataset", "Test data"),
-    ("n_real", "Real"),
-    ("n_fake", "Fake"),
-    ("seeds", "Seeds"),
-    ("auc", "AUC"),
-    ("acc", "Acc"),
-]
+COLUMNS = columns(shots="Shots", dataset="Test data", n_real="Real", n_fake="Fake", seeds="Seeds", auc="AUC", acc="Acc")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -82,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     from studies.runs import digests, evaluate_once, train_once
     from utils.checkpoints.file import load_checkpoint
-    from utils.runtime import git_commit, hardware
+    from utils.runtime import run_facts
 
     specs = [args.data, *args.keep]
     inputs = digests([checkpoint], [source])
@@ -97,14 +89,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     rows = summarise(results)
     write_table(rows, COLUMNS, folder / "adaptation", "Few-shot adaptation; median and range over the seeds.")
     save_figure(adaptation_figure(rows), folder / "adaptation")
-    facts = {
-        "command": command_line("-m studies.few_shot", argv),
-        "hardware": hardware(),
-        "git_commit": git_commit(),
-        "rows": rows,
-        "runs": [{"shots": shots, "seed": seed, **row} for (shots, seed), line in results.items() for row in line],
-    }
-    write_json(folder / "adaptation.json", facts)
+    each = [{"shots": shots, "seed": seed, **row} for (shots, seed), line in results.items() for row in line]
+    facts = run_facts(command_line("-m studies.few_shot", argv))
+    write_json(folder / "adaptation.json", {**facts, "rows": rows, "runs": each})
     for row in rows:
         low, high = row["auc_ci"]
         value = f"AUC {row['auc']:.3f} [{low:.3f}, {high:.3f}] over {row['seeds']} seeds"

@@ -27,7 +27,7 @@ from utils.args import check_output_dir, check_passed_on, int_in, make_parser, r
 from utils.errors import UserError
 from utils.figures import FAKE_COLOUR, new_figure, save_figure, styled
 from utils.files import read_json
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,14 +35,8 @@ if TYPE_CHECKING:
 EVERYTHING = "none"  # name of the run that leaves nothing out
 RESERVED = ("--data", "--output-dir", "--exclude-generator", "--resume", "--overwrite")
 COLUMNS = [
-    ("excluded", "Left out"),
-    ("tested", "Fakes tested"),
-    ("seen", "Seen"),
-    ("n_real", "Real"),
-    ("n_fake", "Fake"),
-    ("auc", "AUC"),
-    ("fake_acc", "Fake acc"),
-    ("real_acc", "Real acc"),
+    *columns(excluded="Left out", tested="Fakes tested", seen="Seen", n_real="Real", n_fake="Fake"),
+    *columns(auc="AUC", fake_acc="Fake acc", real_acc="Real acc"),
 ]
 
 

@@ -36,7 +36,7 @@ from utils.args import (
 )
 from utils.errors import UserError
 from utils.figures import interval_bar_figure, save_figure
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 CLASSICAL = ("random_forest", "gradient_boosting", "xgboost", "lightgbm", "logistic_regression")
 BACKBONES = (
@@ -69,17 +69,9 @@ ENTRIES = [
 ]
 
 COLUMNS = [
-    ("name", "Model"),
-    ("parameters", "Params (M)"),
-    ("gmacs", "GMACs"),
-    ("image_size", "Input (px)"),
-    ("start", "Start"),
-    ("epochs", "Epochs"),
-    ("minutes", "Training (min)"),
-    ("dataset", "Test data"),
-    ("auc", "AUC"),
-    ("acc", "Acc"),
-    ("images_per_s", "Scoring (images/s)"),
+    *columns(name="Model", parameters="Params (M)", gmacs="GMACs", image_size="Input (px)", start="Start"),
+    *columns(epochs="Epochs", minutes="Training (min)", dataset="Test data", auc="AUC", acc="Acc"),
+    *columns(images_per_s="Scoring (images/s)"),
 ]
 
 
