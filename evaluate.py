@@ -238,7 +238,7 @@ def origin(candidate: Candidate) -> dict[str, Any]:
         "threshold": point.threshold(),
         "train_command": settings.get("command"),
         "augmentation": settings.get("augmentation"),
-        "trained_on": sorted({entry["dataset"] for entry in checkpoint.get("data", [])}),
+        "trained_on": sorted({entry["dataset"] for entry in checkpoint.get("data", []) if entry["split"] == "train"}),
         **{key: checkpoint.get(key) for key in ("epoch", "seed", "git_commit", "versions")},
     }
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import calibrate
+import evaluate
 from datasets.spec import open_records
 from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector
@@ -62,3 +63,9 @@ def test_images_count_as_the_tiers_deliver_them(tiny_checkpoint, image_folder, t
     assert fit_operating_point([as_is]) != fit_operating_point([delivered])
     with pytest.raises(UserError, match="expected --tiers of clean, web"):
         calibrate.main([*flags, "--tiers", "wbe", "--output-dir", str(tmp_path / "no")])
+
+
+def test_a_set_that_a_detector_was_only_calibrated_on_is_unseen():
+    """Checkpoints of earlier versions list the calibration data next to the training data."""
+    data = [{"dataset": "a", "split": "train"}, {"dataset": "a", "split": "valid"}, {"dataset": "b", "split": "valid"}]
+    assert evaluate.training_facts({"data": data})["trained_on"] == ["a"]
