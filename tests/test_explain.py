@@ -190,3 +190,6 @@ def test_faithfulness_keeps_its_cells_and_makes_the_tables_of_them(tiny_checkpoi
         run("--from-raw", "again", "--output-dir", "third")
     with pytest.raises(UserError, match="other settings"):
         run(*flags, "--seed", 5)
+    monkeypatch.setattr("utils.explanations.faithfulness.report.code_digest", lambda *patterns: "other code")
+    with pytest.raises(UserError, match="other settings or code"):
+        run(*flags)

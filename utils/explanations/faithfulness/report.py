@@ -21,8 +21,8 @@ from utils.explanations.maps import Settings
 from utils.explanations.registry import CONTROLS, all_methods, check_usable, table_options, title_of, usable_methods
 from utils.figures import GREY, new_figure, save_figure, styled
 from utils.files import read_json, write_json
-from utils.runtime import git_commit, hardware
-from utils.scoring.cache import code_digest, file_digest
+from utils.runtime import git_commit, hardware, versions
+from utils.source import code_digest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,9 +48,8 @@ def cell_key(candidate: Candidate, listing: Listing, settings: Settings) -> str:
     """Digest of everything that decides the numbers of a cell; a cell with the same key is not measured again."""
     facts = {**dataclasses.asdict(settings), "dtype": str(settings.dtype), "options": table_options(settings.methods)}
     facts.pop("batch_size")
-    own = sorted(Path(__file__).parents[1].rglob("*.py"))
-    code = [code_digest(), *(file_digest(file) for file in own)]
-    text = json.dumps([candidate.digest, listing.fingerprint, listing.split, facts, code], sort_keys=True)
+    facts |= {"code": code_digest("utils/explanations/**/*.py", "models/*.py"), "versions": versions()}
+    text = json.dumps([candidate.digest, listing.fingerprint, listing.split, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
