@@ -9,6 +9,7 @@ from datasets.spec import open_records
 from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.errors import UserError
+from utils.evaluation.evaluate import Candidate
 from utils.evaluation.operating_point import fit_operating_point
 from utils.scoring.scorer import Job, score, score_table
 
@@ -65,7 +66,9 @@ def test_images_count_as_the_tiers_deliver_them(tiny_checkpoint, image_folder, t
         calibrate.main([*flags, "--tiers", "wbe", "--output-dir", str(tmp_path / "no")])
 
 
-def test_a_set_that_a_detector_was_only_calibrated_on_is_unseen():
+def test_a_set_that_a_detector_was_only_calibrated_on_is_unseen(tiny_checkpoint):
     """Checkpoints of earlier versions list the calibration data next to the training data."""
-    data = [{"dataset": "a", "split": "train"}, {"dataset": "a", "split": "valid"}, {"dataset": "b", "split": "valid"}]
-    assert evaluate.training_facts({"data": data})["trained_on"] == ["a"]
+    detector, checkpoint = load_detector(tiny_checkpoint)
+    sets = [("a", "train"), ("a", "valid"), ("b", "valid")]
+    checkpoint["data"] = [{"dataset": name, "split": split} for name, split in sets]
+    assert evaluate.origin(Candidate("tiny", detector, checkpoint, "digest"))["trained_on"] == ["a"]
