@@ -113,7 +113,7 @@ class Detector(nn.Module):
         raise UserError(f"expected {flag} that {self.name} takes, such as {' or '.join(sizes)}, got {size}")
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the final classifier, which transfer learning trains with a rate of its own."""
+        """Return the parameters of the final classifier, which transfer learning trains at a separate rate."""
         head = getattr(self, "head", None)
         return list(head.parameters()) if isinstance(head, nn.Module) else []
 

@@ -126,7 +126,7 @@ class Probe(NamedTuple):
 
 @torch.no_grad()
 def probe(backbone: nn.Module) -> Probe:
-    """Run a black image through a backbone: one of an odd size that no usual stride divides, else one of its own size.
+    """Run a black image through a backbone: of an odd size that no usual stride divides, else of its default size.
 
     Raises:
         UserError: the backbone takes neither, or does not return pooled features.

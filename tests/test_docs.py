@@ -1,4 +1,4 @@
-"""The pages beside the README keep the same word: their code runs, their commands parse, their numbers are results."""
+"""Docs: their code runs, their commands parse, their links and tables hold."""
 
 import re
 

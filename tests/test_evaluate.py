@@ -64,7 +64,7 @@ def make_checkpoint(path: Path, seed: int = 0, **extra) -> Path:
 
 @pytest.fixture(autouse=True)
 def figures(monkeypatch) -> list[str]:
-    """The figures that are asked for; drawing them is tested once, in a process of its own."""
+    """The figures that are asked for; drawing them is tested once, in a separate process."""
     stems: list[str] = []
     monkeypatch.setattr("utils.evaluation.report.save_figure", lambda figure, stem: stems.append(Path(stem).name))
     return stems

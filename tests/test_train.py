@@ -103,7 +103,7 @@ def test_resume_is_exact(install, faces, whole_run, tmp_path):
 
 
 def start(argv: list, folder: Path) -> subprocess.Popen:
-    """Start train.py as a process of its own, its stderr in a file, as if from a terminal.
+    """Start train.py as a separate process, its stderr in a file, as if from a terminal.
 
     A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would too.
     """

@@ -183,7 +183,7 @@ def test_real_training_end_to_end(tmp_path, image_folder, capsys):
 
 
 def test_an_interrupted_trial_resumes_its_own_training(tmp_path, image_folder, monkeypatch):
-    """The second epoch of the default trial is killed: the run goes on from its first."""
+    """The second epoch of the default trial is killed: the run resumes after its first."""
     fit, seen = train.train_epoch, []
 
     def killed(recipe, state, *rest):

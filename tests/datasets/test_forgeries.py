@@ -214,7 +214,7 @@ def test_each_group_is_taken_equally_often_and_no_image_twice_before_all_are():
         for group in range(4):
             counts = [times[index] for index in range(len(GROUPS)) if GROUPS[index] == group]
             assert max(counts) - min(counts) <= 1
-        assert len({seed for _, seed in pairs}) == len(pairs)  # an image that comes again is augmented anew
+        assert len({seed for _, seed in pairs}) == len(pairs)  # an image that comes again is augmented differently
         assert pairs != sorted(pairs)
     assert len({index for number in range(20) for index, _ in epoch(number=number)}) == len(GROUPS)
 

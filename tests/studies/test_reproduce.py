@@ -82,7 +82,7 @@ TABLE = """# a comment
 demo python train.py --lr 1 --output-dir {out}/runs/a
 
 demo-evaluate python evaluate.py --checkpoint {out}/runs/a --output-dir {out}/results/a
-abroad python evaluate.py --data {data}/wild@limit=5 --weights {weights}/w.safetensors --output-dir {out}/results/b
+unseen python evaluate.py --data {data}/wild@limit=5 --weights {weights}/w.safetensors --output-dir {out}/results/b
 again python evaluate.py --checkpoint {out}/results/b/x --output-dir {out}/results/c
 """
 
@@ -94,11 +94,11 @@ def calls(folder: str = "runs") -> list[str]:
 
 def test_steps_run_in_order_and_the_numbers_are_compared(workshop, capsys):
     result = workshop(TABLE)
-    assert result["steps"] == {"demo": "done", "demo-evaluate": "done", "abroad": "skipped", "again": "skipped"}
+    assert result["steps"] == {"demo": "done", "demo-evaluate": "done", "unseen": "skipped", "again": "skipped"}
     assert result["exit_code"] == 0
     assert [(row["figure"], row["verdict"]) for row in result["rows"]] == [("auc", "agrees")] * 3
     printed = capsys.readouterr().out
-    assert "skipped   no data at data/wild" in printed and "skipped   needs abroad" in printed
+    assert "skipped   no data at data/wild" in printed and "skipped   needs unseen" in printed
     assert "3 figures agree, 0 differ, 0 of other images, 0 missing, 0 not made, 0 rows not published" in printed
     assert Path("out/logs/demo.txt").read_text() == "ran\n"
     assert Path("out/comparison.md").read_text() in printed
@@ -144,7 +144,7 @@ def test_data_and_weights_that_are_there_are_used(workshop):
     Path("sets/wild").mkdir(parents=True)
     Path("w.safetensors").touch()
     result = workshop(TABLE, "--data-root", "sets", "--weights-dir", ".")
-    assert result["steps"]["abroad"] == result["steps"]["again"] == "done"
+    assert result["steps"]["unseen"] == result["steps"]["again"] == "done"
     assert "--data sets/wild@limit=5 --weights ./w.safetensors" in Path("out/results/calls.txt").read_text()
     assert {row["verdict"] for row in result["rows"]} == {"agrees"} and result["exit_code"] == 0
 
@@ -164,8 +164,8 @@ def test_changed_code_is_run_again(workshop, tmp_path):
 
 
 def test_nothing_compared_is_not_success(workshop, capsys):
-    skipped = workshop(TABLE, "--only", "abroad")
-    assert skipped["steps"] == {"abroad": "skipped"} and skipped["exit_code"] == 1
+    skipped = workshop(TABLE, "--only", "unseen")
+    assert skipped["steps"] == {"unseen": "skipped"} and skipped["exit_code"] == 1
     assert workshop(TABLE, "--only", "demo")["exit_code"] == 1, "a checkpoint alone proves no figure"
     (Path("committed") / "a" / "metrics.csv").unlink()
     assert workshop(TABLE, "--quick")["exit_code"] == 1
@@ -186,7 +186,7 @@ def test_list_quick_and_only(workshop, capsys):
     assert workshop(TABLE, "--list")["steps"] == {
         "demo": "todo",
         "demo-evaluate": "todo",
-        "abroad": "skipped",
+        "unseen": "skipped",
         "again": "skipped",
     }
     assert calls() == [] and "python train.py --lr 1" in capsys.readouterr().out

@@ -39,14 +39,14 @@ KEPT = (
 CLEANED = ("metrics", "train_args", "data")
 GOLDEN_COUNT, PARITY_COUNT = 3, 12  # generated images whose logits are published, and that the parity is taken over
 GOLDEN_SIDE, GOLDEN_SEED, GOLDEN_QUALITY = 256, 1, 90
-# A path that starts at the root, at home or above the project; what is left of it is its last part, or RUN/best.pt.
+# A path that starts at the root, in a home folder or above the project; only its last part is kept, or RUN/best.pt.
 OUTSIDE = re.compile(r"(?<![\w./\\-])(?:[A-Za-z]:[\\/]|~?/|(?:\.\.[\\/])+)[^\s'\",@]*")
 
 
 def write_release(
     source: Path, output: Path, precision: str, command: str, notes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write the slim file and, beside it, the JSON file that describes it; returns what the JSON file holds.
+    """Write the slim file and its JSON description next to it; returns the content of the JSON file.
 
     The file is checked before it takes its name: a release that is too large or answers otherwise than its source
     leaves nothing behind.

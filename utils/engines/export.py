@@ -136,7 +136,7 @@ def failing_part(detector: Detector) -> str:
 
 
 def keep_description(model: Any, checkpoint: dict[str, Any], engine: str, fingerprint: str) -> None:
-    """Store what a checkpoint knows beside its weights in the file's metadata, one JSON value per key."""
+    """Store everything in a checkpoint except the weights as metadata of the file, one JSON value per key."""
     import onnx
 
     description = {key: checkpoint.get(key) for key in KEPT_KEYS}

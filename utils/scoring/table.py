@@ -108,7 +108,7 @@ def write_scores(path: str | os.PathLike[str], table: ScoreTable) -> None:
     _check(table, f"for {path}")
     text = io.StringIO()
     columns = [getattr(table, name) for name in COLUMNS]
-    # csv leaves a carriage return bare that is not part of its own line end, and then reads it as one.
+    # csv does not quote a lone carriage return, and would read it back as a line end.
     bare = any("\r" in value for column in columns if isinstance(column, list) for value in column)
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL)
     writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""Scoring: each readable image once, in order, whatever the batches; and what is made of the scores."""
+"""Scoring: each readable image once, in order, whatever the batches; and the tables built from the scores."""
 
 from pathlib import Path
 

@@ -111,7 +111,7 @@ def test_processes_validate_the_same_network(trained):
 
 
 def test_gradients_are_averaged_once_per_step(trained):
-    """24 images for two processes are 3 batches of 4 in an epoch, and 2 steps: the third batch is a step of its own."""
+    """24 images for two processes are 3 batches of 4 in an epoch, and 2 steps: the third batch is a step by itself."""
     assert [(epoch["step"], epoch["unsynchronised"]) for epoch in trained[0][:2]] == [(2, 1), (4, 2)]
 
 
@@ -168,7 +168,7 @@ def test_more_processes_than_images_is_one_line(make_folder, tmp_path):
     few = make_folder("few", {"train/real": 1, "train/fake": 2, "valid/real": 1, "valid/fake": 1})
     done = torchrun("train.py", *TINY, "--data", str(few), "--output-dir", str(tmp_path / "run"))
     assert done.returncode != 0 and "expected at least two training images per process, got 3" in done.stderr
-    assert f'File "{ROOT}/train.py"' not in done.stderr  # torchrun has a traceback of its own, train.py has none
+    assert f'File "{ROOT}/train.py"' not in done.stderr  # torchrun prints a traceback, train.py does not
 
 
 # ----------------------------------------------------------------------------------------------- without torchrun
