@@ -61,8 +61,8 @@ CAPTION = (
     "bootstrap over images."
 )
 OLD_CELLS = (
-    " These cells have no ROAD of maps from shuffled weights, so that control is missing in the test; the correlations "
-    "in the column Random weights come from the first 16 images, all fake, with batch-norm statistics unshuffled."
+    " In these cells, maps from shuffled weights were not scored, so the test lacks that control; the column Random "
+    "weights comes from at most 16 images, mostly fakes."
 )
 CAPTION_LOCALISATION = (
     "Where maps for fake point. Pointing: the highest point lies in the manipulated region; grid pointing: the same in "
