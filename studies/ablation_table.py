@@ -1,8 +1,8 @@
-"""One row per forgery: results/forgery_ablation/{metrics,one_class}.json -> ablation.csv, .md and .tex beside them
+"""One row per forgery: results/forgery_ablation/{metrics,one_class}.json -> ablation.csv, .md and .tex
 
   python -m studies.ablation_table
 
-Reads what evaluate.py left for the runs forge-none, forge-blend, ... (the step forgery-ablation of results/steps.txt).
+Reads the metrics of the runs forge-none, forge-blend, ... (the step forgery-ablation of results/steps.txt).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.args import check_output_dir, make_parser, run_script
 from utils.files import ROOT, read_json
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 FOLDER = str(ROOT / "results" / "forgery_ablation")
 PREFIX = "forge-"
@@ -24,18 +24,13 @@ CAPTION = (
     "without photographs against those of faces140k and utkface; 95 % bootstrap intervals."
 )
 COLUMNS = [
-    ("forgery", "Forgery"),
-    ("photoshop", "photoshop"),
-    ("generated_photos", "generated_photos"),
-    ("sfhq", "sfhq"),
-    ("mean", "Mean"),
-    ("utkface", "utkface called real"),
-    ("faces140k", "faces140k"),
+    *columns(forgery="Forgery", photoshop="photoshop", generated_photos="generated_photos", sfhq="sfhq", mean="Mean"),
+    *columns(utkface="utkface called real", faces140k="faces140k"),
 ]
 
 
 def cell(row: dict[str, Any], key: str) -> dict[str, Any]:
-    """The figure of a row with its interval, under the name of its data set."""
+    """Return the figure of a row with its interval, under the name of its data set."""
     name = row["dataset"].split(" / ")[0]
     return {name: row[key], f"{name}_ci": row[f"{key}_ci"]}
 
@@ -64,11 +59,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Write the table."""
     args = get_args_parser().parse_args(argv)
     files = (Path(args.results) / name for name in ("metrics.json", "one_class.json"))
-    metrics, one_class = (read_json(file, "what evaluate.py leaves") for file in files)
+    metrics, one_class = (read_json(file, "the metrics of evaluate.py") for file in files)
     rows = ablation_rows(metrics, one_class)
     target = check_output_dir(args.output_dir) / "ablation"
     write_table(rows, COLUMNS, target, CAPTION)

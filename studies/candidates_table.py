@@ -1,22 +1,20 @@
-"""What the release was chosen from: checkpoints/*/best.pt -> results/generalisation/candidates.json, .csv, .md and .tex
+"""The candidates for the release: checkpoints/*/best.pt -> results/generalisation/candidates.json, .csv, .md and .tex
 
   python -m studies.candidates_table --checkpoint checkpoints/deepfake-v2 checkpoints/tf_efficientnet_b0-wild
 
-Reads the validation and test figures that train.py and ensemble.py put into the checkpoints of the runs (their
-commands are in results/steps.txt). Runs that are in the table already and not named stay as they are. The mean over
-tiers is that of the AUCs which evaluate.py found on the validation images (--tiers-from), for the runs that are there.
+One row per run, in the order of the command line, with the validation and test metrics stored in its checkpoint (the
+commands are in results/steps.txt). The mean over tiers is that of the AUC on validation images, from --tiers-from.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from utils.args import check_checkpoint_file, check_output_dir, make_parser, run_script
 from utils.files import ROOT, read_json, write_json
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 TRUNK = "tf_efficientnet_b0"
 RUNS = {
@@ -41,16 +39,13 @@ CAPTION = (
     "wide. For deepfake-v2 the mean over the tiers clean, web and hard was used instead."
 )
 COLUMNS = [
-    ("run", "Run"),
-    ("what", "What it is"),
-    ("valid_mean", "Valid mean"),
-    ("tier_mean", "Valid mean of tiers"),
+    *columns(run="Run", what="What it is", valid_mean="Valid mean", tier_mean="Valid mean of tiers"),
     *((f"{split}_{name}", f"{split.capitalize()} {name}") for name in SETS for split in ("valid", "test")),
 ]
 
 
 def candidate_row(run: str, what: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a checkpoint as a row; ``valid_mean`` is over the three data sets."""
+    """Return the metrics of a checkpoint as a row; ``valid_mean`` is over the three data sets."""
     row: dict[str, Any] = {"run": run.removeprefix(TRUNK), "what": what}
     for split in ("valid", "test"):
         for found in metrics[split]:
@@ -62,19 +57,12 @@ def candidate_row(run: str, what: str, metrics: dict[str, Any]) -> dict[str, Any
 
 
 def tier_means(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean AUC of each run over its data sets and tiers, by the name that the table gives it."""
+    """Return the mean AUC of each run over its data sets and tiers, by its name in the table."""
     found: dict[str, list[float]] = {}
     for row in metrics:
         if row["generator"] == "all" and row["auc"] is not None:
             found.setdefault(row["checkpoint"].removeprefix(TRUNK), []).append(row["auc"])
     return {run: sum(aucs) / len(aucs) for run, aucs in found.items()}
-
-
-def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of both, those of ``new`` in place of older ones, in the order of RUNS."""
-    rows = {row["run"]: row for row in [*known, *new]}
-    order = [run.removeprefix(TRUNK) for run in RUNS]
-    return sorted(rows.values(), key=lambda row: order.index(row["run"]) if row["run"] in order else len(order))
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -88,7 +76,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Write the table."""
     args = get_args_parser().parse_args(argv)
     files = [check_checkpoint_file(path) for path in args.checkpoint]
@@ -96,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.checkpoints.file import load_checkpoint
 
     target = check_output_dir(args.output_dir) / "candidates"
-    known = read_json(target.with_suffix(".json"), "the table") if target.with_suffix(".json").exists() else []
-    runs = [(file.parent.name, load_checkpoint(file)["metrics"]) for file in files]
-    rows = merged(known, [candidate_row(run, RUNS.get(run, ""), metrics) for run, metrics in runs])
-    means = tier_means(read_json(args.tiers_from)) if Path(args.tiers_from).exists() else {}
-    rows = [row | {"tier_mean": means.get(row["run"])} for row in rows]
+    means = tier_means(read_json(args.tiers_from, "the metrics of the candidates by tier"))
+    rows = []
+    for run, file in zip((file.parent.name for file in files), files, strict=True):
+        row = candidate_row(run, RUNS.get(run, ""), load_checkpoint(file)["metrics"])
+        rows.append(row | {"tier_mean": means.get(row["run"])})
     write_json(target.with_suffix(".json"), rows)
     write_table(rows, COLUMNS, target, CAPTION)
     print(f"{target}.md")

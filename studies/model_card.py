@@ -22,45 +22,25 @@ from utils.checkpoints.slimming import description_file
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write_text, read_json, read_text
 from utils.scoring.table import ScoreTable, read_scores
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 COLUMNS = [
-    ("dataset", "Test data"),
-    ("seen", "Source"),
-    ("tier", "Tier"),
-    ("n_real", "Real"),
-    ("n_fake", "Fake"),
-    ("auc", "AUC"),
-    ("acc", "Acc"),
-    ("real_acc", "Real acc"),
-    ("fake_acc", "Fake acc"),
-    ("ece", "ECE"),
+    *columns(dataset="Test data", seen="Source", tier="Tier", n_real="Real", n_fake="Fake", auc="AUC", acc="Acc"),
+    *columns(real_acc="Real acc", fake_acc="Fake acc", ece="ECE"),
 ]
 VERDICT_COLUMNS = [
-    ("dataset", "Test data"),
-    ("tier", "Tier"),
-    ("label", "Images"),
-    ("n", "Count"),
-    ("fake", "Called fake"),
-    ("unsure", "Unsure"),
-    ("real", "Called real"),
-    ("fpr1", "Fake with --threshold fpr1"),
+    *columns(dataset="Test data", tier="Tier", label="Images", n="Count", fake="Called fake", unsure="Unsure"),
+    *columns(real="Called real", fpr1="Fake with --threshold fpr1"),
 ]
 VERDICT_TIERS = ("clean", "web")
 CARD = RELEASE_FILE.parent / "MODEL_CARD.md"
 RESULTS = ROOT / "results" / RELEASE_FILE.stem
 PAIRED = ROOT / "results" / "generalisation" / "one_class.json"
 OVERVIEW_CAPTION = "The released detector; AUC with 95 % bootstrap intervals, rates with 95 % Wilson intervals."
-IDENTITY_COLUMNS = [("fact", "Fact"), ("value", "Value")]
+IDENTITY_COLUMNS = columns(fact="Fact", value="Value")
 OVERVIEW_COLUMNS = [
-    ("dataset", "Source"),
-    ("seen", "Domain"),
-    ("n_real", "Reals"),
-    ("n_fake", "Fakes"),
-    ("auc", "AUC"),
-    ("auc_web", "AUC, shared"),
-    ("false_alarms", "Reals called fake"),
-    ("found", "Fakes called fake"),
+    *columns(dataset="Source", seen="Domain", n_real="Reals", n_fake="Fakes", auc="AUC", auc_web="AUC, shared"),
+    *columns(false_alarms="Reals called fake", found="Fakes called fake"),
 ]
 
 
@@ -93,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "card": (measured, COLUMNS, "The released detector; 95 % bootstrap intervals."),
     }
     text = read_text(CARD, "the model card")
-    for name, (rows, columns, caption) in tables.items():
-        table = write_table(rows, columns, folder / name, caption)[1].read_text(encoding="utf-8")
+    for name, (rows, titles, caption) in tables.items():
+        table = write_table(rows, titles, folder / name, caption)[1].read_text(encoding="utf-8")
         text = fill(text, "figures" if name == "card" else name, f"results/{RESULTS.name}/{name}.md", table)
     card = folder / CARD.name if args.output_dir else CARD
     atomic_write_text(card, text)

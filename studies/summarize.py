@@ -3,9 +3,8 @@
   python -m studies.summarize
   python -m studies.summarize --results runs/reproduce/results/demo --output-dir runs/summary
 
-Writes summary.csv, .md and .tex, the figure summary.pdf and .png, and commands.txt: how each checkpoint was trained
-and evaluated, as recorded by train.py and evaluate.py themselves. The JSON files of benchmarks/ in the output folder,
-if it has that, become benchmarks/benchmarks.md.
+Writes summary.csv, .md and .tex and the figure summary.pdf and .png. If the output folder has a folder benchmarks, its
+JSON files become benchmarks/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -13,29 +12,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.args import check_output_dir, make_parser, run_script
 from utils.figures import interval_bar_figure, save_figure
-from utils.files import ROOT, atomic_write_text, read_json
-from utils.tables import write_table
+from utils.files import ROOT, read_json
+from utils.tables import columns, write_table
 
 COLUMNS = [
-    ("dataset", "Test data"),
-    ("model", "Model"),
-    ("trained_on", "Trained on"),
-    ("checkpoint", "Run"),
-    ("n", "Images"),
-    ("auc", "AUC"),
-    ("acc", "Acc"),
-    ("real_acc", "Real acc"),
-    ("fake_acc", "Fake acc"),
+    *columns(dataset="Test data", model="Model", trained_on="Trained on", checkpoint="Run", n="Images"),
+    *columns(auc="AUC", acc="Acc", real_acc="Real acc", fake_acc="Fake acc"),
 ]
 FOLDERS = ("demo", "faces140k", "both", "cross", "openforensics")  # the others have tables of their own
-BENCHMARK_COLUMNS = [("what", "Benchmark"), ("value", "Median"), ("range", "Range"), ("unit", "Unit")]
+BENCHMARK_COLUMNS = columns(what="Benchmark", value="Median", range="Range", unit="Unit")
 
 
-def benchmark_rows(folder: Path) -> list[dict]:
-    """One row per figure of the benchmark scripts, in words."""
+def benchmark_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return one row per measurement of the speed studies."""
     rows = []
     for row in read_json(folder / "training_speed.json")["rows"]:
         setting = f"{row['model']}, {row['crop']} px, batch {row['batch_size']}, {row['precision']}"
@@ -63,33 +56,27 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of summarize.py."""
     parser = make_parser(__doc__, "python -m studies.summarize")
     published = [str(ROOT / "results" / name) for name in FOLDERS]
-    parser.add_argument("--results", nargs="+", default=published, metavar="DIR", help="folders that evaluate.py made")
+    parser.add_argument("--results", nargs="+", default=published, metavar="DIR", help="output folders of evaluate.py")
     parser.add_argument("--output-dir", default=str(ROOT / "results"), metavar="DIR", help="default: results")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
-    """Collect, and write table, figure and commands."""
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Collect the rows and write tables and figure."""
     args = get_args_parser().parse_args(argv)
-    rows: list[dict] = []
-    commands: dict[str, list] = {}
+    rows: list[dict[str, Any]] = []
     for source in sorted(Path(path) for path in args.results):
-        for row in read_json(source / "metrics.json", "what evaluate.py leaves"):
+        for row in read_json(source / "metrics.json", "the metrics of evaluate.py"):
             if row["generator"] != "all" or row["auc"] is None or row["tier"] != "clean":
                 continue
             facts = read_json(source / "scores" / f"{row['checkpoint']}__{row['dataset']}__{row['split']}.json")
             rows.append({**row, "n": row["n_real"] + row["n_fake"], "trained_on": ", ".join(facts["trained_on"])})
-            commands.setdefault(row["checkpoint"], [facts["train_command"], facts["command"]])
     rows.sort(key=lambda row: (row["dataset"], -row["auc"]))
     folder = check_output_dir(args.output_dir)
     write_table(rows, COLUMNS, folder / "summary", "Test AUC and accuracy; 95 % bootstrap intervals.")
     names = [f"{row['dataset']}: {row['checkpoint']}" for row in rows]
-    figure = interval_bar_figure(
-        names, [row["auc"] for row in rows], [row["auc_ci"] for row in rows], x_label="Test AUC"
-    )
-    save_figure(figure, folder / "summary")
-    lines = dict.fromkeys(line for pair in commands.values() for line in pair if line)
-    atomic_write_text(folder / "commands.txt", "\n".join(lines) + "\n")
+    aucs, intervals = ([row[key] for row in rows] for key in ("auc", "auc_ci"))
+    save_figure(interval_bar_figure(names, aucs, intervals, x_label="Test AUC"), folder / "summary")
     if (folder / "benchmarks").is_dir():
         table = benchmark_rows(folder / "benchmarks")
         write_table(table, BENCHMARK_COLUMNS, folder / "benchmarks" / "benchmarks", fmt=".2f")

@@ -1,4 +1,4 @@
-"""Seconds that the bootstrap of all metrics takes, and audit.py over whole data folders.
+"""Seconds of the bootstrap of all metrics, and of audit.py over whole data folders.
 
   python -m studies.speed.evaluation_speed --audit data/140k data/wild
 
@@ -8,28 +8,28 @@ per repeat, from the command to the written report. Each figure is a median with
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from utils.args import int_in, make_parser, run_script
+from utils.args import command_line, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT, read_json, write_json
 from utils.metrics.binary import metrics_row
-from utils.runtime import git_commit, hardware
+from utils.runtime import run_facts
 
 N_IMAGES, N_BOOT = 20_000, 1000
 
 
 def timed(action: Callable[[], object], repeats: int) -> dict:
-    """Run an action several times; returns the median and the range of its seconds."""
+    """Run an action several times and return the median and the range of its seconds."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -39,14 +39,14 @@ def timed(action: Callable[[], object], repeats: int) -> dict:
 
 
 def bootstrap() -> None:
-    """All metrics of overlapping score distributions, with intervals."""
+    """Compute all metrics of overlapping score distributions, with intervals."""
     rng = np.random.default_rng(0)
     labels = np.arange(N_IMAGES) % 2
     p_fake = 1 / (1 + np.exp(-rng.normal(2.0 * labels - 1.0, 1.0)))
     metrics_row(labels, p_fake, 0.5, n_boot=N_BOOT)
 
 
-def main(argv=None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Time both and write the results file."""
     parser = make_parser(__doc__, "python -m studies.speed.evaluation_speed")
     parser.add_argument("--audit", nargs="+", default=[], metavar="SPEC", help="data sets to audit together")
@@ -70,19 +70,8 @@ def main(argv=None) -> dict:
         summary.append({"what": f"audit.py over {report['n_images']:,} images", **timing})
     for row in summary:
         print(f"{row['value']:.2f} s  {row['what']}")
-    own_command = shlex.join(
-        ["python", "-m", "studies.speed.evaluation_speed", *(sys.argv[1:] if argv is None else argv)]
-    )
-    write_json(
-        args.output,
-        {
-            "command": own_command,
-            "repeats": args.repeats,
-            "hardware": hardware(),
-            "git_commit": git_commit(),
-            "summary": summary,
-        },
-    )
+    facts = run_facts(command_line("-m studies.speed.evaluation_speed", argv))
+    write_json(args.output, {**facts, "repeats": args.repeats, "summary": summary})
     return {"summary": summary}
 
 

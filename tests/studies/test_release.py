@@ -312,7 +312,3 @@ def test_the_candidates_are_compared_by_their_mean_on_validation():
         for kind, auc in (("all", 0.9), ("all", 0.7), ("all", None), ("blend", 0.1))
     ]
     assert table.tier_means(of_tiers) == {"-plain": pytest.approx(0.8)}
-    general, plain = ({"run": f"-{name}", "valid_mean": 0.5} for name in ("general", "plain"))
-    better = {**plain, "valid_mean": 0.6}
-    assert table.merged([general, plain], [better]) == [general, better]
-    assert table.merged([plain, {"run": "else"}], [general]) == [general, plain, {"run": "else"}]

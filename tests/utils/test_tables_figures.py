@@ -152,7 +152,7 @@ def test_figures_survive_little_data():
         score_figures.roc_figure({"perfect": (np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))}),
         score_figures.pr_figure({"two points": (np.array([0.0, 1.0]), np.array([1.0, 0.5]))}),
         score_figures.confusion_figure(np.array([[0, 0], [1, 2]])),
-        score_figures.score_histogram_figure(one_class, np.array([0.2, 1.0, 1.0])),
+        score_figures.score_histogram_figure(one_class, np.array([0.2, 1.0, 1.0]), 0.5),
         score_figures.reliability_figure({"a": reliability(empty, empty)}),
         figures.training_curve_figure([{"epoch": 1, "train_loss": 0.5, "valid_loss": None, "valid_auc": None}]),
         figures.interval_bar_figure([], []),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datasets.spec import LABEL_NAMES
 from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, legend_below, line_style, new_figure, styled
 
 if TYPE_CHECKING:
@@ -51,28 +52,20 @@ def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 @styled
-def confusion_figure(matrix: np.ndarray, names: Sequence[str] = ("real", "fake"), title: str = "") -> Figure:
+def confusion_figure(matrix: np.ndarray, title: str = "") -> Figure:
     """Draw a confusion matrix of counts, rows the truth and columns the call, shaded by the fraction of the row."""
-    matrix = np.asarray(matrix)
     totals = matrix.sum(axis=1, keepdims=True)
     fractions = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     figure, (axes,) = new_figure(4.0, 3.4)
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(matrix.shape):
         share = f"{fractions[row, column]:.1%}" if totals[row, 0] else "none"
-        axes.text(
-            column,
-            row,
-            f"{share}\n({matrix[row, column]:,})",
-            ha="center",
-            va="center",
-            fontsize=11,
-            color="white" if fractions[row, column] > 0.55 else "black",
-        )
-    ticks = range(len(names))
-    axes.set(
-        xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names, xlabel="Called", ylabel="Truth", title=title
-    )
+        look: Any = {"ha": "center", "va": "center", "fontsize": 11}
+        colour = "white" if fractions[row, column] > 0.55 else "black"
+        axes.text(column, row, f"{share}\n({matrix[row, column]:,})", color=colour, **look)
+    axes.set_xticks(range(2), LABEL_NAMES)
+    axes.set_yticks(range(2), LABEL_NAMES)
+    axes.set(xlabel="Called", ylabel="Truth", title=title)
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -82,12 +75,11 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str] = ("real", "fake")
 
 @styled
 def score_histogram_figure(
-    labels: np.ndarray, p_fake: np.ndarray, threshold: float | None = None, title: str = "", n_bins: int = 40
+    labels: np.ndarray, p_fake: np.ndarray, threshold: float, title: str = "", n_bins: int = 40
 ) -> Figure:
     """Draw histograms of p_fake for reals and fakes, each as a fraction of its class so that unequal sets compare."""
     from matplotlib.ticker import MaxNLocator
 
-    labels, p_fake = np.asarray(labels), np.asarray(p_fake)
     figure, (axes,) = new_figure(5.4, 3.4)
     bins = np.linspace(0, 1, n_bins + 1)
     looks = ((0, "real", REAL_COLOUR, "////", "-"), (1, "fake", FAKE_COLOUR, r"\\\\", "--"))
@@ -96,19 +88,9 @@ def score_histogram_figure(
         if len(scores):
             common = {"bins": bins, "weights": np.full(len(scores), 1 / len(scores))}
             axes.hist(scores, histtype="stepfilled", facecolor=colour, edgecolor="none", alpha=0.3, **common)
-            axes.hist(
-                scores,
-                histtype="step",
-                color=colour,
-                linestyle=dash,
-                linewidth=1.4,
-                hatch=hatch,
-                alpha=0.9,
-                label=f"{name} (n = {len(scores):,})",
-                **common,
-            )
-    if threshold is not None:
-        axes.axvline(threshold, color="black", linewidth=1.2, linestyle="-.", label=f"threshold {threshold:.3g}")
+            line = {"histtype": "step", "color": colour, "linestyle": dash, "linewidth": 1.4, "hatch": hatch}
+            axes.hist(scores, alpha=0.9, label=f"{name} (n = {len(scores):,})", **common, **line)
+    axes.axvline(threshold, color="black", linewidth=1.2, linestyle="-.", label=f"threshold {threshold:.3g}")
     axes.set(xlim=(0, 1), xlabel="p_fake", ylabel="Share of the class", title=title)
     axes.yaxis.set_major_formatter(_percent)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
@@ -125,11 +107,9 @@ def reliability_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.nda
     figure, (upper, lower) = new_figure(4.4, 5.8, nrows=2, sharex=True, gridspec_kw={"height_ratios": [3.4, 1]})
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="perfect calibration")
     for index, (name, (mean, fraction, count)) in enumerate(curves.items()):
-        filled = np.asarray(count) > 0
-        upper.plot(np.asarray(mean)[filled], np.asarray(fraction)[filled], label=name, **line_style(index))
-        edges = np.linspace(0, 1, len(count) + 1)
-        share = np.asarray(count) / max(1, np.sum(count))
-        style = line_style(index)
+        style, filled = line_style(index), count > 0
+        upper.plot(mean[filled], fraction[filled], label=name, **style)
+        edges, share = np.linspace(0, 1, len(count) + 1), count / max(1, np.sum(count))
         lower.stairs(share, edges, color=style["color"], linestyle=style["linestyle"], linewidth=1.4)
     upper.set(ylim=(-0.02, 1.02), ylabel="Fraction of fakes")
     lower.set(xlim=(-0.02, 1.02), xlabel="p_fake (mean of the bin)", ylabel="Images")
@@ -147,8 +127,8 @@ def coverage_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figu
     """
     figure, (axes,) = new_figure(4.8, 4.4)
     for index, (name, (share, accuracy)) in enumerate(curves.items()):
-        shown = np.asarray(share) >= 0.05
-        _curve(axes, index, np.asarray(share)[shown], np.asarray(accuracy)[shown], name)
+        shown = share >= 0.05
+        _curve(axes, index, share[shown], accuracy[shown], name)
     axes.set(xlim=(0, 1.01), xlabel="Images answered (the others are unsure)", ylabel="Accuracy of the answers")
     axes.xaxis.set_major_formatter(_percent)
     axes.yaxis.set_major_formatter(_percent)
@@ -177,12 +157,11 @@ def severity_figure(
     for index, (name, rows) in enumerate(curves.items()):
         style = line_style(index)
         for axes, key in zip(panels, ("auc", "acc"), strict=True):
-            at = [place for place, row in enumerate(rows) if row is not None and row[key] is not None]
-            found = [row for row in rows if row is not None and row[key] is not None]
-            axes.plot(at, [row[key] for row in found], label=name, **style)
-            if found and all(row.get(f"{key}_ci") for row in found):
-                low, high = zip(*(row[f"{key}_ci"] for row in found), strict=True)
-                axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            found = {place: row for place, row in enumerate(rows) if row is not None and row[key] is not None}
+            axes.plot(list(found), [row[key] for row in found.values()], label=name, **style)
+            if found and all(row[f"{key}_ci"] for row in found.values()):
+                low, high = zip(*(row[f"{key}_ci"] for row in found.values()), strict=True)
+                axes.fill_between(list(found), low, high, color=style["color"], alpha=0.15, linewidth=0)
     for axes, label in zip(panels, ("AUC", "Accuracy"), strict=True):
         axes.set(xlabel=SEVERITY_LABELS.get(kind, kind), ylabel=label, xticks=range(len(ticks)), xticklabels=ticks)
     legend_below(figure, panels[0])

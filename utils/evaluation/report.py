@@ -24,28 +24,13 @@ from utils.evaluation.scored_sets import IN_DOMAIN, ScoredSet
 from utils.figures import save_figure
 from utils.files import atomic_write_text, write_json
 from utils.scoring.table import ScoreTable
-from utils.tables import csv_table, unique_names, write_table
+from utils.tables import columns, csv_table, unique_names, write_table
 
 COLUMNS = [
-    ("checkpoint", "Checkpoint"),
-    ("dataset", "Data"),
-    ("split", "Split"),
-    ("seen", "Seen"),
-    ("tier", "Tier"),
-    ("n_real", "Real"),
-    ("n_fake", "Fake"),
-    ("auc", "AUC"),
-    ("ap", "AP"),
-    ("acc", "Acc"),
-    ("real_acc", "Real acc"),
-    ("fake_acc", "Fake acc"),
-    ("f1", "F1"),
-    ("eer", "EER"),
-    ("tpr_at_fpr1", "TPR@1%FPR"),
-    ("ece", "ECE"),
-    ("brier", "Brier"),
-    ("threshold", "Threshold"),
-    ("unreadable", "Unreadable"),
+    *columns(checkpoint="Checkpoint", dataset="Data", split="Split", seen="Seen", tier="Tier", n_real="Real"),
+    *columns(n_fake="Fake", auc="AUC", ap="AP", acc="Acc", real_acc="Real acc", fake_acc="Fake acc", f1="F1"),
+    *columns(eer="EER", tpr_at_fpr1="TPR@1%FPR", ece="ECE", brier="Brier", threshold="Threshold"),
+    *columns(unreadable="Unreadable"),
 ]
 GENERATOR_COLUMNS = [COLUMNS[0], COLUMNS[1], ("generator", "Generator"), *COLUMNS[4:12]]
 SEVERITY_COLUMNS = [*COLUMNS[:4], ("perturbation", "Perturbation"), ("severity", "Severity"), *COLUMNS[5:12]]
@@ -78,16 +63,14 @@ def write_report(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> tuple[
     return rows + by_severity, len(unreadable)
 
 
-def write_marked_table(
-    rows: Sequence[dict[str, Any]], columns: list[tuple[str, str]], stem: Path, caption: str
-) -> None:
+def write_marked_table(rows: Sequence[dict[str, Any]], shown: list[tuple[str, str]], stem: Path, caption: str) -> None:
     """Write a table with a dagger at degradations that the checkpoint was trained with; the CSV has a column for it."""
-    mark = next(key for key, _ in columns if key in ("tier", "perturbation"))
-    shown = [{**row, mark: f"{row[mark]}{DAGGER if row['trained_on_tier'] else ''}"} for row in rows]
+    mark = next(key for key, _ in shown if key in ("tier", "perturbation"))
+    marked = [{**row, mark: f"{row[mark]}{DAGGER if row['trained_on_tier'] else ''}"} for row in rows]
     if any(row["trained_on_tier"] for row in rows):
         caption += f" {DAGGER} degraded in ways that the checkpoint's training augmentation already applied."
-    write_table(shown, columns, stem, caption)
-    atomic_write_text(f"{stem}.csv", csv_table(rows, [*columns, ("trained_on_tier", "Trained on tier")]))
+    write_table(marked, shown, stem, caption)
+    atomic_write_text(f"{stem}.csv", csv_table(rows, [*shown, ("trained_on_tier", "Trained on tier")]))
 
 
 def write_one_class(sets: Sequence[ScoredSet], reals: Sequence[str], folder: Path, n_boot: int) -> str:

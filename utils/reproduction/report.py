@@ -10,7 +10,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.files import read_json
 from utils.reproduction.steps import Step
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 AGREES, DIFFERS, OTHER_IMAGES, MISSING = "agrees", "DIFFERS", "OTHER IMAGES", "MISSING"
 NOT_MADE, NEW = "not made", "not published"
@@ -28,14 +28,9 @@ OF_THE_MACHINE = {"ratio", "images_per_s"}  # speed: a range of repeats, not an 
 VOLATILE = {"real_acc", "fake_acc", "f1", "eer", "tpr_at_fpr1", "ece", "brier"}
 NOT_COMPARED = {"trials.csv", "speed.csv", "comparison.csv"}
 ROUNDING = 5e-4  # results are published with three decimals
-COLUMNS = [
-    ("results", "Results"),
-    ("row", "Row"),
-    ("figure", "Figure"),
-    ("published", "Published"),
-    ("found", "Found"),
-    ("verdict", "Verdict"),
-]
+COLUMNS = columns(
+    results="Results", row="Row", figure="Figure", published="Published", found="Found", verdict="Verdict"
+)
 CAPTION = "New results against the committed ones: a figure agrees if it lies in the committed 95 % interval."
 
 

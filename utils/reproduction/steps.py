@@ -22,17 +22,13 @@ from utils.source import code_digest
 
 DONE, TODO, SKIPPED, FAILED = "done", "todo", "skipped", "failed"
 OUTPUTS = {  # the file in --output-dir that a finished script has written
-    "train": "best.pt",
-    "ensemble": "best.pt",
-    "calibrate": "best.pt",
-    "evaluate": "metrics.json",
+    **dict.fromkeys(("train", "ensemble", "calibrate"), "best.pt"),
+    **dict.fromkeys(("evaluate", "studies.leave_one_out", "studies.model_table"), "metrics.json"),
     "attack": "attacks.json",
     "explain": "faithfulness.md",
     "benchmark": "benchmark.md",
     "audit": "audit.json",
     "tune": "confirmation.md",
-    "studies.leave_one_out": "metrics.json",
-    "studies.model_table": "metrics.json",
     "studies.few_shot": "adaptation.json",
     "studies.summarize": "summary.md",
     "studies.ablation_table": "ablation.md",
