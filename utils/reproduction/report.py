@@ -44,7 +44,7 @@ def compare_results(out: Path, committed: Path, steps: Sequence[Step], done: Seq
     Raises:
         UserError: a table cannot be read.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
     for folder in dict.fromkeys(step.folders[0] for step in done if step.writes_tables):
         complete = all(step in done for step in steps if step.folders[0] == folder)
         for published_file, found_file in table_files(out / folder, committed, folder):
