@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     decided = [flag[2:].partition("=")[0] for flag in args.train if flag.startswith("--")]
     trainer = Trainer(fixed, recipe.model_args, find_space(recipe, data, args.search, decided), args.seed)
 
+    from utils.runtime import run_facts
     from utils.search.report import write_report
 
     url = args.storage or f"sqlite:///{folder}/study.db"
@@ -110,17 +111,16 @@ def main(argv: Sequence[str] | None = None) -> dict:
     study = open_study(url, name, setting, args.seed)
     queue_once(study, default_values(trainer.space), DEFAULT_TRIAL)
     if others := run_trials(study, lambda trial: trainer.search(trial, folder / "trials"), args.trials):
-        return leave_to_others(others)
+        print(f"other workers still run {others} trials; the last one reports, or run this again", file=sys.stderr)
+        return {"best": None, "command": None, "rows": [], "exit_code": EXIT_DONE}
     complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     if not complete:
         raise UserError("expected at least one trial to train a detector, but all failed; see the trials in the study")
     best = max(complete, key=lambda trial: (trial.value, -trial.number))
-    results = retrain(study, best, trainer, args.seeds, url, folder)
-    if results is None:
-        return leave_to_others(1)
+    results = retrain(study, best, trainer, args.seeds, folder)
     best_command = shlex.join(["python", "train.py", *trainer.flags(best.params)])
     names = [dimension.name for dimension in trainer.space]
-    facts = {"command": recipe.command, "seed": args.seed, "best_command": best_command}
+    facts = {**run_facts(recipe.command), "seed": args.seed, "best_command": best_command}
     rows = write_report(study, best, names, results, facts, folder)
     print(f"best {best_command}")
     return {"best": best.params, "command": best_command, "rows": rows, "exit_code": EXIT_DONE}
@@ -210,46 +210,29 @@ def note(trial: Trial, state: str, value: float | None) -> None:
     print(f"trial {trial.number} {state}{'' if value is None else f' valid_auc={value:.4f}'} {values}", file=sys.stderr)
 
 
-def leave_to_others(running: int) -> dict[str, Any]:
-    """Say that other workers still run the last trials of the study."""
-    print(f"other workers still run {running} trials; the last one reports, or run this command again", file=sys.stderr)
-    return {"best": None, "command": None, "rows": [], "exit_code": EXIT_DONE}
-
-
-def retrain(
-    study: Study, best: FrozenTrial, trainer: Trainer, n_seeds: int, url: str, folder: Path
-) -> list[dict[str, Any]] | None:
-    """Retrain the best and the default settings with new seeds, in a second study that workers share as well.
+def retrain(study: Study, best: FrozenTrial, trainer: Trainer, n_seeds: int, folder: Path) -> list[dict[str, Any]]:
+    """Retrain the best and the default settings with seeds that the search did not use; the study keeps the figures.
 
     Returns:
-        One dict per run, see ``confirmation_rows``; None while other workers still train.
+        One dict per run, see ``confirmation_rows``.
     """
     from utils.search.report import figures_of, valid_auc
 
-    values = {"best": best.params, "default": default_values(trainer.space)}
-    if values["best"] == values["default"]:
+    settings = {f"trial{best.number}": ("best", best.params), "default": ("default", default_values(trainer.space))}
+    if best.params == settings["default"][1]:
         print("no trial was better than the default settings", file=sys.stderr)
-        del values["best"]
-    seeds = [trainer.seed + 1 + number for number in range(n_seeds)]
-    setting = {"of": study.user_attrs["setting"], "best": best.params}
-    runs = open_study(url, f"{study.study_name}-confirm-{best.number}", setting, trainer.seed)
-    jobs = [(name, seed) for seed in seeds for name in values]
-    for name, seed in jobs:
-        queue_once(runs, {"setting": name, "seed": seed}, key=DEFAULT_TRIAL - seed * 2 - (name == "best"))
-
-    def objective(trial: Trial) -> float:
-        name, seed = trial.suggest_categorical("setting", ("best", "default")), trial.suggest_int("seed", 0, 2**31)
-        run = folder / "confirm" / f"{name}-seed{seed}"
-        checkpoint = trainer.run(values[name], seed, run)
-        (run / "last.pt").unlink(missing_ok=True)
-        trial.set_user_attr("figures", figures_of(checkpoint))
-        print(f"{name} settings, seed {seed}: valid_auc={valid_auc(checkpoint):.4f}", file=sys.stderr)
-        return valid_auc(checkpoint)
-
-    if run_trials(runs, objective, len(jobs)):
-        return None
-    done = [trial for trial in runs.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    return [{**trial.params, "figures": trial.user_attrs["figures"]} for trial in done if trial.params["seed"] in seeds]
+        del settings[f"trial{best.number}"]
+    results = []
+    for seed in range(trainer.seed + 1, trainer.seed + 1 + n_seeds):
+        for label, (name, values) in settings.items():
+            run = folder / "confirm" / f"{label}-seed{seed}"
+            if run.name not in study.user_attrs:
+                checkpoint = trainer.run(values, seed, run)
+                (run / "last.pt").unlink(missing_ok=True)
+                study.set_user_attr(run.name, figures_of(checkpoint))
+                print(f"{name} settings, seed {seed}: valid_auc={valid_auc(checkpoint):.4f}", file=sys.stderr)
+            results.append({"setting": name, "seed": seed, "figures": study.user_attrs[run.name]})
+    return results
 
 
 if __name__ == "__main__":

@@ -152,6 +152,17 @@ def test_a_finished_study_is_only_reported_again(tmp_path, image_folder, fake_tr
     assert len(fake_training) == done and again["best"] == first["best"] and again["rows"] == first["rows"]
 
 
+def test_a_continued_study_retrains_its_new_best_settings(tmp_path, image_folder, fake_training):
+    for trials in ("2", "12"):
+        result = search(tmp_path / "study", image_folder, "--trials", trials, "--seeds", "1")
+    (best,) = [row for row in result["rows"] if row["setting"] == "best"]
+    retrained = [run for run in fake_training if run["seed"] == 1]
+    assert sum(run["lr"] == 1e-3 for run in retrained) == 1  # the default settings are not trained again
+    assert retrained[-1]["lr"] == result["best"]["lr"]
+    value = json.loads((tmp_path / "study" / "tune.json").read_text())["best_valid_auc"]
+    assert best["valid_auc"] == pytest.approx(value + 0.001)  # the formula rises with the seed
+
+
 @pytest.mark.parametrize("how", [Killed, KeyboardInterrupt])
 def test_a_killed_study_goes_on_without_loss_or_repetition(how, tmp_path, image_folder, fake_training, monkeypatch):
     whole = search(tmp_path / "whole", image_folder, "--trials", "4", "--seeds", "0")

@@ -13,26 +13,26 @@ import sys
 import time
 from collections.abc import Sequence
 
-from utils.args import int_in, make_parser, run_script
+from utils.args import command_line, int_in, make_parser, run_script
 from utils.files import ROOT, write_json
-from utils.runtime import git_commit, hardware
+from utils.runtime import run_facts
 
-COMMANDS = [
-    ["train.py", "--help"],
-    ["evaluate.py", "--help"],
-    ["predict.py", "--help"],
-    ["ensemble.py", "--help"],
-    ["audit.py", "--help"],
-    ["-m", "studies.model_table", "--help"],
-    ["train.py", "--epochs", "many"],
-    ["train.py", "--model", "efficientnet_bO"],
-    ["train.py", "--data", "nowhere"],
-    ["evaluate.py", "--checkpoint", "absent.pt", "--data", "demo"],
-    ["predict.py", "--checkpoint", "absent.pt", "x.jpg"],
-    ["ensemble.py", "--checkpoint", "absent.pt", "--output-dir", "x"],
-    ["audit.py", "--data", "nowhere"],
-    ["-m", "studies.model_table", "--models", "resnet999"],
-]
+COMMANDS = (
+    "train.py --help",
+    "evaluate.py --help",
+    "predict.py --help",
+    "ensemble.py --help",
+    "audit.py --help",
+    "-m studies.model_table --help",
+    "train.py --epochs many",
+    "train.py --model efficientnet_bO",
+    "train.py --data nowhere",
+    "evaluate.py --checkpoint absent.pt --data demo",
+    "predict.py --checkpoint absent.pt x.jpg",
+    "ensemble.py --checkpoint absent.pt --output-dir x",
+    "audit.py --data nowhere",
+    "-m studies.model_table --models resnet999",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -46,19 +46,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
         times = []
         for _ in range(args.repeats):
             started = time.perf_counter()
-            code = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True).returncode
+            code = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True).returncode
             times.append(time.perf_counter() - started)
-        rows.append(
-            {
-                "command": " ".join(["python", *command]),
-                "exit_code": code,
-                "seconds_median": statistics.median(times),
-                "seconds_range": [min(times), max(times)],
-            }
-        )
+        seconds = {"seconds_median": statistics.median(times), "seconds_range": [min(times), max(times)]}
+        rows.append({"command": f"python {command}", "exit_code": code, **seconds})
         print(f"{rows[-1]['seconds_median']:.2f} s  {rows[-1]['command']}")
-    facts = {"command": "python -m studies.speed.startup", "repeats": args.repeats}
-    write_json(args.output, {**facts, "hardware": hardware(), "git_commit": git_commit(), "rows": rows})
+    facts = run_facts(command_line("-m studies.speed.startup", argv))
+    write_json(args.output, {**facts, "repeats": args.repeats, "rows": rows})
     return {"rows": rows}
 
 

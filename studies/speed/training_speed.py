@@ -24,9 +24,9 @@ from datasets.images import read_image
 from datasets.splits import open_training_data
 from models.detector import Detector
 from models.registry import create_model
-from utils.args import make_parser, run_script
+from utils.args import command_line, make_parser, run_script
 from utils.files import write_json
-from utils.runtime import autocast, git_commit, hardware, versions
+from utils.runtime import autocast, run_facts
 from utils.training.recipe import make_recipe
 from utils.training.setup import build_detector, prepare
 
@@ -106,9 +106,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--output", default="results/benchmarks/training_speed.json")
     args = parser.parse_args(argv)
     rows = [measure(model, args.data, args.crop, args.batch_size, args.repeats) for model in args.models]
-    command = f"python -m studies.speed.training_speed --data {args.data} --crop {args.crop} --repeats {args.repeats}"
-    system = {"hardware": hardware(), "threads": torch.get_num_threads(), "git_commit": git_commit()}
-    write_json(args.output, {"command": command, **system, "versions": versions(), "rows": rows})
+    facts = {**run_facts(command_line("-m studies.speed.training_speed", argv)), "threads": torch.get_num_threads()}
+    write_json(args.output, {**facts, "rows": rows})
     for row in rows:
         print(
             f"{row['model']}: {row['train_py_images_per_s']:.1f} images/s, bare loop "

@@ -12,7 +12,6 @@ import numpy as np
 
 from utils.figures import GREY, PALETTE, interval_bar_figure, legend_below, new_figure, save_figure, styled
 from utils.files import atomic_write_text, write_json
-from utils.runtime import git_commit, hardware, versions
 from utils.search.study import import_optuna
 from utils.tables import csv_table, write_table
 
@@ -169,6 +168,5 @@ def write_report(
         write_table(rows, CONFIRMATION_COLUMNS, folder / "confirmation", caption)
         print((folder / "confirmation.md").read_text(encoding="utf-8").partition("\n\n")[2], end="")
     found = {"n_trials": len(finished_trials(study)), "best_trial": best.number, "best": best.params}
-    system = {"hardware": hardware(), "git_commit": git_commit(), "versions": versions()}
-    write_json(folder / "tune.json", {**facts, **found, "best_valid_auc": best.value, **system, "confirmation": rows})
+    write_json(folder / "tune.json", {**facts, **found, "best_valid_auc": best.value, "confirmation": rows})
     return rows

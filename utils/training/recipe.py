@@ -98,13 +98,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a recipe, except --precision, which belongs to the device group."""
     data = parser.add_argument_group("model and data")
     data.add_argument("--model", default="cnn", help="a name from --list-models or any timm backbone (default: cnn)")
-    data.add_argument(
-        "--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the model"
-    )
+    data.add_argument("--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="its arguments")
     data.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="datasets to mix (default: demo)")
-    data.add_argument(
-        "--exclude-generator", nargs="+", default=[], metavar="NAME", help="use their fakes for the test split only"
-    )
+    data.add_argument("--exclude-generator", nargs="+", default=[], metavar="NAME", help="keep their fakes for testing")
     data.add_argument("--weights", metavar="FILE", help="initial weights: `imagenet` or a safetensors or pth file")
 
     shape = parser.add_argument_group("geometry and augmentation")
@@ -118,9 +114,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--forgeries", metavar="A,B", help="make fakes of real images: blend, splice, upsample, smooth, decoder"
     )
-    shape.add_argument(
-        "--forgery-share", type=float_in(0, 1), default=FORGERY_SHARE, help="share of the real images (default: 0.5)"
-    )
+    shape.add_argument("--forgery-share", type=float_in(0, 1), default=FORGERY_SHARE, help="of reals (default: 0.5)")
     shape.add_argument("--balance", action="store_true", help="sample real and fake images of each dataset equally")
 
     fit = parser.add_argument_group("optimisation")
@@ -130,12 +124,8 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--lr", type=float_in(0, 10), default=1e-3, help="peak learning rate (default: 0.001)")
     fit.add_argument("--weight-decay", type=float_in(0, 10), default=0.05, help="default: 0.05")
     fit.add_argument("--warmup", type=float_in(0, 1), default=0.1, help="share of warm-up steps (default: 0.1)")
-    fit.add_argument(
-        "--ema-decay", type=float_in(0, 1), default=0.998, help="moving average of the weights; 0: off (default: 0.998)"
-    )
-    fit.add_argument(
-        "--patience", type=int_in(0), default=0, metavar="N", help="stop after N epochs without improvement; 0: off"
-    )
+    fit.add_argument("--ema-decay", type=float_in(0, 1), default=0.998, help="weight average; 0: off (default: 0.998)")
+    fit.add_argument("--patience", type=int_in(0), default=0, metavar="N", help="epochs without improvement; 0: off")
     fit.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
     add_seed(fit)
 
