@@ -25,9 +25,19 @@ from datasets.formats import check_passes, check_size, count_scans, jpeg_header,
 from datasets.records import Record
 from datasets.storage import IMAGE_SUFFIXES, UnreadableImage, read_bytes
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "UnreadableImage", "decode_image", "read_image", "read_record", "read_size"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "UnreadableImage",
+    "check_shape",
+    "decode_image",
+    "read_image",
+    "read_record",
+    "read_size",
+]
 
 MAX_PIXELS = 64_000_000
+MIN_SIDE, MAX_RATIO = 16, 20  # px and long side : short side; beyond them an image gets no verdict
 
 # Only formats that hold plain pixels: Pillow would hand EPS to an external interpreter.
 _PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
@@ -36,8 +46,21 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def read_record(record: Record) -> np.ndarray:
-    """Read the pixels of a record as ``(H, W, 3)`` uint8 RGB, from its cache if it has one. Raises UnreadableImage."""
-    return record.pixels.read(record.path) if record.pixels else read_image(record.path)
+    """Read the pixels of a record as ``(H, W, 3)`` uint8 RGB, from its cache if it has one.
+
+    Raises UnreadableImage, also for an image of which no detector can tell anything (see :func:`check_shape`).
+    """
+    return check_shape(record.pixels.read(record.path) if record.pixels else read_image(record.path))
+
+
+def check_shape(image: np.ndarray) -> np.ndarray:
+    """Return an image ``(H, W, 3)`` unless it is too small or too narrow for any verdict. Raises UnreadableImage."""
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise UnreadableImage(f"too small for a verdict: {width} x {height} px, each side needs {MIN_SIDE}")
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise UnreadableImage(f"too narrow for a verdict: {width} x {height} px, more than {MAX_RATIO} : 1")
+    return image
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:

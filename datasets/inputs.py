@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
 from datasets.readers.csv_list import read_csv
 from datasets.readers.folder import list_images
-from datasets.storage import image_exists, is_image_file
+from datasets.storage import image_exists, is_image_file, looks_like_image
 from utils.errors import UserError, closest_sibling
 
 LIST_SUFFIXES = (".csv", ".tsv")
@@ -75,10 +76,17 @@ def _matching(pattern: str, argument: str) -> Iterator[str]:
 
 def _read_stdin(null: bool) -> Iterator[str]:
     data = sys.stdin.buffer.read()
+    if looks_like_image(io.BytesIO(data)):
+        raise UserError(
+            "expected image paths on standard input (PATH is -), got the bytes of an image; "
+            "save it to a file and pass its path"
+        )
     lines = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]
     paths = [os.fsdecode(line) for line in lines if line]
     if not paths:
         raise UserError("expected image paths on standard input (PATH is -), got none")
     if not null and "\0" in paths[0]:
-        raise UserError("expected one path per line on standard input, got null-terminated paths; pass --null")
+        is_text = all(character >= " " for character in paths[0].replace("\0", ""))
+        found = "null-terminated paths; pass --null" if is_text else "binary data; pass paths as text"
+        raise UserError(f"expected one path per line on standard input (PATH is -), got {found}")
     return iter(paths)

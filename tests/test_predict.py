@@ -177,8 +177,8 @@ def write_odd_images():
     folder = Path("odd")
     folder.mkdir()
     rgb = Image.fromarray(pixels(0))
-    rgb.resize((1, 1)).save(folder / "one-pixel.png")
-    rgb.crop((0, 0, 3, 40)).save(folder / "narrow.png")
+    rgb.resize((16, 16)).save(folder / "sixteen.png")
+    rgb.resize((16, 320)).save(folder / "narrow.png")
     rgb.convert("L").save(folder / "grey.jpg")
     rgb.convert("P").save(folder / "palette.png")
     rgb.convert("CMYK").save(folder / "cmyk.jpg")
@@ -213,6 +213,19 @@ def test_odd_images_are_scored(checkpoint, capsys):
         "verdicts": predict_counts(rows := csv_rows(capsys.readouterr().out))
     }
     assert [row["path"] for row in rows] == names
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (15, 400), (2000, 20), (20, 401), (3000, 30)])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_tiny_images_and_strips_get_no_verdict(checkpoint, capsys, size, form):
+    Image.fromarray(pixels(0)).resize(size).save("odd.img", format=form)
+    write_images("good.png")
+    result = run(checkpoint, "odd.img", "good.png")
+    printed = capsys.readouterr()
+    assert result["n_unreadable"] == result["exit_code"] == 1
+    assert [row["path"] for row in csv_rows(printed.out)] == ["good.png"]
+    kind = "small" if min(size) < 16 else "narrow"
+    assert f"unreadable: odd.img: too {kind} for a verdict: {size[0]} x {size[1]} px" in printed.err
 
 
 def predict_counts(rows):
@@ -323,6 +336,23 @@ class Stdin:
 def test_paths_on_stdin(monkeypatch, data, null, expected):
     monkeypatch.setattr(sys, "stdin", Stdin(data))
     assert list_inputs(["-"], null=null) == expected
+
+
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_image_bytes_on_stdin_are_named(monkeypatch, form, null):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(0)).save(buffer, format=form)
+    monkeypatch.setattr(sys, "stdin", Stdin(buffer.getvalue()))
+    with pytest.raises(UserError, match="got the bytes of an image; save it to a file"):
+        list_inputs(["-"], null=null)
+
+
+@pytest.mark.parametrize("data", [b"PK\x03\x04\x14\0\0", b"\x1f\x8b\x08\0\0\0", b"\x7fELF\x02\x01\x01\0"])
+def test_other_binary_data_on_stdin_do_not_suggest_null(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", Stdin(data))
+    with pytest.raises(UserError, match="got binary data"):
+        list_inputs(["-"])
 
 
 def test_stdin_with_a_missing_file_scores_the_others(checkpoint, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.images import UnreadableImage, read_image
+from datasets.images import UnreadableImage, check_shape, read_image
 from datasets.records import class_label
 from datasets.spec import LABEL_NAMES
 from datasets.transforms import to_tensor
@@ -89,7 +89,7 @@ def explain_files(
 
 def _read(path: str) -> np.ndarray | str:
     try:
-        return read_image(path)
+        return check_shape(read_image(path))
     except UnreadableImage as error:
         return str(error)
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from datasets.faces import Face, FaceFinder
-from datasets.images import decode_image
+from datasets.images import check_shape, decode_image
 from datasets.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
 from datasets.transforms import Geometry
 
@@ -48,7 +48,7 @@ def prepare(data: bytes, max_pixels: int, geometry: Geometry, finder: str | None
         UnreadableImage: the image is damaged, or has more than ``max_pixels`` pixels.
     """
     cv2.setNumThreads(1)
-    pixels = decode_image(data, max_pixels)
+    pixels = check_shape(decode_image(data, max_pixels))
     faces: list[Face | None] = [*_finder(finder)(pixels)] if finder else []
     faces = faces or [None]
     views = np.stack([geometry(face.crop(pixels) if face else pixels) for face in faces])
@@ -62,7 +62,7 @@ def prepare_stress(data: bytes, max_pixels: int, geometry: Geometry, face: Face 
         UnreadableImage: as :func:`prepare`.
     """
     cv2.setNumThreads(1)
-    pixels = decode_image(data, max_pixels)
+    pixels = check_shape(decode_image(data, max_pixels))
     part = face.crop(pixels) if face else pixels
     return np.stack([geometry(degrade(part)) for *_, degrade in stress_steps()])
 

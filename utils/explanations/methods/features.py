@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.images import UnreadableImage, read_image
+from datasets.images import UnreadableImage, check_shape, read_image
 from datasets.transforms import to_tensor
 from utils.errors import UserError
 from utils.explanations.registry import register_explanation
@@ -30,7 +30,7 @@ def explain_features(detector: Any, paths: Sequence[str], stems: Sequence[Path])
     readable, features, rows = [], [], []
     for path, stem in zip(paths, stems, strict=True):
         try:
-            features.append(detector.features(to_tensor(detector.geometry(read_image(path)))[None])[0])
+            features.append(detector.features(to_tensor(detector.geometry(check_shape(read_image(path))))[None])[0])
             readable.append((path, Path(f"{stem}__features")))
         except UnreadableImage as error:
             rows.append({"path": path, "error": str(error)})
