@@ -118,7 +118,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         if found:
             reason = f"it is a pickled {found[1]}, which could run code when loaded; save its state_dict() instead"
         elif isinstance(error, pickle.UnpicklingError):
