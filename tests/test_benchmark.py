@@ -13,7 +13,7 @@ from utils.benchmarking.cells import score
 from utils.benchmarking.images import read_images
 from utils.benchmarking.report import pareto_front, summary_row, write_benchmark
 from utils.benchmarking.subject import open_subject
-from utils.benchmarking.worker import Served, as_floats
+from utils.benchmarking.worker import Served, Worker, as_floats
 from utils.checkpoints.file import load_detector
 from utils.engines.registry import BASELINE, ENGINES, missing
 from utils.errors import UserError
@@ -200,6 +200,13 @@ def test_a_turn_lasts_long_enough_to_be_measured(tiny_checkpoint):
     served = Served(BASELINE, tiny_checkpoint, 1, "cpu")
     served.prepare(np.zeros((2, 3, 32, 32), np.uint8))
     assert sum(served.time()) >= 0.3 and served.peak_memory() > 50_000_000
+
+
+def test_failure_of_an_engine_is_one_line(tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"^\w+: ") as error:
+        Worker("onnx", tmp_path / "broken.onnx", 1, "cpu", np.zeros((1, 3, 32, 32), np.uint8))
+    assert "\n" not in str(error.value)
 
 
 def test_engines_that_cannot_run_say_why(monkeypatch):

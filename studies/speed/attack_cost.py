@@ -26,19 +26,13 @@ from utils.attacks.gradient import attackable, pgd
 from utils.attacks.torchattacks_bridge import TwoClass
 from utils.files import write_json
 from utils.runtime import run_facts, set_threads
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 EPS, ALPHA, STEPS = 4 / 255, 1 / 255, 20
 COLUMNS = [
-    ("model", "Model"),
-    ("size", "Input (px)"),
-    ("batch_size", "Batch"),
-    ("ratio", "PGD-20 / 20 passes"),
-    ("low", "lowest"),
-    ("high", "highest"),
-    ("passes_per_s", "Passes of one image/s"),
-    ("fgsm_difference", "FGSM differs"),
-    ("pgd_difference", "PGD-20 differs"),
+    *columns(model="Model", size="Input (px)", batch_size="Batch", ratio="PGD-20 / 20 passes", low="lowest"),
+    *columns(high="highest", passes_per_s="Passes of one image/s", fgsm_difference="FGSM differs"),
+    *columns(pgd_difference="PGD-20 differs"),
 ]
 
 

@@ -23,7 +23,7 @@ from datasets.spec import open_records
 from utils.args import check_checkpoint_file, command_line, int_in, make_parser, run_script
 from utils.files import ROOT, write_json
 from utils.runtime import run_facts
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 PLAIN_SCRIPT = """
 import torch
@@ -51,11 +51,8 @@ if __name__ == "__main__":
                 file.write(str(value) + "\\n")
 """
 COLUMNS = [
-    ("what", "What runs"),
-    ("images_per_s", "Images/s"),
-    ("warm_images_per_s", "Without start-up"),
-    ("first_image_s", "One image (s)"),
-    ("ratio", "Speed-up"),
+    *columns(what="What runs", images_per_s="Images/s", warm_images_per_s="Without start-up"),
+    *columns(first_image_s="One image (s)", ratio="Speed-up"),
 ]
 
 

@@ -14,31 +14,14 @@ from utils.attacks.threat_model import size_name
 from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
 from utils.files import read_json, write_json
 from utils.metrics.binary import auc
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 COLUMNS = [
-    ("checkpoint", "Checkpoint"),
-    ("dataset", "Data"),
-    ("attack_name", "Attack"),
-    ("size", "eps"),
-    ("n", "n"),
-    ("clean_acc", "Clean acc"),
-    ("robust_acc", "Robust acc"),
-    ("auc", "AUC"),
-    ("mean_change", "Mean change"),
-    ("max_change", "Max change"),
-    ("survive_png", "8 bit"),
-    ("survive_jpeg", "JPEG Q90"),
-    ("images_per_s", "images/s"),
-    ("failed_checks", "Failed checks"),
+    *columns(checkpoint="Checkpoint", dataset="Data", attack_name="Attack", size="eps", n="n", clean_acc="Clean acc"),
+    *columns(robust_acc="Robust acc", auc="AUC", mean_change="Mean change", max_change="Max change"),
+    *columns(survive_png="8 bit", survive_jpeg="JPEG Q90", images_per_s="images/s", failed_checks="Failed checks"),
 ]
-CHECK_COLUMNS = [
-    ("checkpoint", "Checkpoint"),
-    ("dataset", "Data"),
-    ("check", "Check"),
-    ("passed", "Passed"),
-    ("detail", "Found"),
-]
+CHECK_COLUMNS = columns(checkpoint="Checkpoint", dataset="Data", check="Check", passed="Passed", detail="Found")
 FORMATS = {"mean_change": ".5f", "max_change": ".5f", "images_per_s": ".1f"}
 CAPTION = (
     "Robust accuracy with 95 % Wilson intervals. Changes are in pixel units and in the norm of the attack; "
@@ -151,10 +134,10 @@ def write_transfer(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     for row in rows:
         line = lines.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys})
         line[row["checkpoint"]], line[f"{row['checkpoint']}_ci"] = row["robust_acc"], row["robust_acc_ci"]
-    columns = [("dataset", "Data"), ("attack_name", "Attack"), ("size", "eps"), ("source", "Crafted with")]
-    columns += [(name, name) for name in dict.fromkeys(row["checkpoint"] for row in rows)]
+    titles = columns(dataset="Data", attack_name="Attack", size="eps", source="Crafted with")
+    titles = [*titles, *((name, name) for name in dict.fromkeys(row["checkpoint"] for row in rows))]
     caption = "Black-box transfer: robust accuracy of each detector on images crafted with another one."
-    write_table([lines[key] for key in sorted(lines)], columns, folder / "transfer", caption)
+    write_table([lines[key] for key in sorted(lines)], titles, folder / "transfer", caption)
 
 
 @styled

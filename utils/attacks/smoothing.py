@@ -25,7 +25,7 @@ from utils.attacks.report import wilson
 from utils.attacks.runs import Target, batches_of, cell_key
 from utils.files import read_json, write_json
 from utils.scoring.cache import listing_digest
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 GUESS_DRAWS = 32  # noisy copies that choose the verdict
 DRAWS = 256  # further copies that bound how often it is reached
@@ -96,12 +96,12 @@ def write_certificates(
             write_json(stem.with_name(f"{stem.name}.json"), {"key": key, **facts})
     current = {target.name: target.candidate.digest for target in targets}
     rows = [certified_row(read_json(file)) for file in current_results(folder / "smoothing", current)]
-    columns = [("checkpoint", "Checkpoint"), ("dataset", "Data"), ("sigma", "Noise"), ("n", "n")]
-    columns += [(f"r{number}", f"at {radius:g} sigma") for number, radius in enumerate(RADII)]
+    titles = {f"r{number}": f"at {radius:g} sigma" for number, radius in enumerate(RADII)}
+    table = columns(checkpoint="Checkpoint", dataset="Data", sigma="Noise", n="n", **titles)
     caption = (
         f"Certified accuracy under L2 changes of a radius in units of the noise; {DRAWS} draws, failure {FAILURE}."
     )
-    write_table(rows, columns, folder / "smoothing", caption)
+    write_table(rows, table, folder / "smoothing", caption)
 
 
 def certify_records(target: Target, listing: Listing, sigma: float, seed: int) -> list[dict[str, Any]]:

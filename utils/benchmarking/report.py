@@ -8,43 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from utils.engines.registry import BASELINE
 from utils.figures import MARKERS, PALETTE, legend_below, new_figure, save_figure, styled
-from utils.tables import write_table
+from utils.tables import columns, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = [
-    ("checkpoint", "Checkpoint"),
-    ("engine", "Engine"),
-    ("latency_p50_ms", "p50 (ms)"),
-    ("latency_p95_ms", "p95 (ms)"),
-    ("images_per_s", "Images/s"),
-    ("batch_size", "Batch"),
-    ("ratio", "Speed-up"),
-    ("over_first", "Over first eager"),
-    ("auc", "AUC"),
-    ("acc", "Acc"),
-    ("ece", "ECE"),
-    ("agreement", "Same verdict"),
-    ("robust_acc", "Acc under PGD-10"),
-    ("file_mb", "File (MB)"),
-    ("memory_mb", "Memory (MB)"),
-    ("load_s", "Load (s)"),
-    ("first_answer_s", "First answer (s)"),
-    ("note", "Note"),
+    *columns(checkpoint="Checkpoint", engine="Engine", latency_p50_ms="p50 (ms)", latency_p95_ms="p95 (ms)"),
+    *columns(images_per_s="Images/s", batch_size="Batch", ratio="Speed-up", over_first="Over first eager", auc="AUC"),
+    *columns(acc="Acc", ece="ECE", agreement="Same verdict", robust_acc="Acc under PGD-10", file_mb="File (MB)"),
+    *columns(memory_mb="Memory (MB)", load_s="Load (s)", first_answer_s="First answer (s)", note="Note"),
 ]
 SPEED_KEYS = ("checkpoint", "engine", "batch_size", "latency_p50_ms", "latency_p95_ms", "images_per_s", "ratio")
-FORMATS = {
-    "latency_p50_ms": ".1f",
-    "latency_p95_ms": ".1f",
-    "images_per_s": ".1f",
-    "ratio": ".2f",
-    "file_mb": ".1f",
-    "memory_mb": ".0f",
-    "load_s": ".1f",
-    "first_answer_s": ".1f",
-    "over_first": ".2f",
-}
+ONE_DECIMAL = ("latency_p50_ms", "latency_p95_ms", "images_per_s", "file_mb", "load_s", "first_answer_s")
+FORMATS = dict.fromkeys(ONE_DECIMAL, ".1f") | {"ratio": ".2f", "over_first": ".2f", "memory_mb": ".0f"}
 MEGABYTE = 1e6
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +31,30 @@ class Worker:
     """
 
     def __init__(self, engine: str, file: Path, threads: int, device: str, image: np.ndarray) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the child's libraries when they are loaded
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # the libraries of the child read it when they are loaded
         started = time.perf_counter()
-        self.process = context.Process(target=serve, args=(theirs, engine, file, threads, device), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.load_seconds: float = self._receive()
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.load_seconds: float = self.ask("load", engine, file, threads, device)
         self.ask("score", image)
         self.first_answer_seconds = time.perf_counter() - started
 
     def ask(self, command: str, *arguments: Any) -> Any:
-        """Send a command of :class:`Served` and wait for its answer. Raises UserError: the engine failed."""
-        self.pipe.send((command, *arguments))
-        return self._receive()
-
-    def _receive(self) -> Any:
+        """Call a method of :class:`Served` in the process. Raises UserError: the engine failed."""
         try:
-            done, answer = self.pipe.recv()
-        except EOFError:
+            return self._pool.submit(_answer, command, *arguments).result()
+        except BrokenProcessPool:
             raise UserError("expected an answer from the engine, but its process died; is the memory full?") from None
-        if not done:
-            raise UserError(answer)
-        return answer
+        except UserError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the process."""
-        self.pipe.close()
-        self.process.join(10)
-        if self.process.is_alive():
-            self.process.kill()
+        self._pool.shutdown(cancel_futures=True)
 
 
 class Served:
-    """The commands that a worker process answers."""
+    """An engine inside its process."""
 
     def __init__(self, engine: str, file: Path, threads: int, device: str) -> None:
         self.run = build_engine(engine, file, threads, device)
@@ -116,16 +106,16 @@ def as_floats(images: np.ndarray) -> np.ndarray:
     return images if images.dtype == np.float32 else np.divide(images, np.float32(255), dtype=np.float32)
 
 
-def serve(pipe: Connection, engine: str, file: Path, threads: int, device: str) -> None:
-    """Build the engine, then answer commands until the pipe is closed."""
+_served: list[Served] = []  # the engine of this process
+
+
+def _answer(command: str, *arguments: Any) -> Any:
+    """Run a command in the process of the engine. Raises UserError, which unlike other exceptions can be pickled."""
     try:
+        if command != "load":
+            return getattr(_served[0], command)(*arguments)
         started = time.perf_counter()
-        served = Served(engine, file, threads, device)
-        pipe.send((True, time.perf_counter() - started))
-        while True:
-            command, *arguments = pipe.recv()
-            pipe.send((True, getattr(served, command)(*arguments)))
-    except (EOFError, KeyboardInterrupt):
-        return  # the parent is done
+        _served.append(Served(*arguments))
+        return time.perf_counter() - started
     except Exception as error:  # the failure of an engine becomes a row of the table
-        pipe.send((False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+        raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
