@@ -18,6 +18,7 @@ import numpy as np
 from datasets.images import UnreadableImage, read_image
 from datasets.perturbations import CLEAN
 from datasets.spec import LABEL_NAMES
+from utils.evaluation.report import source_name
 from utils.evaluation.scored_sets import ScoredSet
 from utils.files import atomic_write_text
 from utils.metrics.ranked import logit
@@ -65,6 +66,7 @@ class Failure:
 class Source:
     """The tiers of one checkpoint on one data set, and the worst errors in the clean tier, or else in the first."""
 
+    title: str
     tiers: dict[str, ScoredSet]
     failures: list[Failure] = field(default_factory=list)
 
@@ -72,13 +74,6 @@ class Source:
     def shown(self) -> ScoredSet:
         """The tier whose errors are listed."""
         return self.tiers.get(CLEAN) or next(iter(self.tiers.values()))
-
-    @property
-    def title(self) -> str:
-        """Heading of its section: ``cnn-demo on demo``, with the split unless it is test."""
-        info = self.shown.info
-        split = f" ({info['split']})" if info.get("split") not in (None, "", "test") else ""
-        return f"{info.get('checkpoint') or 'scores'} on {info['dataset']}{split}"
 
 
 def write_gallery(sets: Sequence[ScoredSet], folder: Path, per_source: int = 24) -> list[Path]:
@@ -105,15 +100,13 @@ def find_failures(sets: Sequence[ScoredSet], per_source: int) -> list[Source]:
     """Group scores by checkpoint and data set and pick the worst errors of each, the most confident first."""
     sources: list[Source] = []
     for scored in sets:
-        key = (*(scored.info.get(name) for name in ("checkpoint", "dataset", "split")), scored.threshold)
+        title = source_name(scored.info)
         for source in sources:
-            info = source.shown.info
-            known = (*(info.get(name) for name in ("checkpoint", "dataset", "split")), source.shown.threshold)
-            if known == key and scored.tier not in source.tiers:
+            if (source.title, source.shown.threshold) == (title, scored.threshold) and scored.tier not in source.tiers:
                 source.tiers[scored.tier] = scored
                 break
         else:
-            sources.append(Source({scored.tier: scored}))
+            sources.append(Source(title, {scored.tier: scored}))
     for source in sources:
         source.failures = _worst(source, per_source)
     return sources
@@ -146,7 +139,7 @@ def failures_csv(sources: Sequence[Source], folder: Path) -> str:
     writer.writerow(FAILURE_KEYS)
     seen = set()
     for source in sources:
-        where = (source.shown.info["dataset"], source.shown.tier, source.shown.info.get("checkpoint") or "scores")
+        where = (source.shown.info["dataset"], source.shown.tier, source.shown.info["checkpoint"])
         for item in source.failures:
             path = _relative(item.path, folder)
             if path not in seen:
