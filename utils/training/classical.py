@@ -115,7 +115,7 @@ def resolve_embedding(
     arguments = dict(model_args)
     features = str(arguments.get("features", ""))
     source = features.removeprefix("embedding:")
-    if source == features:
+    if source in (features, ""):  # no embedding, or one without a name, which create_model refuses
         return arguments, None
     if not Path(source).exists():
         log(f"note: {source} has random weights unless you pass --weights")
