@@ -118,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     listings = [open_for_attack(text, args.direction, args.limit) for text in args.data]
     current: dict[str, str] = {}
     if args.checkpoint:
-        from utils.attacks.runs import Trial, check_source
+        from utils.attacks.checks import check_source
+        from utils.attacks.runs import Trial
         from utils.runtime import set_threads
 
         set_threads(args.threads)

@@ -3,31 +3,58 @@
 Carlini et al., "On Evaluating Adversarial Robustness", 2019 (arXiv 1902.06705), and Croce et al., "RobustBench",
 NeurIPS Datasets and Benchmarks 2021 (arXiv 2010.09670), list the symptoms of an attack that fails although the detector
 is not robust: vanishing gradients, a black-box attack that beats a white-box one, images that survive any eps.
-Each detector is checked on a few images once per data set (:func:`check_detector`), each cell for the ball and the box
-(:func:`check_change`), and the finished rows against each other (:func:`compare_rows`).
+Each detector is checked here on a few images once per data set. Besides, every cell is checked for the ball and the
+box, and the finished rows are compared with each other (:func:`utils.attacks.report.compare_rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.attacks.gradient import LogitOf, change_size, input_gradient, margin_of, pgd
+from datasets.records import Listing
+from utils.attacks.cells import is_finished
+from utils.attacks.gradient import LogitOf, attackable, input_gradient, margin_of, pgd
 from utils.attacks.registry import run_attack
+from utils.attacks.runs import Target, Trial, batches_of, evenly_spaced
 from utils.attacks.threat_model import Plan
+from utils.files import write_json
 
 CHECK_IMAGES = 16
 SQUARE_QUERIES = 100
 FREE_STEPS = tuple(levels / 255 for levels in (0.5, 2, 8, 32))
 MAX_MASKED = 0.05  # share of images whose gradient is exactly zero
 TOLERANCE = 0.051  # of accuracy: below 1 / CHECK_IMAGES, so no image may differ
-ROW_TOLERANCE = 0.01  # of accuracy between two rows of a table
-BALL_TOLERANCE = 1e-6  # pixel units; float32 gives 8.000007/255, and L2 sums such errors
 DETERMINISTIC = "logits are deterministic"
+
+
+def check_source(target: Target, listing: Listing, plan: Plan, folder: Path) -> None:
+    """Check a detector on evenly spaced images, once per data set and norm; the result goes to ``folder/checks``."""
+    stem = folder / "checks" / f"{target.name}__{listing.name}__{listing.split}__{plan.norm}"
+    key = Trial(target, [target], listing, "both", CHECK_IMAGES).key(target, plan)
+    if is_finished(stem, key):
+        return
+    detector = target.candidate.detector
+    checks: list[dict[str, Any]] = []
+    for batch in batches_of(target, evenly_spaced(listing, CHECK_IMAGES), CHECK_IMAGES):
+        with attackable(detector):
+            checks = check_detector(target.boundary, batch.images, batch.labels, plan, detector.has_input_gradient)
+    for check in checks:
+        if not check["passed"]:
+            print(f"{target.name} on {listing.name}: failed: {check['check']} ({check['detail']})", file=sys.stderr)
+    facts = {
+        "digests": {target.name: target.candidate.digest},
+        "checkpoint": target.name,
+        "dataset": listing.name,
+        "norm": plan.norm,
+        "eps": plan.eps,
+    }
+    write_json(stem.with_name(stem.name + ".json"), {"key": key, **facts, "checks": checks})
 
 
 def check_detector(
@@ -88,37 +115,3 @@ def accuracy_without_bound(logit_of: LogitOf, images: Tensor, labels: Tensor, st
 
 def _check(name: str, passed: bool, detail: str) -> dict[str, Any]:
     return {"check": name, "passed": bool(passed), "detail": detail}
-
-
-def check_change(images: Tensor, adversarial: Tensor, eps: float, norm: str) -> list[str]:
-    """List what is wrong with adversarial images: not finite, outside the eps ball, outside [0, 1]."""
-    if not torch.isfinite(adversarial).all():
-        return ["values are not finite"]
-    size = change_size(adversarial - images, norm)
-    failures = []
-    if (size > eps + BALL_TOLERANCE * (1 if norm == "linf" else 10 * max(1.0, eps))).any():
-        failures.append("left the ball")
-    if adversarial.min() < 0 or adversarial.max() > 1:
-        failures.append("left the box")
-    return failures
-
-
-def compare_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Mark rows that contradict each other: extends ``failed`` of each row whose attack was too weak.
-
-    A larger eps may not leave more images than a smaller one, PGD not more than FGSM or Square, and strong not more
-    than any other attack.
-    """
-    setting = ("checkpoint", "source", "dataset", "split", "data_fingerprint", "norm", "direction")
-    for row in rows:
-        for other in rows:
-            same = all(row[key] == other[key] for key in setting)
-            if not same or row["robust_acc"] <= other["robust_acc"] + ROW_TOLERANCE:
-                continue
-            if row["attack"] == other["attack"] and other["eps"] < row["eps"]:
-                row["failed"].append("larger eps helps the defender")
-            elif row["eps"] == other["eps"] and (
-                row["attack"] == "strong" or (row["attack"] == "pgd" and other["attack"] in ("fgsm", "square"))
-            ):
-                row["failed"].append(f"weaker than {other['attack']}")
-        row["failed"] = list(dict.fromkeys(row["failed"]))

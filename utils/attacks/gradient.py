@@ -22,6 +22,7 @@ from utils.errors import UserError
 from utils.runtime import autocast
 
 LogitOf = Callable[[Tensor], Tensor]
+BALL_TOLERANCE = 1e-6  # pixel units; float32 gives 8.000007/255, and L2 sums such errors
 TINY = 1e-10  # keeps the direction of a zero gradient from becoming NaN
 
 
@@ -176,6 +177,19 @@ def change_size(change: Tensor, norm: str) -> Tensor:
     """Size of each image's change ``(N, 3, H, W)`` in a norm, ``(N,)``."""
     change = change.flatten(1)
     return change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+
+
+def check_change(images: Tensor, adversarial: Tensor, eps: float, norm: str) -> list[str]:
+    """List what is wrong with adversarial images: not finite, outside the eps ball, outside [0, 1]."""
+    if not torch.isfinite(adversarial).all():
+        return ["values are not finite"]
+    size = change_size(adversarial - images, norm)
+    failures = []
+    if (size > eps + BALL_TOLERANCE * (1 if norm == "linf" else 10 * max(1.0, eps))).any():
+        failures.append("left the ball")
+    if adversarial.min() < 0 or adversarial.max() > 1:
+        failures.append("left the box")
+    return failures
 
 
 def _norms(images: Tensor) -> Tensor:

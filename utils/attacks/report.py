@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from utils.attacks.cells import Cell, current_results, read_cell
-from utils.attacks.checks import compare_rows
 from utils.attacks.threat_model import size_name
 from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
 from utils.files import read_json, write_json
@@ -22,6 +21,7 @@ COLUMNS = [
     *columns(survive_png="8 bit", survive_jpeg="JPEG Q90", images_per_s="images/s", failed_checks="Failed checks"),
 ]
 CHECK_COLUMNS = columns(checkpoint="Checkpoint", dataset="Data", check="Check", passed="Passed", detail="Found")
+ROW_TOLERANCE = 0.01  # of accuracy between two rows
 FORMATS = {"mean_change": ".5f", "max_change": ".5f", "images_per_s": ".1f"}
 CAPTION = (
     "Robust accuracy with 95 % Wilson intervals. Changes are in pixel units and in the norm of the attack; "
@@ -125,6 +125,27 @@ def mark_mixed(rows: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> None:
         for name in dict.fromkeys((row["checkpoint"], row["source"])):
             if len(found[name]) > 1:
                 row["failed"].append(f"cells of {len(found[name])} different {name}")
+
+
+def compare_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Mark rows that contradict each other: extends ``failed`` of each row whose attack was too weak.
+
+    A larger eps may not leave more images than a smaller one, PGD not more than FGSM or Square, and strong not more
+    than any other attack.
+    """
+    setting = ("checkpoint", "source", "dataset", "split", "data_fingerprint", "norm", "direction")
+    for row in rows:
+        for other in rows:
+            same = all(row[key] == other[key] for key in setting)
+            if not same or row["robust_acc"] <= other["robust_acc"] + ROW_TOLERANCE:
+                continue
+            if row["attack"] == other["attack"] and other["eps"] < row["eps"]:
+                row["failed"].append("larger eps helps the defender")
+            elif row["eps"] == other["eps"] and (
+                row["attack"] == "strong" or (row["attack"] == "pgd" and other["attack"] in ("fgsm", "square"))
+            ):
+                row["failed"].append(f"weaker than {other['attack']}")
+        row["failed"] = list(dict.fromkeys(row["failed"]))
 
 
 def write_transfer(rows: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +22,13 @@ from datasets.spec import Listing
 from datasets.transforms import EvalTransform
 from models.ensemble import member_view
 from models.operating_point import OperatingPoint
-from utils.attacks.cells import Cell, is_finished
-from utils.attacks.checks import CHECK_IMAGES, check_change, check_detector
+from utils.attacks.cells import Cell
 from utils.attacks.export import recompressed, rounded
-from utils.attacks.gradient import DecisionLogit, attackable, change_size
+from utils.attacks.gradient import DecisionLogit, attackable, change_size, check_change
 from utils.attacks.registry import run_attack
 from utils.attacks.threat_model import DIRECTIONS, NORMS, Plan, size_name
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
-from utils.files import write_json
 from utils.runtime import versions
 from utils.scoring.cache import listing_digest
 from utils.scoring.scorer import Scores, score_table
@@ -81,6 +77,12 @@ def boundary_logit(point: OperatingPoint) -> float:
         else:
             low = middle
     return high
+
+
+def evenly_spaced(listing: Listing, n: int) -> Listing:
+    """At most ``n`` records from the whole length of a listing, which is sorted, so that all classes occur."""
+    chosen = np.linspace(0, len(listing.records) - 1, min(n, len(listing.records))).round().astype(int)
+    return replace(listing, records=[listing.records[index] for index in chosen])
 
 
 def batches_of(
@@ -229,32 +231,3 @@ def cell_key(**settings: Any) -> str:
     """Digest of settings, code and library versions: together they decide the numbers of a result."""
     facts = {**settings, "code": code_digest(*CELL_CODE), "versions": versions()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def check_source(target: Target, listing: Listing, plan: Plan, folder: Path) -> None:
-    """Run the sanity checks of :func:`check_detector` once per detector, data set and norm.
-
-    CHECK_IMAGES evenly spaced images are used. The result is written to ``folder/checks``, failures also to stderr.
-    """
-    stem = folder / "checks" / f"{target.name}__{listing.name}__{listing.split}__{plan.norm}"
-    key = Trial(target, [target], listing, "both", CHECK_IMAGES).key(target, plan)
-    if is_finished(stem, key):
-        return
-    step = max(1, len(listing.records) // CHECK_IMAGES)
-    sample = replace(listing, records=listing.records[::step][:CHECK_IMAGES])
-    detector = target.candidate.detector
-    checks: list[dict[str, Any]] = []
-    for batch in batches_of(target, sample, CHECK_IMAGES):
-        with attackable(detector):
-            checks = check_detector(target.boundary, batch.images, batch.labels, plan, detector.has_input_gradient)
-    for check in checks:
-        if not check["passed"]:
-            print(f"{target.name} on {listing.name}: failed: {check['check']} ({check['detail']})", file=sys.stderr)
-    facts = {
-        "digests": {target.name: target.candidate.digest},
-        "checkpoint": target.name,
-        "dataset": listing.name,
-        "norm": plan.norm,
-        "eps": plan.eps,
-    }
-    write_json(stem.with_name(stem.name + ".json"), {"key": key, **facts, "checks": checks})

@@ -9,7 +9,6 @@ checkpoint. Radii are L2, in pixel units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from datasets.records import Listing, relative_path
 from utils.attacks.cells import current_results, is_finished
 from utils.attacks.gradient import LogitOf, attackable
 from utils.attacks.report import wilson
-from utils.attacks.runs import Target, batches_of, cell_key
+from utils.attacks.runs import Target, batches_of, cell_key, evenly_spaced
 from utils.files import read_json, write_json
 from utils.scoring.cache import listing_digest
 from utils.tables import columns, write_table
@@ -70,13 +69,12 @@ def write_certificates(
 
     Finished files in ``folder/smoothing`` with the same settings are kept.
     """
-    records = listing.records[:: max(1, len(listing.records) // limit)][:limit]
+    sample = evenly_spaced(listing, limit)
     for target in targets:
         stem = folder / "smoothing" / f"{target.name}__{listing.name}__{listing.split}__{sigma:g}"
         settings = {
             "digest": target.candidate.digest,
-            "data": listing_digest(listing),
-            "images": len(records),
+            "data": listing_digest(sample),
             "sigma": sigma,
             "seed": seed,
             "draws": DRAWS,
@@ -85,7 +83,7 @@ def write_certificates(
         }
         key = cell_key(**settings)
         if not is_finished(stem, key):
-            images = certify_records(target, replace(listing, records=records), sigma, seed)
+            images = certify_records(target, sample, sigma, seed)
             facts = {
                 "digests": {target.name: target.candidate.digest},
                 "settings": settings,

@@ -9,14 +9,15 @@ import torch
 import torchattacks
 from torch import nn
 
+from datasets.records import Listing, Record
 from models.detector import Detector
 from models.operating_point import OperatingPoint
-from utils.attacks.checks import accuracy_without_bound, check_change, check_detector, compare_rows
+from utils.attacks.checks import accuracy_without_bound, check_detector
 from utils.attacks.export import recompressed, rounded
-from utils.attacks.gradient import DecisionLogit, attackable, check_images, input_gradient, margin_of, pgd
+from utils.attacks.gradient import DecisionLogit, attackable, check_change, check_images, input_gradient, margin_of, pgd
 from utils.attacks.registry import _ATTACKS, register_attack, run_attack
-from utils.attacks.report import wilson
-from utils.attacks.runs import boundary_logit
+from utils.attacks.report import compare_rows, wilson
+from utils.attacks.runs import boundary_logit, evenly_spaced
 from utils.attacks.smoothing import certified_radius, certify
 from utils.attacks.threat_model import Plan, attack_traits, check_linf_eps, parse_size, size_name
 from utils.attacks.torchattacks_bridge import TwoClass
@@ -277,6 +278,14 @@ def test_rows_that_contradict_each_other_are_marked():
         ["weaker than square"],
         [],
     ]
+
+
+@pytest.mark.parametrize("n", [16, 31, 99, 200])
+def test_samples_of_a_sorted_listing_hold_both_classes(n):
+    records = [Record(f"{index:03}.png", int(index < n / 2), "") for index in range(n)]
+    sample = evenly_spaced(Listing("set", "test", records, "", "", ()), 16).records
+    assert len(sample) == 16 and sum(record.label for record in sample) == 8
+    assert len(evenly_spaced(Listing("set", "test", records[:3], "", "", ()), 16).records) == 3
 
 
 # Survival, intervals, certificates
