@@ -6,12 +6,14 @@ Nothing here imports torch, so ``--help`` and usage errors are immediate.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 from utils.files import ROOT
@@ -74,34 +76,24 @@ def exit_code(failed: int | bool) -> int:
 
 def int_in(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return an argparse type: an integer of at least ``low`` and, if given, at most ``high``."""
-
-    def parse(text: str) -> int:
-        expected = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {value}")
-        return value
-
-    return parse
+    expected = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
+    return lambda text: _number(text, int, low, math.inf if high is None else high, expected)
 
 
 def float_in(low: float, high: float, unit: str = "") -> Callable[[str], float]:
     """Return an argparse type: a number in [low, high]; the message names the ``unit``."""
+    expected = f"a number in [{low:g}, {high:g}]{' ' + unit if unit else ''}"
+    return lambda text: _number(text, float, low, high, expected)
 
-    def parse(text: str) -> float:
-        expected = f"a number in [{low:g}, {high:g}]{' ' + unit if unit else ''}"
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {value:g}")
-        return value
 
-    return parse
+def _number(text: str, kind: Callable[[str], Any], low: float, high: float, expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {value:g}")
+    return value
 
 
 def key_value(text: str) -> tuple[str, int | float | bool | str]:

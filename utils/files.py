@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Reading and writing of files; writes are atomic, so that a file is either the old one or the new one."""
 
 import contextlib
 import gzip
@@ -28,50 +28,23 @@ def is_first() -> bool:
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file so that a crash, a full disk or Ctrl-C leaves the previous content intact.
 
-    The bytes go to a temporary file in the same folder (a rename is atomic only within one file system),
-    reach the disk, and then take the target's name. Missing parent folders are made. A link is followed, and
-    a device or pipe such as ``/dev/stdout`` is written to directly, because replacing it would destroy it.
+    The data go to a temporary file in the same folder (a rename is atomic only within one file system), are flushed to
+    the disk, and then take the target's name. Missing parent folders are created. Links are followed. A device or pipe
+    such as ``/dev/stdout`` is written to directly, because replacing it would destroy it. Of several processes, only
+    the first writes.
 
     Raises:
         UserError: the file cannot be written; the temporary file is gone and the old file is untouched.
     """
-    if not is_first():  # of several processes that work on the same run
-        return
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
-    try:
-        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-            Path(path).write_bytes(data)
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_replace(temporary, target, data)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"expected to write {path}, got: {reason}; choose a writable place with free space") from error
-
-
-def _write_and_replace(temporary: Path, target: Path, data: bytes) -> None:
-    """Write ``temporary``, flush it to the disk and rename it; remove it if anything at all goes wrong."""
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _writing(path, "b", {}) as stream:
+        stream.write(data)
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write text as UTF-8 with the guarantees of :func:`atomic_write_bytes`, gzip-compressed if the name ends in .gz.
 
-    The same text gives the same bytes: the gzip header carries no time and no file name.
-    File names that are not valid UTF-8 reach Python as surrogate escapes; they are written back byte for
-    byte.
-
-    Raises:
-        UserError: the file cannot be written.
+    The same text gives the same bytes: the gzip header carries no time and no file name. File names that are not valid
+    UTF-8 reach Python as surrogate escapes; they are written back byte for byte. Raises UserError.
     """
     data = text.encode("utf-8", errors="surrogateescape")
     atomic_write_bytes(path, gzip.compress(data, mtime=0) if os.fspath(path).endswith(".gz") else data)
@@ -79,54 +52,53 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextlib.contextmanager
 def open_output(path: str | os.PathLike[str] | None) -> Iterator[TextIO]:
-    """Open a file, or stdout for None, to which a result is written piece by piece, as UTF-8.
+    """Open a file, or stdout for None, for a result that is written piece by piece, as UTF-8.
 
-    A file takes its name only when the block ends without an error, as in :func:`atomic_write_bytes`; stdout
-    shows each piece as soon as it is flushed. File names that are not valid UTF-8 are written byte for byte.
+    A file takes its name only if the block ends without an error, as in :func:`atomic_write_bytes`; stdout shows each
+    piece as soon as it is flushed.
 
     Raises:
-        UserError: it cannot be written; an old file is untouched. A reader of stdout that leaves early is no
-            mistake: that BrokenPipeError is passed on.
+        UserError: the file cannot be written; an old file is untouched. The BrokenPipeError of a reader of stdout that
+            stops early is passed on.
     """
     form: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
-    try:
-        if not is_first():
-            with open(os.devnull, "w", **form) as stream:
-                yield stream
-        elif path is None:
-            if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(**form)
-            yield sys.stdout
-        elif os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-            with open(path, "w", **form) as stream:  # a device or pipe: replacing it would destroy it
-                yield stream
-        else:
-            with _open_replacement(Path(os.path.realpath(path)), form) as stream:
-                yield stream
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"expected to write {path or 'stdout'}, got: {error.strerror or error}; "
-            "choose a writable place with free space"
-        ) from error
+    if path is None and is_first():
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(**form)
+        yield sys.stdout
+    else:
+        with _writing(path or os.devnull, "", form) as stream:
+            yield stream
 
 
 @contextlib.contextmanager
-def _open_replacement(target: Path, form: dict[str, Any]) -> Iterator[TextIO]:
-    if target.is_dir():  # said now, not when everything has been computed
-        raise IsADirectoryError("it is a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _writing(path: str | os.PathLike[str], mode: str, form: dict[str, Any]) -> Iterator[Any]:
+    """Open ``path`` for writing, replacing an old file at the end; ``mode`` is "b" for bytes. Raises UserError."""
+    path = path if is_first() else os.devnull
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "x", **form) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if target.is_dir():  # reported now, not when everything has been computed
+            raise IsADirectoryError("it is a folder")
+        if os.path.exists(path) and not os.path.isfile(path):  # a device or pipe
+            with open(path, "w" + mode, **form) as stream:
+                yield stream
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "x" + mode, **form) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except BrokenPipeError:
         raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"expected to write {path}, got: {reason}; choose a writable place with free space") from error
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -165,9 +137,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
-    """Read a UTF-8 file, plain or gzip-compressed; ``what`` names the kind of file in the error.
-
-    A byte-order mark is dropped.
+    """Read a UTF-8 file, plain or gzip-compressed, without its byte-order mark; ``what`` names it in the error.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
@@ -185,13 +155,10 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 
 
 def plain_values(value: Any) -> Any:
-    """Convert to what JSON and a safe checkpoint can hold: numpy scalars and arrays, paths, tuples, NaN.
+    """Convert numpy scalars and arrays, paths and tuples to what JSON and a safe checkpoint can hold.
 
-    NaN and the infinities become None, because JSON has no word for them and "not available" is what they
-    mean here.
-
-    Raises:
-        TypeError: a type that has no plain counterpart.
+    NaN and the infinities become None: JSON lacks them, and here they mean "not available". Raises TypeError for other
+    types.
     """
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -211,20 +178,12 @@ def plain_values(value: Any) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented JSON, atomically; floats keep every digit and read back bit-equal.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a value as indented JSON, atomically; floats read back bit-equal. Raises UserError."""
     atomic_write_text(path, json.dumps(plain_values(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> Any:
-    """Read a JSON file; ``what`` names the kind of file in the error.
-
-    Raises:
-        UserError: there is no such file, or it does not hold JSON.
-    """
+    """Read a JSON file; ``what`` names the kind of file in the error. Raises UserError."""
     text = read_text(path, what)
     try:
         return json.loads(text)

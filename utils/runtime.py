@@ -1,10 +1,11 @@
-"""Facts about this run: device, precision, seeds, versions, commit."""
+"""The machine and the code of a run: device, precision, threads, versions, commit."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
@@ -88,14 +89,12 @@ def has_fast_bf16() -> bool:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Return the autocast context for a dtype; nothing at all for float32."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+    """Return the autocast context of a dtype, which changes nothing for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def depthwise_in_fp32(model: torch.nn.Module) -> None:
-    """Make depthwise convolutions leave bfloat16 autocast on a CPU.
+    """Exclude depthwise convolutions from bfloat16 autocast on a CPU.
 
     oneDNN has no fast bfloat16 gradient for them: on EfficientNet-B0 a training step with all layers in bfloat16
     takes about twice as long as one with these layers in float32 and the others in bfloat16.
@@ -114,14 +113,14 @@ class _Float32Forward:
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
-    """Choose the number of loader processes: none on a CPU, whose cores the model itself keeps busy."""
+    """Return the number of loader processes, by default none on a CPU, whose cores the model keeps busy."""
     if workers is not None:
         return workers
     return 0 if device.type == "cpu" else max(2, min(8, (os.cpu_count() or 2) - 1))
 
 
 def set_threads(threads: int | None) -> None:
-    """Limit torch's CPU threads; OpenCV gets one, because images are decoded several at a time anyway."""
+    """Limit torch's CPU threads; OpenCV gets one, because several images are decoded at a time."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -158,7 +157,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Short hash of the project's commit, marked ``+`` when files differ from it; None outside a repository."""
+    """Return the short hash of the commit, followed by ``+`` if files differ from it; None outside a repository."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -172,15 +171,10 @@ def git_commit() -> str | None:
 
 
 def hardware() -> str:
-    """One line that names the processor and, if there is one, the GPU."""
-    model = platform.processor() or platform.machine()
+    """Return a line that names the processor and, if there is one, the GPU."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    text = f"{os.cpu_count()} x {model}"
+    named = re.search(r"^model name\s*: (.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    text = f"{os.cpu_count()} x {named[1].strip() if named else platform.processor() or platform.machine()}"
     return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else text
 
 

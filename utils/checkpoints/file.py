@@ -23,6 +23,10 @@ from utils.files import atomic_write_bytes
 from utils.runtime import git_commit, versions
 
 FORMAT_VERSION = 1
+DESCRIPTION_KEYS = tuple(  # of a checkpoint, without its weights
+    "model model_args geometry thresholds calibration fitted_on metrics train_args data seed epoch git_commit "
+    "versions".split()
+)
 REQUIRED_KEYS = ("format_version", "model", "model_args", "state_dict", "geometry", "thresholds", "calibration")
 
 

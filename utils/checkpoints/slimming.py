@@ -13,29 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
+from utils.checkpoints.file import DESCRIPTION_KEYS, load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.files import file_digest, write_json
 
 MAX_BYTES = 10_000_000
 MAX_DIFFERENCE = 0.05  # in logits, between the released file and its source
 SMALL = 8_192  # numbers; smaller tensors keep their precision
-KEPT = (
-    "model",
-    "model_args",
-    "state_dict",
-    "geometry",
-    "thresholds",
-    "calibration",
-    "fitted_on",
-    "metrics",
-    "train_args",
-    "data",
-    "seed",
-    "epoch",
-    "git_commit",
-    "versions",
-)
 CLEANED = ("metrics", "train_args", "data")
 GOLDEN_COUNT, PARITY_COUNT = 3, 12  # generated images whose logits are published, and that the parity is taken over
 GOLDEN_SIDE, GOLDEN_SEED, GOLDEN_QUALITY = 256, 1, 90
@@ -107,7 +91,7 @@ def slim(checkpoint: Mapping[str, Any], precision: str, notes: Mapping[str, Any]
     among them can exceed the range of halves, and so do the small kernels of the first layers: they weigh little, and
     rounding them alone moved a logit of EfficientNet-B0 by 0.1. ``load_checkpoint`` gives float32 back.
     """
-    kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
+    kept = {key: checkpoint[key] for key in (*DESCRIPTION_KEYS, "state_dict") if key in checkpoint}
     kept |= {key: without_paths(kept[key]) for key in CLEANED if key in kept}
     if rounding := ROUNDINGS[precision]:
         kept["state_dict"] = {

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from models.detector import Detector
-from utils.checkpoints.file import load_detector
+from utils.checkpoints.file import DESCRIPTION_KEYS, load_detector
 from utils.engines.exported import ONNX_FORMAT, PREFIX, read_description, require
 from utils.errors import UserError
 from utils.files import atomic_write_bytes, file_digest, plain_values
@@ -31,21 +31,6 @@ INT8_OPERATIONS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Concat")
 LARGE = 1024  # numbers; what is left of such float constants is stored in half precision, where it weighs half
 # An int8 file that was made by another recipe is out of date.
 INT8_RECIPE = (INT8_OPERATIONS, FLOAT_LAYERS, FLOAT_SHARE, PERCENTILE, LARGE)
-KEPT_KEYS = (
-    "model",
-    "model_args",
-    "geometry",
-    "thresholds",
-    "calibration",
-    "fitted_on",
-    "metrics",
-    "train_args",
-    "data",
-    "seed",
-    "epoch",
-    "git_commit",
-    "versions",
-)
 
 
 def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> None:
@@ -139,7 +124,7 @@ def keep_description(model: Any, checkpoint: dict[str, Any], engine: str, finger
     """Store everything in a checkpoint except the weights as metadata of the file, one JSON value per key."""
     import onnx
 
-    description = {key: checkpoint.get(key) for key in KEPT_KEYS}
+    description = {key: checkpoint.get(key) for key in DESCRIPTION_KEYS}
     description |= {"format": ONNX_FORMAT, "source": "onnx", "engine": engine, "fingerprint": fingerprint}
     _set_metadata(onnx, model, description)
 

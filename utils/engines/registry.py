@@ -25,26 +25,20 @@ class EngineKind:
     needs_cuda: bool = False
 
 
+def _torch(what: str, needs_cuda: bool = False, **options: Any) -> EngineKind:
+    return EngineKind("torch", "pt", what, options, needs_cuda)
+
+
 ENGINES: dict[str, EngineKind] = {
-    BASELINE: EngineKind("torch", "pt", "torch with its defaults: float32, contiguous memory layout"),
-    "channels-last": EngineKind("torch", "pt", "torch, channels last", {"channels_last": True}),
-    "bf16": EngineKind(
-        "torch", "pt", "torch, channels last, bfloat16 autocast", {"channels_last": True, "precision": "bf16"}
-    ),
-    "fp16": EngineKind(
-        "torch", "pt", "torch, channels last, float16 autocast", {"channels_last": True, "precision": "fp16"}
-    ),
-    "compile": EngineKind(
-        "torch", "pt", "torch.compile with frozen weights", {"channels_last": True, "compiled": True}
-    ),
-    "compile-bf16": EngineKind(
-        "torch", "pt", "the same in bfloat16", {"channels_last": True, "compiled": True, "precision": "bf16"}
-    ),
-    "dynamic-int8": EngineKind(
-        "torch", "pt", "torch, int8 weights in Linear and LSTM layers only", {"transform": "dynamic_int8"}
-    ),
-    "sparse": EngineKind("torch", "pt", "torch, the smallest 70 % of all weights set to zero", {"transform": "sparse"}),
-    "cuda-graph": EngineKind("torch", "pt", "torch, half precision, captured CUDA graph", {"cuda_graph": True}, True),
+    BASELINE: _torch("torch with its defaults: float32, contiguous memory layout"),
+    "channels-last": _torch("torch, channels last", channels_last=True),
+    "bf16": _torch("torch, channels last, bfloat16 autocast", channels_last=True, precision="bf16"),
+    "fp16": _torch("torch, channels last, float16 autocast", channels_last=True, precision="fp16"),
+    "compile": _torch("torch.compile with frozen weights", channels_last=True, compiled=True),
+    "compile-bf16": _torch("the same in bfloat16", channels_last=True, compiled=True, precision="bf16"),
+    "dynamic-int8": _torch("torch, int8 weights in Linear and LSTM layers only", transform="dynamic_int8"),
+    "sparse": _torch("torch, the smallest 70 % of all weights set to zero", transform="sparse"),
+    "cuda-graph": _torch("torch, half precision, captured CUDA graph", needs_cuda=True, cuda_graph=True),
     "onnx": EngineKind("onnxruntime", "onnx", "ONNX Runtime, float32"),
     "onnx-int8": EngineKind("onnxruntime", "int8", "ONNX Runtime, static int8 (QDQ, per channel)"),
     "tensorrt": EngineKind(
@@ -52,9 +46,7 @@ ENGINES: dict[str, EngineKind] = {
     ),
     "openvino": EngineKind("openvino", "onnx", "OpenVINO, float32", {"precision": "f32"}),
     "openvino-bf16": EngineKind("openvino", "onnx", "OpenVINO, bfloat16", {"precision": "bf16"}),
-    "openvino-int8": EngineKind(
-        "openvino", "int8", "OpenVINO, static int8, the other layers in bfloat16", {"precision": "bf16"}
-    ),
+    "openvino-int8": EngineKind("openvino", "int8", "OpenVINO, static int8, the rest bfloat16", {"precision": "bf16"}),
 }
 
 

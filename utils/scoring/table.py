@@ -20,17 +20,8 @@ from utils.errors import UserError
 from utils.files import atomic_write_text, read_json, read_text, write_json
 
 COLUMNS = ("path", "label", "dataset", "generator", "tier", "logit", "p_fake")
-SIDECAR_KEYS = (
-    "checkpoint",
-    "model",
-    "threshold",
-    "thresholds",
-    "dataset",
-    "split",
-    "unreadable",
-    "n_images",
-    "data_fingerprint",
-    "root",
+SIDECAR_KEYS = tuple(
+    "checkpoint model threshold thresholds dataset split unreadable n_images data_fingerprint root".split()
 )
 
 
@@ -61,11 +52,11 @@ class ScoreTable:
         return len(self.path)
 
     def select(self, mask: np.ndarray) -> "ScoreTable":
-        """The rows where the boolean mask (N,) is true."""
+        """Return the rows where the boolean mask ``(N,)`` is true."""
         return self.take(np.flatnonzero(mask))
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "ScoreTable":
-        """The rows with these numbers, in this order."""
+        """Return the rows with these numbers, in this order."""
         columns: dict[str, Any] = {}
         for name, column in vars(self).items():
             columns[name] = column[list(rows)] if isinstance(column, np.ndarray) else [column[row] for row in rows]
@@ -80,12 +71,12 @@ class ScoreTable:
             yield values, self.take(rows)
 
     def relative_to(self, root: str) -> "ScoreTable":
-        """The same rows with paths that start from ``root``; paths outside of it stay as they are."""
+        """Return the same rows with paths relative to ``root``; paths outside of it stay as they are."""
         return replace(self, path=[relative_path(path, root) for path in self.path])
 
     @staticmethod
     def join(tables: list["ScoreTable"]) -> "ScoreTable":
-        """One table with the rows of all, in order; at least one table."""
+        """Return one table with the rows of all tables, of which there must be one or more, in order."""
         columns: dict[str, Any] = {}
         for name in COLUMNS:
             parts = [getattr(table, name) for table in tables]
@@ -95,7 +86,7 @@ class ScoreTable:
 
 
 def relative_path(path: str, root: str) -> str:
-    """The path as seen from the folder ``root``, if it lies below it."""
+    """Return the path as seen from the folder ``root``, if it lies below it."""
     return path.removeprefix(f"{root}/") if root else path
 
 
@@ -118,7 +109,7 @@ def write_scores(path: str | os.PathLike[str], table: ScoreTable) -> None:
 
 
 def read_scores(path: str | os.PathLike[str]) -> ScoreTable:
-    """Read a scores file; columns may stand in any order and further ones are ignored.
+    """Read a scores file; columns may have any order, and additional ones are ignored.
 
     Raises:
         UserError: no such file, no rows, a missing column, a field that is not a number, NaN or infinity, a
@@ -144,22 +135,15 @@ def read_scores(path: str | os.PathLike[str]) -> ScoreTable:
                 "the file is damaged: write it again"
             )
     columns = {name: [row[header.index(name)] for row in rows] for name in COLUMNS}
-    table = ScoreTable(
-        path=columns["path"],
-        dataset=columns["dataset"],
-        generator=columns["generator"],
-        tier=columns["tier"],
-        label=_numbers(columns, "label", path),
-        logit=_numbers(columns, "logit", path),
-        p_fake=_numbers(columns, "p_fake", path),
-    )
+    numbers = {name: _numbers(columns, name, path) for name in ("label", "logit", "p_fake")}
+    table = ScoreTable(**{**columns, **numbers})  # type: ignore[arg-type]
     _check(table, f"in {path}")
     table.label = table.label.astype(np.int64)
     return table
 
 
 def _numbers(columns: dict[str, list[str]], name: str, path: str | os.PathLike[str]) -> np.ndarray:
-    """One column as float64."""
+    """Return a column as float64."""
     numbers = np.empty(len(columns[name]))
     for row, text in enumerate(columns[name]):
         try:
@@ -173,14 +157,14 @@ def _numbers(columns: dict[str, list[str]], name: str, path: str | os.PathLike[s
 
 
 def _check(table: ScoreTable, where: str) -> None:
-    """Hold a table to the rules of the format; ``where`` ends up in the message."""
+    """Check a table against the rules of the format; ``where`` ends up in the message. Raises UserError."""
     if not len(table):
         raise UserError(f"expected one row per image {where}, got none; no image could be scored")
     bad_labels = (table.label != 0) & (table.label != 1)
     if np.any(bad_labels):
         raise UserError(
             f"expected labels 0 (real) or 1 (fake) {where}, got {int(bad_labels.sum())} others, "
-            f"the first is {table.label[bad_labels][0]:g}; mend the labels"
+            f"the first is {table.label[bad_labels][0]:g}; correct the labels"
         )
     for name in ("logit", "p_fake"):
         bad = int(np.sum(~np.isfinite(getattr(table, name))))
@@ -203,12 +187,12 @@ def _check(table: ScoreTable, where: str) -> None:
 
 
 def sidecar_path(scores_path: str | os.PathLike[str]) -> Path:
-    """The JSON file that belongs to a scores file: the same name ending in .json instead of .csv or .csv.gz."""
+    """Return the JSON file of a scores file: the same name ending in .json instead of .csv or .csv.gz."""
     return Path(os.fspath(scores_path).removesuffix(".gz")).with_suffix(".json")
 
 
 def write_sidecar(scores_path: str | os.PathLike[str], **info: Any) -> Path:
-    """Write what a scores file does not hold per image, and return the path of the JSON file.
+    """Write the facts about the run of a scores file, and return the path of the JSON file.
 
     Keys: checkpoint (path), model, threshold (the one in force), thresholds (name -> value), dataset, split,
     unreadable (list of {"path", "reason"}, plus dataset and tier where a file has several), n_images (listed,
