@@ -1,4 +1,4 @@
-"""The one interface that every detector, neural or classical, offers to the scripts."""
+"""The interface of every detector, neural or classical."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ class Detector(nn.Module):
     """A face-forgery detector: images in, one logit per image out.
 
     Subclasses implement ``forward(images) -> logits`` where ``images`` is ``(N, 3, H, W)``, RGB, float in
-    [0, 1], and ``logits`` is ``(N,)``; a logit above 0 means fake. They call :meth:`normalize` themselves, so
-    that no caller ever handles a mean or a standard deviation, and attacks work in pixel units.
+    [0, 1], and ``logits`` is ``(N,)``; a logit above 0 means fake. They call :meth:`normalize` themselves, so that
+    callers never handle means and standard deviations, and attacks work in pixel units.
 
     Attributes:
-        input_size: side in pixels of the square input that the model was designed for.
-        geometry: how an image file becomes an input; a checkpoint stores it and overrides the default.
-        cam_layer: dotted name of the submodule whose output Grad-CAM reads, or several with spaces between; None where
+        input_size: side in pixels of the square input for which the model was designed.
+        geometry: how an image becomes an input; a checkpoint stores it and overrides the default.
+        cam_layer: dotted name of the submodule whose output Grad-CAM reads, or several separated by spaces; None if
             there is none.
-        cam_reshape: turns that output into ``(N, C, h, w)``; None where it already has this shape.
+        cam_reshape: turns that output into ``(N, C, h, w)``; None if it already has this shape.
         engine: what computes the logits; the name of an ONNX engine for an exported detector.
         has_input_gradient: False for detectors that cannot be differentiated (trees).
         any_size: False for detectors that only take inputs of certain sizes.
         size_step: the input sizes to prefer are multiples of it, in pixels.
-        calibration: maps logits to p_fake (see ``models.operating_point``); None is the plain sigmoid.
+        is_classical: True for learners on features, which are fitted in one call instead of trained by gradients.
+        operating_point: calibration and thresholds; ``load_detector`` sets it.
+        name, model_args: what ``create_model`` was called with.
     """
 
     mean: Tensor
@@ -66,7 +68,7 @@ class Detector(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Standardise ``(N, 3, H, W)`` images in [0, 1] with the detector's own mean and deviation."""
+        """Standardise images ``(N, 3, H, W)`` in [0, 1] with the mean and standard deviation of the detector."""
         return (images - self.mean) / self.std
 
     @torch.inference_mode()
@@ -81,7 +83,7 @@ class Detector(nn.Module):
 
     @torch.inference_mode()
     def predict_proba(self, images: Tensor) -> Tensor:
-        """Return p(fake) in [0, 1], shape ``(N,)``, float64; calibrated if the checkpoint carries a calibration."""
+        """Return calibrated p(fake) in [0, 1], ``(N,)`` float64."""
         return torch.from_numpy(self.operating_point.p_fake(self(images).float().cpu().numpy()))
 
     @torch.no_grad()
@@ -125,5 +127,5 @@ def as_inputs(views: Tensor) -> Tensor:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen parameters together."""
+    """Return the number of parameters, trainable or frozen."""
     return sum(parameter.numel() for parameter in model.parameters())

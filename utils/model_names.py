@@ -1,4 +1,4 @@
-"""Which --model names exist, read from source text so that a misspelt one is reported before torch is imported."""
+"""The valid --model names, read from source text so that misspelt ones are reported before torch is imported."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _RENAMED = re.compile(r"^    '([\w.]+)': *'[\w.]*'", re.MULTILINE)
 
 @cache
 def own_names() -> frozenset[str]:
-    """Names of the detectors registered in models/."""
+    """Return the names of the detectors registered in models/."""
     return frozenset(name for file in MODELS_DIR.glob("*.py") for name in _REGISTERED.findall(file.read_text()))
 
 
 @cache
 def timm_names() -> frozenset[str]:
-    """Names of timm's backbones, old names that timm still accepts included; empty when timm is not installed."""
+    """Return the names of timm's backbones, including deprecated ones; empty if timm is not installed."""
     found = importlib.util.find_spec("timm")
     if found is None or not found.submodule_search_locations:
         return frozenset()
@@ -37,10 +37,9 @@ def timm_names() -> frozenset[str]:
 
 
 def check_model_name(name: str) -> None:
-    """Check that ``name`` is a registered detector or a timm backbone (a ``.tag`` of pretrained weights may follow).
+    """Raise UserError, with close matches, unless ``name`` is a registered detector or a timm backbone.
 
-    Raises:
-        UserError: it is neither; close matches are listed.
+    A ``.tag`` of pretrained weights may follow the name of a backbone.
     """
     if name in own_names() or name in timm_names() or name.partition(".")[0] in timm_names():
         return

@@ -1,4 +1,4 @@
-"""From the checkpoint of a run to the file that is released: half the size, no local paths, the same logits."""
+"""Turn the checkpoint of a run into the released file: smaller, without local paths, with the same logits."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def write_release(
 ) -> dict[str, Any]:
     """Write the slim file and its JSON description next to it; returns the content of the JSON file.
 
-    The file is checked before it takes its name: a release that is too large or answers otherwise than its source
-    leaves nothing behind.
+    The file is checked before it takes its name: a release that is too large or differs from its source leaves
+    nothing behind.
 
     Raises:
         UserError: the source is unfinished, or its release would be larger than MAX_BYTES or differ by more than
@@ -84,7 +84,7 @@ def description_file(checkpoint: str | Path) -> Path:
 
 
 def slim(checkpoint: Mapping[str, Any], precision: str, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The parts of a checkpoint that a user needs, without the paths of the machine that trained it.
+    """Return the parts of a checkpoint that users need, without the paths of the machine that trained it.
 
     Every float32 tensor of two or more dimensions and more than SMALL numbers is rounded, with ``fp16`` to half
     precision, with ``int8`` to whole numbers times a scale for each output channel. Vectors stay, because the variances
@@ -115,7 +115,7 @@ ROUNDINGS: dict[str, Callable[[Tensor], Any] | None] = {"fp32": None, "fp16": Te
 
 
 def without_paths(value: Any) -> Any:
-    """Shorten every path in plain values that leads out of the project to its last part (``RUN/best.pt``: two)."""
+    """Shorten paths in plain values that lead out of the project to their last part, or to ``RUN/best.pt``."""
     if isinstance(value, str):
         return OUTSIDE.sub(_last_part, value)
     if isinstance(value, dict):
@@ -155,7 +155,7 @@ def sample_images(count: int) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def logits_of(checkpoint_file: Path, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Logits ``(N,)`` of images ``(H, W, 3)`` uint8 RGB, in float32 on the CPU, one image at a time."""
+    """Return the logits ``(N,)`` of images ``(H, W, 3)`` uint8 RGB, in float32 on the CPU, one image at a time."""
     from datasets.transforms import to_tensor
 
     detector, _ = load_detector(checkpoint_file)
@@ -163,7 +163,7 @@ def logits_of(checkpoint_file: Path, images: Sequence[np.ndarray]) -> np.ndarray
 
 
 def golden_problems(checkpoint_file: Path, description: Mapping[str, Any], tolerance: float = 1e-2) -> list[str]:
-    """What is wrong with a released file: its hash, its size, or its logits on the golden images; [] if nothing."""
+    """Return what is wrong with a released file: its hash, its size or its logits on the golden images."""
     problems = []
     if file_digest(checkpoint_file) != description["sha256"]:
         problems.append(f"expected sha256 {description['sha256']}, got {file_digest(checkpoint_file)}")

@@ -1,4 +1,4 @@
-"""From a checkpoint to an ONNX file that predict.py, evaluate.py and serve.py take as --checkpoint."""
+"""Export checkpoints to ONNX files, which predict.py, evaluate.py and serve.py take as --checkpoint."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from utils.engines.exported import ONNX_FORMAT, PREFIX, read_description, requir
 from utils.errors import UserError
 from utils.files import atomic_write_bytes, file_digest, plain_values
 
-# Not Mul, Sigmoid and their like: eight bits are too few for the product of a gate and what it lets through.
-# The first layers see the widest ranges, channel by channel; in float they cost little, in int8 EfficientNet falls to
-# chance. The ranges leave out one activation in 100,000: with the extremes in, EfficientNet loses more than a point.
-# Both were chosen on validation images of openforensics.
-FLOAT_LAYERS, FLOAT_SHARE = 4, 10  # at most so many, and one in so many
+# Without Mul, Sigmoid and the like: eight bits are too few for the product of a gate and its input.
+# The first layers have the widest ranges per channel: in float they cost little, in int8 EfficientNet falls to chance.
+# The ranges leave out one activation in 100,000: with the extremes, EfficientNet loses more than a point. Both were
+# chosen on validation images of openforensics.
+FLOAT_LAYERS, FLOAT_SHARE = 4, 10  # at most 4 convolutions, and at most one in 10
 PERCENTILE = 99.999
-IMAGES_AT_ONCE = 8  # in calibration; all their activations are in memory together
+IMAGES_AT_ONCE = 8  # in calibration, which keeps all their activations in memory
 INT8_OPERATIONS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Concat")
-LARGE = 1024  # numbers; what is left of such float constants is stored in half precision, where it weighs half
-# An int8 file that was made by another recipe is out of date.
+LARGE = 1024  # numbers; larger float constants are stored in half precision
+# Int8 files made by another recipe are out of date.
 INT8_RECIPE = (INT8_OPERATIONS, FLOAT_LAYERS, FLOAT_SHARE, PERCENTILE, LARGE)
 
 
 def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> None:
-    """Write a checkpoint's detector as float32 ONNX with a free batch size, and its description as metadata.
+    """Write a checkpoint's detector as float32 ONNX with a dynamic batch size, and its description as metadata.
 
-    ``engine`` is what ``--engine auto`` will run it with.
+    ``engine`` is the engine that ``--engine auto`` selects for the file.
 
     Raises:
         UserError: a part of the detector has no counterpart in ONNX; the message names the part.
@@ -51,7 +51,7 @@ def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> No
 
 
 def refuse_classical(detector: Detector, model: str) -> None:
-    """Raise UserError if the detector, or a member of it, is a learner without layers."""
+    """Raise UserError if the detector or one of its members is a classical learner."""
     for name, module in detector.named_modules():
         if isinstance(module, Detector) and module.is_classical:
             part = f"its part {name} ({type(module).__name__})" if name else type(module).__name__
@@ -62,10 +62,10 @@ def refuse_classical(detector: Detector, model: str) -> None:
 
 
 def trace(detector: Detector) -> Any:
-    """Trace a detector at its own input size; returns an ``onnx.ModelProto``.
+    """Trace a detector at the size of its geometry; returns an ``onnx.ModelProto``.
 
     Raises:
-        UserError: the exporter does not know an operation.
+        UserError: the exporter does not support an operation.
     """
     import torch
 
@@ -85,19 +85,19 @@ def trace(detector: Detector) -> Any:
                 verbose=False,
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             )
-        except Exception as error:  # the exporter's stages each raise their own
+        except Exception as error:  # each stage of the exporter raises its own types
             cause = error.__cause__ or error
             reason = " ".join(str(cause).split())[:160]
             raise UserError(
                 f"expected every part of the detector to have a counterpart in ONNX, but {failing_part(detector)} "
                 f"has none: {reason}"
             ) from None
-    assert program is not None  # as it is only for the older exporter, with dynamo=False
+    assert program is not None  # None comes only from the older exporter, dynamo=False
     return program.model_proto
 
 
 def failing_part(detector: Detector) -> str:
-    """Name the innermost child that cannot be traced by itself, or the detector where each of them can."""
+    """Name the innermost child that cannot be traced alone, or the detector if each of them can."""
     import torch
 
     calls: dict[str, tuple] = {}
@@ -111,7 +111,7 @@ def failing_part(detector: Detector) -> str:
         detector(torch.zeros(2, 3, side, side))
     for hook in hooks:
         hook.remove()
-    # Inner modules come after those that hold them: from the back, the first that fails is an innermost one.
+    # Inner modules follow their parents, so the first failure from the back is an innermost module.
     for name in reversed(list(calls)):
         try:
             torch.export.export(modules[name], calls[name])
@@ -131,22 +131,22 @@ def keep_description(model: Any, checkpoint: dict[str, Any], engine: str, finger
 
 def _set_metadata(onnx: Any, model: Any, description: dict[str, Any]) -> None:
     del model.metadata_props[:]  # the exporter's own
-    for node in model.graph.node:  # where in the Python source it came from: a tenth of a small file
+    for node in model.graph.node:  # its place in the Python source: a tenth of a small file
         del node.metadata_props[:]
     entries = {PREFIX + key: json.dumps(plain_values(value)) for key, value in description.items()}
     onnx.helper.set_model_props(model, entries)
 
 
 def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants: set[str]) -> None:
-    """Quantise an exported file to static int8: weights per channel, activations by their range on ``images``.
+    """Quantise an exported file to static int8: weights per channel, activations by their ranges on ``images``.
 
     Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
-    2018 (arXiv 1712.05877); here after training, with per-channel weights. What comes before the first trained layer
-    (normalisation, the DCT of ``cnn``) stays in float, and so do the first convolutions of a deep network.
+    2018 (arXiv 1712.05877); here after training, with per-channel weights. Everything before the first trained layer
+    (normalisation, the DCT of ``cnn``) and the first convolutions of a deep network stay in float.
 
     Args:
         images: ``(N, 3, H, W)`` float32 in [0, 1] from the training split.
-        constants: names of the detector's buffers, which are no trained weights.
+        constants: names of the detector's buffers, which are not trained weights.
     """
     onnx = require("onnx")
     require("onnxruntime")
@@ -181,7 +181,7 @@ def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants:
 
 @contextlib.contextmanager
 def quiet_root_logger() -> Iterator[None]:
-    """Keep the quantiser's advice, which it gives to the root logger, off the screen."""
+    """Silence the advice that the quantiser logs to the root logger."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -192,7 +192,7 @@ def quiet_root_logger() -> Iterator[None]:
 
 
 def float_nodes(graph: Any, constants: set[str]) -> list[str]:
-    """Names of the nodes that stay in float: those before the first trained layer, and the first few convolutions."""
+    """Return the nodes that stay in float: those before the first trained layer, and the first convolutions."""
     trained = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1 and tensor.name not in constants}
     names, convolutions = [], []
     for node in graph.node:  # in the order of computation
@@ -205,9 +205,9 @@ def float_nodes(graph: Any, constants: set[str]) -> list[str]:
 
 
 def store_as_half(onnx: Any, graph: Any) -> None:
-    """Store large float32 constants as float16, each with a cast that the engines undo once, when they load it.
+    """Store large float32 constants as float16, each with a cast back that the engines fold when they load the file.
 
-    Vectors stay: they may be scales, which the engines only take as they are.
+    Vectors stay in float32: they may be scales, which the engines do not accept behind a cast.
     """
     casts, make_node, kind = [], onnx.helper.make_node, onnx.TensorProto.FLOAT
     for tensor in graph.initializer:
@@ -223,7 +223,7 @@ def store_as_half(onnx: Any, graph: Any) -> None:
 
 
 class CalibrationImages:
-    """Feeds images one by one to onnxruntime's calibrator, as its CalibrationDataReader does."""
+    """Feeds images one by one to onnxruntime's calibrator; has the interface of its CalibrationDataReader."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
@@ -233,10 +233,10 @@ class CalibrationImages:
         return len(self.images)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Feed these images next."""
+        """Continue with these images."""
         self.next_images = iter(self.images[start_index:end_index])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next input, or None at the end."""
+        """Return the next input, None at the end."""
         image = next(self.next_images, None)
         return None if image is None else {"images": image[None]}

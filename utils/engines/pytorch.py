@@ -51,8 +51,8 @@ def torch_engine(
 
 
 def dynamic_int8(module: nn.Module) -> nn.Module:
-    """Quantise the weights of Linear and LSTM layers to int8; convolutions stay in float, there is no such kernel."""
-    with warnings.catch_warnings():  # torch announces a successor in another package
+    """Quantise the weights of Linear and LSTM layers to int8; torch has no such kernel for convolutions."""
+    with warnings.catch_warnings():  # torch deprecates it in favour of another package
         warnings.simplefilter("ignore")
         return torch.ao.quantization.quantize_dynamic(module, {nn.Linear, nn.LSTM}, dtype=torch.qint8)
 
@@ -61,7 +61,7 @@ def sparsify(module: nn.Module, share: float = SPARSITY) -> nn.Module:
     """Set the smallest ``share`` of each convolution's and each linear layer's weights to zero, without fine-tuning.
 
     Unstructured magnitude pruning: Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
-    NeurIPS 2015 (arXiv 1506.02626), who train on afterwards. The tensors stay dense, so no time is saved.
+    NeurIPS 2015 (arXiv 1506.02626), who fine-tune afterwards. The tensors stay dense, so this saves no time.
     """
     with torch.no_grad():
         for layer in module.modules():
@@ -77,7 +77,7 @@ TRANSFORMS = {"dynamic_int8": dynamic_int8, "sparse": sparsify}
 
 
 class CudaGraphs:
-    """Replays one captured CUDA graph per batch size, in half precision: no kernel is launched from Python."""
+    """Replays a captured CUDA graph per batch size, in half precision, so that Python launches no kernels."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -97,7 +97,7 @@ class CudaGraphs:
         with torch.autocast("cuda", torch.float16, cache_enabled=False):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # libraries choose their kernels before the capture
+            with torch.cuda.stream(stream):  # lets libraries choose their kernels before the capture
                 for _ in range(3):
                     self.module(x)
             torch.cuda.current_stream().wait_stream(stream)
