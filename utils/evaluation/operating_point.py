@@ -94,18 +94,19 @@ def _count_images(tables: Sequence[ScoreTable]) -> tuple[int, int]:
 
 
 def fit_isotonic(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
-    """The rising curve from logit to the fraction of fakes that fits validation best in squared error and likelihood.
+    """Fit the increasing curve from logit to fraction of fakes with the least squared error on validation.
 
-    Pool-adjacent-violators (Ayer, Brunk, Ewing, Reid and Silverman, Annals of Mathematical Statistics 26, 1955; as
-    calibration: Zadrozny and Elkan, KDD 2002): images in the order of their logits, neighbouring blocks merged while
-    the fraction of fakes falls. Returns {"method": "isotonic", "x": [...], "y": [...]} of plain floats, x strictly
-    rising, two points per block (its lowest and highest logit) or one; between blocks the curve is straight.
+    Pool-adjacent-violators (Ayer, Brunk, Ewing, Reid and Silverman, Annals of Mathematical Statistics 26, 1955; for
+    calibration: Zadrozny and Elkan, KDD 2002): images are sorted by logit, and neighbouring blocks are merged while the
+    fraction of fakes falls. The curve is linear between blocks. Unlike the textbook's, it stays in
+    [1 / (N + 2), 1 - 1 / (N + 2)], the rule of succession for an event never seen in N images.
 
-    Unlike the textbook's, no block claims certainty: y stays in [1 / (N + 2), 1 - 1 / (N + 2)], as far from 0 and 1
-    as the rule of succession puts an event never seen in N images.
+    Returns:
+        {"method": "isotonic", "x": [...], "y": [...]} of plain floats with x strictly increasing: the lowest and the
+        highest logit of each block.
 
     Raises:
-        UserError: NaN or infinite logits, another number of labels than of logits, or one class only.
+        UserError: NaN or infinite logits, a different number of labels, or one class only.
     """
     logits, labels = check_logits(logits), np.asarray(labels, dtype=np.float64).reshape(-1)
     if len(labels) != len(logits):
@@ -117,7 +118,7 @@ def fit_isotonic(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
             f"{n_fake} fake; add images of the missing class to the validation split"
         )
     distinct, group = np.unique(logits, return_inverse=True)
-    # A block: [fakes, images, lowest logit, highest logit]; compared by products of whole numbers, so exactly.
+    # A block: [fakes, images, lowest logit, highest logit]; fractions are compared exactly, as products of integers.
     blocks: list[list[float]] = []
     for fakes, images, logit in zip(np.bincount(group, labels > 0.5), np.bincount(group), distinct, strict=True):
         block = [float(fakes), float(images), float(logit), float(logit)]
@@ -131,18 +132,17 @@ def fit_isotonic(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The temperature that minimises the negative log-likelihood of sigmoid(logit / T) on validation.
+    """Return the temperature that minimises the negative log-likelihood of sigmoid(logit / T) on validation.
 
-    Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599.
-    In beta = 1 / T the loss is convex, so the sign of its slope is bisected, to the last bit and with the
-    same result everywhere (the paper uses L-BFGS). The result is held in [0.01, 100].
+    Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599. The loss
+    is convex in 1 / T, so the sign of its slope is bisected, which gives the same result on every machine (the paper
+    uses L-BFGS). The result is limited to [0.01, 100].
 
-    Returns 1.0, no calibration, where no finite positive optimum exists: no image or one class only, all
-    images on the right side of 0 (any smaller T would look better still), or logits that rank no better than
-    chance.
+    Returns 1.0, no calibration, if there is no finite positive optimum: no image or one class only, all images on the
+    right side of 0, or logits that rank no better than chance.
 
     Raises:
-        UserError: NaN or infinite logits, or another number of labels than of logits.
+        UserError: NaN or infinite logits, or a different number of labels.
     """
     logits = check_logits(logits)
     labels = np.asarray(labels, dtype=np.float64).reshape(-1)
@@ -150,7 +150,7 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
         raise UserError(f"expected one label per logit, got {len(labels)} labels and {len(logits)} logits")
     signed = np.where(labels > 0.5, logits, -logits)
     one_class = len(labels) == 0 or labels.min() == labels.max()
-    # signed.sum() <= 0: the slope at beta = 0 already rises, so the best beta is not positive.
+    # signed.sum() <= 0: the loss rises from beta = 1 / T = 0 on, so the best beta is not positive.
     if one_class or signed.min() >= 0 or signed.sum() <= 0:
         return 1.0
 
