@@ -103,9 +103,9 @@ def train_detector(
 
     from datasets.image_cache import cache_listing
     from models.classical import ClassicalDetector
-    from utils.distributed import check_enough, expecting_peers, join_team, wait_for_all
+    from utils.distributed import check_enough, expecting_peers, wait_for_all
     from utils.evaluation.finalize import finalize
-    from utils.runtime import pick_device, pick_workers, set_threads
+    from utils.runtime import set_up
     from utils.scoring.scorer import Settings
     from utils.training.classical import FEATURE_CACHE, fit_classical
     from utils.training.log import log
@@ -114,10 +114,8 @@ def train_detector(
 
     for note in data.notes:
         log(note)
-    device = pick_device(device_name)
-    n_workers = pick_workers(workers, device)
-    set_threads(threads)
-    join_team(device)
+    machine = set_up(device_name, workers=workers, threads=threads)
+    device, n_workers = machine.device, machine.workers
     check_enough(len(data.train_records))
     detector = build_detector(recipe, data.train_records, device, interrupted["model_args"] if interrupted else None)
     history: list[dict] = []

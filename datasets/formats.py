@@ -24,14 +24,10 @@ _PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 _JPEG_2000_STYLE = re.compile(rb"\xff\x52\x00[\x0c-\x2d][\x00-\x07][\x00-\x04](..)", re.DOTALL)  # the layers
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise UnreadableImage for an image with more than ``max_pixels``."""
+def check_cost(width: int, height: int, passes: int, max_pixels: int) -> None:
+    """Raise UnreadableImage for more than ``max_pixels``, or for more work than MAX_PASSES passes over so many."""
     if width * height > max_pixels:
         raise UnreadableImage(f"too large: {width} x {height} pixels, the limit is {max_pixels:,}")
-
-
-def check_passes(width: int, height: int, passes: int, max_pixels: int) -> None:
-    """Raise UnreadableImage for an image whose decoding exceeds MAX_PASSES passes over ``max_pixels``."""
     limit = MAX_PASSES * max_pixels // max(1, width * height)
     if passes > limit:
         raise UnreadableImage(f"too costly: {passes} passes over {width} x {height} pixels, the limit is {limit}")

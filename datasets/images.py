@@ -13,6 +13,7 @@ The content decides on the format, never the file name. For every decoded image:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datasets.formats import check_passes, check_size, count_scans, jpeg_header, passes_of, png_chunks
+from datasets.formats import check_cost, count_scans, jpeg_header, passes_of, png_chunks
 from datasets.records import Record
 from datasets.storage import IMAGE_SUFFIXES, UnreadableImage, read_bytes
 
@@ -92,18 +93,12 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if not data:
         raise UnreadableImage("empty file")
     image = None
-    if data[:3] == b"\xff\xd8\xff":
-        image = _decode_jpeg(data, max_pixels)
-    elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        image = _decode_png(data, max_pixels)
+    with contextlib.suppress(cv2.error):  # Pillow finds the reason
+        if data[:3] == b"\xff\xd8\xff":
+            image = _decode_jpeg(data, max_pixels)
+        elif data[:8] == b"\x89PNG\r\n\x1a\n":
+            image = _decode_png(data, max_pixels)
     return _decode_with_pillow(data, max_pixels) if image is None else image
-
-
-def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        return None
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
@@ -112,15 +107,14 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     if header is None:
         return None
     width, height, channels, exif, scan = header
-    check_size(width, height, max_pixels)
-    check_passes(width, height, count_scans(data, scan), max_pixels)
+    check_cost(width, height, count_scans(data, scan), max_pixels)
     # Without an end marker some decoders silently fill the rest with grey. The search starts at the scan because a
     # thumbnail in the EXIF block ends with a marker as well.
     if data.find(b"\xff\xd9", scan) < 0:
         raise UnreadableImage("truncated")
     if channels not in (1, 3):
         return None
-    image = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         return None
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -148,15 +142,15 @@ def _decode_png(data: bytes, max_pixels: int) -> np.ndarray | None:
     chunks, plain = png_chunks(data)
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     depth, colour_type = data[24], data[25]
-    check_size(width, height, max_pixels)
+    check_cost(width, height, 1, max_pixels)
     if chunks & {b"tRNS", b"eXIf", b"acTL"} or colour_type not in _PNG_CHANNELS:
         return None
     if depth == 16:
-        image = _imdecode(plain, cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED)
         return None if image is None or image.dtype != np.uint16 else _from_16_bit(image)
     if colour_type in (4, 6):
         return None
-    image = _imdecode(plain, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -184,8 +178,7 @@ def _pil_formats() -> tuple[str, ...]:
 def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=_pil_formats()) as image:
-            check_size(*image.size, max_pixels)
-            check_passes(*image.size, passes_of(image, data), max_pixels)
+            check_cost(*image.size, passes_of(image, data), max_pixels)
             image.load()
             return _rgb_from_pillow(image)
     except (UnreadableImage, MemoryError):

@@ -6,7 +6,7 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from datasets.readers.csv_list import read_csv
 from datasets.readers.folder import list_images
@@ -32,49 +32,44 @@ def list_inputs(arguments: Sequence[str], null: bool = False) -> list[str]:
     Raises:
         UserError: a path does not exist, or an argument names no image.
     """
-    return [path for argument in arguments for path in _expand(argument, null)]
+    images: list[str] = []
+    for argument in arguments:
+        path = os.path.expanduser(argument)
+        if argument == "-":
+            images += _read_stdin(null)
+            continue
+        if argument.startswith("csv:"):
+            images += _listed(argument.removeprefix("csv:"))
+            continue
+        for found in [path] if image_exists(path) else _matching(path, argument):
+            if os.path.isdir(found):
+                images += list_images(found)
+            elif found.lower().endswith(LIST_SUFFIXES):
+                images += _listed(found)
+            else:
+                images.append(found)
+    return images
 
 
-def _expand(argument: str, null: bool) -> Iterator[str]:
-    if argument == "-":
-        yield from _read_stdin(null)
-    elif argument.startswith("csv:"):
-        yield from _listed(argument.removeprefix("csv:"))
-    elif image_exists(path := os.path.expanduser(argument)):
-        yield from _existing(path)
-    elif any(character in argument for character in "*?["):
-        yield from _matching(path, argument)
-    else:
-        raise UserError(
-            f"expected an image, folder, pattern or CSV list, no such path: {argument}{closest_sibling(path)}"
-        )
-
-
-def _existing(path: str) -> Iterator[str]:
-    if os.path.isdir(path):
-        yield from list_images(path)
-    elif path.lower().endswith(LIST_SUFFIXES):
-        yield from _listed(path)
-    else:
-        yield path
-
-
-def _listed(path: str) -> Iterator[str]:
+def _listed(path: str) -> list[str]:
     source = read_csv(path, require_labels=False)
-    return (record.path for records in source.by_split.values() for record in records)
+    return [record.path for records in source.by_split.values() for record in records]
 
 
-def _matching(pattern: str, argument: str) -> Iterator[str]:
+def _matching(pattern: str, argument: str) -> list[str]:
+    if not any(character in argument for character in "*?["):
+        raise UserError(
+            f"expected an image, folder, pattern or CSV list, no such path: {argument}{closest_sibling(pattern)}"
+        )
     found = sorted(glob.iglob(pattern, recursive=True))
     if "**" in pattern:  # it also matches every folder on the way, which would repeat images
         found = [path for path in found if os.path.isfile(path) and is_image_file(path)]
     if not found:
         raise UserError(f"expected images that match {argument!r}, got none; check the folder and the suffix")
-    for path in found:
-        yield from _existing(path)
+    return found
 
 
-def _read_stdin(null: bool) -> Iterator[str]:
+def _read_stdin(null: bool) -> list[str]:
     data = sys.stdin.buffer.read()
     if looks_like_image(io.BytesIO(data)):
         raise UserError(
@@ -89,4 +84,4 @@ def _read_stdin(null: bool) -> Iterator[str]:
         is_text = all(character >= " " for character in paths[0].replace("\0", ""))
         found = "null-terminated paths; pass --null" if is_text else "binary data; pass paths as text"
         raise UserError(f"expected one path per line on standard input (PATH is -), got {found}")
-    return iter(paths)
+    return paths

@@ -80,8 +80,10 @@ def is_image_file(path: str) -> bool:
 
 def image_exists(path: str) -> bool:
     """Whether there is a file at this path, or a shard with such a member."""
+    if os.path.exists(path):
+        return True
     shard, name = split_shard_path(path)
-    return os.path.exists(path) or (os.path.isfile(shard) and name in open_shard(shard).places)
+    return os.path.isfile(shard) and name in open_shard(shard).places
 
 
 def same_image_key(path: str) -> tuple:

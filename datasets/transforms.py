@@ -57,7 +57,9 @@ class Geometry:
         if target == shorter:
             return image
         if target > shorter:
-            image = _central_strip(image, MAX_ASPECT * shorter)
+            longest = MAX_ASPECT * shorter  # the middle of a longer side is kept
+            top, left = (max(0, (side - longest) // 2) for side in image.shape[:2])
+            image = image[top : top + longest, left : left + longest]
             height, width = image.shape[:2]
         factor = target / shorter
         return resize_to(image, max(target, round(height * factor)), max(target, round(width * factor)))
@@ -67,12 +69,6 @@ class Geometry:
         image = self.scale(image)
         top, left = ((side - self.size) // 2 // JPEG_GRID * JPEG_GRID for side in image.shape[:2])
         return image[top : top + self.size, left : left + self.size]
-
-
-def _central_strip(image: np.ndarray, longest: int) -> np.ndarray:
-    """Cut the middle ``longest`` px out of a side that is longer."""
-    top, left = (max(0, (side - longest) // 2) for side in image.shape[:2])
-    return image[top : top + longest, left : left + longest]
 
 
 def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -60,7 +60,7 @@ class Ensemble(Detector):
 
 
 def calibrated_logits(logits: Tensor, calibration: dict[str, Any] | None) -> Tensor:
-    """Calibrate logits ``(N,)`` as ``models.operating_point.apply_calibration`` does, differentiably."""
+    """Calibrate logits ``(N,)`` as ``OperatingPoint.p_fake`` does, differentiably."""
     if calibration is None or calibration["method"] != "isotonic":
         calibration = calibration or {}
         return logits / calibration.get("temperature", 1.0) + (calibration.get("bias") or 0.0)

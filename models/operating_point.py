@@ -25,7 +25,8 @@ class OperatingPoint:
     """How a detector turns logits into p_fake and p_fake into verdicts.
 
     Attributes:
-        calibration: maps logits to p_fake, see :func:`apply_calibration`; None is the plain sigmoid.
+        calibration: None for sigmoid(logit), {"method": "temperature", "temperature": T, "bias": b} for
+            sigmoid(logit / T + b) with an optional bias, or {"method": "isotonic", "x": [...], "y": [...]}.
         thresholds: p_fake by name: ``balanced``, ``fpr1``, ``fpr01``, and the limits ``unsure_low`` and ``unsure_high``
             of the unsure band. Empty until they are fitted.
         fitted_on: names of the data sets on which both were fitted; empty for checkpoints that do not record it.
@@ -54,8 +55,25 @@ class OperatingPoint:
         return None
 
     def p_fake(self, logits: np.ndarray) -> np.ndarray:
-        """Return calibrated p(fake), float64 ``(N,)`` in [0, 1], of logits ``(N,)``. Raises UserError."""
-        return apply_calibration(logits, self.calibration)
+        """Return calibrated p(fake), float64 ``(N,)`` in [0, 1], of logits ``(N,)``.
+
+        Above a logit of about 37 p_fake is 1.0 in float64, so such images are tied.
+
+        Raises:
+            UserError: NaN or infinite logits, or an unknown or damaged calibration.
+        """
+        logits, calibration = check_logits(logits), self.calibration
+        if calibration is None:
+            return sigmoid(logits)
+        method, temperature = calibration.get("method"), calibration.get("temperature")
+        if method == "isotonic":
+            return _apply_isotonic(logits, calibration)
+        if method != "temperature" or not isinstance(temperature, int | float) or not 0 < temperature < np.inf:
+            raise UserError(
+                f"expected a calibration with method 'temperature' and a temperature above 0, or method 'isotonic', "
+                f"got {calibration!r}; the checkpoint was written by another version"
+            )
+        return sigmoid(logits / temperature + float(calibration.get("bias") or 0.0))
 
     def threshold(self, wanted: str | float = "balanced") -> float:
         """Return the threshold on p_fake of that name; a number stands for itself.
@@ -106,30 +124,6 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, dtype=np.float64)
     small = np.exp(-np.abs(logits))
     return np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
-
-
-def apply_calibration(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Return p_fake, float64 ``(N,)`` in [0, 1], of logits ``(N,)``.
-
-    ``calibration`` is None for sigmoid(logit), {"method": "temperature", "temperature": T, "bias": b} for
-    sigmoid(logit / T + b) with an optional bias, or {"method": "isotonic", "x": [...], "y": [...]}. Above a logit of
-    about 37 p_fake is 1.0 in float64, so such images are tied.
-
-    Raises:
-        UserError: NaN or infinite logits, or an unknown or damaged calibration.
-    """
-    logits = check_logits(logits)
-    if calibration is None:
-        return sigmoid(logits)
-    method, temperature = calibration.get("method"), calibration.get("temperature")
-    if method == "isotonic":
-        return _apply_isotonic(logits, calibration)
-    if method != "temperature" or not isinstance(temperature, int | float) or not 0 < temperature < np.inf:
-        raise UserError(
-            f"expected a calibration with method 'temperature' and a temperature above 0, or method 'isotonic', "
-            f"got {calibration!r}; the checkpoint was written by another version"
-        )
-    return sigmoid(logits / temperature + float(calibration.get("bias") or 0.0))
 
 
 def _apply_isotonic(logits: np.ndarray, calibration: dict[str, Any]) -> np.ndarray:

@@ -17,10 +17,10 @@ from typing import Any
 
 from models.operating_point import OperatingPoint
 from utils.args import RELEASE_FILE, check_output_dir, make_parser, run_script
-from utils.attacks.report import wilson
 from utils.checkpoints.slimming import description_file
 from utils.errors import UserError
 from utils.files import ROOT, atomic_write_text, read_json, read_text
+from utils.metrics.binary import wilson
 from utils.scoring.table import ScoreTable, read_scores
 from utils.tables import columns, write_table
 

@@ -13,7 +13,7 @@ import evaluate
 from datasets.spec import open_records
 from datasets.splits import open_training_data
 from datasets.transforms import EvalTransform, Geometry
-from models.operating_point import apply_calibration
+from models.operating_point import OperatingPoint
 from models.registry import create_model
 from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
@@ -209,7 +209,7 @@ def test_an_ensemble_is_calibrated_on_top_of_its_members(member, join, image_fol
     records = open_records(str(image_folder)).records
     images = torch.stack([EvalTransform(detector.geometry)(read(record.path)) for record in records])
     with torch.no_grad():
-        wanted = apply_calibration(detector(images).numpy(), checkpoint["calibration"])
+        wanted = OperatingPoint(checkpoint["calibration"]).p_fake(detector(images).numpy())
     assert np.allclose(detector.predict_proba(images).numpy(), wanted)
 
 

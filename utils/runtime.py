@@ -31,13 +31,11 @@ class Machine:
 
 
 def set_up(
-    device: str = "auto",
-    precision: str = "auto",
-    workers: int | None = None,
-    threads: int | None = None,
-    training: bool = False,
+    device: str = "auto", precision: str = "auto", workers: int | None = None, threads: int | None = None
 ) -> Machine:
     """Turn the flags of ``utils.args.add_device_group`` into a machine; meet the other processes under torchrun.
+
+    By default a CPU gets no loader processes, because the model keeps its cores busy.
 
     Raises:
         UserError: this machine has no such device, or the other processes cannot be reached.
@@ -46,7 +44,9 @@ def set_up(
     if "TORCHELASTIC_RUN_ID" in os.environ:
         join_team(found)
     set_threads(threads)
-    return Machine(found, pick_precision(precision, found, training), pick_workers(workers, found))
+    if workers is None:
+        workers = 0 if found.type == "cpu" else max(2, min(8, (os.cpu_count() or 2) - 1))
+    return Machine(found, pick_precision(precision, found, training=False), workers)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -110,13 +110,6 @@ class _Float32Forward:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())  # type: ignore[misc]
-
-
-def pick_workers(workers: int | None, device: torch.device) -> int:
-    """Return the number of loader processes, by default none on a CPU, whose cores the model keeps busy."""
-    if workers is not None:
-        return workers
-    return 0 if device.type == "cpu" else max(2, min(8, (os.cpu_count() or 2) - 1))
 
 
 def set_threads(threads: int | None) -> None:

@@ -29,7 +29,7 @@ def imported_files(file: Path) -> Iterator[Path]:
 def code_files(*patterns: str) -> list[Path]:
     """Return the files that match ``patterns``, relative to the project, and all that they import, sorted.
 
-    Name modules that are found at run time, such as ``models/*.py``, by a pattern of their own.
+    Name modules that are found at run time, such as ``models/**/*.py``, by a separate pattern.
     """
     found: set[Path] = set()
     waiting = [file for pattern in patterns for file in ROOT.glob(pattern)]

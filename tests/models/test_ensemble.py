@@ -6,7 +6,7 @@ import torch
 
 from datasets.transforms import EvalTransform, Geometry
 from models.ensemble import common_frame, member_view
-from models.operating_point import apply_calibration, sigmoid
+from models.operating_point import OperatingPoint, sigmoid
 from models.registry import create_model
 from utils.errors import UserError
 from utils.explanations.layers import capture
@@ -25,7 +25,7 @@ def test_member_logits_are_calibrated_as_everywhere_else(calibration):
     images = torch.rand(6, 3, 32, 32)
     with torch.no_grad():
         logits, found = joined.members[0](images), joined.member_logits(images)[:, 0]
-    assert np.allclose(sigmoid(found.numpy()), apply_calibration(logits.numpy(), calibration), atol=1e-9)
+    assert np.allclose(sigmoid(found.numpy()), OperatingPoint(calibration).p_fake(logits.numpy()), atol=1e-9)
 
 
 def test_maps_of_an_ensemble_are_the_weighted_sum_of_those_of_its_members():

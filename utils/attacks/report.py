@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from utils.attacks.cells import Cell, current_results, read_cell
 from utils.attacks.threat_model import size_name
 from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
 from utils.files import read_json, write_json
-from utils.metrics.binary import auc
+from utils.metrics.binary import auc, wilson
 from utils.tables import columns, write_table
 
 COLUMNS = [
@@ -28,16 +27,6 @@ CAPTION = (
     "8 bit and JPEG Q90 are the shares of successful attacks that survive saving. Do not trust a row with a failed "
     "check."
 )
-
-
-def wilson(successes: int, n: int, z: float = 1.959964) -> list[float] | None:
-    """The 95 % interval of a share (Wilson, Journal of the American Statistical Association 22, 1927)."""
-    if not n:
-        return None
-    share, spread = successes / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def cell_row(cell: Cell) -> dict[str, Any]:

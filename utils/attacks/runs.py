@@ -35,7 +35,7 @@ from utils.scoring.scorer import Scores, score_table
 from utils.source import code_digest
 
 VARIANTS = ("adversarial", "rounded", "jpeg")  # of an attacked image, as tensors and as files
-CELL_CODE = ("models/*.py", "utils/attacks/methods/*.py", "utils/attacks/runs.py", "utils/attacks/smoothing.py")
+CELL_CODE = ("models/**/*.py", "utils/attacks/methods/*.py", "utils/attacks/runs.py", "utils/attacks/smoothing.py")
 Export = Callable[[Tensor, Tensor], None]  # receives the indices and the adversarial images of a batch
 
 

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from datasets.records import Listing, relative_path
 from utils.attacks.cells import current_results, is_finished
 from utils.attacks.gradient import LogitOf, attackable
-from utils.attacks.report import wilson
 from utils.attacks.runs import Target, batches_of, cell_key, evenly_spaced
 from utils.files import read_json, write_json
+from utils.metrics.binary import wilson
 from utils.scoring.cache import listing_digest
 from utils.tables import columns, write_table
 

@@ -25,7 +25,7 @@ from utils.runtime import hardware, versions
 from utils.scoring.cache import listing_digest
 from utils.source import code_digest
 
-CODE = ("models/*.py", "utils/benchmarking/subject.py", "utils/benchmarking/cells.py")
+CODE = ("models/**/*.py", "utils/benchmarking/subject.py", "utils/benchmarking/cells.py")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.operating_point import Calibration, OperatingPoint, apply_calibration, check_logits, sigmoid
+from models.operating_point import Calibration, OperatingPoint, check_logits, sigmoid
 from utils.errors import UserError
 from utils.metrics.binary import auc
 from utils.metrics.thresholds import fit_thresholds, unsure_band
@@ -41,7 +41,7 @@ def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature
         calibration = fit_isotonic(labels, logits)
     elif method == "temperature":
         calibration = {"method": "temperature", "temperature": fit_temperature(labels, logits)}
-    p_fake = apply_calibration(logits, calibration)
+    p_fake = OperatingPoint(calibration).p_fake(logits)
     thresholds = fit_thresholds(labels, p_fake)
     low, high = unsure_band(labels, p_fake, thresholds["balanced"])
     band = {"unsure_low": low, "unsure_high": high} if has_skill(tables) else ALL_UNSURE

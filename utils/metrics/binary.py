@@ -61,6 +61,16 @@ def auc(labels: np.ndarray, p_fake: np.ndarray) -> float | None:
     return _number(RankedScores(labels, p_fake).observed().auc())
 
 
+def wilson(successes: int, n: int, z: float = 1.959964) -> list[float] | None:
+    """The 95 % interval of a share (Wilson, Journal of the American Statistical Association 22, 1927)."""
+    if not n:
+        return None
+    share, spread = successes / n, z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return [max(0.0, middle - half), min(1.0, middle + half)]
+
+
 def _number(values: np.ndarray) -> float | None:
     """Return the only value of an array (1,), None for NaN."""
     return None if math.isnan(values[0]) else float(values[0])

@@ -36,7 +36,7 @@ OUTPUTS = {  # the file in --output-dir that a finished script has written
     "studies.release": "deepfake-v2.json",
     "studies.model_card": "card.md",
 }
-FOUND_AT_RUN_TIME = ("models/*.py", "utils/attacks/methods/*.py", "utils/explanations/methods/*.py")
+FOUND_AT_RUN_TIME = ("models/**/*.py", "utils/attacks/methods/*.py", "utils/explanations/methods/*.py")
 RESUMABLE = {"evaluate", "attack", "explain", "benchmark", "tune"} | {
     f"studies.{name}" for name in ("leave_one_out", "model_table", "few_shot")
 }

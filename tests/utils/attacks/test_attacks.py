@@ -16,7 +16,7 @@ from utils.attacks.checks import accuracy_without_bound, check_detector
 from utils.attacks.export import recompressed, rounded
 from utils.attacks.gradient import DecisionLogit, attackable, check_change, check_images, input_gradient, margin_of, pgd
 from utils.attacks.registry import _ATTACKS, register_attack, run_attack
-from utils.attacks.report import compare_rows, wilson
+from utils.attacks.report import compare_rows
 from utils.attacks.runs import boundary_logit, evenly_spaced
 from utils.attacks.smoothing import certified_radius, certify
 from utils.attacks.threat_model import Plan, attack_traits, check_linf_eps, parse_size, size_name
@@ -296,12 +296,6 @@ def test_rounding_and_jpeg_stay_images(images):
     assert torch.equal(rounded(rounded(images)), rounded(images))
     smooth = torch.linspace(0, 1, 16).expand(2, 3, 16, 16)
     assert 0 < (recompressed(smooth) - smooth).abs().max() < 0.1
-
-
-def test_wilson_interval():
-    assert wilson(0, 10) == pytest.approx([0.0, 0.2775], abs=1e-3)
-    assert wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=1e-3)  # Newcombe 1998, table I
-    assert wilson(0, 0) is None
 
 
 def test_certificate_is_the_radius_of_cohen_et_al():

@@ -6,7 +6,7 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 
 from models.ensemble import calibrated_logits
-from models.operating_point import SIGMOID_SHARE, OperatingPoint, apply_calibration, sigmoid
+from models.operating_point import SIGMOID_SHARE, OperatingPoint, sigmoid
 from tests.conftest import make_scores
 from utils.errors import UserError
 from utils.evaluation.operating_point import auc_bound, doubts, fit_isotonic, fit_operating_point, fit_temperature
@@ -107,15 +107,15 @@ def test_temperature_is_one_where_there_is_nothing_to_fit(labels, logits):
 
 def test_calibration_maps_logits_to_p_fake():
     logits = np.array([-1000.0, -2.0, 0.0, 2.0, 1000.0], dtype=np.float32)
-    plain = apply_calibration(logits, None)
+    plain = OperatingPoint(None).p_fake(logits)
     assert plain.dtype == np.float64 and plain[[0, 2, 4]].tolist() == [0.0, 0.5, 1.0]
-    calibrated = apply_calibration(logits, {"method": "temperature", "temperature": 2.0, "bias": 1.0})
+    calibrated = OperatingPoint({"method": "temperature", "temperature": 2.0, "bias": 1.0}).p_fake(logits)
     np.testing.assert_allclose(calibrated, sigmoid(logits / 2 + 1))
     for calibration in ({"method": "platt"}, {"method": "temperature", "temperature": 0.0}):
         with pytest.raises(UserError, match="calibration"):
-            apply_calibration(logits, calibration)
+            OperatingPoint(calibration).p_fake(logits)
     with pytest.raises(UserError, match="2 of 3"):
-        apply_calibration([np.nan, 0.0, -np.inf], None)
+        OperatingPoint(None).p_fake([np.nan, 0.0, -np.inf])
     with pytest.raises(UserError, match="1 of 2"):
         fit_temperature([0, 1], [np.inf, 0.0])
 
@@ -139,18 +139,18 @@ def test_the_isotonic_curve_is_that_of_scikit_learn(decimals):
     reference = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip").fit(logits, labels)
     grid = np.linspace(logits.min() - 5, logits.max() + 5, 2001)
     np.testing.assert_allclose(np.interp(grid, curve["x"], curve["y"]), reference.predict(grid), atol=1e-12)
-    assert np.abs(apply_calibration(grid, curve) - reference.predict(grid)).max() <= SIGMOID_SHARE
+    assert np.abs(OperatingPoint(curve).p_fake(grid) - reference.predict(grid)).max() <= SIGMOID_SHARE
 
 
 def test_the_isotonic_curve_calibrates_and_keeps_the_ranking():
     curve = fit_isotonic(*make_logits(4000, seed=1))
     labels, logits = make_logits(4000, seed=2)
-    p_fake = apply_calibration(logits, curve)
+    p_fake = OperatingPoint(curve).p_fake(logits)
     assert metrics.figures(labels, p_fake)["ece"] < 0.03 < 0.1 < metrics.figures(labels, sigmoid(logits))["ece"]
     assert metrics.auc(labels, p_fake) == metrics.auc(labels, sigmoid(logits))
     near = np.sort(logits[np.abs(logits) < 25])
-    assert np.all(np.diff(apply_calibration(near, curve)) > 0), "no two images are tied by a level stretch"
-    far = apply_calibration(np.array([-1e6, 1e6]), curve)
+    assert np.all(np.diff(OperatingPoint(curve).p_fake(near)) > 0), "no two images are tied by a level stretch"
+    far = OperatingPoint(curve).p_fake(np.array([-1e6, 1e6]))
     assert 0 < far[0] < 0.01 and 0.99 < far[1] < 1, "never certain"
     bare = np.interp(logits, curve["x"], curve["y"])
     assert metrics.auc(labels, bare) != metrics.auc(labels, p_fake)  # what the share of the sigmoid is for
@@ -160,10 +160,10 @@ def test_the_isotonic_curve_at_the_edges():
     separated = fit_isotonic([0, 0, 1, 1], [-2.0, -1.0, 1.0, 3.0])
     assert separated == {"method": "isotonic", "x": [-2.0, -1.0, 1.0, 3.0], "y": [1 / 6, 1 / 6, 5 / 6, 5 / 6]}
     backwards = fit_isotonic([1, 0], [-1.0, 1.0])
-    assert backwards["y"] == [0.5, 0.5] and np.diff(apply_calibration([-1.0, 1.0], backwards)) > 0
+    assert backwards["y"] == [0.5, 0.5] and np.diff(OperatingPoint(backwards).p_fake([-1.0, 1.0])) > 0
     tied = fit_isotonic([0, 1, 1], [2.0, 2.0, 2.0])
     assert tied == {"method": "isotonic", "x": [2.0], "y": [pytest.approx(2 / 3)]}
-    assert apply_calibration([-3.0, 9.0], tied) == pytest.approx(2 / 3, abs=2 * SIGMOID_SHARE)
+    assert OperatingPoint(tied).p_fake([-3.0, 9.0]) == pytest.approx(2 / 3, abs=2 * SIGMOID_SHARE)
     for labels in ([1, 1], [0, 0]):
         with pytest.raises(UserError, match="real and fake images to fit an isotonic"):
             fit_isotonic(labels, [0.0, 1.0])
@@ -187,7 +187,7 @@ def test_the_isotonic_curve_at_the_edges():
 )
 def test_a_damaged_isotonic_curve_is_refused(points):
     with pytest.raises(UserError, match="rising curve"):
-        apply_calibration([0.0], {"method": "isotonic", **points})
+        OperatingPoint({"method": "isotonic", **points}).p_fake([0.0])
 
 
 @pytest.mark.parametrize("method", ["temperature", "isotonic", "none"])
@@ -219,7 +219,7 @@ def test_an_ensemble_calibrates_its_members_as_everything_else_does(calibration)
     logits = torch.linspace(-12, 12, 301, dtype=torch.float64, requires_grad=True)
     found = calibrated_logits(logits, calibration)
     np.testing.assert_allclose(
-        sigmoid(found.detach().numpy()), apply_calibration(logits.detach().numpy(), calibration), atol=1e-12
+        sigmoid(found.detach().numpy()), OperatingPoint(calibration).p_fake(logits.detach().numpy()), atol=1e-12
     )
     (gradient,) = torch.autograd.grad(found.sum(), logits)
     assert torch.all(gradient > 0), "an attack finds a way up everywhere"

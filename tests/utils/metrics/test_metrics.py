@@ -201,3 +201,9 @@ def test_confusion_and_reliability_count_every_image():
     filled = bins.n_images > 0
     gap = np.abs(bins.mean_p_fake - bins.fraction_fake)[filled] @ bins.n_images[filled] / len(labels)
     assert gap == pytest.approx(metrics.figures(labels, p_fake)["ece"])
+
+
+def test_wilson_interval():
+    assert metrics.wilson(0, 10) == pytest.approx([0.0, 0.2775], abs=1e-3)
+    assert metrics.wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=1e-3)  # Newcombe 1998, table I
+    assert metrics.wilson(0, 0) is None

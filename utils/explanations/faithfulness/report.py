@@ -48,7 +48,7 @@ def cell_key(candidate: Candidate, listing: Listing, settings: Settings) -> str:
     """Digest of everything that decides the numbers of a cell; a cell with the same key is not measured again."""
     facts = {**dataclasses.asdict(settings), "dtype": str(settings.dtype), "options": table_options(settings.methods)}
     facts.pop("batch_size")
-    facts |= {"code": code_digest("utils/explanations/**/*.py", "models/*.py"), "versions": versions()}
+    facts |= {"code": code_digest("utils/explanations/**/*.py", "models/**/*.py"), "versions": versions()}
     text = json.dumps([candidate.digest, listing.fingerprint, listing.split, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
