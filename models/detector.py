@@ -110,7 +110,7 @@ class Detector(nn.Module):
         if self.fits(size):
             return
         step, own = self.size_step, self.input_size
-        tried = {own // 2, own, own * 3 // 2, own * 2, *(size // step * step + step * k for k in range(-1, 3))}
+        tried = {own // 2, own, *(size // step * step + step * k for k in range(-1, 3))}
         sizes = [str(near) for near in sorted(tried) if near >= 16 and self.fits(near)]
         raise UserError(f"expected {flag} that {self.name} takes, such as {' or '.join(sizes)}, got {size}")
 

@@ -126,10 +126,10 @@ class Probe(NamedTuple):
 
 @torch.no_grad()
 def probe(backbone: nn.Module) -> Probe:
-    """Run a black image through a backbone: of an odd size that no usual stride divides, else of its default size.
+    """Run a black image through a backbone: of an odd size that no usual stride divides, else 224 px or its default.
 
     Raises:
-        UserError: the backbone takes neither, or does not return pooled features.
+        UserError: the backbone takes none, or does not return pooled features.
     """
     layer = find_cam_layer(backbone)
     outputs: list = []
@@ -137,7 +137,7 @@ def probe(backbone: nn.Module) -> Probe:
     own = resolve_model_data_config(backbone)["input_size"][-1]
     odd = own // 2 // 16 * 16 + 8
     was_training = backbone.training
-    for size in (odd, own):
+    for size in (odd, min(224, own), own):
         outputs.clear()
         try:
             pooled = backbone.eval()(torch.zeros(1, 3, size, size))
