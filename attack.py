@@ -95,7 +95,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     more.add_argument("--output-dir", metavar="DIR", default="results/attacks", help="default: results/attacks")
     more.add_argument("--batch-size", type=int_in(1), default=32)
     add_seed(more)
-    add_device_group(parser)
+    add_device_group(parser, workers="")
     return parser
 
 

@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     from utils.checkpoints.file import load_checkpoint, save_checkpoint
     from utils.evaluation.finalize import finalize
-    from utils.runtime import pick_device, set_threads
+    from utils.runtime import set_up
     from utils.scoring.scorer import Settings
 
-    set_threads(args.threads)
+    machine = set_up(args.device, args.precision, args.workers, args.threads)
     checkpoint = load_checkpoint(path)
     calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"]
     checkpoint["data"] = [entry for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     }
     checkpoint.pop("format_version")  # save_checkpoint writes its own
     save_checkpoint(target, checkpoint)
-    settings = Settings(args.batch_size)
-    rows, unreadable = finalize(target, data, settings, pick_device(args.device), args.calibration, tiers)
+    settings = Settings(args.batch_size, machine.workers, machine.dtype)
+    rows, unreadable = finalize(target, data, settings, machine.device, args.calibration, tiers)
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
 

@@ -83,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     from utils.checkpoints.file import describe_checkpoint, load_detector, save_checkpoint
     from utils.evaluation.finalize import finalize
-    from utils.runtime import pick_device, set_threads
+    from utils.runtime import set_up
     from utils.scoring.scorer import Settings
 
-    device = pick_device(args.device)
-    set_threads(args.threads)
+    machine = set_up(args.device, args.precision, args.workers, args.threads)
+    device = machine.device
     detectors, checkpoints = zip(*(load_detector(path, device) for path in paths), strict=True)
     if args.views:
         result = with_views(detectors[0], args.views)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     }
     description = describe_checkpoint(result, settings, training_data(checkpoints))
     save_checkpoint(target, {**description, "state_dict": result.state_dict()})
-    rows, unreadable = finalize(target, data, Settings(args.batch_size), device)
+    rows, unreadable = finalize(target, data, Settings(args.batch_size, machine.workers, machine.dtype), device)
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.perturbations import pick_tiers
+from datasets.records import relative_path
 from datasets.spec import Listing, open_records
 from utils.args import (
     EXIT_DONE,
@@ -189,7 +190,7 @@ def score_all(
     """
     from utils.evaluation.evaluate import evaluate_tiers
     from utils.runtime import hardware
-    from utils.scoring.table import relative_path, write_scores, write_sidecar
+    from utils.scoring.table import write_scores, write_sidecar
 
     files: dict[tuple[int, int], Path] = {}
     for column, (dataset, listing) in enumerate(data):
@@ -199,19 +200,21 @@ def score_all(
             print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
         if not len(results[0][0]):
             raise UserError(f"expected images in {dataset}, but none of {len(listing.records)} could be read")
-        for row, (candidate, (table, unreadable)) in enumerate(zip(candidates, results, strict=True)):
+        root, unreadable = listing.root, results[0][1]
+        unreadable = [{**item, "path": relative_path(item["path"], root)} if root else item for item in unreadable]
+        for row, (candidate, (table, _)) in enumerate(zip(candidates, results, strict=True)):
             file = folder / f"{candidate.name}__{dataset}__{listing.split}.csv.gz"
-            write_scores(file, table.relative_to(listing.root))
+            write_scores(file, table.relative_to(root))
             write_sidecar(
                 file,
                 **origin(candidate),
                 dataset=dataset,
                 source=listing.name,
-                root=listing.root,
+                root=root,
                 split=listing.split,
                 n_images=len(listing.records),
                 data_fingerprint=listing.fingerprint,
-                unreadable=[{**item, "path": relative_path(item["path"], listing.root)} for item in unreadable],
+                unreadable=unreadable,
                 command=command,
                 hardware=hardware(),
             )

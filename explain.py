@@ -94,7 +94,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     how.add_argument("--contact-sheet", action="store_true", help="add sheets by outcome and average maps")
     how.add_argument("--overwrite", action="store_true", help="replace existing files in the output folder")
     how.add_argument("--batch-size", type=int_in(1), default=16)
-    add_device_group(parser, workers=False)
+    add_device_group(parser, workers="")
     return parser
 
 

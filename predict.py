@@ -98,7 +98,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "an export the engine it was made for (default: auto)",
     )
     add_face_group(parser)
-    add_device_group(parser)
+    add_device_group(parser, workers="threads that decode images (default: one per CPU core)")
     return parser
 
 

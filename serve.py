@@ -79,7 +79,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         default = getattr(Limits, name)
         flag = f"--{name.replace('_', '-')}"
         limits.add_argument(flag, type=kind, default=default, help=f"{meaning} (default: {default:,})")
-    add_device_group(parser, workers=False)
+    add_device_group(parser, workers="")
     return parser
 
 

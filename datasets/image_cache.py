@@ -11,7 +11,6 @@ nothing that could be mistaken for a cache. Other processes that want the same c
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ import shutil
 import sys
 import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from datasets.images import UnreadableImage, read_image
 from datasets.records import Listing
 from datasets.storage import file_state
+from utils.files import locked
 
 FORMAT_VERSION = 1
 
@@ -81,7 +81,9 @@ def open_cache(listing: Listing, folder: Path, threads: int) -> ImageCache:
     facts = hashlib.sha256(describe_files(paths).encode("utf-8", "surrogateescape")).hexdigest()
     target = folder / facts[:20]
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / f".{target.name}.lock"):
+    lock = folder / f".{target.name}.lock"
+    lock.touch()
+    with locked(lock, f"waiting for another process that builds {target.name}"):
         if target.exists():
             try:
                 return load_cache(target, paths, facts)
@@ -146,20 +148,3 @@ def load_cache(target: Path, paths: Sequence[str], facts: str) -> ImageCache:
         if (target / f"pixels-{part}.u8").stat().st_size != expected:
             raise ValueError(f"pixels-{part}.u8 is incomplete")
     return ImageCache(target, places, {path: row for row, path in enumerate(paths)}, reasons)
-
-
-@contextlib.contextmanager
-def exclusive(file: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for and that ends with this process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # on Windows two builders build twice, and the last rename wins
-        yield
-        return
-    with open(file, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that builds {file.name[1:-5]}", file=sys.stderr)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -93,7 +93,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs-dir", default="runs/models", metavar="DIR", help="default: runs/models")
     parser.add_argument("--output-dir", default="results/models", metavar="DIR", help="default: results/models")
     add_seed(parser)
-    add_device_group(parser)
+    add_device_group(parser, workers="")
     return parser
 
 

@@ -114,8 +114,10 @@ def key_value(text: str) -> tuple[str, int | float | bool | str]:
 # ------------------------------------------------------------------------------------------- groups of flags
 
 
-def add_device_group(parser: argparse.ArgumentParser, workers: bool = True) -> None:
-    """Add the flags of ``utils.runtime.set_up``: --device, --precision, --threads and, on request, --workers."""
+def add_device_group(
+    parser: argparse.ArgumentParser, workers: str = "loader processes (default: 0 on a CPU, else 2 to 8)"
+) -> None:
+    """Add --device, --precision, --threads and --workers, whose help is ``workers``; an empty one omits the flag."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     group.add_argument(
@@ -125,7 +127,7 @@ def add_device_group(parser: argparse.ArgumentParser, workers: bool = True) -> N
         help="arithmetic of the model; auto is fp32 for scoring, and bf16 for training if the processor is fast at it",
     )
     if workers:
-        group.add_argument("--workers", type=int_in(0, 256), help="loader processes (default: 0 on a CPU, else 2 to 8)")
+        group.add_argument("--workers", type=int_in(0, 256), help=workers)
     group.add_argument("--threads", type=int_in(1, 1024), help="CPU threads of the model (default: all cores)")
 
 

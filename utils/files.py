@@ -108,27 +108,33 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder until this one ends, however it ends.
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Lock an existing folder or file until the block ends, however it ends.
+
+    With the line ``waiting``, which is printed on stderr if another process holds the lock, wait for that process.
+    Otherwise refuse; under torchrun, the first process then holds the lock for all of them.
 
     Raises:
-        UserError: another run is in progress there.
+        UserError: another run is in progress in the folder.
     """
     try:
         import fcntl
-    except ImportError:  # Windows cannot lock folders
+    except ImportError:  # Windows has no such locks
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)  # the folder itself, so that no lock file remains
+    handle = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             try:
-                if is_first():
+                if waiting or is_first():
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f"expected no other run in {folder}, found one in progress; wait, or pass another --output-dir"
-                ) from None
+                if not waiting:
+                    raise UserError(
+                        f"expected no other run in {path}, found one in progress; wait, or pass another --output-dir"
+                    ) from None
+                print(waiting, file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -215,25 +215,6 @@ def ribbon(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.concatenate([top, bottom[::-1]])
 
 
-def head_outline(figure: Figure) -> np.ndarray:
-    """Return the outline of the head, finest near the crown and the chin where it turns fastest."""
-    v = -np.cos(np.linspace(0, np.pi, 40))
-    width = figure.half_width(v)
-    return ribbon(np.stack([-width, v], 1), np.stack([width, v], 1))
-
-
-def inner_face(figure: Figure, rng: np.random.Generator, feather: float = 0.09) -> np.ndarray:
-    """Return a soft mask, float32 (size, size) in [0, 1], of the region that a face swap replaces."""
-    who, angle = figure.who, np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    wobble = 1 + sum(rng.normal(0, 0.03) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 4))
-    across, along = rng.uniform(0.74, 0.86) * who.width, rng.uniform(0.6, 0.68)
-    squarer = 1 + 0.08 * np.cos(4 * angle)
-    points = np.stack([across * np.cos(angle) * wobble / squarer, 0.26 + along * np.sin(angle) * wobble], 1)
-    mask = np.zeros((figure.size, figure.size, 1), np.float32)
-    figure.paint(mask, points, np.float32(1), blur=feather * figure.scale * rng.uniform(0.7, 1.3))
-    return mask[..., 0]
-
-
 def _bump(u: np.ndarray, v: np.ndarray, a: float, b: float, wide: float, tall: float) -> np.ndarray:
     return np.exp(-(((u - a) / wide) ** 2) - ((v - b) / tall) ** 2)
 

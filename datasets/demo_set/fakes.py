@@ -27,7 +27,7 @@ import numpy as np
 
 from datasets.demo_set import scene
 from datasets.demo_set.camera import capture, decode_jpeg, encode_jpeg, to_uint8
-from datasets.demo_set.faces import Figure, Identity, Pose, draw_identity, draw_pose, inner_face
+from datasets.demo_set.faces import Figure, Identity, Pose, draw_identity, draw_pose
 from datasets.demo_set.portrait import render
 
 SUPERSAMPLING = 1.5
@@ -101,6 +101,18 @@ def denoised(shot: Shot, rng: np.random.Generator) -> Forgery:
     wander = np.exp(np.float32(rng.uniform(0.6, 1.0)) * scene.fractal(rng, size, 3, 0.5, 8))
     grain = 4.0 * _colour_noise(rng, size, rng.uniform(0.0, 0.3)) * wander[..., None]
     return Forgery(smooth + keep * (photo - smooth), grain)
+
+
+def inner_face(figure: Figure, rng: np.random.Generator, feather: float = 0.09) -> np.ndarray:
+    """Return a soft mask, float32 (size, size) in [0, 1], of the region that a face swap replaces."""
+    who, angle = figure.who, np.linspace(0, 2 * np.pi, 28, endpoint=False)
+    wobble = 1 + sum(rng.normal(0, 0.03) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 4))
+    across, along = rng.uniform(0.74, 0.86) * who.width, rng.uniform(0.6, 0.68)
+    squarer = 1 + 0.08 * np.cos(4 * angle)
+    points = np.stack([across * np.cos(angle) * wobble / squarer, 0.26 + along * np.sin(angle) * wobble], 1)
+    mask = np.zeros((figure.size, figure.size, 1), np.float32)
+    figure.paint(mask, points, np.float32(1), blur=feather * figure.scale * rng.uniform(0.7, 1.3))
+    return mask[..., 0]
 
 
 def blended(shot: Shot, rng: np.random.Generator) -> Forgery:

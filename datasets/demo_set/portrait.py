@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from datasets.demo_set import scene
-from datasets.demo_set.faces import Figure, curve, ellipse, head_height, head_outline, ribbon
+from datasets.demo_set.faces import Figure, curve, ellipse, head_height, ribbon
 from datasets.demo_set.scene import f32, tinted
 
 SIDES = (-1, 1)
@@ -171,6 +171,13 @@ def _finish(figure: Figure, radiance: np.ndarray, light: dict[str, np.ndarray], 
     figure.paint(radiance, arms, black, 0.9, 0.4, line=0.024)
     bridge = curve(-apart + 0.22, apart - 0.22, lambda t: -0.01 - 0.03 * (1 - t**2), 7)
     figure.paint(radiance, bridge, black, 0.9, 0.4, line=0.024)
+
+
+def head_outline(figure: Figure) -> np.ndarray:
+    """Return the outline of the head, finest near the crown and the chin where it turns fastest."""
+    v = -np.cos(np.linspace(0, np.pi, 40))
+    width = figure.half_width(v)
+    return ribbon(np.stack([-width, v], 1), np.stack([width, v], 1))
 
 
 def render(figure: Figure, light: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:

@@ -8,7 +8,6 @@ per repeat, from the command to the written report. Each figure is a median with
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from studies.speed.summary import summary_row
 from utils.args import command_line, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT, read_json, write_json
@@ -28,14 +28,14 @@ from utils.runtime import run_facts
 N_IMAGES, N_BOOT = 20_000, 1000
 
 
-def timed(action: Callable[[], object], repeats: int) -> dict:
-    """Run an action several times and return the median and the range of its seconds."""
+def timed(action: Callable[[], object], repeats: int) -> list[float]:
+    """Run an action several times and return the seconds of each."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
         action()
         times.append(time.perf_counter() - started)
-    return {"value": statistics.median(times), "range": [min(times), max(times)], "unit": "s"}
+    return times
 
 
 def bootstrap() -> None:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     bootstrap()  # warm-up
     what = f"bootstrap of all metrics, {N_BOOT:,} resamples of {N_IMAGES:,} scores"
-    summary = [{"what": what, **timed(bootstrap, args.repeats)}]
+    summary = [summary_row(what, timed(bootstrap, args.repeats), "s")]
     if args.audit:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "audit.py", "--data", *args.audit, "--output-dir", folder]
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
             timing = timed(audit, args.repeats)
             report = read_json(Path(folder) / "audit.json")
-        summary.append({"what": f"audit.py over {report['n_images']:,} images", **timing})
-    for row in summary:
-        print(f"{row['value']:.2f} s  {row['what']}")
+        summary.append(summary_row(f"audit.py over {report['n_images']:,} images", timing, "s"))
     facts = run_facts(command_line("-m studies.speed.evaluation_speed", argv))
     write_json(args.output, {**facts, "repeats": args.repeats, "summary": summary})
     return {"summary": summary}

@@ -18,11 +18,11 @@ import torch
 
 from models.detector import Detector
 from models.registry import create_model
-from utils.args import int_in, make_parser, run_script
+from utils.args import command_line, int_in, make_parser, run_script
 from utils.explanations.layers import find_layer
 from utils.explanations.maps import explain
 from utils.files import atomic_write_text, write_json
-from utils.runtime import git_commit, hardware, versions
+from utils.runtime import run_facts
 from utils.tables import markdown_table
 
 COLUMNS = (("what", "Time of batched Grad-CAM"), ("median", "Median"), ("range", "Range"), ("bound", "Must be"))
@@ -115,15 +115,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--output", default="results/benchmarks/explanation_speed.json")
     args = parser.parse_args(argv)
     row, threads = measure(args.model, args.size, args.batch_size, args.repeats), torch.get_num_threads()
-    command = (
-        f"python -m studies.speed.explanation_speed --model {args.model} --size {args.size} "
-        f"--batch-size {args.batch_size} --repeats {args.repeats}"
-    )
-    facts = {"command": command, "hardware": hardware(), "threads": threads, "seed": 0, "git_commit": git_commit()}
-    write_json(args.output, {**facts, "versions": versions(), "rows": [row]})
+    facts = run_facts(command_line("-m studies.speed.explanation_speed", argv))
+    write_json(args.output, {**facts, "threads": threads, "seed": 0, "rows": [row]})
     caption = (
         f"{args.model}, {args.size} px, batch {args.batch_size}, {args.repeats} turns, {threads} thread(s), "
-        f"{hardware()}; `{command}`\n\n"
+        f"{facts['hardware']}; `{facts['command']}`\n\n"
     )
     atomic_write_text(Path(args.output).with_suffix(".md"), caption + table(row))
     print(table(row), end="")

@@ -8,10 +8,8 @@ the machine does not matter; each figure is the median of several passes after a
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +21,7 @@ from datasets.images import read_record
 from datasets.spec import open_records
 from datasets.transforms import resize_to
 from models.autoencoder import STRIDE, Autoencoder
+from studies.speed.summary import summary_row
 from utils.args import add_seed, command_line, int_in, make_parser, run_script
 from utils.files import write_json
 from utils.runtime import run_facts
@@ -64,12 +63,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     kinds: dict[str, Forgery] = {**FORGERIES, DECODER: decoder}
     actions = {f"forgery {name}": timed(forge) for name, forge in kinds.items()}
     actions["forger of all kinds, share 0.5, with JPEG"] = lambda image, number: forger(image, 0, args.seed + number)
-    summary: list[dict[str, Any]] = []
-    for name, action in actions.items():
-        found = rates(action, images, args.repeats)
-        row = {"what": f"{name}, {args.size} px, one core", "value": statistics.median(found), "unit": "images/s"}
-        summary.append({**row, "range": [min(found), max(found)]})
-        print(f"{row['value']:.0f} [{min(found):.0f}, {max(found):.0f}] images/s  {row['what']}")
+    summary = [
+        summary_row(f"{name}, {args.size} px, one core", rates(action, images, args.repeats), "images/s")
+        for name, action in actions.items()
+    ]
     facts = run_facts(command_line("-m studies.speed.forgery_speed", argv))
     facts |= {"n_images": len(images), "repeats": args.repeats, "seed": args.seed}
     write_json(args.output, {**facts, "summary": summary})

@@ -12,7 +12,6 @@ in this process: an item of the cached loader and each of its steps, over up to 
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from datasets.image_cache import cache_listing
 from datasets.loading import EpochSampler, ImageDataset, make_loader
 from datasets.spec import Record, open_records
 from datasets.transforms import Geometry, TrainTransform, as_floats
+from studies.speed.summary import summary_row
 from utils.args import command_line, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import write_json
@@ -178,12 +178,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         if name != OURS
     }
     columns |= {(f"loader: {name}, {alone}", "µs per image"): [part[name] for part in parts] for name in parts[0]}
-    summary: list[dict[str, Any]] = [
-        {"what": what, "value": statistics.median(values), "range": [min(values), max(values)], "unit": unit}
-        for (what, unit), values in columns.items()
-    ]
-    for row in summary:
-        print(f"{row['value']:.2f} [{row['range'][0]:.2f}, {row['range'][1]:.2f}]  {row['unit']}  {row['what']}")
+    summary = [summary_row(what, values, unit) for (what, unit), values in columns.items()]
     facts = run_facts(command_line("-m studies.speed.input_pipeline", argv))
     write_json(args.output, {**facts, "n_images": len(listing.records), "summary": summary})
     return {"summary": summary}

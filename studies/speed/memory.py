@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from studies.speed.summary import summary_row
 from utils.args import command_line, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT, write_json
@@ -102,12 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     }
     columns[f"peak memory of listing, sampler and scores, {what}"] = [memory["peak_mib"]], "MiB"
     columns["of which Python and the libraries"] = [memory["base_mib"]], "MiB"
-    summary = [
-        {"what": name, "value": statistics.median(values), "range": [min(values), max(values)], "unit": unit}
-        for name, (values, unit) in columns.items()
-    ]
-    for row in summary:
-        print(f"{row['value']:.2f} {row['unit']}  {row['what']}")
+    summary = [summary_row(name, values, unit) for name, (values, unit) in columns.items()]
     facts = run_facts(command_line("-m studies.speed.memory", argv))
     write_json(args.output, {**facts, "repeats": args.repeats, "summary": summary})
     return {"summary": summary}

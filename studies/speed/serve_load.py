@@ -26,10 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets.spec import open_records
-from utils.args import check_checkpoint_file, int_in, make_parser, run_script
+from studies.speed.summary import summary_row
+from utils.args import check_checkpoint_file, command_line, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT, write_json
-from utils.runtime import git_commit, hardware
+from utils.runtime import run_facts
 
 CLIENTS = 32
 HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -190,7 +191,7 @@ def restart_under_load(checkpoint: Path, threads: int | None, bodies: Sequence[b
 
 
 def summarize(predict: Sequence[float], steady: Sequence[dict], hostile: dict, restart: dict) -> list[dict]:
-    """Rows of the table of benchmarks."""
+    """Print and return the rows of the table of benchmarks."""
     fives = sum(count for status, count in hostile["statuses"].items() if status[0] == "5" and status != "503")
     failed = sum(count for status, count in restart["after"].items() if status != "200")
     ratios = [run["rate"] / rate for run, rate in zip(steady, predict, strict=True)]
@@ -207,10 +208,7 @@ def summarize(predict: Sequence[float], steady: Sequence[dict], hostile: dict, r
         ("growth of memory on malformed uploads", [growth], "MB"),
         ("answers after a kill and restart that are not 200", [float(failed)], "answers"),
     ]
-    return [
-        {"what": what, "value": float(np.median(values)), "range": [min(values), max(values)], "unit": unit}
-        for what, values, unit in rows
-    ]
+    return [summary_row(*row) for row in rows]
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -241,13 +239,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         server.stop()
     restart = restart_under_load(checkpoint, args.threads, bodies)
     summary = summarize(predict, steady, hostile, restart)
-    for row in summary:
-        print(f"{row['value']:.2f} {row['unit']}  {row['what']}")
-    command = (
-        f"python -m studies.speed.serve_load --checkpoint {checkpoint.name} --data {Path(args.data).name} "
-        f"--requests {args.requests} --repeats {args.repeats} --malformed {args.malformed}"
-    )
-    facts = {"command": command, "hardware": hardware(), "git_commit": git_commit(), "model": checkpoint.name}
+    facts = {**run_facts(command_line("-m studies.speed.serve_load", argv)), "model": checkpoint.name}
     loads = {"predict": predict, "steady": steady, "hostile": hostile, "restart": restart}
     write_json(args.output, {**facts, "images": len(files), "clients": CLIENTS, **loads, "summary": summary})
     return {"summary": summary}

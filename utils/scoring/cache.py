@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.records import Listing
+from datasets.records import Listing, relative_path
 from datasets.storage import stat_image
 from models.operating_point import check_logits
 from utils.errors import UserError
@@ -47,7 +47,7 @@ def listing_digest(listing: Listing) -> str:
             facts = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_mode}"
         except (OSError, ValueError):  # a missing file is reported when it is read
             facts = "missing"
-        path = record.path.removeprefix(listing.root + "/") if listing.root else record.path
+        path = relative_path(record.path, listing.root) if listing.root else record.path
         digest.update(f"{path}\0{facts}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.records import relative_path
 from utils.errors import UserError
 from utils.files import atomic_write_text, read_json, read_text, write_json
 
@@ -71,8 +72,8 @@ class ScoreTable:
             yield values, self.take(rows)
 
     def relative_to(self, root: str) -> "ScoreTable":
-        """Return the same rows with paths relative to ``root``; paths outside of it stay as they are."""
-        return replace(self, path=[relative_path(path, root) for path in self.path])
+        """Return the same rows with paths relative to ``root``; paths outside of it, and all without a root, stay."""
+        return replace(self, path=[relative_path(path, root) for path in self.path]) if root else self
 
     @staticmethod
     def join(tables: list["ScoreTable"]) -> "ScoreTable":
@@ -83,11 +84,6 @@ class ScoreTable:
             is_array = isinstance(parts[0], np.ndarray)
             columns[name] = np.concatenate(parts) if is_array else [value for part in parts for value in part]
         return ScoreTable(**columns)
-
-
-def relative_path(path: str, root: str) -> str:
-    """Return the path as seen from the folder ``root``, if it lies below it."""
-    return path.removeprefix(f"{root}/") if root else path
 
 
 def write_scores(path: str | os.PathLike[str], table: ScoreTable) -> None:

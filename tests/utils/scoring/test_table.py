@@ -13,7 +13,6 @@ from utils.scoring.table import (
     ScoreTable,
     read_scores,
     read_sidecar,
-    relative_path,
     sidecar_path,
     write_scores,
     write_sidecar,
@@ -259,4 +258,5 @@ def test_compressed_scores_read_back_alike_and_have_the_same_bytes_each_time(tmp
     [("a/b/c.png", "a/b", "c.png"), ("a/bc.png", "a/b", "a/bc.png"), ("/x/c.png", "", "/x/c.png"), ("c", "c", "c")],
 )
 def test_paths_relative_to_the_set(path, root, wanted):
-    assert relative_path(path, root) == wanted
+    table = ScoreTable([path], np.array([1]), ["d"], ["g"], ["clean"], np.zeros(1), np.full(1, 0.5))
+    assert table.relative_to(root).path == [wanted]
