@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from models.registry import create_model
-from utils.args import command_line, int_in, make_parser, run_script
+from studies.speed.summary import write_results
+from utils.args import int_in, make_parser, run_script
 from utils.attacks.gradient import attackable, pgd
 from utils.attacks.torchattacks_bridge import TwoClass
-from utils.files import write_json
-from utils.runtime import run_facts, set_threads
+from utils.runtime import set_threads
 from utils.tables import columns, write_table
 
 EPS, ALPHA, STEPS = 4 / 255, 1 / 255, 20
@@ -98,9 +98,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     set_threads(args.threads)
     rows = [measure(name, args.size, args.batch_size, args.repeats) for name in args.models]
-    facts = run_facts(command_line("-m studies.speed.attack_cost", argv))
-    facts |= {"threads": torch.get_num_threads(), "repeats": args.repeats}
-    write_json(f"{args.output}.json", {**facts, "rows": rows})
+    machine = {"threads": torch.get_num_threads(), "repeats": args.repeats}
+    facts = write_results(f"{args.output}.json", "attack_cost", argv, **machine, rows=rows)
     caption = f"Cost and agreement of PGD-20; `{facts['command']}`; {facts['hardware']}; {args.repeats} turns."
     formats = {"ratio": ".3f", "passes_per_s": ".0f", "fgsm_difference": ".1e", "pgd_difference": ".1e"}
     write_table(rows, COLUMNS, args.output, caption, formats)

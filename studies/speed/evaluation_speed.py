@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from studies.speed.summary import summary_row
-from utils.args import command_line, int_in, make_parser, run_script
+from studies.speed.summary import summary_row, write_results
+from utils.args import int_in, make_parser, run_script
 from utils.errors import UserError
-from utils.files import ROOT, read_json, write_json
+from utils.files import ROOT, read_json
 from utils.metrics.binary import metrics_row
-from utils.runtime import run_facts
 
 N_IMAGES, N_BOOT = 20_000, 1000
 
@@ -68,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             timing = timed(audit, args.repeats)
             report = read_json(Path(folder) / "audit.json")
         summary.append(summary_row(f"audit.py over {report['n_images']:,} images", timing, "s"))
-    facts = run_facts(command_line("-m studies.speed.evaluation_speed", argv))
-    write_json(args.output, {**facts, "repeats": args.repeats, "summary": summary})
+    write_results(args.output, "evaluation_speed", argv, repeats=args.repeats, summary=summary)
     return {"summary": summary}
 
 

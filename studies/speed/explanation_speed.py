@@ -18,14 +18,14 @@ import torch
 
 from models.detector import Detector
 from models.registry import create_model
-from utils.args import command_line, int_in, make_parser, run_script
+from studies.speed.summary import write_results
+from utils.args import int_in, make_parser, run_script
 from utils.explanations.layers import find_layer
 from utils.explanations.maps import explain
-from utils.files import atomic_write_text, write_json
-from utils.runtime import run_facts
-from utils.tables import markdown_table
+from utils.files import atomic_write_text
+from utils.tables import columns, markdown_table
 
-COLUMNS = (("what", "Time of batched Grad-CAM"), ("median", "Median"), ("range", "Range"), ("bound", "Must be"))
+COLUMNS = columns(what="Time of batched Grad-CAM", median="Median", range="Range", bound="Must be")
 
 
 class TwoLogits(torch.nn.Module):
@@ -115,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--output", default="results/benchmarks/explanation_speed.json")
     args = parser.parse_args(argv)
     row, threads = measure(args.model, args.size, args.batch_size, args.repeats), torch.get_num_threads()
-    facts = run_facts(command_line("-m studies.speed.explanation_speed", argv))
-    write_json(args.output, {**facts, "threads": threads, "seed": 0, "rows": [row]})
+    facts = write_results(args.output, "explanation_speed", argv, threads=threads, seed=0, rows=[row])
     caption = (
         f"{args.model}, {args.size} px, batch {args.batch_size}, {args.repeats} turns, {threads} thread(s), "
         f"{facts['hardware']}; `{facts['command']}`\n\n"

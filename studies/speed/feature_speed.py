@@ -17,9 +17,8 @@ from collections.abc import Sequence
 import torch
 
 from models.features.extract import FEATURE_BANKS, extract_features
-from utils.args import command_line, int_in, make_parser, run_script
-from utils.files import write_json
-from utils.runtime import run_facts
+from studies.speed.summary import write_results
+from utils.args import int_in, make_parser, run_script
 
 
 def images_per_second(job: tuple[list[str], int, int]) -> list[float]:
@@ -52,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 row = {"banks": ",".join(banks), "processes": workers, "images_per_s": statistics.median(totals)}
                 rows.append({**row, "range": [min(totals), max(totals)]})
                 print(f"{row['images_per_s']:.0f} images/s  {workers} process(es)  {row['banks']}")
-    facts = run_facts(command_line("-m studies.speed.feature_speed", argv))
-    write_json(args.output, {**facts, "size": args.size, "repeats": args.repeats, "rows": rows})
+    write_results(args.output, "feature_speed", argv, size=args.size, repeats=args.repeats, rows=rows)
     return {"rows": rows}
 
 

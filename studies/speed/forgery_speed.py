@@ -21,10 +21,8 @@ from datasets.images import read_record
 from datasets.spec import open_records
 from datasets.transforms import resize_to
 from models.autoencoder import STRIDE, Autoencoder
-from studies.speed.summary import summary_row
-from utils.args import add_seed, command_line, int_in, make_parser, run_script
-from utils.files import write_json
-from utils.runtime import run_facts
+from studies.speed.summary import summary_row, write_results
+from utils.args import add_seed, int_in, make_parser, run_script
 
 Action = Callable[[np.ndarray, int], object]
 
@@ -67,9 +65,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         summary_row(f"{name}, {args.size} px, one core", rates(action, images, args.repeats), "images/s")
         for name, action in actions.items()
     ]
-    facts = run_facts(command_line("-m studies.speed.forgery_speed", argv))
-    facts |= {"n_images": len(images), "repeats": args.repeats, "seed": args.seed}
-    write_json(args.output, {**facts, "summary": summary})
+    facts = {"n_images": len(images), "repeats": args.repeats, "seed": args.seed}
+    write_results(args.output, "forgery_speed", argv, **facts, summary=summary)
     return {"summary": summary}
 
 

@@ -31,11 +31,9 @@ from datasets.image_cache import cache_listing
 from datasets.loading import EpochSampler, ImageDataset, make_loader
 from datasets.spec import Record, open_records
 from datasets.transforms import Geometry, TrainTransform, as_floats
-from studies.speed.summary import summary_row
-from utils.args import command_line, int_in, make_parser, run_script
+from studies.speed.summary import summary_row, write_results
+from utils.args import int_in, make_parser, run_script
 from utils.errors import UserError
-from utils.files import write_json
-from utils.runtime import run_facts
 
 SIDE = 224
 OURS = "cached crop + flip + JPEG + blur + noise"
@@ -179,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     }
     columns |= {(f"loader: {name}, {alone}", "µs per image"): [part[name] for part in parts] for name in parts[0]}
     summary = [summary_row(what, values, unit) for (what, unit), values in columns.items()]
-    facts = run_facts(command_line("-m studies.speed.input_pipeline", argv))
-    write_json(args.output, {**facts, "n_images": len(listing.records), "summary": summary})
+    write_results(args.output, "input_pipeline", argv, n_images=len(listing.records), summary=summary)
     return {"summary": summary}
 
 

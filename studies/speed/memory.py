@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from studies.speed.summary import summary_row
-from utils.args import command_line, int_in, make_parser, run_script
+from studies.speed.summary import summary_row, write_results
+from utils.args import int_in, make_parser, run_script
 from utils.errors import UserError
-from utils.files import ROOT, write_json
+from utils.files import ROOT
 
 SPLITS = {"train": 10, "valid": 2, "test": 2}  # parts of 14
 CLOCKS = ("on the clock", "processor time")
@@ -81,8 +81,6 @@ def run(folder: str, *command: str) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Generate, measure, delete, and write the results file."""
-    from utils.runtime import run_facts
-
     parser = make_parser(__doc__, "python -m studies.speed.memory")
     parser.add_argument("--folder", default="/dev/shm", metavar="DIR", help="where the files are generated")
     parser.add_argument("--images", type=int_in(28), default=140_000)
@@ -103,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     columns[f"peak memory of listing, sampler and scores, {what}"] = [memory["peak_mib"]], "MiB"
     columns["of which Python and the libraries"] = [memory["base_mib"]], "MiB"
     summary = [summary_row(name, values, unit) for name, (values, unit) in columns.items()]
-    facts = run_facts(command_line("-m studies.speed.memory", argv))
-    write_json(args.output, {**facts, "repeats": args.repeats, "summary": summary})
+    write_results(args.output, "memory", argv, repeats=args.repeats, summary=summary)
     return {"summary": summary}
 
 

@@ -20,9 +20,9 @@ from statistics import median
 from typing import Any
 
 from datasets.spec import open_records
-from utils.args import check_checkpoint_file, command_line, int_in, make_parser, run_script
-from utils.files import ROOT, write_json
-from utils.runtime import run_facts
+from studies.speed.summary import write_results
+from utils.args import check_checkpoint_file, int_in, make_parser, run_script
+from utils.files import ROOT
 from utils.tables import columns, write_table
 
 PLAIN_SCRIPT = """
@@ -106,7 +106,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         single = measure(*files, paths[:1], args.threads)
     turns = [measure(*files, paths, args.threads) for _ in range(args.repeats)]
     rows = [summary_row(what, turns, single[what], len(paths)) for what in single]
-    facts = run_facts(command_line("-m studies.speed.predict_speed", argv))
     fast = rows[-1]
     speed_up = f"predict.py with an export over the plain script, {len(paths):,} JPEG files"
     first = {
@@ -118,15 +117,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         {"what": speed_up, "value": fast["ratio"], "range": fast["ratio_ci"], "unit": "times the images/s"},
         {**first, "range": [fast["first_image_s"]] * 2},
     ]
-    report = {
-        **facts,
-        "summary": summary,
-        "n_images": len(paths),
-        "threads": args.threads,
-        "rows": rows,
-        "turns": turns,
-    }
-    write_json(f"{args.output}.json", report)
+    measured = {"n_images": len(paths), "threads": args.threads, "rows": rows, "turns": turns}
+    write_results(f"{args.output}.json", "predict_speed", argv, summary=summary, **measured)
     write_table(rows, COLUMNS, args.output, fmt=".2f")
     print(Path(f"{args.output}.md").read_text(encoding="utf-8"), end="")
     return {"rows": rows}

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import train
-from utils.args import command_line, int_in, make_parser, run_script
-from utils.files import write_json
-from utils.runtime import run_facts
+from studies.speed.summary import write_results
+from utils.args import int_in, make_parser, run_script
 
 N_TRAIN = 100_000  # training images of the 140k set
 RECIPES = {
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             (f"recipe {name}, {epochs} epochs of the 140k set", N_TRAIN * epochs / rate / 3600, "hours, estimated"),
         ):
             summary.append({"what": what, "value": value, "range": [value, value], "unit": unit})
-    facts = {**run_facts(command_line("-m studies.speed.recipes", argv)), "batch_size": args.batch_size}
-    write_json(args.output, {**facts, "summary": summary})
+    write_results(args.output, "recipes", argv, batch_size=args.batch_size, summary=summary)
     return {"summary": summary}
 
 

@@ -26,11 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from datasets.spec import open_records
-from studies.speed.summary import summary_row
-from utils.args import check_checkpoint_file, command_line, int_in, make_parser, run_script
+from studies.speed.summary import summary_row, write_results
+from utils.args import check_checkpoint_file, int_in, make_parser, run_script
 from utils.errors import UserError
-from utils.files import ROOT, write_json
-from utils.runtime import run_facts
+from utils.files import ROOT
 
 CLIENTS = 32
 HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -239,9 +238,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         server.stop()
     restart = restart_under_load(checkpoint, args.threads, bodies)
     summary = summarize(predict, steady, hostile, restart)
-    facts = {**run_facts(command_line("-m studies.speed.serve_load", argv)), "model": checkpoint.name}
+    facts = {"model": checkpoint.name, "images": len(files), "clients": CLIENTS}
     loads = {"predict": predict, "steady": steady, "hostile": hostile, "restart": restart}
-    write_json(args.output, {**facts, "images": len(files), "clients": CLIENTS, **loads, "summary": summary})
+    write_results(args.output, "serve_load", argv, **facts, **loads, summary=summary)
     return {"summary": summary}
 
 

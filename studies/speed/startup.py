@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from utils.args import command_line, int_in, make_parser, run_script
-from utils.files import ROOT, write_json
-from utils.runtime import run_facts
+from studies.speed.summary import write_results
+from utils.args import int_in, make_parser, run_script
+from utils.files import ROOT
 
 COMMANDS = (
     "train.py --help",
@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         seconds = {"seconds_median": statistics.median(times), "seconds_range": [min(times), max(times)]}
         rows.append({"command": f"python {command}", "exit_code": code, **seconds})
         print(f"{rows[-1]['seconds_median']:.2f} s  {rows[-1]['command']}")
-    facts = run_facts(command_line("-m studies.speed.startup", argv))
-    write_json(args.output, {**facts, "repeats": args.repeats, "rows": rows})
+    write_results(args.output, "startup", argv, repeats=args.repeats, rows=rows)
     return {"rows": rows}
 
 

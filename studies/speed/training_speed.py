@@ -24,9 +24,9 @@ from datasets.images import read_image
 from datasets.splits import open_training_data
 from models.detector import Detector
 from models.registry import create_model
-from utils.args import command_line, make_parser, run_script
-from utils.files import write_json
-from utils.runtime import autocast, run_facts
+from studies.speed.summary import write_results
+from utils.args import make_parser, run_script
+from utils.runtime import autocast
 from utils.training.recipe import make_recipe
 from utils.training.setup import build_detector, prepare
 
@@ -106,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--output", default="results/benchmarks/training_speed.json")
     args = parser.parse_args(argv)
     rows = [measure(model, args.data, args.crop, args.batch_size, args.repeats) for model in args.models]
-    facts = {**run_facts(command_line("-m studies.speed.training_speed", argv)), "threads": torch.get_num_threads()}
-    write_json(args.output, {**facts, "rows": rows})
+    write_results(args.output, "training_speed", argv, threads=torch.get_num_threads(), rows=rows)
     for row in rows:
         print(
             f"{row['model']}: {row['train_py_images_per_s']:.1f} images/s, bare loop "
