@@ -85,7 +85,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             archive.infolist()
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises many types; each means that the file is not ours
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         if "Unsupported" in str(error) or "weights_only" in str(error) or "GLOBAL" in str(error):
             reason = "it holds more than tensors and plain values, and loading it could run code"
         raise UserError(f"expected a checkpoint written by train.py at {str(path)!r}, but {reason}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 import re
 import socket
 from collections import Counter
@@ -121,7 +120,7 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         if found:
             reason = f"it is a pickled {found[1]}, which could run code when loaded; save its state_dict() instead"
-        elif isinstance(error, pickle.UnpicklingError):
+        elif not isinstance(error, OSError | RuntimeError):  # whatever the unpickler meets in other bytes
             reason = "it is neither"
         raise UserError(f"expected a safetensors file or a state dict at {str(path)!r}, but {reason}") from None
     if isinstance(content, dict) and "format_version" in content:

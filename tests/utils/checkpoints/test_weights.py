@@ -285,3 +285,15 @@ def test_mobilenet_from_the_shared_file():
     assert report.random == ["head.1.bias", "head.1.weight"]
     assert {key.split(".")[1] for key in report.unused} == {"classifier"}
     assert next(detector.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello\n", b"\x89PNG\r\n\x1a\n" + bytes(40), b"\x80", b"PK\x03\x04" + bytes(9), b""]
+)
+def test_files_of_another_kind_are_one_clear_line(content, tmp_path):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        weights.read_weights_file(tmp_path / "w.pth")
+    message = str(caught.value)
+    assert message.startswith("expected a safetensors file or a state dict at") and "\n" not in message
+    assert len(message.partition(", but ")[2]) > 10
