@@ -206,7 +206,8 @@ def explain_images(
     writer.writerows(done)
     for path, reason in failed.items():
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
-    print(f"{len(paths)} images; {len(failed)} unreadable; figures in {folder}", file=sys.stderr)
+    images = "image" if len(paths) == 1 else "images"
+    print(f"{len(paths)} {images}; {len(failed)} unreadable; figures in {folder}", file=sys.stderr)
     return {"rows": done, "n_unreadable": len(failed), "exit_code": exit_code(len(failed))}
 
 

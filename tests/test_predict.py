@@ -1,6 +1,5 @@
 """predict.py: every input gets one row or one reason, in order, and a user's mistake one line."""
 
-import csv
 import io
 import json
 import sys
@@ -16,8 +15,8 @@ from PIL import Image
 import predict
 from datasets.spec import Record
 from models.registry import create_model
+from tests.predicting import csv_rows, refused, run
 from utils.checkpoints.file import load_detector, save_checkpoint
-from utils.errors import UserError
 from utils.scoring.scorer import Job, Settings, score
 
 FITTED = {"balanced": 0.5, "fpr1": 0.7, "fpr01": 0.9, "unsure_low": 0.4, "unsure_high": 0.6}
@@ -64,22 +63,6 @@ def write_images(*names):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(seed)).save(name)
     return list(names)
-
-
-def run(checkpoint, *arguments):
-    return predict.main([*arguments, "--checkpoint", checkpoint, "--device", "cpu"])
-
-
-def csv_rows(text):
-    return list(csv.DictReader(io.StringIO(text, newline="")))
-
-
-def refused(checkpoint, *arguments):
-    """The one-line message with which a call is refused."""
-    with pytest.raises(UserError) as error:
-        run(checkpoint, *arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # ------------------------------------------------------------------------------------------ scores and verdicts

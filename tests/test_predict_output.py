@@ -1,6 +1,5 @@
 """predict.py: output files, streaming, memory, and its behaviour as a process."""
 
-import csv
 import io
 import os
 import shlex
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import datasets.images
-import predict
 from tests.conftest import write_image
+from tests.predicting import csv_rows, refused, run
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT, open_output
@@ -34,22 +33,6 @@ def write_images(*names):
     for seed, name in enumerate(names):
         write_image(Path(name), seed, False)
     return list(names)
-
-
-def run(checkpoint, *arguments):
-    return predict.main([*arguments, "--checkpoint", checkpoint, "--device", "cpu"])
-
-
-def csv_rows(text):
-    return list(csv.DictReader(io.StringIO(text, newline="")))
-
-
-def refused(checkpoint, *arguments):
-    """The one-line message with which a call is refused."""
-    with pytest.raises(UserError) as error:
-        run(checkpoint, *arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # ------------------------------------------------------------------------------------------------------- output
