@@ -311,3 +311,9 @@ def test_certified_radius_of_a_linear_detector_is_within_its_true_distance():
     assert label == 1 and 0.2 < radius <= distance
     assert certify(detector, 0.5 - distance * direction, 0.25, torch.Generator().manual_seed(0))[0] == 0
     assert certify(detector, torch.full((3, 8, 8), 0.5), 0.25, torch.Generator().manual_seed(0)) == (None, 0.0)
+
+
+def test_square_names_a_size_that_its_l2_tiles_do_not_fit():
+    plan = Plan("square", "l2", 0.5, queries=300)
+    with pytest.raises(UserError, match=r"got 24 x 24 px.*--norm linf"):
+        run_attack(plan, lambda images: images.mean((1, 2, 3)) - 0.5, torch.rand(2, 3, 24, 24), torch.tensor([0, 1]))
