@@ -38,6 +38,13 @@ def write_image(path: Path, seed: int, fake: bool, height: int = SIDE, width: in
     cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8))
 
 
+def write_images(*names: str) -> list[str]:
+    """Write an image of different content under each name; returns the names."""
+    for seed, name in enumerate(names):
+        write_image(Path(name), seed, False)
+    return list(names)
+
+
 def make_faces(root: Path, size: int = 40) -> Path:
     """Fill a folder with noise images, a faint grid in the fakes: learnable in a few steps, but not at once."""
     rng = np.random.default_rng(0)
@@ -122,6 +129,12 @@ def assert_same_run(found: Path, wanted: Path) -> None:
         for key in keys:
             assert_same(one[key], other[key], f"{name}/{key}")
     assert len((found / "log.csv").read_text().splitlines()) == len((wanted / "log.csv").read_text().splitlines())
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from tests.predicting import csv_rows, refused, run
 from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.scoring.scorer import Job, Settings, score
 
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
+
 FITTED = {"balanced": 0.5, "fpr1": 0.7, "fpr01": 0.9, "unsure_low": 0.4, "unsure_high": 0.6}
 
 
@@ -44,11 +46,6 @@ def write_checkpoint(path, thresholds=None, weights=None):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.pt", FITTED)
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def pixels(seed, height=40, width=48, channels=3):

@@ -11,28 +11,19 @@ from pathlib import Path
 import pytest
 
 import datasets.images
-from tests.conftest import write_image
+from tests.conftest import write_images
 from tests.predicting import csv_rows, refused, run
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT, open_output
 from utils.scoring.prediction import READ_AHEAD, _prepare
 
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
+
 
 @pytest.fixture
 def checkpoint(_tiny_checkpoint_file):
     return str(_tiny_checkpoint_file)
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write_images(*names):
-    for seed, name in enumerate(names):
-        write_image(Path(name), seed, False)
-    return list(names)
 
 
 # ------------------------------------------------------------------------------------------------------- output
@@ -172,6 +163,7 @@ from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
 from utils.args import run_script
 from utils.scoring import prediction
+
 
 def score(predictor, records, *_):
     for index, record in enumerate(records):

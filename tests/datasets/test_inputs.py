@@ -11,18 +11,10 @@ import pytest
 from PIL import Image
 
 from datasets.inputs import list_inputs
-from tests.conftest import write_image
+from tests.conftest import write_images
 from utils.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write_images(*names):
-    for seed, name in enumerate(names):
-        write_image(Path(name), seed, False)
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 
 def stdin(data):
