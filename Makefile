@@ -21,7 +21,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 demo: install
 	$(PY) train.py --data demo --output-dir $(RUN) --overwrite --epochs 10 --lr 2e-3 --train-size 112
 	$(PY) evaluate.py --checkpoint $(RUN)/best.pt --data demo --output-dir $(RUN)/evaluation
-	$(PY) predict.py --checkpoint $(RUN)/best.pt 'data/demo-*/test/real/*0.jpg' 'data/demo-*/test/fake/*/*0.jpg' --output $(RUN)/predictions.csv
+	$(PY) predict.py --checkpoint $(RUN)/best.pt 'data/demo-*-n2400-*/test/real/*0.jpg' 'data/demo-*-n2400-*/test/fake/*/*0.jpg' --output $(RUN)/predictions.csv
 
 test: install
 	$(PY) -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile

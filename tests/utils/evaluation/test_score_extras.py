@@ -127,7 +127,8 @@ def test_pairs_that_cannot_be(one_class_scores, files, name, says):
 
 
 @pytest.mark.parametrize(("name", "says"), [("nowhere", "with real images, demo, got"), ("demo", "fakes only")])
-def test_a_pair_that_cannot_be_is_refused_before_anything_is_scored(name, says, tiny_checkpoint, monkeypatch):
+def test_a_pair_that_cannot_be_is_refused_before_anything_is_scored(name, says, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the demo set is made here
     monkeypatch.setattr(evaluate, "score_all", lambda *_: pytest.fail("something was scored"))
     with pytest.raises(UserError, match=says):
         evaluate.main(["--checkpoint", str(tiny_checkpoint), "--data", "demo@n=60,size=64", "--pair", name])
