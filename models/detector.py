@@ -33,6 +33,8 @@ class Detector(nn.Module):
         engine: what computes the logits; the name of an ONNX engine for an exported detector.
         has_input_gradient: False for detectors that cannot be differentiated (trees).
         any_size: False for detectors that only take inputs of certain sizes.
+        caches_tokens: True for detectors whose frozen part can run once before training: they have
+            ``frozen_tokens(images) -> (N, R, D)`` and ``from_tokens(tokens) -> logits`` (models/foundation.py).
         size_step: the input sizes to prefer are multiples of it, in pixels.
         is_classical: True for learners on features, which are fitted in one call instead of trained by gradients.
         operating_point: calibration and thresholds; ``load_detector`` sets it.
@@ -45,6 +47,7 @@ class Detector(nn.Module):
     has_input_gradient = True
     is_classical = False
     any_size = True
+    caches_tokens = False
     size_step = 32
     cam_reshape: Callable[[Tensor], Tensor] | None = None
 
@@ -113,6 +116,10 @@ class Detector(nn.Module):
         tried = {own // 2, own, *(size // step * step + step * k for k in range(-1, 3))}
         sizes = [str(near) for near in sorted(tried) if near >= 16 and self.fits(near)]
         raise UserError(f"expected {flag} that {self.name} takes, such as {' or '.join(sizes)}, got {size}")
+
+    def fixed_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that training never changes, whatever ``--freeze`` says."""
+        return []
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the final classifier, which transfer learning trains at a separate rate."""

@@ -158,7 +158,7 @@ def probe(backbone: nn.Module) -> Probe:
         return Probe(width, layer, _channels_first if channels_last else None, size == odd)
     # Hiera keeps its tokens in the order of its windows, which is not a map.
     if len(shape) == 3 and not hasattr(backbone, "reroll"):
-        return Probe(width, layer, _TokensToMap(shape[1] - math.isqrt(shape[1]) ** 2), size == odd)
+        return Probe(width, layer, TokensToMap(shape[1] - math.isqrt(shape[1]) ** 2), size == odd)
     return Probe(width, None, None, size == odd)
 
 
@@ -184,7 +184,7 @@ def _channels_first(features: Tensor) -> Tensor:
     return features.permute(0, 3, 1, 2)
 
 
-class _TokensToMap:
+class TokensToMap:
     """Turn ``(N, prefix + h * w, C)`` tokens of a square input into a map ``(N, C, h, w)``."""
 
     def __init__(self, prefix_tokens: int) -> None:

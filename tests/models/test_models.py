@@ -20,6 +20,7 @@ MEMBER = {"model": "cnn", "model_args": {"width": 4}, "geometry": {"mode": "crop
 # Same code, less work; a model that is not named here is built with its defaults.
 SMALL_ARGS = {
     "cnn_baseline": {"input_size": 32},
+    "foundation": {"backbone": "test_vit", "blocks": "3-6", "tokens": "both"},
     "ensemble": {"members": [MEMBER, {**MEMBER, "calibration": {"method": "temperature", "temperature": 2.0}}]},
     "views": {"member": MEMBER, "views": ["flip", "crops", "blur"]},
     "random_forest": {"features": "color", "trees": 20},

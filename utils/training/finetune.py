@@ -37,7 +37,7 @@ def stages(detector: Detector) -> list[tuple[str, list[nn.Parameter]]]:
 
 
 def freeze(detector: Detector, value: str) -> None:
-    """Freeze none, the backbone, or the first ``value`` stages, and thaw the others.
+    """Freeze none, the backbone, or the first ``value`` stages, and thaw the others but for what never trains.
 
     Raises:
         UserError: it is none of these, or more stages than the model has before its head.
@@ -56,6 +56,8 @@ def freeze(detector: Detector, value: str) -> None:
     for number, (_, parameters) in enumerate(parts):
         for parameter in parameters:
             parameter.requires_grad_(number >= count)
+    for parameter in detector.fixed_parameters():
+        parameter.requires_grad_(False)
 
 
 def train_mode(detector: Detector) -> None:
