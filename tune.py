@@ -167,7 +167,6 @@ class Trainer:
 
     def search(self, trial: Trial, runs: Path) -> float:
         """Run one trial and return its validation AUC; its files are kept only if it is interrupted."""
-        from utils.search.report import valid_auc
 
         optuna = import_optuna()
         values = draw(trial, self.space)
@@ -183,7 +182,7 @@ class Trainer:
                 raise optuna.TrialPruned
 
         try:
-            value = valid_auc(self.run(values, self.seed, run, on_epoch))
+            value = self.run(values, self.seed, run, on_epoch)["metrics"]["valid_auc"]
         except optuna.TrialPruned:
             self.errors = 0
             note(trial, "pruned", max(trial.study.trials[trial.number].intermediate_values.values()))
@@ -216,7 +215,7 @@ def retrain(study: Study, best: FrozenTrial, trainer: Trainer, n_seeds: int, fol
     Returns:
         One dict per run, see ``confirmation_rows``.
     """
-    from utils.search.report import figures_of, valid_auc
+    from utils.search.report import figures_of
 
     settings = {f"trial{best.number}": ("best", best.params), "default": ("default", default_values(trainer.space))}
     if best.params == settings["default"][1]:
@@ -230,7 +229,8 @@ def retrain(study: Study, best: FrozenTrial, trainer: Trainer, n_seeds: int, fol
                 checkpoint = trainer.run(values, seed, run)
                 (run / "last.pt").unlink(missing_ok=True)
                 study.set_user_attr(run.name, figures_of(checkpoint))
-                print(f"{name} settings, seed {seed}: valid_auc={valid_auc(checkpoint):.4f}", file=sys.stderr)
+                value = checkpoint["metrics"]["valid_auc"]
+                print(f"{name} settings, seed {seed}: valid_auc={value:.4f}", file=sys.stderr)
             results.append({"setting": name, "seed": seed, "figures": study.user_attrs[run.name]})
     return results
 

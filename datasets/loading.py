@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from datasets.balance import Groups, balanced
 from datasets.faces import Finder, face_crops
 from datasets.images import UnreadableImage, read_record, read_size
-from datasets.records import Listing, Record
+from datasets.records import Record
 from utils.distributed import team
 
 if TYPE_CHECKING:
@@ -119,13 +120,11 @@ class EpochSampler(Sampler):
     Each of several processes takes every ``size``-th pair, starting at its ``rank``, so that their batches together
     are those of one process with larger batches. All take equally many, so an epoch omits up to ``size`` - 1 images.
 
-    With ``groups``, a number per image, an epoch takes equally many images of each group (or one more, where
-    ``length`` cannot be divided): it omits some of a large group and repeats those of a small one with other seeds.
+    With ``groups``, an epoch takes as many images of each group as its share says: it omits some of a large group and
+    repeats those of a small one with other seeds.
     """
 
-    def __init__(
-        self, length: int, seed: int, rank: int = 0, size: int = 1, groups: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, length: int, seed: int, rank: int = 0, size: int = 1, groups: Groups | None = None) -> None:
         self.length = length
         self.groups = groups
         self.seed = seed
@@ -142,26 +141,6 @@ class EpochSampler(Sampler):
         seeds = generator.integers(0, 2**31, self.length)
         own = slice(self.rank, self.length // self.size * self.size, self.size)
         return iter(zip(order[own].tolist(), seeds[own].tolist(), strict=True))
-
-
-def balanced(groups: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-    """As many indices as there are images, equally many from each group, which is used up before any image repeats."""
-    numbers = np.asarray(groups)
-    names = generator.permutation(np.unique(numbers))  # so that what cannot be divided goes to other groups each time
-    taken = []
-    for place, name in enumerate(names):
-        members = np.flatnonzero(numbers == name)
-        wanted = (len(numbers) + len(names) - 1 - place) // len(names)
-        rest = generator.choice(members, wanted % len(members), replace=False)
-        taken += [np.tile(members, wanted // len(members)), rest]
-    return np.concatenate(taken)
-
-
-def label_groups(listings: Sequence[Listing]) -> list[int]:
-    """The group of each record of the concatenated listings: the same for equal dataset and label."""
-    keys = [(listing.name, listing.root, record.label) for listing in listings for record in listing.records]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return [numbers[key] for key in keys]
 
 
 def collate(items: Sequence[Item | list[Item] | Unreadable]) -> Batch:

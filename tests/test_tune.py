@@ -56,7 +56,7 @@ def fake_training(monkeypatch):
         for epoch in (1, 2, 3) if on_epoch else ():
             on_epoch([{"epoch": e, "valid_auc": value - 0.1 / e} for e in range(1, epoch + 1)])
         row = {"dataset": "faces", "auc": value, "acc": 0.8}
-        return {"metrics": {"valid": [row], "test": [row]}}
+        return {"metrics": {"valid_auc": value, "valid": [row], "test": [row]}}
 
     monkeypatch.setattr(tune.Trainer, "run", run)
     return runs

@@ -3,7 +3,6 @@
 import pickle
 import random
 from collections import Counter
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,8 +14,8 @@ from datasets.forgeries.forger import FORGERIES, KINDS, Forger, make_forger
 from datasets.forgeries.masks import find_face
 from datasets.forgeries.steps import UPSAMPLERS
 from datasets.images import read_image
-from datasets.loading import EpochSampler, ImageDataset, label_groups
-from datasets.spec import Listing, open_records
+from datasets.loading import ImageDataset
+from datasets.spec import open_records
 from datasets.transforms import Geometry, TrainTransform
 from utils.checkpoints.file import load_checkpoint
 from utils.errors import UserError
@@ -191,61 +190,6 @@ def test_an_unknown_forgery_is_one_line():
         make_forger("splice,bland", 0.5)
     with pytest.raises(UserError, match="expected --forgeries"):
         train.main(["--forgeries", "blend,", "--output-dir", "nowhere"])
-
-
-# ----------------------------------------------------------------------------------------------- balance
-
-GROUPS = [0] * 70 + [1] * 3 + [2] * 20 + [3] * 8
-
-
-def epoch(seed: int = 0, number: int = 0, **ranks) -> list[tuple[int, int]]:
-    sampler = EpochSampler(len(GROUPS), seed, **ranks, groups=GROUPS)
-    sampler.epoch = number
-    return list(sampler)
-
-
-def test_each_group_is_taken_equally_often_and_no_image_twice_before_all_are():
-    for number in range(5):
-        pairs = epoch(number=number)
-        assert len(pairs) == len(GROUPS)
-        sizes = Counter(GROUPS[index] for index, _ in pairs)
-        assert sorted(sizes.values()) == [25, 25, 25, 26]
-        times = Counter(index for index, _ in pairs)
-        for group in range(4):
-            counts = [times[index] for index in range(len(GROUPS)) if GROUPS[index] == group]
-            assert max(counts) - min(counts) <= 1
-        assert len({seed for _, seed in pairs}) == len(pairs)  # an image that comes again is augmented differently
-        assert pairs != sorted(pairs)
-    assert len({index for number in range(20) for index, _ in epoch(number=number)}) == len(GROUPS)
-
-
-def test_balanced_epochs_repeat_with_their_seed():
-    assert epoch(3, 2) == epoch(3, 2)
-    assert len({tuple(epoch(seed, number)) for seed in (1, 2) for number in (0, 1)}) == 4
-
-
-def test_ranks_share_a_balanced_epoch():
-    parts = [epoch(rank=rank, size=3) for rank in range(3)]
-    assert {len(part) for part in parts} == {len(GROUPS) // 3}
-    joined = [pair for together in zip(*parts, strict=True) for pair in together]
-    assert joined == epoch()[: len(joined)]
-
-
-def test_without_groups_an_epoch_is_what_it_always_was():
-    generator = np.random.default_rng([7, 0])
-    order, seeds = generator.permutation(30), generator.integers(0, 2**31, 30)
-    assert list(EpochSampler(30, 7)) == list(zip(order.tolist(), seeds.tolist(), strict=True))
-
-
-def test_groups_are_data_sets_and_labels(image_folder):
-    listing = open_records(str(image_folder), "train")
-    other = replace(listing, root="/elsewhere", records=listing.records[:9])
-    groups = label_groups([listing, other, listing])
-    expected = [record.label for record in listing.records]
-    assert groups[:16] == groups[25:]
-    keys = [("faces", label) for label in expected] + [("other", label) for label in expected[:9]]
-    assert len(set(zip(groups, keys, strict=False))) == len(set(keys)) == len(set(groups)) == 4
-    assert label_groups([Listing("a", "train", [], "", "", ())]) == []
 
 
 # ----------------------------------------------------------------------------------------------- train.py

@@ -16,6 +16,7 @@ from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoi
 from utils.evaluation.operating_point import doubts, fit_operating_point
 from utils.files import plain_values
 from utils.metrics.binary import metrics_row
+from utils.metrics.source_pairs import mix_auc, pair_aucs
 from utils.scoring.scorer import Job, Settings, score, score_table
 from utils.scoring.table import ScoreTable
 
@@ -59,7 +60,9 @@ def finalize(
         rows[split] = [
             measure(table, point, dataset=name, unreadable=failed, **identity) for name, table, failed in tables
         ]
-    metrics = {"best_epoch": checkpoint["epoch"], **plain_values(rows)}
+    sources = [(table.label, point.p_fake(table.logit)) for _, table, _ in clean["valid"]]
+    valid_auc = mix_auc(pair_aucs(sources))[0]
+    metrics = {"best_epoch": checkpoint["epoch"], "valid_auc": float(valid_auc), **plain_values(rows)}
     weights = load_checkpoint(path)["state_dict"]
     save_checkpoint(path, {**checkpoint, **point.to_checkpoint(), "metrics": metrics, "state_dict": weights})
     for row in rows["test"]:

@@ -133,11 +133,6 @@ def confirmation_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     return rows
 
 
-def valid_auc(checkpoint: Mapping[str, Any]) -> float:
-    """Return the mean validation AUC over the datasets that hold both classes."""
-    return statistics.fmean(row["auc"] for row in checkpoint["metrics"]["valid"] if row["auc"] is not None)
-
-
 def figures_of(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the validation and test figures of a run: ``dataset``, ``valid_auc``, ``test_auc``, ``test_acc``."""
     tests = {row["dataset"]: row for row in checkpoint["metrics"]["test"]}

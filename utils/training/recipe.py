@@ -115,7 +115,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         "--forgeries", metavar="A,B", help="make fakes of real images: blend, splice, upsample, smooth, decoder"
     )
     shape.add_argument("--forgery-share", type=float_in(0, 1), default=FORGERY_SHARE, help="of reals (default: 0.5)")
-    shape.add_argument("--balance", action="store_true", help="sample real and fake images of each dataset equally")
+    shape.add_argument("--balance", action="store_true", help="sample classes equally, and their sources")
 
     fit = parser.add_argument_group("optimisation")
     fit.add_argument("--epochs", type=int_in(1), default=12, help="default: 12")

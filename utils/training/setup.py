@@ -9,9 +9,10 @@ from typing import Any, Protocol, cast
 import torch
 from timm.utils import ModelEmaV3
 
+from datasets.balance import label_groups
 from datasets.device_images import make_training_loader
 from datasets.forgeries.forger import make_forger
-from datasets.loading import Batch, EpochSampler, ImageDataset, label_groups, typical_side
+from datasets.loading import Batch, EpochSampler, ImageDataset, typical_side
 from datasets.records import Record
 from datasets.splits import TrainingData
 from datasets.transforms import Geometry, TrainTransform

@@ -12,7 +12,7 @@ from datasets.spec import Listing
 from datasets.transforms import EvalTransform
 from models.detector import Detector
 from models.operating_point import sigmoid
-from utils.metrics.binary import auc
+from utils.metrics.source_pairs import mix_auc, pair_aucs
 from utils.scoring.scorer import Job, Settings, score
 from utils.training.adversarial import RAMP, has_collapsed, probe
 from utils.training.recipe import Recipe
@@ -35,17 +35,16 @@ def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState, 
 
 
 def clean_figures(detector: Detector, listings: Sequence[Listing], settings: Settings) -> dict[str, float]:
-    """Return ``valid_loss`` over all images and ``valid_auc``, the mean over the datasets that hold both classes."""
-    aucs, labels, logits = [], [], []
+    """Return ``valid_loss`` over all images and ``valid_auc``, see :func:`utils.metrics.source_pairs.mix_auc`."""
+    labels, logits = [], []
     for listing in listings:
         scores = score([Job(detector)], listing.records, settings, "valid")[0]
-        labels.append(np.array([listing.records[i].label for i in scores.indices]))
+        labels.append(np.array([listing.records[i].label for i in scores.indices], dtype=np.int64))
         logits.append(scores.logits)
-        value = auc(labels[-1], sigmoid(scores.logits)) if len(scores.logits) else None
-        aucs += [value] if value is not None else []
     y, z = np.concatenate(labels), np.concatenate(logits)
     loss = float(np.mean(np.logaddexp(0, np.where(y == 1, -z, z))))
-    return {"valid_loss": loss, "valid_auc": float(np.mean(aucs)) if aucs else 0.5}
+    value = mix_auc(pair_aucs([(own, sigmoid(scores)) for own, scores in zip(labels, logits, strict=True)]))[0]
+    return {"valid_loss": loss, "valid_auc": 0.5 if np.isnan(value) else float(value)}
 
 
 def probe_images(

@@ -124,6 +124,20 @@ def test_valid_auc_is_the_mean_over_data_sets(faces, tmp_path, monkeypatch):
     assert train.main(argv)["history"][0]["valid_auc"] == pytest.approx(0.5)  # AUC and 1 - AUC
 
 
+def test_sources_of_one_class_choose_the_epoch_in_pairs(faces, tmp_path):
+    """Alone they have no AUC, and a mix of them had a constant 0.5."""
+    for split in ("train", "valid"):
+        for name in ("real", "fake"):
+            shutil.copytree(faces / split / name, tmp_path / f"{name}s" / split / name)
+    specs = [str(tmp_path / "reals"), str(tmp_path / "fakes")]
+    result = train.main([*TINY, "--balance", "--data", *specs, "--output-dir", str(tmp_path / "run")])
+    aucs = [row["valid_auc"] for row in result["history"]]
+    best = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert len(set(aucs)) > 1 and best["epoch"] == 1 + aucs.index(max(aucs))
+    assert best["metrics"]["valid_auc"] == pytest.approx(max(aucs), abs=0.05)  # in another arithmetic
+    assert [row["auc"] for row in best["metrics"]["valid"]] == [None, None]
+
+
 def test_held_out_images_are_neither_trained_on_nor_repeated(tmp_path, faces):
     shutil.copytree(faces / "train", tmp_path / "flat")
     data = open_training_data([f"{tmp_path / 'flat'}@repeat=3"])
