@@ -14,9 +14,10 @@ names) and average maps over aligned faces with spectra. One line per image and 
   path,p_fake,verdict,target,method,all_zero,figure
   photos/a.jpg,0.9310963137134937,fake,fake,gradcam,no,runs/explanations/a.png
 
-Methods: gradcam gradcam++ hirescam layercam eigencam scorecam (maps of one layer), steps (rows and columns of a
-CNN-LSTM), integrated_gradients, occlusion, superpixels (LIME), features (contributions of the features of a classical
-detector, and the spectrum). A detector without a gradient supports occlusion, superpixels and, if classical, features.
+Methods: gradcam gradcam++ hirescam layercam eigencam scorecam (maps of one layer), attention (rollout; transformers),
+steps (rows and columns of a CNN-LSTM), integrated_gradients, occlusion, superpixels (LIME), features (contributions of
+the features of a classical detector, and the spectrum). A detector without a gradient supports occlusion, superpixels
+and, if classical, features.
 
 A plausible map proves nothing. --faithfulness measures every method on the test split of each data set, together with
 three controls that do not use the detector (random map, centre prior, edges): ROAD, insertion, deletion, verdicts

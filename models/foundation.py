@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Self
+from typing import Any, Self
 
 import torch
 from timm.models.eva import Eva
@@ -42,10 +42,11 @@ class Foundation(Detector):
         norms_only: change only the norms of these blocks.
     """
 
+    backbone: Any  # of timm: mypy knows none of its attributes
     caches_tokens = True
 
     def __init__(self, like: TimmBackbone, blocks: list[int], tokens: str, first_tuned: int, norms_only: bool) -> None:
-        backbone = like.backbone
+        backbone: Any = like.backbone
         super().__init__(
             like.input_size,
             mean=like.mean.flatten().tolist(),
@@ -153,8 +154,9 @@ def foundation(
     if tokens not in TOKENS:
         raise UserError(f"expected --model-args tokens={' or tokens='.join(TOKENS)}, got {tokens!r}")
     like = create_model(backbone) if backbone != "foundation" else None
-    tower = like.backbone if isinstance(like, TimmBackbone) else None
-    if not isinstance(tower, VisionTransformer | Eva) or getattr(tower, "rope_mixed", False):
+    tower: Any = getattr(like, "backbone", None)
+    is_plain = isinstance(tower, VisionTransformer | Eva) and not getattr(tower, "rope_mixed", False)
+    if not isinstance(like, TimmBackbone) or not is_plain:
         raise UserError(
             "expected --model-args backbone=NAME of a plain vision transformer in timm, such as "
             f"vit_base_patch16_clip_quickgelu_224 or vit_small_patch14_dinov2, got {backbone!r}"

@@ -31,6 +31,7 @@ NEEDS: dict[str, tuple[Callable[[Any, str | None], bool], str]] = {
         lambda detector, layer: bool(layer or detector.cam_layer),
         "it has no feature map; name one with --layer",
     ),
+    "attention": (lambda detector, _: bool(attention_layers(detector)), "it has no attention between patches"),
     "sequence": (lambda detector, _: getattr(detector, "reader", None) is not None, "it reads no sequence"),
     "features": (lambda detector, _: detector.is_classical, "it reads no named features"),
 }
@@ -60,6 +61,17 @@ class Method:
         """Return why the method does not work for a detector, None if it does."""
         unmet = (reason for check, reason in (NEEDS[need] for need in self.needs) if not check(detector, layer))
         return next(unmet, None)
+
+
+def attention_layers(detector: Any) -> list[Any]:
+    """Return the attention of each block of a plain transformer, which weighs patches; none for another detector."""
+    blocks = getattr(getattr(detector, "backbone", None), "blocks", None)
+    if not blocks or not hasattr(detector.cam_reshape, "prefix_tokens"):
+        return []
+    layers = [getattr(block, "attn", None) for block in blocks]
+    # Those of XCiT, which weigh channels, have no scale.
+    wanted = ("fused_attn", "attn_drop", "scale")
+    return layers if all(hasattr(layer, name) for layer in layers for name in wanted) else []
 
 
 def register_explanation(

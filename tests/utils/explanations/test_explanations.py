@@ -72,6 +72,7 @@ FAMILIES = {
     "cnn": ("cnn", {"width": 4}),
     "timm": ("mobilenetv2_050", {}),
     "transformer": ("test_vit", {}),
+    "foundation": ("foundation", {"backbone": "test_vit", "blocks": "3-5"}),
     "cnn_lstm": ("cnn_lstm", {"width": 4, "hidden": 8}),
 }
 
@@ -121,7 +122,9 @@ def test_every_usable_method_gives_a_map_of_the_size_of_the_input(family):
     name, args = FAMILIES[family]
     detector, batch = build(name, **args), images()
     methods = [method for method in usable_methods(detector) if method in MAPS]
-    assert set(MAPS) - set(methods) == (set() if family == "cnn_lstm" else {"steps"})
+    assert ("steps" in methods) == (family == "cnn_lstm")
+    assert ("attention" in methods) == (family in ("transformer", "foundation"))
+    assert len(set(MAPS) - set(methods)) == (2 if family in ("cnn", "timm") else 1)
     maps = explain(detector, batch, methods, torch.tensor([1.0, -1.0]), options=TINY)
     for method, heat in maps.items():
         assert heat.shape == (2, 64, 64) and heat.dtype == torch.float32, method
@@ -152,6 +155,22 @@ def test_the_model_runs_once_for_all_maps_of_a_layer():
     detector.register_forward_hook(lambda *_: calls.append(1))
     explain(detector, images(), ["gradcam", "hirescam", "layercam", "eigencam"], torch.ones(2))
     assert len(calls) == 1
+
+
+@torch.no_grad()
+def test_attention_rollout_of_one_block_is_the_attention_of_its_class_token():
+    detector, batch = build("foundation", backbone="test_vit", blocks=1, tune="none"), images()
+    block, rows = detector.backbone.blocks[0], []
+    block.norm1.register_forward_hook(lambda *call: rows.append(call[2]))
+    heat = run("attention", Question(detector, batch, torch.ones(2)))
+    qkv = block.attn.qkv(rows[0]).reshape(2, 17, 3, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    wanted = (qkv[0] @ qkv[1].transpose(2, 3) * block.attn.scale).softmax(3).mean(1)[:, 0, 1:] / 2
+    assert torch.allclose(heat.flatten(1), wanted, atol=1e-6) and block.attn.fused_attn
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "gmixer_12_224", "swin_tiny_patch4_window7_224"])
+def test_attention_of_windows_channels_or_none_is_no_map_of_patches(name):
+    assert "attention" not in usable_methods(build(name))
 
 
 def test_an_unknown_layer_lists_the_closest_first():
