@@ -2,6 +2,7 @@
 
   python calibrate.py --checkpoint checkpoints/cnn-140k --data data/wild --output-dir checkpoints/cnn-140k-wild
   python calibrate.py --checkpoint checkpoints/cnn-140k --data data/140k --tiers clean web --output-dir checkpoints/web
+  python calibrate.py --checkpoint checkpoints/cnn --from-scores scores/*__left-out.csv.gz --output-dir checkpoints/new
 
 The weights stay the same. Only the mappings from logit to p_fake and from p_fake to verdict are fitted, on the
 validation split of --data (or a tenth of its training images if it has none), never on a test split. This helps a
@@ -12,16 +13,26 @@ checkpoint; the last lines on stdout are
 
   test wild n_real=300 n_fake=300 auc=0.998 [0.997,1.000] acc=0.980 [0.967,0.990] ... threshold=0.573
   checkpoint checkpoints/cnn-140k-wild/best.pt
+
+--from-scores fits on scores files instead: those of detectors of the same recipe, each on a source that was left out of
+its training (studies/leave_source_out.py writes them). The verdicts then hold for sources that no detector has seen.
+Files of a detector that was trained on the source are refused. One line per source tells the verdicts:
+
+  stock real n=259 called_fake=0.027 unsure=0.154
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from datasets.perturbations import pick_tiers
+from datasets.perturbations import CLEAN, pick_tiers
 from datasets.splits import open_training_data
 from utils.args import (
+    EXIT_DONE,
     add_device_group,
     check_checkpoint_file,
     check_output_dir,
@@ -32,17 +43,20 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
+from utils.evaluation.scored_sets import IN_DOMAIN, read_evaluations
+from utils.scoring.table import ScoreTable
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of calibrate.py."""
     parser = make_parser(__doc__, "calibrate.py")
     parser.add_argument("--checkpoint", required=True, metavar="PT", help="its file or run folder")
-    parser.add_argument(
-        "--data", nargs="+", required=True, metavar="SPEC", help="data sets with validation images to fit on"
-    )
+    parser.add_argument("--data", nargs="+", metavar="SPEC", help="data sets with validation images to fit on")
+    parser.add_argument("--from-scores", nargs="+", metavar="CSV", help="scores files of unseen sources, instead")
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="run folder of the new checkpoint")
-    parser.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard (default: clean)")
+    parser.add_argument(
+        "--tiers", nargs="+", metavar="TIER", help="clean web hard common (default: clean, or all in the files)"
+    )
     parser.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
     parser.add_argument("--batch-size", type=int_in(1), default=32)
     add_device_group(parser)
@@ -50,11 +64,18 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Calibrate; returns ``{"checkpoint": path, "rows": test rows, "exit_code": 0, or 1 with unreadable images}``."""
-    args = get_args_parser().parse_args(argv)
+    """Calibrate; returns ``{"checkpoint": path, "rows": rows, "exit_code": 0, or 1 with unreadable images}``.
+
+    The rows are those of the test splits, or with --from-scores the verdicts of each source.
+    """
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if bool(args.data) == bool(args.from_scores):
+        parser.error("expected either --data SPEC... or --from-scores CSV...")
     path = check_checkpoint_file(args.checkpoint, needs_weights=True)
-    tiers = pick_tiers(args.tiers)
-    data = open_training_data(args.data)
+    tiers = pick_tiers(args.tiers or [CLEAN])
+    data = open_training_data(args.data) if args.data else None
+    unseen = read_unseen(args.from_scores, args.tiers) if args.from_scores else []
     target = check_output_dir(args.output_dir) / "best.pt"
     if target.exists():
         raise UserError(f"expected no checkpoint in {args.output_dir}, found {target}; choose another --output-dir")
@@ -64,9 +85,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.runtime import set_up
     from utils.scoring.scorer import Settings
 
-    machine = set_up(args.device, args.precision, args.workers, args.threads)
     checkpoint = load_checkpoint(path)
-    calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"]
+    calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"] if data else count_images(unseen)
     checkpoint["data"] = [entry for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
     checkpoint["train_args"] = {
         **checkpoint["train_args"],
@@ -74,10 +94,63 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "calibrated_on": calibrated_on,
     }
     checkpoint.pop("format_version")  # save_checkpoint writes its own
+    if not data:
+        rows = fit_on_scores(target, checkpoint, unseen, args.calibration)
+        return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_DONE}
+    machine = set_up(args.device, args.precision, args.workers, args.threads)
     save_checkpoint(target, checkpoint)
     settings = Settings(args.batch_size, machine.workers, machine.dtype)
     rows, unreadable = finalize(target, data, settings, machine.device, args.calibration, tiers)
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
+
+
+def read_unseen(files: Sequence[str], tiers: Sequence[str] | None) -> list[ScoreTable]:
+    """Read the scores of detectors on sources that they were not trained on, one table per file, source and tier.
+
+    Raises:
+        UserError: a file is none, a detector was trained on its source, or the files lack one of the ``tiers``.
+    """
+    sets = read_evaluations([Path(file) for file in files])
+    for scored in sets:
+        if scored.seen == IN_DOMAIN:
+            raise UserError(
+                f"expected scores of sources that were left out of training, got those of {scored.info['checkpoint']}, "
+                f"which was trained on {scored.info['dataset']}; pass the files *__left-out.csv.gz"
+            )
+    found = {scored.tier for scored in sets}
+    if missing := set(tiers or ()) - found:
+        raise UserError(f"expected scores of the tier {', '.join(sorted(missing))}, got {', '.join(sorted(found))}")
+    return [scored.table for scored in sets if scored.tier in (tiers or found)]
+
+
+def count_images(tables: Sequence[ScoreTable]) -> list[dict[str, Any]]:
+    """Return the sources of the tables and their numbers of images, whatever their tiers, for the checkpoint."""
+    images: dict[str, dict[str, int]] = {}
+    for table in tables:
+        images.setdefault(table.dataset[0], {}).update(zip(table.path, table.label.tolist(), strict=True))
+    return [
+        {"dataset": name, "split": "left-out", "n_real": len(labels) - sum(labels), "n_fake": sum(labels)}
+        for name, labels in ((name, list(found.values())) for name, found in images.items())
+    ]
+
+
+def fit_on_scores(
+    target: Path, checkpoint: dict[str, Any], tables: Sequence[ScoreTable], method: str
+) -> list[dict[str, Any]]:
+    """Fit the operating point on scores, write the checkpoint, and print and return the verdicts of each source."""
+    from utils.checkpoints.file import save_checkpoint
+    from utils.evaluation.operating_point import doubts, fit_operating_point, verdict_shares
+
+    point = fit_operating_point(tables, method)
+    metrics = {**checkpoint["metrics"], "valid": [], "test": []}  # these were of the former operating point
+    save_checkpoint(target, {**checkpoint, **point.to_checkpoint(), "metrics": metrics})
+    rows = verdict_shares(tables, point)
+    for row in rows:
+        print("{dataset} {label} n={n} called_fake={fake:.3f} unsure={unsure:.3f}".format(**row))
+    print(f"checkpoint {target}")
+    for doubt in doubts(tables, point):
+        print(f"warning: {doubt}", file=sys.stderr)
+    return rows
 
 
 if __name__ == "__main__":

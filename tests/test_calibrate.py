@@ -1,5 +1,8 @@
 """calibrate.py: new thresholds and calibration, the same weights, nothing from the test split."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 
@@ -7,11 +10,13 @@ import calibrate
 import evaluate
 from datasets.spec import open_records
 from models.operating_point import OperatingPoint
+from tests.conftest import exit_and_stderr, make_table
 from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
 from utils.evaluation.operating_point import fit_operating_point
 from utils.scoring.scorer import Job, score, score_table
+from utils.scoring.table import read_scores, write_scores, write_sidecar
 
 
 def test_weights_stay_and_the_operating_point_is_new(tiny_checkpoint, image_folder, tmp_path, capsys):
@@ -72,3 +77,46 @@ def test_a_set_that_a_detector_was_only_calibrated_on_is_unseen(tiny_checkpoint)
     sets = [("a", "train"), ("a", "valid"), ("b", "valid")]
     checkpoint["data"] = [{"dataset": name, "split": split} for name, split in sets]
     assert evaluate.origin(Candidate("tiny", detector, checkpoint, "digest"))["trained_on"] == ["a"]
+
+
+def scores_of(name, label, centre, folder, tier="common", **info):
+    """Write the scores of a source of one class, as a detector gave them that was not trained on it."""
+    rng = np.random.default_rng(len(name))
+    table = make_table([f"{i}.jpg" for i in range(80)], [label] * 80, rng.normal(centre, 1, 80), tier, name)
+    write_scores(folder / f"{name}.csv.gz", table)
+    write_sidecar(folder / f"{name}.csv.gz", **{"checkpoint": "run", "trained_on": ["other"], **info})
+    return str(folder / f"{name}.csv.gz")
+
+
+def test_verdicts_for_sources_that_were_left_out(tiny_checkpoint, tmp_path, capsys):
+    files = [scores_of(name, *rest, tmp_path) for name, *rest in (("stock", 0, -2), ("web", 0, 0), ("sdxl", 1, 2))]
+    flags = ["--checkpoint", str(tiny_checkpoint), "--from-scores", *files]
+    result = calibrate.main([*flags, "--output-dir", f"{tmp_path}/new"])
+    found, before = load_checkpoint(result["checkpoint"]), load_checkpoint(tiny_checkpoint)
+    assert all(torch.equal(value, found["state_dict"][key]) for key, value in before["state_dict"].items())
+    point = fit_operating_point([read_scores(file) for file in files])
+    assert OperatingPoint.from_checkpoint(found) == point and found["fitted_on"] == ["stock", "web", "sdxl"]
+    assert found["train_args"]["calibrated_on"][1:] == [
+        {"dataset": "web", "split": "left-out", "n_real": 80, "n_fake": 0},
+        {"dataset": "sdxl", "split": "left-out", "n_real": 0, "n_fake": 80},
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"stock real n=80 called_fake=0\.0\d\d unsure=0\.\d{3}", lines[0])
+    assert len(lines) == 4 and lines[-1] == f"checkpoint {tmp_path}/new/best.pt"
+    assert sum(row["fake"] for row in result["rows"][:2]) / 2 <= 0.03 < result["rows"][2]["fake"]
+    with pytest.raises(UserError, match="expected scores of the tier web, got common"):
+        calibrate.main([*flags, "--tiers", "web", "--output-dir", f"{tmp_path}/no"])
+
+
+def test_scores_of_a_source_in_training_are_refused(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    file = scores_of("stock", 0, -2, tmp_path, trained_on=["stock", "other"])
+    flags = ["--checkpoint", str(tiny_checkpoint), "--output-dir", f"{tmp_path}/new", "--from-scores", file]
+    with pytest.raises(UserError, match="those of run, which was trained on stock; pass the files"):
+        calibrate.main(flags)
+    code, says = exit_and_stderr(calibrate.main, [*flags, "--data", "demo"], monkeypatch, capsys)
+    assert code == 2 and "expected either --data SPEC... or --from-scores CSV..." in says
+    (tmp_path / "one.csv").write_text("path,label\n")
+    with pytest.raises(UserError, match="expected columns path,label"):
+        calibrate.main([*flags[:-1], str(tmp_path / "one.csv")])
+    with pytest.raises(UserError, match="got 80 real and 0 fake"):
+        calibrate.main([*flags[:-1], scores_of("web", 0, 0, tmp_path)])

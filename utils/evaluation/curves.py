@@ -70,11 +70,11 @@ def reliability(labels: np.ndarray, p_fake: np.ndarray, n_bins: int = N_BINS) ->
 
 
 def coverage(labels: np.ndarray, p_fake: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share of images outside an unsure band around the threshold, ascending up to 1, and their accuracy.
+    """Return the share of images outside a band around the threshold, ascending up to 1, and their accuracy.
 
-    The band is that of ``utils.metrics.thresholds.unsure_band``, symmetrical in logit, at every width that changes a
-    verdict; images at the same distance from the threshold are answered together. Known as the accuracy-rejection
-    curve: Nadeem, Zucker and Hanczar, MLSB 2009 (JMLR W&CP 8).
+    The band is symmetrical in logit and takes every width that changes a verdict; images at the same distance from the
+    threshold are answered together. Known as the accuracy-rejection curve: Nadeem, Zucker and Hanczar, MLSB 2009 (JMLR
+    W&CP 8).
     """
     labels, p_fake = check_scores(labels, p_fake)
     distance = np.abs(logit(p_fake) - logit(np.array(threshold)))

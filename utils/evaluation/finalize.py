@@ -69,7 +69,7 @@ def finalize(
         print(summary_line(row))
     print(f"checkpoint {path}")
     report_unreadable(list(unreadable.items()))
-    for doubt in doubts(fitted_on):
+    for doubt in doubts(fitted_on, point):
         print(f"warning: {doubt}", file=sys.stderr)
     return rows["test"], unreadable
 

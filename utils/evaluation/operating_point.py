@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from datasets.balance import shares
+from datasets.records import LABEL_NAMES
 from models.operating_point import Calibration, OperatingPoint, check_logits, sigmoid
 from utils.errors import UserError
 from utils.metrics.binary import auc
-from utils.metrics.thresholds import fit_thresholds, unsure_band
+from utils.metrics.source_pairs import mix_auc, pair_aucs
+from utils.metrics.thresholds import MAX_CALLED_FAKE, fit_thresholds
 from utils.scoring.table import ScoreTable
 
 CALIBRATION_METHODS = ("temperature", "isotonic", "none")
@@ -25,7 +28,8 @@ def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature
 
     ``method`` is one of CALIBRATION_METHODS. A temperature has one parameter and cannot overfit; the isotonic curve
     takes any increasing shape and needs about a thousand images (Niculescu-Mizil and Caruana, "Predicting Good
-    Probabilities with Supervised Learning", ICML 2005). Neither changes the order of the images, nor AUC.
+    Probabilities with Supervised Learning", ICML 2005). Neither changes the order of the images, nor AUC. On a mix
+    with sources of one class, sources count and not images, see :func:`image_weights`.
 
     The band of a detector without skill (see :func:`auc_bound`) covers everything: each of its verdicts is unsure.
 
@@ -34,22 +38,36 @@ def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature
     """
     if method not in CALIBRATION_METHODS:
         raise UserError(f"expected a calibration method of {', '.join(CALIBRATION_METHODS)}, got {method!r}")
-    labels = np.concatenate([table.label for table in tables])
-    logits = np.concatenate([table.logit for table in tables])
+    table = ScoreTable.join(list(tables))
+    labels, logits, weights = table.label, table.logit, image_weights(table)
     calibration: Calibration = None
     if method == "isotonic":
-        calibration = fit_isotonic(labels, logits)
+        calibration = fit_isotonic(labels, logits, weights)
     elif method == "temperature":
-        calibration = {"method": "temperature", "temperature": fit_temperature(labels, logits)}
-    p_fake = OperatingPoint(calibration).p_fake(logits)
-    thresholds = fit_thresholds(labels, p_fake)
-    low, high = unsure_band(labels, p_fake, thresholds["balanced"])
-    band = {"unsure_low": low, "unsure_high": high} if has_skill(tables) else ALL_UNSURE
-    names = dict.fromkeys(name for table in tables for name in table.dataset)
-    return OperatingPoint(calibration, {**thresholds, **band}, tuple(names))
+        calibration = {"method": "temperature", "temperature": fit_temperature(labels, logits, weights)}
+    thresholds = fit_thresholds(labels, OperatingPoint(calibration).p_fake(logits), weights)
+    band = {} if has_skill(tables) else ALL_UNSURE
+    return OperatingPoint(calibration, {**thresholds, **band}, tuple(dict.fromkeys(table.dataset)))
 
 
-def doubts(tables: Sequence[ScoreTable]) -> list[str]:
+def image_weights(table: ScoreTable) -> np.ndarray:
+    """Return how much each image counts, ``(N,)``, 1 on average.
+
+    Where each source (``dataset``) has both classes, all images count alike. Where some have one class only, both
+    classes count alike and within a class the sources, each as its share of a balanced epoch: the images of a very
+    small source count at most three times (see :func:`datasets.balance.shares`).
+    """
+    sources = _sources(table)
+    if all(len(set(part.label.tolist())) == 2 for part in sources.values()):
+        return np.ones(len(table))
+    keys = list(zip(table.dataset, table.label.tolist(), strict=True))
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    group = np.array([numbers[key] for key in keys])
+    sizes = np.bincount(group)
+    return (len(table) * shares(sizes, [label for _, label in numbers]) / sizes)[group]
+
+
+def doubts(tables: Sequence[ScoreTable], point: OperatingPoint) -> list[str]:
     """Return one line for each reason not to rely on an operating point fitted on these scores."""
     found, (n_real, n_fake) = [], _count_images(tables)
     value, bound = auc_bound(tables)
@@ -63,7 +81,28 @@ def doubts(tables: Sequence[ScoreTable]) -> list[str]:
             f"the thresholds rest on {n_real} real and {n_fake} fake validation images; they are rough below "
             f"{FEW_IMAGES} of each"
         )
+    limit = 2 * MAX_CALLED_FAKE
+    alarms = [row for row in verdict_shares(tables, point) if row["label"] == "real" and row["fake"] > limit]
+    if alarms:
+        names = ", ".join(f"{row['fake']:.0%} of {row['dataset']}" for row in alarms)
+        found.append(f"the verdict fake is wrong for more than {limit:.0%} of the reals of some sources: {names}")
     return found
+
+
+def verdict_shares(tables: Sequence[ScoreTable], point: OperatingPoint) -> list[dict[str, Any]]:
+    """Return the share of each verdict among the reals and the fakes of each source, one row each.
+
+    A row has ``dataset``, ``label`` (real or fake), ``n``, and the shares ``fake``, ``unsure`` and ``real``.
+    """
+    rows = []
+    for name, source in _sources(ScoreTable.join(list(tables))).items():
+        said = np.array(point.verdicts(point.p_fake(source.logit)))
+        for number, label in enumerate(LABEL_NAMES):
+            own = said[source.label == number]
+            if len(own):
+                shares_of = {verdict: float(np.mean(own == verdict)) for verdict in ("fake", "unsure", "real")}
+                rows.append({"dataset": name, "label": label, "n": len(own), **shares_of})
+    return rows
 
 
 def has_skill(tables: Sequence[ScoreTable]) -> bool:
@@ -75,15 +114,23 @@ def has_skill(tables: Sequence[ScoreTable]) -> bool:
 def auc_bound(tables: Sequence[ScoreTable]) -> tuple[float, float]:
     """Return the AUC of all scores together, and the upper end of the 95 % interval of the AUC of a guess.
 
-    The interval is 0.5 +- Z sqrt((n_real + n_fake + 1) / (12 n_real n_fake)), from the variance of the rank sum (Mann
-    and Whitney, Annals of Mathematical Statistics 18, 1947). An image that was scored in several tiers counts once.
+    On a mix with sources of one class, the AUC is that over pairs of sources. The interval is
+    0.5 +- Z sqrt((n_real + n_fake + 1) / (12 n_real n_fake)), from the variance of the rank sum (Mann and Whitney,
+    Annals of Mathematical Statistics 18, 1947). An image that was scored in several tiers counts once.
     """
-    labels = np.concatenate([table.label for table in tables])
-    value = auc(labels, sigmoid(np.concatenate([table.logit for table in tables])))
+    table = ScoreTable.join(list(tables))
+    sources = [(part.label, sigmoid(part.logit)) for part in _sources(table).values()]
+    is_mix = any(len(set(labels.tolist())) == 1 for labels, _ in sources)
+    value = float(mix_auc(pair_aucs(sources))[0]) if is_mix else auc(table.label, sigmoid(table.logit))
     n_real, n_fake = _count_images(tables)
-    if value is None:
+    if value is None or not n_real or not n_fake:
         return 0.5, 0.5
     return value, 0.5 + Z * float(np.sqrt((n_real + n_fake + 1) / (12 * n_real * n_fake)))
+
+
+def _sources(table: ScoreTable) -> dict[str, ScoreTable]:
+    """Return the rows of each data set by its name."""
+    return {name: part for (name,), part in table.groups("dataset")}
 
 
 def _count_images(tables: Sequence[ScoreTable]) -> tuple[int, int]:
@@ -93,13 +140,14 @@ def _count_images(tables: Sequence[ScoreTable]) -> tuple[int, int]:
     return len(images) - n_fake, n_fake
 
 
-def fit_isotonic(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+def fit_isotonic(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray | None = None) -> dict[str, Any]:
     """Fit the increasing curve from logit to fraction of fakes with the least squared error on validation.
 
     Pool-adjacent-violators (Ayer, Brunk, Ewing, Reid and Silverman, Annals of Mathematical Statistics 26, 1955; for
     calibration: Zadrozny and Elkan, KDD 2002): images are sorted by logit, and neighbouring blocks are merged while the
     fraction of fakes falls. The curve is linear between blocks. Unlike the textbook's, it stays in
-    [1 / (N + 2), 1 - 1 / (N + 2)], the rule of succession for an event never seen in N images.
+    [1 / (N + 2), 1 - 1 / (N + 2)], the rule of succession for an event never seen in N images. Each image counts by its
+    weight ``(N,)``, by default 1.
 
     Returns:
         {"method": "isotonic", "x": [...], "y": [...]} of plain floats with x strictly increasing: the lowest and the
@@ -118,9 +166,11 @@ def fit_isotonic(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
             f"{n_fake} fake; add images of the missing class to the validation split"
         )
     distinct, group = np.unique(logits, return_inverse=True)
-    # A block: [fakes, images, lowest logit, highest logit]; fractions are compared exactly, as products of integers.
+    # A block: [fakes, images, lowest logit, highest logit]. Fractions are compared as products: of integers, exactly.
     blocks: list[list[float]] = []
-    for fakes, images, logit in zip(np.bincount(group, labels > 0.5), np.bincount(group), distinct, strict=True):
+    weights = np.ones(len(labels)) if weights is None else weights
+    counts = np.bincount(group, weights * (labels > 0.5)), np.bincount(group, weights)
+    for fakes, images, logit in zip(*counts, distinct, strict=True):
         block = [float(fakes), float(images), float(logit), float(logit)]
         while blocks and blocks[-1][0] * block[1] >= block[0] * blocks[-1][1]:
             before = blocks.pop()
@@ -131,7 +181,7 @@ def fit_isotonic(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
     return {"method": "isotonic", "x": list(points), "y": list(points.values())}
 
 
-def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+def fit_temperature(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Return the temperature that minimises the negative log-likelihood of sigmoid(logit / T) on validation.
 
     Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599. The loss
@@ -149,13 +199,14 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     if len(labels) != len(logits):
         raise UserError(f"expected one label per logit, got {len(labels)} labels and {len(logits)} logits")
     signed = np.where(labels > 0.5, logits, -logits)
+    weighted = signed if weights is None else weights * signed
     one_class = len(labels) == 0 or labels.min() == labels.max()
-    # signed.sum() <= 0: the loss rises from beta = 1 / T = 0 on, so the best beta is not positive.
-    if one_class or signed.min() >= 0 or signed.sum() <= 0:
+    # weighted.sum() <= 0: the loss rises from beta = 1 / T = 0 on, so the best beta is not positive.
+    if one_class or signed.min() >= 0 or weighted.sum() <= 0:
         return 1.0
 
     def slope_is_negative(beta: float) -> bool:
-        return bool(np.sum(signed * sigmoid(-beta * signed)) > 0)
+        return bool(np.sum(weighted * sigmoid(-beta * signed)) > 0)
 
     low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     for _ in range(200):

@@ -9,9 +9,17 @@ from models.ensemble import calibrated_logits
 from models.operating_point import SIGMOID_SHARE, OperatingPoint, sigmoid
 from tests.conftest import make_scores
 from utils.errors import UserError
-from utils.evaluation.operating_point import auc_bound, doubts, fit_isotonic, fit_operating_point, fit_temperature
+from utils.evaluation.operating_point import (
+    auc_bound,
+    doubts,
+    fit_isotonic,
+    fit_operating_point,
+    fit_temperature,
+    image_weights,
+    verdict_shares,
+)
 from utils.metrics import binary as metrics
-from utils.metrics.thresholds import fit_thresholds, unsure_band
+from utils.metrics.thresholds import fit_thresholds
 from utils.scoring.table import ScoreTable
 
 
@@ -48,22 +56,59 @@ def test_thresholds_at_the_edges():
         fit_thresholds([0, 0], [0.1, 0.2])
 
 
-def test_unsure_band_buys_accuracy_and_keeps_coverage():
-    labels, p_fake = make_scores(2000, seed=2, fraction_fake=0.5)
-    low, high = unsure_band(labels, p_fake, 0.4, target_acc=0.88)
-    assert low < 0.4 < high
-    kept = (p_fake < low) | (p_fake >= high)
-    assert metrics.figures(labels[kept], p_fake[kept], 0.4)["acc"] >= 0.88
-    assert metrics.figures(labels, p_fake, 0.4)["acc"] < 0.88 and kept.mean() >= 0.5
-    logit = np.log([low / (1 - low), 0.4 / 0.6, high / (1 - high)])
-    assert logit[1] - logit[0] == pytest.approx(logit[2] - logit[1])
-    wide = unsure_band(labels, p_fake, 0.4, target_acc=0.9999)
-    kept_wide = (p_fake < wide[0]) | (p_fake >= wide[1])
-    assert kept_wide.mean() >= 0.5 and wide[0] < low, "an unreachable target stops at the coverage"
+def rates(labels, p_fake, weights=None):
+    """Fit, and return by weight: reals called fake, reals unsure, fakes called real, and the thresholds."""
+    labels, p_fake = np.asarray(labels), np.asarray(p_fake)
+    fitted = fit_thresholds(labels, p_fake, weights)
+    weights = np.ones(len(labels)) if weights is None else weights
+    said = np.array(OperatingPoint(None, fitted).verdicts(p_fake))
+
+    def share(label, verdict):
+        own = labels == label
+        return weights[own & (said == verdict)].sum() / weights[own].sum()
+
+    return share(0, "fake"), share(0, "unsure"), share(1, "real"), fitted
 
 
-def test_unsure_band_is_empty_where_it_is_not_needed():
-    assert unsure_band([0, 1], [0.0, 1.0], 0.5) == (0.5, 0.5)
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("slope", [0.3, 1.6, 3.0, 6.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_few_reals_are_called_fake_and_few_are_unsure(seed, slope, weighted):
+    """At any skill; and neither limit is moved further than its reason goes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 3000)
+    p_fake = sigmoid(rng.normal(size=3000) + slope * (labels - 0.5))
+    weights = rng.uniform(0.2, 2, 3000) if weighted else None
+    called_fake, unsure, missed, fitted = rates(labels, p_fake, weights)
+    low, high, balanced = fitted["unsure_low"], fitted["unsure_high"], fitted["balanced"]
+    assert called_fake <= 0.03 and unsure <= 0.2 and low <= high and balanced <= high
+    assert called_fake > 0.027 or high == balanced, "no more reals are spared than asked"
+    assert missed <= 0.05 or unsure > 0.195, "fakes are missed only where the limit on unsure reals forces it"
+    assert unsure == 0 or missed > 0.045, "no band without a reason"
+
+
+def test_a_detector_that_tells_all_needs_no_band():
+    called_fake, unsure, missed, fitted = rates(np.repeat([0, 1], 50), np.linspace(0, 1, 100))
+    assert called_fake == unsure == missed == 0
+    assert fitted["unsure_low"] == fitted["balanced"] == fitted["unsure_high"]
+    assert rates([0, 1], [0.0, 1.0])[3]["unsure_low"] == 0.5
+
+
+def test_weights_are_worth_repetitions():
+    labels, p_fake = make_scores(200, decimals=2, seed=4)
+    times = np.random.default_rng(0).integers(1, 5, 200)
+    repeated = fit_thresholds(np.repeat(labels, times), np.repeat(p_fake, times))
+    assert fit_thresholds(labels, p_fake, times.astype(float)) == repeated
+    assert fit_thresholds(labels, p_fake, times / 7) == repeated
+    assert fit_thresholds(labels, p_fake) == fit_thresholds(labels, p_fake, np.ones(200)) != repeated
+    _, logits = make_logits(200, decimals=1)
+    once = fit_isotonic(labels, logits, times.astype(float))
+    often = fit_isotonic(np.repeat(labels, times), np.repeat(logits, times))
+    inner = slice(2, -2)  # the ends depend on the number of images
+    assert once["x"] == often["x"] and once["y"][inner] == pytest.approx(often["y"][inner], abs=0.01)
+    assert fit_temperature(labels, logits, times / 3) == pytest.approx(
+        fit_temperature(np.repeat(labels, times), np.repeat(logits, times))
+    )
 
 
 def test_verdicts_and_thresholds_of_an_operating_point():
@@ -190,6 +235,9 @@ def test_a_damaged_isotonic_curve_is_refused(points):
         OperatingPoint({"method": "isotonic", **points}).p_fake([0.0])
 
 
+FITTED = ("balanced", "fpr1", "fpr01")
+
+
 @pytest.mark.parametrize("method", ["temperature", "isotonic", "none"])
 def test_the_operating_point_is_fitted_with_the_chosen_calibration(method):
     labels, logits = make_logits(300)
@@ -199,7 +247,7 @@ def test_the_operating_point_is_fitted_with_the_chosen_calibration(method):
     assert (point.calibration or {"method": "none"})["method"] == method
     p_fake = point.p_fake(logits)
     fitted = fit_thresholds(labels, p_fake)
-    assert {key: point.thresholds[key] for key in fitted} == fitted
+    assert {key: point.thresholds[key] for key in FITTED} == {key: fitted[key] for key in FITTED}
     assert fit_operating_point([table]) == fit_operating_point([table], "temperature")
     with pytest.raises(UserError, match="temperature, isotonic, none, got 'platt'"):
         fit_operating_point([table], "platt")
@@ -228,10 +276,10 @@ def test_an_ensemble_calibrates_its_members_as_everything_else_does(calibration)
 # ----------------------------------------------------------------------------------------------- without skill
 
 
-def scores_table(labels, logits, tier="clean"):
+def scores_table(labels, logits, tier="clean", name="set"):
     n = len(labels)
     paths = [f"{index}.png" for index in range(n)]
-    return ScoreTable(paths, labels, ["set"] * n, ["all"] * n, [tier] * n, logits, sigmoid(logits))
+    return ScoreTable(paths, labels, [name] * n, ["all"] * n, [tier] * n, logits, sigmoid(logits))
 
 
 @pytest.mark.parametrize(
@@ -261,16 +309,81 @@ def test_a_detector_with_skill_still_decides(n):
     assert firm.mean() > 0.4 and ((verdicts == "fake") == (fresh == 1))[firm].mean() > 0.85
 
 
+def found(tables):
+    return doubts(tables, fit_operating_point(tables))
+
+
 def test_doubts_name_chance_and_few_images():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [30, 12])
-    (chance, few) = doubts([scores_table(labels, rng.normal(size=42))])
+    (chance, few) = found([scores_table(labels, rng.normal(size=42))])
     assert "not above" in chance and "30 real and 12 fake" in chance and "30 real and 12 fake" in few
-    assert doubts([scores_table(np.repeat([0, 1], 30), np.arange(60.0))]) == []
-    assert len(doubts([scores_table(np.array([0, 0, 1, 1]), np.arange(4.0))])) == 2, "four images prove nothing"
+    assert found([scores_table(np.repeat([0, 1], 30), np.arange(60.0))]) == []
+    assert len(found([scores_table(np.array([0, 0, 1, 1]), np.arange(4.0))])) == 2, "four images prove nothing"
 
 
 def test_tiers_of_an_image_count_once():
     labels, logits = np.repeat([0, 1], 10), np.arange(20.0)
     tables = [scores_table(labels, logits, tier) for tier in ("clean", "web", "hard")]
-    assert auc_bound(tables) == auc_bound(tables[:1]) and "10 real and 10 fake" in doubts(tables)[0]
+    assert auc_bound(tables) == auc_bound(tables[:1]) and "10 real and 10 fake" in found(tables)[0]
+
+
+# ------------------------------------------------------------------------------------------- sources of one class
+
+
+def one_class(name, label, n, seed, centre):
+    rng = np.random.default_rng(seed)
+    return scores_table(np.full(n, label), rng.normal(centre, 1, n), name=name)
+
+
+def some_mix(n_large=2000):
+    """Two sources of reals, of which the small one looks fake, and two of fakes."""
+    sources = [("large", 0, n_large, -2.0), ("small", 0, 200, 0.0), ("gan", 1, 300, 2.0), ("swap", 1, 60, 1.0)]
+    return [one_class(name, label, n, seed, centre) for seed, (name, label, n, centre) in enumerate(sources)]
+
+
+def test_sources_count_and_not_images():
+    """A source ten times as large moves nothing but its own sampling noise."""
+    few, many = (fit_operating_point(some_mix(n)) for n in (250, 2500))
+    for name in ("balanced", "unsure_low", "unsure_high"):
+        assert few.thresholds[name] == pytest.approx(many.thresholds[name], abs=0.05)
+    table = ScoreTable.join(some_mix(2500))
+    pooled = OperatingPoint(None, fit_thresholds(table.label, table.p_fake))
+    alarms = [{row["dataset"]: row["fake"] for row in verdict_shares([table], point)} for point in (pooled, many)]
+    assert alarms[0]["small"] > 0.1 and alarms[1]["small"] < 0.08
+    assert few.fitted_on == ("large", "small", "gan", "swap")
+
+
+def test_the_verdict_fake_is_rare_among_the_reals_of_the_sources():
+    tables = some_mix(1000)
+    point = fit_operating_point(tables)
+    rows = {row["dataset"]: row for row in verdict_shares(tables, point)}
+    assert {name: (row["label"], row["n"]) for name, row in rows.items()} == {
+        "large": ("real", 1000),
+        "small": ("real", 200),
+        "gan": ("fake", 300),
+        "swap": ("fake", 60),
+    }
+    assert all(row["fake"] + row["unsure"] + row["real"] == pytest.approx(1) for row in rows.values())
+    assert (rows["large"]["fake"] + rows["small"]["fake"]) / 2 <= 0.03 + 1e-9
+    assert (rows["large"]["unsure"] + rows["small"]["unsure"]) / 2 <= 0.2 + 1e-9
+    assert rows["small"]["fake"] > rows["large"]["fake"]
+    shifted = [*tables, one_class("hard", 0, 200, 9, 3.0)]
+    (line,) = doubts(shifted, point)
+    assert "wrong for more than 6% of the reals of some sources" in line and "of hard" in line and "large" not in line
+
+
+def test_images_of_a_tiny_source_count_at_most_three_times():
+    tables = [one_class("a", 0, 1000, 0, 0.0), one_class("b", 0, 10, 1, 0.0), one_class("c", 1, 1000, 2, 0.0)]
+    weights = image_weights(ScoreTable.join(tables))
+    assert weights.mean() == pytest.approx(1) and weights[1000:1010] == pytest.approx(3)
+    assert weights[:1010].sum() == pytest.approx(weights[1010:].sum())
+    with_both = [scores_table(np.repeat([0, 1], [5, 50]), np.arange(55.0), name=name) for name in "ab"]
+    assert np.all(image_weights(ScoreTable.join(with_both)) == 1), "as the published operating points were fitted"
+
+
+def test_skill_on_a_mix_is_that_over_pairs():
+    """A detector that tells domains apart, and nothing within the only source with both classes."""
+    tables = [*some_mix(), scores_table(np.repeat([0, 1], 300), np.random.default_rng(0).normal(size=600), name="hard")]
+    value, bound = auc_bound(tables)
+    assert bound < value < 0.75 < auc_bound(some_mix())[0]

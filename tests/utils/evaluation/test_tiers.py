@@ -17,7 +17,6 @@ from datasets.transforms import EvalTransform, Geometry
 from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.evaluation.curves import coverage
-from utils.metrics.thresholds import unsure_band
 from utils.scoring.scorer import Job, Settings, score, stream
 from utils.scoring.table import read_scores, read_sidecar, write_scores
 
@@ -336,14 +335,15 @@ def test_reliability_and_coverage_figures(run, image_folder, figures):
     assert share[-1] == 1 and accuracy[-1] == result["rows"][0]["acc"]
 
 
-def test_coverage_agrees_with_the_unsure_band():
+def test_coverage_is_of_the_images_outside_a_band():
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 2, 300)
     p_fake = np.round(1 / (1 + np.exp(-(4 * labels - 2 + rng.normal(0, 3, 300)))), 2)  # with ties
-    low, high = unsure_band(labels, p_fake, 0.4, target_acc=0.85, min_coverage=0.1)
-    answered = (p_fake < low) | (p_fake >= high)
-    assert 0 < answered.mean() < 1
     share, accuracy = coverage(labels, p_fake, 0.4)
+    threshold, width = np.log(0.4 / 0.6), 1.5
+    with np.errstate(divide="ignore"):
+        answered = np.abs(np.log(p_fake / (1 - p_fake)) - threshold) > width
+    assert 0 < answered.mean() < 1
     at = np.flatnonzero(np.isclose(share, answered.mean()))
     assert len(at) == 1 and accuracy[at[0]] == pytest.approx(np.mean((p_fake >= 0.4)[answered] == labels[answered]))
     assert np.all(np.diff(share) > 0) and share[-1] == 1 and np.mean((p_fake >= 0.4) == labels) == accuracy[-1]
