@@ -104,22 +104,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         data = open_labelled(args.data)
         check_pair(args.pair, data)
 
-        from datasets.faces import FaceFinder
+        from datasets.face_boxes import with_faces
+        from datasets.faces import FaceFinder, open_finder
         from datasets.image_cache import cache_listing
         from utils.evaluation.evaluate import load_candidates
         from utils.runtime import set_up
         from utils.scoring.cache import ScoreCache
         from utils.scoring.scorer import Settings
 
+        if args.face_detector:
+            FaceFinder(args.face_detector)  # reports a file that is none before a model is loaded
         machine = set_up(args.device, args.precision, args.workers, args.threads)
         candidates = load_candidates(checkpoints, machine.device)
         if args.cache:
             data = [(name, cache_listing(listing, Path(args.cache))) for name, listing in data]
-        finder = FaceFinder(args.finder) if args.finder else None
+        needs_face = any(candidate.detector.geometry.needs_face for candidate in candidates)
+        if finder := open_finder(args.face_detector, args.faces or needs_face):
+            data = [(name, with_faces(listing, finder)) for name, listing in data]
         # Several processes must score the same batches, whatever is in their caches; scores of faces are not cached.
         uncached = args.no_score_cache or team.size > 1 or finder
         cache = ScoreCache(None if uncached else Path(args.score_cache), f"{machine.device.type} {machine.dtype}")
-        settings = Settings(args.batch_size, machine.workers, machine.dtype, finder)
+        settings = Settings(args.batch_size, machine.workers, machine.dtype, args.faces)
         command = command_line("evaluate.py", argv)
         files = score_all(candidates, data, tiers, cache, settings, folder / "scores", command)
         if not is_first():  # one process writes the report

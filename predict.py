@@ -20,7 +20,9 @@ a band around the checkpoint's balanced threshold, fitted on validation images. 
 band: p_fake >= threshold is fake, everything else is real. A verdict is the opinion of this detector, not proof:
 detectors miss more images of generators they have not seen in training.
 
-With --faces, a column `faces` holds the number of faces found. Where it is 0, the whole picture was scored.
+If the checkpoint frames faces (--geometry face of train.py), the largest face is scored: a column `framed` holds face,
+or whole for a picture without one, and `finder` what searched it: yunet or cascade. With --faces, every face is scored,
+and a column `faces` holds their number.
 
 JSON output is an array of {"path", "p_fake", "verdict", "logit"}, with {"path", "error"} for images that cannot be
 read. CSV output leaves these out. They are always listed on stderr, never scored, and make the exit code 1. The last
@@ -65,7 +67,7 @@ COLUMNS = ("path", "p_fake", "verdict", "logit")
 VERDICTS = ("real", "fake", "unsure")
 THRESHOLDS = ("balanced", "fpr1", "fpr01")
 
-Row = dict[str, Any]  # COLUMNS, with --faces also the number of faces; or path and error
+Row = dict[str, Any]  # COLUMNS and, where faces were searched, faces, framed and finder; or path and error
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -127,21 +129,20 @@ def main(argv: Sequence[str] | None = None) -> dict:
         check_output(args.output, [*(path.removeprefix("csv:") for path in args.paths), *(r.path for r in records)])
     counts: Counter[str] = Counter()
     with open_output(args.output) as stream:
+        from datasets.faces import FaceFinder, open_finder
         from utils.scoring.prediction import open_predictor, predict_records
 
+        if args.face_detector:
+            FaceFinder(args.face_detector)  # reports a file that is none before a model is loaded
         predictor = open_predictor(checkpoint, args.engine, args.device, args.precision, args.threads)
         point = predictor.operating_point
         point.threshold(args.threshold)  # reports an unknown one before any image is read
         if args.threshold == "balanced" and not point.thresholds:
             print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
-        finder = None
-        if args.finder:
-            from datasets.faces import FaceFinder
-
-            finder = FaceFinder(args.finder)
-        batches = predict_records(predictor, records, args.batch_size, args.workers, finder)
-        rows = make_rows(batches, records, point, args.threshold, with_faces=finder is not None)
-        columns = (*COLUMNS, "faces") if finder else COLUMNS
+        finder = open_finder(args.face_detector, args.faces or predictor.geometry.needs_face)
+        batches = predict_records(predictor, records, args.batch_size, args.workers, finder, args.faces)
+        rows = make_rows(batches, records, point, args.threshold, finder.name if finder else None, args.faces)
+        columns = (*COLUMNS, *(("faces",) if args.faces else ()), *(("framed", "finder") if finder else ()))
         WRITERS[args.format](stream, report(rows, len(records), counts, quiet=stream.isatty()), columns)
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     faceless = f"; {counts['faceless']} without a face, scored as a whole" if counts["faceless"] else ""
@@ -169,6 +170,7 @@ def make_rows(
     records: Sequence[Record],
     point: OperatingPoint,
     threshold: str | float,
+    finder: str | None,
     with_faces: bool,
 ) -> Iterator[list[Row]]:
     """Turn each batch of ``predict_records`` into rows, in the order of the records."""
@@ -180,6 +182,8 @@ def make_rows(
             rows[index] = dict(zip(COLUMNS, (records[index].path, *values), strict=True))
             if with_faces:
                 rows[index]["faces"] = int(n_faces)
+            if finder:
+                rows[index] |= {"framed": "face" if n_faces else "whole", "finder": finder}
         yield [rows[index] for index in sorted(rows)]
 
 
@@ -192,7 +196,7 @@ def report(batches: Iterator[list[Row]], total: int, counts: Counter[str], quiet
         for rows in batches:
             for row in rows:
                 counts[row.get("verdict", "unreadable")] += 1
-                counts["faceless"] += row.get("faces") == 0
+                counts["faceless"] += row.get("framed") == "whole"
                 if "error" in row:
                     tqdm.write(f"unreadable: {row['path']}: {row['error']}", file=sys.stderr)
             yield rows

@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         files,
         limits,
         token=token,
-        face_detector=args.finder,
+        every_face=args.faces,
+        face_detector=args.face_detector,
         host_names=host_names(args.host, args.public_name),
         device=args.device,
         precision=args.precision,
@@ -118,6 +119,7 @@ def create_app(
     limits: Limits | None = None,
     *,
     token: str | None = None,
+    every_face: bool = False,
     face_detector: str | None = None,
     host_names: list[str] | None = None,
     device: str = "auto",
@@ -129,7 +131,8 @@ def create_app(
 
     Args:
         token: the bearer token that clients must send; None for anybody.
-        face_detector: a YuNet file, or ``cascade``; None scores whole pictures.
+        every_face: score each face of a picture, unless a client wants otherwise.
+        face_detector: a YuNet file; None for the default of ``open_finder``.
         host_names: values of the Host header to serve; None for any.
         page: the built page; without one a plain form is served.
 
@@ -138,16 +141,18 @@ def create_app(
     """
     from flask import Flask
 
-    from datasets.faces import FaceFinder
+    from datasets.faces import FaceFinder, open_finder
     from utils.serving.offers import open_offers
     from utils.serving.routes import add_guards, make_api, make_page
     from utils.serving.service import Service
     from utils.serving.uploads import MemoryRequest
 
     if face_detector:
-        FaceFinder(face_detector)  # workers open it on their first image; report mistakes now
+        FaceFinder(face_detector)  # reports a file that is none before a model is loaded
     limits = limits or Limits()
-    service = Service(open_offers(checkpoints, device, precision, threads), limits, face_detector)
+    offers = open_offers(checkpoints, device, precision, threads)
+    finder = open_finder(face_detector, every_face or any(offer.geometry.needs_face for offer in offers))
+    service = Service(offers, limits, finder, every_face)
     plain = str(WEB / "plain")
     app = Flask("serve", static_folder=plain, static_url_path="/plain-files", template_folder=plain)
     app.request_class = MemoryRequest

@@ -101,7 +101,12 @@ def train_detector(
     """
     data = open_training_data(recipe.data, recipe.exclude_generator)
 
+    from datasets.face_boxes import with_faces
+    from datasets.faces import open_finder
     from datasets.image_cache import cache_listing
+
+    finder = open_finder(recipe.face_detector) if recipe.geometry == "face" else None
+
     from models.classical import ClassicalDetector
     from utils.distributed import check_enough, expecting_peers, wait_for_all
     from utils.evaluation.finalize import finalize
@@ -118,6 +123,8 @@ def train_detector(
     device, n_workers = machine.device, machine.workers
     check_enough(len(data.train_records))
     detector = build_detector(recipe, data.train_records, device, interrupted["model_args"] if interrupted else None)
+    if finder:
+        data = data.map(lambda listing: with_faces(listing, finder))
     history: list[dict] = []
     if isinstance(detector, ClassicalDetector):
         remove_run(folder)

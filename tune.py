@@ -134,7 +134,7 @@ def find_space(recipe: Recipe, data: TrainingData, wanted: Sequence[str], decide
 
     detector = create_model(recipe.model, **recipe.model_args)
     records = [record for listing in data.train for record in listing.records]
-    size = recipe.image_size or input_size(detector, records)
+    size = input_size(recipe, detector, records)
     n_stages = 0 if detector.is_classical else len(stages(detector)) - 1
     space = build_space(detector, model_arguments(recipe.model), size, bool(recipe.weights), n_stages)
     fixed = [*decided, *recipe.model_args]

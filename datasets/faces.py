@@ -1,52 +1,51 @@
-"""Faces in a picture, and the regions of a picture that a detector judges.
+"""Finding the faces in a picture.
 
-There are two finders. YuNet runs in OpenCV, from an ONNX file that you name (Wu, Peng and Yu, "YuNet: A Tiny
-Millisecond-level Face Detector", Machine Intelligence Research 2023). The frontal cascade of local binary patterns
-that comes with scikit-image (Viola and Jones, "Rapid Object Detection using a Boosted Cascade of Simple Features",
-CVPR 2001) needs no file but misses more faces, above all those that are turned away from the camera.
+There are two finders. YuNet runs in OpenCV, from an ONNX file (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face
+Detector", Machine Intelligence Research 2023). The frontal cascade of local binary patterns that comes with
+scikit-image (Viola and Jones, "Rapid Object Detection using a Boosted Cascade of Simple Features", CVPR 2001) needs no
+file but misses more faces, above all those that are turned away from the camera.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from datasets.framing import Box
 from utils.errors import UserError
+from utils.files import file_digest, user_cache
+
+if TYPE_CHECKING:
+    from datasets.transforms import Geometry
 
 CASCADE = "cascade"
-MARGIN = 0.3  # of the sides of a face, added on each of its four sides
+DETECTOR_VARIABLE = "DEEPFAKE_FACE_DETECTOR"
+YUNET_FILE = "face_detection_yunet_2023mar.onnx"  # in the user's cache
 MAX_FACES = 8
-YUNET_SIDE, CASCADE_SIDE = 480, 400  # px, the longer side of the searched picture; larger pictures are reduced
-YUNET_SCORE = 0.6
-CASCADE_FACE = 36  # px, the smallest face after reduction
+SEARCHED_SIDE = 320  # px, the longer side of the searched picture; larger pictures are reduced
+BORDER = 0.25  # of each side, replicated around a picture without a face: a face that fills it is found then
+SCORE = 0.6
+CASCADE_FACE = 32  # px, the smallest face after reduction
 OVERLAP = 0.3  # two boxes that share more of their union are one face
 
-log = logging.getLogger(__name__)
+Found = tuple[float, float, float, float, float]  # left, top, width, height in px; score, NaN if unknown
+Search = Callable[[np.ndarray], list[Found]]  # of a small picture (H, W, 3) uint8 RGB
 
 
 @dataclass(frozen=True)
 class Face:
-    """A square region of a picture in pixels, margin included, and the confidence of the finder (None: unknown)."""
+    """A face in a picture and the confidence of the finder, in [0, 1] (None: unknown)."""
 
-    left: int
-    top: int
-    side: int
+    box: Box
     confidence: float | None = None
-
-    def crop(self, image: np.ndarray) -> np.ndarray:
-        """Cut the region out of ``(H, W, 3)``; the part beyond the border of the picture is not filled."""
-        return image[self.top : self.top + self.side, self.left : self.left + self.side]
-
-
-Box = tuple[float, float, float, float, float]  # left, top, width, height, score
 
 
 class FaceFinder:
@@ -61,12 +60,9 @@ class FaceFinder:
 
     def __init__(self, file: str = CASCADE) -> None:
         self.file = file
-        self._open()
-
-    def _open(self) -> None:
-        """Load the detector; it keeps state between calls, so each process has a separate one, behind a lock."""
-        self._process, self._lock = os.getpid(), threading.Lock()
-        self._search = _cascade() if self.file == CASCADE else _yunet(self.file)
+        self.name = CASCADE if file == CASCADE else "yunet"
+        self._own = threading.local()
+        self._search()
 
     def __getstate__(self) -> dict:
         return {"file": self.file}
@@ -74,26 +70,68 @@ class FaceFinder:
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
+    @property
+    def digest(self) -> str:
+        """Differs between finders that may find different faces."""
+        return self.name if self.file == CASCADE else f"{self.name}-{file_digest(self.file)[:16]}"
+
+    def _search(self) -> Search:
+        """The detector of this thread and process; it keeps state between calls."""
+        if getattr(self._own, "process", None) != os.getpid():
+            self._own.search = _cascade() if self.file == CASCADE else _yunet(self.file)
+            self._own.process = os.getpid()
+        return self._own.search
+
     def __call__(self, image: np.ndarray) -> list[Face]:
         """The faces in ``(H, W, 3)`` uint8 RGB, the largest first, at most MAX_FACES."""
-        if self._process != os.getpid():
-            self._open()
-        with self._lock:
-            boxes = self._search(image)
-        boxes = sorted(boxes, key=lambda box: (-box[2] * box[3], box))
-        height, width = image.shape[:2]
-        return [with_margin(box, height, width) for box in distinct(boxes)[:MAX_FACES]]
+        search, (height, width) = self._search(), image.shape[:2]
+        found = _search_reduced(search, image)
+        if not found:
+            rows, columns = math.ceil(height * BORDER), math.ceil(width * BORDER)
+            wide = cv2.copyMakeBorder(image, rows, rows, columns, columns, cv2.BORDER_REPLICATE)
+            found = [(left - columns, top - rows, *rest) for left, top, *rest in _search_reduced(search, wide)]
+        found = [each for each in found if 0 < each[0] + each[2] / 2 < width and 0 < each[1] + each[3] / 2 < height]
+        found.sort(key=lambda each: (-each[2] * each[3], each))
+        return [
+            Face(Box(left / width, top / height, across / width, down / height), _confidence(score))
+            for left, top, across, down, score in distinct(found)[:MAX_FACES]
+        ]
+
+
+def open_finder(file: str | None = None, is_needed: bool = True) -> FaceFinder | None:
+    """Return the finder with YuNet, if its file is known, else with the bundled cascade; None if none is needed.
+
+    The file is that of the flag ``--face-detector``, of the variable DEEPFAKE_FACE_DETECTOR, or the one that
+    ``python -m datasets.download yunet`` stored.
+
+    Raises:
+        UserError: it is no face detector, or the flag was passed but nothing looks for faces.
+    """
+    if not is_needed:
+        if file:
+            raise UserError(
+                "expected --faces, or a checkpoint of --geometry face, with --face-detector; got a checkpoint that "
+                "judges whole pictures: add --faces or drop the flag"
+            )
+        return None
+    stored = user_cache() / YUNET_FILE
+    return FaceFinder(file or os.environ.get(DETECTOR_VARIABLE) or (str(stored) if stored.is_file() else CASCADE))
 
 
 Finder = Callable[[np.ndarray], list[Face]]
 
 
-def face_crops(image: np.ndarray, path: str, finder: Finder | None) -> list[np.ndarray]:
-    """The faces in a picture ``(H, W, 3)``; the whole picture without a finder or, with a warning, without a face."""
-    faces = finder(image) if finder else []
-    if finder and not faces:
-        log.warning("%s: no face found, the whole picture is scored", path)
-    return [face.crop(image) for face in faces] or [image]
+def face_views(
+    image: np.ndarray, geometry: Geometry, finder: Finder | None, every_face: bool = False
+) -> tuple[np.ndarray, list[Face]]:
+    """What a detector with this geometry sees of ``(H, W, 3)`` uint8 RGB: its views ``(V, size, size, 3)``, the faces.
+
+    Without faces the only view is that of the whole picture. A ``finder`` is asked for the largest face if the
+    geometry needs it, or for ``every_face``.
+    """
+    faces = finder(image)[: None if every_face else 1] if finder and (every_face or geometry.needs_face) else []
+    views = [geometry.of_face(image, face.box) for face in faces] or [geometry(image)]
+    return np.stack(views), faces
 
 
 def highest_of_each(indices: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,26 +140,16 @@ def highest_of_each(indices: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray
     return pictures, np.maximum.reduceat(logits, starts, axis=-1) if len(starts) else logits
 
 
-def with_margin(box: Box, height: int, width: int, margin: float = MARGIN) -> Face:
-    """Square a box around its centre and widen it by ``margin`` of its longer side on each side, inside the picture."""
-    left, top, box_width, box_height, score = box
-    side = min(round(max(box_width, box_height) * (1 + 2 * margin)), max(height, width))
-    x, y = round(left + box_width / 2 - side / 2), round(top + box_height / 2 - side / 2)
-    # Moved inside where there is room: a face near the border keeps its surroundings on the other side.
-    x, y = max(0, min(x, width - side)), max(0, min(y, height - side))
-    return Face(x, y, max(1, side), None if score < 0 else round(float(score), 4))
-
-
-def distinct(boxes: Sequence[Box]) -> list[Box]:
+def distinct(found: Sequence[Found]) -> list[Found]:
     """Drop boxes that overlap an earlier one."""
-    kept: list[Box] = []
-    for box in boxes:
-        if all(_overlap(box, other) <= OVERLAP for other in kept):
-            kept.append(box)
+    kept: list[Found] = []
+    for each in found:
+        if all(_overlap(each, other) <= OVERLAP for other in kept):
+            kept.append(each)
     return kept
 
 
-def _overlap(a: Box, b: Box) -> float:
+def _overlap(a: Found, b: Found) -> float:
     """Intersection over union."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
@@ -129,51 +157,59 @@ def _overlap(a: Box, b: Box) -> float:
     return shared / (a[2] * a[3] + b[2] * b[3] - shared) if shared else 0.0
 
 
-def _reduced(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
-    """Shrink so that no side exceeds ``longest``; returns the image and the factor back."""
-    factor = max(1.0, max(image.shape[:2]) / longest)
-    if factor == 1.0:
-        return image, factor
-    size = (max(1, round(image.shape[1] / factor)), max(1, round(image.shape[0] / factor)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), factor
+def _confidence(score: float) -> float | None:
+    return None if math.isnan(score) else round(score, 4)
 
 
-def _yunet(file: str) -> Callable[[np.ndarray], list[Box]]:
+def _search_reduced(search: Search, image: np.ndarray) -> list[Found]:
+    """Search a picture reduced to SEARCHED_SIDE; the boxes are those of the picture itself."""
+    factor = max(1.0, max(image.shape[:2]) / SEARCHED_SIDE)
+    if factor > 1.0:
+        size = (max(1, round(image.shape[1] / factor)), max(1, round(image.shape[0] / factor)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    found = search(image)
+    return [(left * factor, top * factor, w * factor, h * factor, score) for left, top, w, h, score in found]
+
+
+def _yunet(file: str) -> Search:
+    expected = "expected --face-detector to be a YuNet ONNX file"
     if not Path(file).is_file():
-        raise UserError(f"expected --face-detector to be a YuNet ONNX file, found no file {file!r}")
+        raise UserError(f"{expected}, found no file {file!r}; fetch one with: python -m datasets.download yunet")
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # of advice that is no help to users
     try:
-        detector = cv2.FaceDetectorYN.create(file, "", (YUNET_SIDE, YUNET_SIDE), YUNET_SCORE)
+        detector = cv2.FaceDetectorYN.create(file, "", (SEARCHED_SIDE, SEARCHED_SIDE), SCORE)
+        detector.detect(np.zeros((SEARCHED_SIDE, SEARCHED_SIDE, 3), np.uint8))  # other networks fail here
     except cv2.error:
-        raise UserError(f"expected --face-detector to be a YuNet ONNX file, OpenCV cannot read {file!r}") from None
+        raise UserError(f"{expected}, OpenCV cannot use {file!r}; get one: python -m datasets.download yunet") from None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
-    def search(image: np.ndarray) -> list[Box]:
-        small, factor = _reduced(image, YUNET_SIDE)
-        detector.setInputSize((small.shape[1], small.shape[0]))
-        found = detector.detect(np.ascontiguousarray(small[:, :, ::-1]))[1]
+    def search(image: np.ndarray) -> list[Found]:
+        detector.setInputSize((image.shape[1], image.shape[0]))
+        found = detector.detect(np.ascontiguousarray(image[:, :, ::-1]))[1]
         rows = np.empty((0, 15)) if found is None else np.asarray(found, np.float64)
-        return [tuple(row) for row in np.column_stack([rows[:, :4] * factor, rows[:, 14]]).tolist()]
+        return [tuple(row) for row in rows[:, [0, 1, 2, 3, 14]].tolist()]
 
     return search
 
 
-def _cascade() -> Callable[[np.ndarray], list[Box]]:
+def _cascade() -> Search:
     try:
         from skimage.data import lbp_frontal_face_cascade_filename
         from skimage.feature import Cascade
     except ImportError:
         raise UserError(
-            "expected the package scikit-image for --faces, which is not installed; "
+            "expected the package scikit-image to find faces, which is not installed; "
             "pip install scikit-image, or name a YuNet file with --face-detector"
         ) from None
     cascade: Any = Cascade(lbp_frontal_face_cascade_filename())
 
-    def search(image: np.ndarray) -> list[Box]:
-        small, factor = _reduced(image, CASCADE_SIDE)
-        if min(small.shape[:2]) < CASCADE_FACE:
+    def search(image: np.ndarray) -> list[Found]:
+        if min(image.shape[:2]) < CASCADE_FACE:
             return []
         found = cascade.detect_multi_scale(
-            img=small, scale_factor=1.15, step_ratio=1, min_size=(CASCADE_FACE,) * 2, max_size=small.shape[:2]
+            img=image, scale_factor=1.15, step_ratio=1, min_size=(CASCADE_FACE,) * 2, max_size=image.shape[:2]
         )
-        return [(f["c"] * factor, f["r"] * factor, f["width"] * factor, f["height"] * factor, -1.0) for f in found]
+        return [(face["c"], face["r"], face["width"], face["height"], math.nan) for face in found]
 
     return search

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from datasets.balance import Groups, balanced
-from datasets.faces import Finder, face_crops
+from datasets.framing import Box
 from datasets.images import UnreadableImage, read_record, read_size
 from datasets.records import Record
 from utils.distributed import team
@@ -52,6 +52,16 @@ class Batch:
         return self
 
 
+class Transform(Protocol):
+    """Turns an image ``(H, W, 3)`` uint8, a seed and the box of a face, if any, into what a batch stacks."""
+
+    @property
+    def needs_face(self) -> bool:
+        """Whether the result depends on the box."""
+
+    def __call__(self, image: np.ndarray, seed: int = 0, box: Box | None = None) -> Tensor: ...
+
+
 class ImageDataset(Dataset):
     """Images of a list of records; an item is ``(image, label, index)``.
 
@@ -59,21 +69,23 @@ class ImageDataset(Dataset):
     it into a fake first. Decoded images are kept in memory up to ``memory_limit`` bytes, so small sets are decoded
     once.
 
-    With a ``finder``, the item of an index is a list of items, one for each face in the picture.
+    A transform that needs the face of a picture gets its largest one. With ``every_face``, the item of an index is a
+    list of items, one for each face, or one for the whole picture if it shows none. Both need records whose pictures
+    were searched (datasets/face_boxes.py).
     """
 
     def __init__(
         self,
         records: Sequence[Record],
-        transform: Callable[..., Tensor],
+        transform: Transform,
         memory_limit: int = 0,
         forger: Forger | None = None,
-        finder: Finder | None = None,
+        every_face: bool = False,
     ) -> None:
         self.records = records
         self.transform = transform
         self.forger = forger
-        self.finder = finder
+        self.every_face = every_face
         self.memory_left = memory_limit
         self._decoded: dict[int, np.ndarray] = {}
 
@@ -90,10 +102,16 @@ class ImageDataset(Dataset):
         if self.forger:
             image, label = self.forger(image, label, seed)
         number = float("nan") if label is None else float(label)
-        if self.finder:
-            crops = face_crops(image, self.records[index].path, self.finder)
-            return [(self.transform(crop, seed), number, index) for crop in crops]
-        return self.transform(image, seed), number, index
+        if self.every_face:
+            return [(self.transform(image, seed, box), number, index) for box in self._faces(index) or (None,)]
+        box = (self._faces(index) or (None,))[0] if self.transform.needs_face else None
+        return self.transform(image, seed, box), number, index
+
+    def _faces(self, index: int) -> tuple[Box, ...]:
+        faces = self.records[index].faces
+        if faces is None:  # a mistake of ours, which would pass unnoticed
+            raise ValueError("expected records whose faces are known; call find_faces first")
+        return faces
 
     def read(self, index: int) -> np.ndarray:
         """Return the decoded image ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from datasets.framing import Box
+
 LABEL_NAMES = ("real", "fake")
 SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -35,7 +37,8 @@ class Record:
 
     ``label`` is 0 for real, 1 for fake, None for unknown; ``generator`` is "real" for real images. Images of one
     ``group``, such as the frames of a video, belong in the same split. ``pixels`` is the cache that holds the decoded
-    image, if any.
+    image, if any. ``faces`` are the faces in the picture, the largest first; None before ``find_faces`` of
+    datasets/face_boxes.py searched it.
     """
 
     path: str
@@ -45,6 +48,7 @@ class Record:
     meta: dict[str, str] | None = None
     group: str = ""
     pixels: PixelStore | None = field(default=None, compare=False, repr=False)
+    faces: tuple[Box, ...] | None = None
 
 
 @dataclass(frozen=True)

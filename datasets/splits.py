@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from datasets.records import Listing, Record, Source, relative_path
@@ -27,6 +27,11 @@ class TrainingData:
     def train_records(self) -> list[Record]:
         """The training records of all datasets."""
         return [record for listing in self.train for record in listing.records]
+
+    def map(self, change: Callable[[Listing], Listing]) -> TrainingData:
+        """The same data with every listing changed."""
+        train, valid, test = ([change(item) for item in part] for part in (self.train, self.valid, self.test))
+        return replace(self, train=train, valid=valid, test=test)
 
     def describe(self) -> list[dict]:
         """Plain values for the checkpoint: the training and validation data."""

@@ -131,6 +131,15 @@ def assert_same_run(found: Path, wanted: Path) -> None:
     assert len((found / "log.csv").read_text().splitlines()) == len((wanted / "log.csv").read_text().splitlines())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests compute apart from the user's cache, and take nothing from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPFAKE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DEEPFAKE_FACE_DETECTOR", raising=False)
+        yield
+
+
 @pytest.fixture
 def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the test in an empty folder."""

@@ -132,18 +132,24 @@ def add_device_group(
 
 
 def add_face_group(parser: argparse.ArgumentParser) -> None:
-    """Add --faces and --face-detector; ``args.finder`` is what ``datasets.faces.FaceFinder`` takes, or None."""
-    group = parser.add_argument_group("faces").add_mutually_exclusive_group()
+    """Add --faces and --face-detector."""
+    group = parser.add_argument_group("faces")
     group.add_argument(
         "--faces",
-        dest="finder",
-        action="store_const",
-        const="cascade",
-        help="score each face, found by a bundled cascade, instead of the whole picture; "
+        action="store_true",
+        help="score each face instead of the whole picture or its largest face; "
         "the highest score of its faces is the score of a picture",
     )
+    add_face_detector(group)
+
+
+def add_face_detector(group: argparse._ArgumentGroup) -> None:
+    """Add --face-detector, the file that ``datasets.faces.open_finder`` takes."""
     group.add_argument(
-        "--face-detector", dest="finder", metavar="FILE", help="the same with faces found by YuNet, given its ONNX file"
+        "--face-detector",
+        metavar="FILE",
+        help="YuNet as an ONNX file, to find faces (default: the one fetched by python -m datasets.download yunet, "
+        "else a bundled cascade, which finds fewer)",
     )
 
 

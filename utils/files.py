@@ -20,6 +20,12 @@ GZIP_MAGIC = b"\x1f\x8b"
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the project
 
 
+def user_cache() -> Path:
+    """The user's folder for what can be fetched or computed again; DEEPFAKE_CACHE names another one."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get("DEEPFAKE_CACHE") or os.path.join(home, "deepfake-engine"))
+
+
 def is_first() -> bool:
     """Whether this process writes files and prints results: with torchrun, only the first of several does."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"

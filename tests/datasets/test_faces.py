@@ -13,7 +13,9 @@ import pytest
 
 import evaluate
 import predict
-from datasets.faces import Face, FaceFinder, distinct, face_crops, highest_of_each, with_margin
+from datasets.face_boxes import find_faces
+from datasets.faces import Face, FaceFinder, distinct, face_views, highest_of_each
+from datasets.framing import Box
 from datasets.images import read_image
 from datasets.records import Record
 from datasets.spec import open_records
@@ -23,7 +25,7 @@ from tests.conftest import write_image
 from utils.errors import UserError
 from utils.scoring.prediction import Predictor, predict_records
 
-TWO = [Face(0, 0, 40), Face(44, 8, 36)]
+TWO = [Face(Box(0.1, 0.1, 0.3, 0.5), 0.9), Face(Box(0.6, 0.2, 0.2, 0.4), 0.8)]
 
 
 @pytest.fixture
@@ -46,14 +48,6 @@ def two_faces(monkeypatch):
     return first
 
 
-def test_margin_is_square_and_stays_inside():
-    assert with_margin((40, 30, 20, 30, 0.9), 100, 100) == Face(26, 21, 48, 0.9)
-    corner = with_margin((0, 0, 50, 50, -1), 100, 200)
-    assert (corner.left, corner.top, corner.side, corner.confidence) == (0, 0, 80, None)
-    wide = with_margin((10, 10, 80, 80, 0.9), 100, 120)
-    assert wide.crop(np.zeros((100, 120, 3))).shape == (100, 120, 3)
-
-
 def test_overlapping_boxes_are_one_face():
     boxes = [(0, 0, 10, 10, 1.0), (1, 1, 10, 10, 0.9), (30, 0, 10, 10, 0.5)]
     assert distinct(boxes) == [boxes[0], boxes[2]]
@@ -63,7 +57,8 @@ def test_cascade_finds_the_face_of_a_portrait():
     data = pytest.importorskip("skimage.data")
     image = np.ascontiguousarray(data.astronaut())
     found = FaceFinder()(image)
-    assert any(face.left < 225 < face.left + face.side and face.top < 110 < face.top + face.side for face in found)
+    boxes = [face.box for face in found]
+    assert any(box.left < 0.44 < box.left + box.width and box.top < 0.21 < box.top + box.height for box in boxes)
     assert FaceFinder()(np.zeros((20, 20, 3), np.uint8)) == []
 
 
@@ -82,15 +77,20 @@ def test_a_finder_survives_pickling_and_another_process(monkeypatch):
     found = finder(image)
     assert pickle.loads(pickle.dumps(finder))(image) == found
     monkeypatch.setattr("os.getpid", lambda: -1)
-    assert finder(image) == found and finder._process == -1
+    assert finder(image) == found and finder._own.process == -1
 
 
-def test_crops_are_the_faces_or_with_a_warning_the_picture(caplog):
-    image = np.arange(64 * 96 * 3, dtype=np.uint8).reshape(64, 96, 3)
-    assert [crop.shape for crop in face_crops(image, "a.png", lambda _: TWO)] == [(40, 40, 3), (36, 36, 3)]
-    assert face_crops(image, "a.png", None)[0] is image and not caplog.records
-    assert face_crops(image, "a.png", lambda _: [])[0] is image
-    assert "a.png: no face found, the whole picture is scored" in caplog.text
+def test_views_are_those_of_the_faces_or_of_the_picture():
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    crop, framed = Geometry("crop", 32), Geometry("face", 32)
+    views, faces = face_views(image, crop, lambda _: TWO, every_face=True)
+    assert faces == TWO and np.array_equal(views, [crop.of_face(image, face.box) for face in TWO])
+    views, faces = face_views(image, framed, lambda _: TWO)
+    assert faces == TWO[:1] and np.array_equal(views, [framed(image, TWO[0].box)])
+    assert len(face_views(image, framed, lambda _: TWO, every_face=True)[0]) == 2
+    for geometry, finder in ((crop, lambda _: TWO), (framed, lambda _: []), (crop, None)):
+        views, faces = face_views(image, geometry, finder)
+        assert faces == [] and np.array_equal(views, [geometry(image)])
 
 
 def test_the_highest_face_of_each_picture_counts():
@@ -109,13 +109,15 @@ def test_each_picture_is_decoded_once_and_the_first_is_scored_at_once(photos, tw
     read = []
     monkeypatch.setattr("datasets.images.read_image", lambda path: (read.append(path), read_image(path))[1])
     detector = load_detector(tiny_checkpoint)[0]
-    settings = Settings(batch_size=1, finder=FaceFinder())
+    records = find_faces(records, FaceFinder(), None)
+    read.clear()
+    settings = Settings(batch_size=1, every_face=True)
     indices, logits, _ = next(iter(stream([Job(detector)], records, settings)))
     assert len(read) == 1 and indices.tolist() == [0] and logits.shape == (1, 1)
     read.clear()
     found = score([Job(detector), Job(detector, "web")], records, settings)
     assert len(read) == 5 and found[0].indices.tolist() == [0, 1, 3, 4] and len(found[0].unreadable) == 1
-    alone = score([Job(detector)], records, Settings(batch_size=3, workers=2, finder=FaceFinder()))[0]
+    alone = score([Job(detector)], records, Settings(batch_size=3, workers=2, every_face=True))[0]
     assert alone.logits == pytest.approx(found[0].logits, abs=1e-6)
 
 
@@ -125,12 +127,12 @@ def test_predictions_take_the_highest_face_and_count_faces(photos, two_faces, ba
     paths = [str(photos / name) for name in ("real/0.png", "real/1.png", "none.png", "fake/2.png")]
     records = [Record(path, None, "") for path in paths]
     predictor = Predictor(Geometry("crop", 32), OperatingPoint(), lambda views: views.mean((1, 2, 3)))
-    batches = list(predict_records(predictor, records, batch_size, 2, FaceFinder()))
+    batches = list(predict_records(predictor, records, batch_size, 2, FaceFinder(), every_face=True))
     assert np.concatenate([indices for indices, _, _ in batches]).tolist() == [0, 1, 3]
     means, n_faces = np.concatenate([columns for _, columns, _ in batches], axis=1)
     assert n_faces.tolist() == [2, 0, 2]
-    crops = [face.crop(read_image(paths[3])) for face in TWO]
-    assert means[2] == pytest.approx(max(predictor.geometry(crop).mean() for crop in crops))
+    views = [predictor.geometry.of_face(read_image(paths[3]), face.box) for face in TWO]
+    assert means[2] == pytest.approx(max(view.mean() for view in views))
     assert [found for _, _, unreadable in batches for found in unreadable] == [(2, "file not found")]
 
 
@@ -183,7 +185,7 @@ def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoin
     from utils.scoring.table import read_scores
 
     table = read_scores(next((tmp_path / "evaluation" / "scores").glob("*.csv.gz")))
-    app = serve.create_app([tiny_checkpoint], face_detector="cascade", threads=1, page=tmp_path)
+    app = serve.create_app([tiny_checkpoint], every_face=True, threads=1, page=tmp_path)
     data = {"images": [(io.BytesIO(Path(file).read_bytes()), file) for file in files]}
     served = app.test_client().post("/api/predict", data=data).get_json()["images"]
     app.extensions["service"].batcher.close()

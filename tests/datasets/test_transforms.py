@@ -111,7 +111,7 @@ def test_flat_images_stay_flat():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("warp", 32), "--geometry crop or resize, got 'warp'"),
+        (("warp", 32), "--geometry crop, resize, face, got 'warp'"),
         (("crop", 15), "--image-size in 16..4096 pixels, got 15"),
         (("crop", 5000), "got 5000"),
         (("crop", 64, 32), "--resize-to in 64..8192 pixels .*got 32"),

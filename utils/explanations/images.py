@@ -16,7 +16,7 @@ from datasets.spec import LABEL_NAMES
 from datasets.transforms import to_tensor
 from models.detector import Detector
 from utils.explanations.maps import Settings, explain, targets_of
-from utils.explanations.overlay import place_map, seen_mask
+from utils.explanations.overlay import place_map, seen_mask, view_box
 from utils.explanations.regions import segment, top_segments
 from utils.runtime import autocast
 
@@ -110,12 +110,13 @@ def _explain_batch(detector: Detector, images: Mapping[str, np.ndarray], setting
         heats = {method: maps[method][index].numpy() for method in settings.methods}
         tops = {method: top_segments(heat, segments, REGIONS) for method, heat in heats.items()}
         label, source = label_of(path)
+        edges = view_box(detector.geometry, height, width)
         found[path] = Explained(
             path=path,
             image=image,
-            heats={method: place_map(heat, detector.geometry, height, width) for method, heat in heats.items()},
-            regions={method: place_map(top, detector.geometry, height, width, True) for method, top in tops.items()},
-            seen=seen_mask(detector.geometry, height, width),
+            heats={method: place_map(heat, edges, height, width) for method, heat in heats.items()},
+            regions={method: place_map(top, edges, height, width, True) for method, top in tops.items()},
+            seen=seen_mask(edges, height, width),
             p_fake=float(p_fake[index]),
             verdict=point.verdicts(p_fake)[index],
             target="fake" if sign[index] > 0 else "real",

@@ -5,16 +5,24 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from datasets.framing import Box
 from datasets.transforms import JPEG_GRID, MAX_ASPECT, Geometry
 
 OPACITY = 0.75  # of the strongest place; places without evidence stay uncovered
 UNSEEN = 0.45  # brightness outside the detector's view
 
-Box = tuple[float, float, float, float]  # top, left, bottom, right, in pixels
+Edges = tuple[float, float, float, float]  # top, left, bottom, right, in pixels
 
 
-def view_box(geometry: Geometry, height: int, width: int) -> Box:
-    """Position of the detector's square view in a picture of ``height`` x ``width`` px; the inverse of Geometry."""
+def view_box(geometry: Geometry, height: int, width: int, box: Box | None = None) -> Edges:
+    """Position of the detector's square view in a picture of ``height`` x ``width`` px; the inverse of Geometry.
+
+    ``box`` is the face that the view shows, None for a view of the whole picture.
+    """
+    if geometry.needs_face or box:
+        top, left, side = geometry.square((height, width), box)
+        inner = (0, 0, side, side) if geometry.needs_face else view_box(geometry, side, side)
+        return top + inner[0], left + inner[1], top + inner[2], left + inner[3]
     if geometry.mode == "resize":
         return 0.0, 0.0, float(height), float(width)
     shorter = min(height, width)
@@ -32,9 +40,9 @@ def view_box(geometry: Geometry, height: int, width: int) -> Box:
     return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
 
-def place_map(heat: np.ndarray, geometry: Geometry, height: int, width: int, nearest: bool = False) -> np.ndarray:
+def place_map(heat: np.ndarray, edges: Edges, height: int, width: int, nearest: bool = False) -> np.ndarray:
     """Resample a map ``(h, w)`` of the view to ``(height, width)`` float32 of the picture, 0 outside the view."""
-    top, left, bottom, right = view_box(geometry, height, width)
+    top, left, bottom, right = edges
     scale_y, scale_x = heat.shape[0] / (bottom - top), heat.shape[1] / (right - left)
     # Pixel centres lie at halves; warpAffine counts from the centre of the first pixel.
     matrix = np.array(
@@ -44,12 +52,12 @@ def place_map(heat: np.ndarray, geometry: Geometry, height: int, width: int, nea
     placed = cv2.warpAffine(
         np.ascontiguousarray(heat, np.float32), matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
     )
-    return np.where(seen_mask(geometry, height, width), placed, np.float32(0))
+    return np.where(seen_mask(edges, height, width), placed, np.float32(0))
 
 
-def seen_mask(geometry: Geometry, height: int, width: int) -> np.ndarray:
-    """Mask of the pixels that the detector sees, ``(height, width)`` bool."""
-    top, left, bottom, right = view_box(geometry, height, width)
+def seen_mask(edges: Edges, height: int, width: int) -> np.ndarray:
+    """Mask of the pixels inside the edges of a view, ``(height, width)`` bool."""
+    top, left, bottom, right = edges
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     return ((rows > top) & (rows < bottom))[:, None] & ((columns > left) & (columns < right))[None]
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from datasets.faces import Finder, face_views
 from datasets.images import UnreadableImage, read_record
 from datasets.records import Record
 from datasets.transforms import Geometry
@@ -24,9 +24,6 @@ from utils.args import is_export
 from utils.distributed import ScoredBatch, join_team, share_batches, team
 from utils.engines.registry import ENGINES, missing
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets.faces import Finder
 
 READ_AHEAD = 2  # batches being decoded while one is scored
 
@@ -111,18 +108,20 @@ def predict_records(
     batch_size: int = 32,
     workers: int | None = None,
     finder: Finder | None = None,
+    every_face: bool = False,
 ) -> Iterator[ScoredBatch]:
     """Score images in the order of their records, in memory that does not grow with their number.
 
-    With a ``finder``, the logit of an image is the highest logit of its faces, or that of the whole image if it shows
-    none. Under torchrun each process scores every n-th batch, and all of them yield all results.
+    A detector that frames faces needs a ``finder``. With ``every_face``, the logit of an image is the highest logit of
+    its faces, or that of the whole image if it shows none. Under torchrun each process scores every n-th batch, and all
+    of them yield all results.
 
     Args:
         workers: threads that decode, one per CPU core by default.
 
     Yields:
         ``(indices, columns, unreadable)`` per batch: indices ``(N,)`` of the readable images, columns ``(2, N)`` with
-        their logits and numbers of faces (0 without a finder), and ``(index, reason)`` of the other images.
+        their logits and numbers of scored faces (0: the whole image was scored), and ``(index, reason)`` of the others.
     """
     cv2.setNumThreads(1)  # several images are decoded at a time
 
@@ -134,7 +133,7 @@ def predict_records(
             for number in range(-READ_AHEAD, len(blocks)):
                 if number + READ_AHEAD < len(blocks):
                     ahead = [records[index] for index in blocks[number + READ_AHEAD]]
-                    jobs = [pool.submit(_prepare, record, predictor.geometry, finder) for record in ahead]
+                    jobs = [pool.submit(_prepare, record, predictor.geometry, finder, every_face) for record in ahead]
                     pending.append(jobs)
                 if number >= 0:
                     prepared = [job.result() for job in pending.popleft()]
@@ -147,15 +146,16 @@ def predict_records(
     return share_batches(len(records), batch_size, lambda own: score(own.tolist()))
 
 
-def _prepare(record: Record, geometry: Geometry, finder: Finder | None) -> tuple[np.ndarray, int] | str:
+def _prepare(
+    record: Record, geometry: Geometry, finder: Finder | None, every_face: bool
+) -> tuple[np.ndarray, int] | str:
     """Decode an image; returns its views ``(V, size, size, 3)`` and its number of faces, or why it is unreadable."""
     try:
         image = read_record(record)
     except UnreadableImage as error:
         return str(error)
-    faces = finder(image) if finder else []
-    parts = [face.crop(image) for face in faces] or [image]
-    return np.stack([geometry(part) for part in parts]), len(faces)
+    views, faces = face_views(image, geometry, finder, every_face)
+    return views, len(faces)
 
 
 def _score_batch(

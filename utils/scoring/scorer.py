@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.faces import Finder, highest_of_each
+from datasets.faces import highest_of_each
+from datasets.framing import Box
 from datasets.loading import ImageDataset, make_loader
 from datasets.perturbations import CLEAN, apply_tier, content_seed
 from datasets.spec import Record
@@ -36,13 +37,13 @@ class Job(NamedTuple):
 class Settings:
     """How to score: images per batch, loader processes, and the arithmetic of the detector.
 
-    With a ``finder``, the score of a picture is the highest of its faces.
+    With ``every_face``, the score of a picture is the highest of its faces.
     """
 
     batch_size: int = 32
     workers: int = 0
     dtype: torch.dtype = torch.float32
-    finder: Finder | None = None
+    every_face: bool = False
 
 
 @dataclass
@@ -67,19 +68,25 @@ class Views:
     size and cannot be stacked, so they are joined into one row of bytes.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], every_face: bool = False) -> None:
+        self.every_face = every_face
+        self.needs_face = any(detector.geometry.needs_face for detector, _ in jobs)
         self.by_tier: dict[str, list[Geometry]] = {}
         for detector, tier in jobs:
             geometries = self.by_tier.setdefault(tier, [])
             if detector.geometry not in geometries:
                 geometries.append(detector.geometry)
 
-    def __call__(self, image: np.ndarray, seed: int | None = None) -> Tensor:
+    def __call__(self, image: np.ndarray, seed: int = 0, box: Box | None = None) -> Tensor:
         content = content_seed(image) if set(self.by_tier) != {CLEAN} else None
         views = []
         for tier, geometries in self.by_tier.items():
             degraded = image if tier == CLEAN else apply_tier(image, tier, content)
-            views += [geometry(degraded) for geometry in geometries]
+            for geometry in geometries:
+                if box and self.every_face:
+                    views.append(geometry.of_face(degraded, box))
+                else:
+                    views.append(geometry(degraded, box))
         return torch.tensor(views[0] if len(views) == 1 else np.concatenate([view.reshape(-1) for view in views]))
 
     def split(self, batch: Tensor) -> Iterator[tuple[tuple[str, Geometry], Tensor]]:
@@ -115,8 +122,8 @@ def stream(jobs: Sequence[Job], records: Sequence[Record], settings: Settings | 
 
 def _score(jobs: Sequence[Job], records: Sequence[Record], settings: Settings) -> Iterator[ScoredBatch]:
     """Score records in this process."""
-    device, views = jobs[0].detector.mean.device, Views(jobs)
-    dataset = ImageDataset(records, views, finder=settings.finder)
+    device, views = jobs[0].detector.mean.device, Views(jobs, settings.every_face)
+    dataset = ImageDataset(records, views, every_face=settings.every_face)
     loader = make_loader(dataset, settings.batch_size, workers=settings.workers, pin_memory=device.type == "cuda")
     for batch in loader:
         indices, logits = batch.indices.numpy(), np.empty((len(jobs), len(batch.indices)))
@@ -126,7 +133,7 @@ def _score(jobs: Sequence[Job], records: Sequence[Record], settings: Settings) -
                 for number, (detector, tier) in enumerate(jobs):
                     if (tier, detector.geometry) == key:
                         logits[number, part] = detector.score_views(view, settings.dtype)
-        if settings.finder:
+        if settings.every_face:
             indices, logits = highest_of_each(indices, logits)
         yield indices, logits, [(item.index, item.reason) for item in batch.unreadable]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datasets.faces import Face, FaceFinder
+from datasets.faces import Face, FaceFinder, face_views
 from datasets.images import check_shape, decode_image
 from datasets.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
 from datasets.transforms import Geometry
@@ -30,7 +30,7 @@ class Prepared:
 
     Attributes:
         size: height and width of the picture in px.
-        faces: the faces found; ``[None]`` if the whole picture is judged.
+        faces: the faces that are judged; ``[None]`` if the whole picture is.
         views: the detector's view of each face, ``(N, size, size, 3)`` uint8 RGB.
         shown: the picture reduced for the screen, if asked for.
     """
@@ -41,18 +41,18 @@ class Prepared:
     shown: np.ndarray | None = None
 
 
-def prepare(data: bytes, max_pixels: int, geometry: Geometry, finder: str | None, show: bool = False) -> Prepared:
-    """Decode an image and cut out the view of the picture, or of each face if ``finder`` is given.
+def prepare(
+    data: bytes, max_pixels: int, geometry: Geometry, finder: str | None, every_face: bool, show: bool = False
+) -> Prepared:
+    """Decode an image and cut out what the detector sees of it, or of each face (``datasets.faces.face_views``).
 
     Raises:
         UnreadableImage: the image is damaged, or has more than ``max_pixels`` pixels.
     """
     cv2.setNumThreads(1)
     pixels = check_shape(decode_image(data, max_pixels))
-    faces: list[Face | None] = [*_finder(finder)(pixels)] if finder else []
-    faces = faces or [None]
-    views = np.stack([geometry(face.crop(pixels) if face else pixels) for face in faces])
-    return Prepared(pixels.shape[:2], faces, views, _reduced(pixels) if show else None)
+    views, faces = face_views(pixels, geometry, _finder(finder) if finder else None, every_face)
+    return Prepared(pixels.shape[:2], [*faces] or [None], views, _reduced(pixels) if show else None)
 
 
 def prepare_stress(data: bytes, max_pixels: int, geometry: Geometry, face: Face | None) -> np.ndarray:
@@ -63,8 +63,8 @@ def prepare_stress(data: bytes, max_pixels: int, geometry: Geometry, face: Face 
     """
     cv2.setNumThreads(1)
     pixels = check_shape(decode_image(data, max_pixels))
-    part = face.crop(pixels) if face else pixels
-    return np.stack([geometry(degrade(part)) for *_, degrade in stress_steps()])
+    changed = [degrade(pixels) for *_, degrade in stress_steps()]
+    return np.stack([geometry.of_face(image, face.box) if face else geometry(image) for image in changed])
 
 
 def stress_steps() -> list[Step]:

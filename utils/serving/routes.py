@@ -57,7 +57,7 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     def models() -> Response:
         bounds = {"max_mb": limits.max_mb, "max_pixels": limits.max_pixels, "max_files": limits.max_files}
         cards = [offer.card for offer in service.offers]
-        return jsonify(models=cards, faces=bool(service.finder), token_needed=token_needed, limits=bounds)
+        return jsonify(models=cards, faces=service.every_face, token_needed=token_needed, limits=bounds)
 
     @api.get("/api/health")
     def health() -> Response:

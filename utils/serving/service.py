@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datasets.faces import Face
+from datasets.faces import Face, FaceFinder
 from datasets.images import UnreadableImage
 from utils.explanations.overlay import normalise, overlay, view_box
 from utils.serving.batching import MicroBatcher
@@ -24,11 +24,16 @@ from utils.serving.workers import WorkerPool
 
 @dataclass
 class Service:
-    """The detectors of a server and everything that its requests share; ``finder`` is for ``FaceFinder``."""
+    """The detectors of a server and everything that its requests share.
+
+    ``finder`` searches faces for detectors that frame them, and, with ``every_face``, for clients that want each face
+    judged.
+    """
 
     offers: Sequence[Offer]
     limits: Limits
-    finder: str | None = None
+    finder: FaceFinder | None = None
+    every_face: bool = False
     telemetry: Telemetry = field(default_factory=Telemetry)
 
     def __post_init__(self) -> None:
@@ -68,7 +73,7 @@ class Service:
         answers = iter(offer.answers(self._score(offer, np.concatenate([item.views for item in readable]))))
         images = []
         for upload, item in zip(uploads, found, strict=True):
-            answer = {"error": item.to_dict()} if isinstance(item, Refused) else self._scored(item, answers)
+            answer = {"error": item.to_dict()} if isinstance(item, Refused) else self._scored(item, offer, answers)
             images.append({"name": upload.name, **answer})
         return {**offer.decision, "images": images}
 
@@ -90,7 +95,8 @@ class Service:
             **offer.decision,
             "name": upload.name,
             **answer,
-            "face": _face_dict(found.faces[index]),
+            **self._framing(found.faces[index], offer),
+            "face": _face_dict(found.faces[index], found.size, offer),
             "target": target,
             "method": method,
             "all_zero": not bool(heat.any()),
@@ -102,7 +108,7 @@ class Service:
         """Score an upload, or its most suspicious face, unchanged and after each stress step."""
         upload.check()
         face = None
-        if faces and self.finder:
+        if offer.geometry.needs_face or (faces and self.every_face):
             found = self._prepare(upload, offer, faces)
             face = found.faces[self._worst(found, offer)]
         limit = min(self.limits.max_pixels, STRESS_PIXELS)
@@ -117,8 +123,9 @@ class Service:
 
     def _prepare(self, upload: Upload, offer: Offer, faces: bool, show: bool = False) -> Prepared:
         upload.check()
-        limit, finder = self.limits.max_pixels, self.finder if faces else None
-        return self._decode(limit, prepare, upload.data, limit, offer.geometry, finder, show)
+        limit, finder = self.limits.max_pixels, self.finder.file if self.finder else None
+        every_face = faces and self.every_face
+        return self._decode(limit, prepare, upload.data, limit, offer.geometry, finder, every_face, show)
 
     def _decode(self, max_pixels: int, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function in a worker. Raises Refused: no worker is free, or the image is unreadable or too large."""
@@ -139,26 +146,33 @@ class Service:
         """Index of the view with the highest score."""
         return int(self._score(offer, found.views).argmax()) if len(found.views) > 1 else 0
 
-    def _scored(self, found: Prepared, answers: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    def _scored(self, found: Prepared, offer: Offer, answers: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """The scores of the most suspicious view, and of all faces."""
         rows = [(face, next(answers)) for face in found.faces]
         highest = max((answer for _, answer in rows), key=lambda answer: answer["logit"])
         self.telemetry.verdict(highest["verdict"])
-        faces = [{**(_face_dict(face) or {}), **answer} for face, answer in rows if face]
-        return {"width": found.size[1], "height": found.size[0], **highest, "faces": faces}
+        faces = [{**(_face_dict(face, found.size, offer) or {}), **answer} for face, answer in rows if face]
+        framing = self._framing(found.faces[0], offer)
+        return {"width": found.size[1], "height": found.size[0], **highest, **framing, "faces": faces}
+
+    def _framing(self, face: Face | None, offer: Offer) -> dict[str, str]:
+        """Whether a detector that frames faces saw one or the whole picture, and what searched it."""
+        if not (offer.geometry.needs_face and self.finder):
+            return {}
+        return {"framed": "face" if face else "whole", "finder": self.finder.name}
 
 
-def _face_dict(face: Face | None) -> dict[str, Any] | None:
+def _face_dict(face: Face | None, size: tuple[int, int], offer: Offer) -> dict[str, Any] | None:
+    """The square of a face that is judged in a picture of this height and width, in px."""
     if face is None:
         return None
-    return {"left": face.left, "top": face.top, "side": face.side, "confidence": face.confidence}
+    top, left, side = offer.geometry.square(size, face.box)
+    return {"left": left, "top": top, "side": side, "confidence": face.confidence}
 
 
 def _draw(picture: np.ndarray, size: tuple[int, int], face: Face | None, offer: Offer, heat: np.ndarray) -> np.ndarray:
     """Draw the map of a face, or of the whole picture, over the picture reduced from ``size``."""
-    offset = (face.top, face.left) if face else (0, 0)
-    part = [min(face.side, side - start) for side, start in zip(size, offset, strict=True)] if face else size
-    edges = np.reshape(view_box(offer.geometry, *part), (2, 2)) + offset  # (top, left), (bottom, right)
+    edges = np.reshape(view_box(offer.geometry, *size, face.box if face else None), (2, 2))  # top, left; bottom, right
     height, width = picture.shape[:2]
     factor = max(height, width) / max(size)
     top, left = np.minimum((edges[0] * factor).astype(int), (height - 1, width - 1))

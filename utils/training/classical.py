@@ -64,7 +64,7 @@ def listing_features(
     workers: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features ``(N, D)`` float32 and labels ``(N,)`` of the readable images, from the cache if possible."""
-    files = [(record.path, record.label, file_state(record.path)) for record in listing.records]
+    files = [(record.path, record.label, file_state(record.path), *(record.faces or ())) for record in listing.records]
     identity = (FEATURE_VERSION, files, detector.geometry, detector.feature_key())
     file = cache / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:20]}.npz"
     if (cached := read_features(file)) is not None:

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from utils.args import add_seed, check_checkpoint_file, check_weights_source, float_in, int_in, key_value
+from utils.args import (
+    add_face_detector,
+    add_seed,
+    check_checkpoint_file,
+    check_weights_source,
+    float_in,
+    int_in,
+    key_value,
+)
 from utils.attacks.threat_model import check_linf_eps, parse_size
 from utils.errors import UserError
 from utils.model_names import check_model_name
@@ -31,6 +39,8 @@ class Recipe:
     geometry: str
     image_size: int | None
     resize_to: int | None
+    margin: float | None
+    face_detector: str | None
     train_size: int | None
     augmentation: str
     forgeries: str | None
@@ -72,6 +82,10 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
     check_model_name(recipe["model"])
     check_weights_source(recipe["weights"])
     check_linf_eps(recipe["adv_eps"], "--adv-eps")
+    if recipe["geometry"] != "face" and (recipe["margin"] or recipe["face_detector"]):
+        raise UserError(
+            f"expected --geometry face with --margin and --face-detector, got {recipe['geometry']}; drop these flags"
+        )
     if recipe["teacher"]:
         recipe["teacher"] = str(check_checkpoint_file(recipe["teacher"], "--teacher"))
         if recipe["adversarial"]:
@@ -104,11 +118,17 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--weights", metavar="FILE", help="initial weights: `imagenet` or a safetensors or pth file")
 
     shape = parser.add_argument_group("geometry and augmentation")
-    shape.add_argument("--geometry", choices=("crop", "resize"), default="crop", help="see datasets/transforms.py")
+    shape.add_argument(
+        "--geometry", choices=("crop", "resize", "face"), default="crop", help="see datasets/transforms.py"
+    )
     shape.add_argument("--image-size", type=int_in(16, 4096), help="input size in px (default: the model's)")
     shape.add_argument(
         "--resize-to", type=int_in(16, 8192), help="first scale the shorter side to this size, px (crop)"
     )
+    shape.add_argument(
+        "--margin", type=float_in(0.5, 5), help="side of the frame : longer side of the face (face; default: 1.3)"
+    )
+    add_face_detector(shape)
     shape.add_argument("--train-size", type=int_in(16, 4096), help="size of training crops, px (default: --image-size)")
     shape.add_argument("--augmentation", choices=("none", "light", "forensic", "delivery", "wild"), default="light")
     shape.add_argument(

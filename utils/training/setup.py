@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from datasets.balance import label_groups
 from datasets.device_images import make_training_loader
 from datasets.forgeries.forger import make_forger
+from datasets.framing import MARGIN
 from datasets.loading import Batch, EpochSampler, ImageDataset, typical_side
 from datasets.records import Record
 from datasets.splits import TrainingData
@@ -55,7 +56,8 @@ def build_detector(
     detector = create_model(recipe.model, **model_args)
     if embedding_weights:
         detector.get_submodule("embedder.detector").load_state_dict(embedding_weights)
-    detector.geometry = Geometry(recipe.geometry, recipe.image_size or input_size(detector, records), recipe.resize_to)
+    size = input_size(recipe, detector, records)
+    detector.geometry = Geometry(recipe.geometry, size, recipe.resize_to, recipe.margin or MARGIN)
     detector.check_size(detector.geometry.size)
     if recipe.train_size:
         detector.check_size(recipe.train_size, "--train-size")
@@ -68,9 +70,15 @@ def build_detector(
     return detector.to(device)
 
 
-def input_size(detector: Detector, records: Sequence[Record]) -> int:
-    """Return the detector's input size, or less where the images are smaller: upscaling would add no information."""
-    return detector.choose_size(typical_side(records) or detector.geometry.size)
+def input_size(recipe: Recipe, detector: Detector, records: Sequence[Record]) -> int:
+    """Return --image-size, by default the detector's, or less where the images are smaller: upscaling adds nothing.
+
+    Frames of faces keep the detector's size, since faces come in all sizes.
+    """
+    size = detector.geometry.size
+    if recipe.image_size or recipe.geometry == "face":
+        return recipe.image_size or size
+    return detector.choose_size(typical_side(records) or size)
 
 
 def prepare(

@@ -273,10 +273,11 @@ def test_the_view_box_is_where_the_geometry_looks(geometry, shape):
 def test_a_map_goes_back_to_its_place_in_the_picture():
     geometry, heat = Geometry("crop", 32), np.zeros((32, 32), np.float32)
     heat[10, 20] = 1
-    placed = place_map(heat, geometry, 64, 96)
+    edges = view_box(geometry, 64, 96)
+    placed = place_map(heat, edges, 64, 96)
     assert np.unravel_index(placed.argmax(), placed.shape) == (16 + 10, 32 + 20)
-    assert seen_mask(geometry, 64, 96).sum() == 32 * 32
-    covered = overlay(np.full((64, 96, 3), 100, np.uint8), placed, seen_mask(geometry, 64, 96))
+    assert seen_mask(edges, 64, 96).sum() == 32 * 32
+    covered = overlay(np.full((64, 96, 3), 100, np.uint8), placed, seen_mask(edges, 64, 96))
     assert covered.shape == (64, 96, 3) and covered[0, 0, 0] < 100 and covered[20, 40, 0] == 100
 
 
