@@ -186,7 +186,7 @@ def load_network(files: Sequence[Path], device: str, precision: str, threads: in
     # As in training: bfloat16 doubles the speed, and its error is below one grey level.
     dtype = pick_precision(precision, place, training=True)
     network = TinyAutoencoder(*map(read_weights_file, files)).eval()
-    network.to(place, memory_format=torch.channels_last)
+    network.to(place).to(memory_format=torch.channels_last)
 
     def rebuild(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode(), autocast(place, dtype):
@@ -215,7 +215,7 @@ def make_pairs(pairs: Sequence[Pair], network: Network, longer_side: int, name: 
                     by_shape.setdefault(image.shape, []).append((pair, image))
             for same in by_shape.values():
                 rebuilt = rebuild_padded(network, np.stack([image for _, image in same]))
-                list(pool.map(lambda one, fake: write_pair(*one, fake), same, rebuilt))
+                list(pool.map(write_pair, *zip(*same, strict=True), rebuilt))
             bar.update(len(batch))
     return unreadable
 
