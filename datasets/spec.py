@@ -29,7 +29,7 @@ from datasets.records import LABEL_NAMES, SPLIT_NAMES, SPLITS, Listing, Record, 
 from datasets.storage import file_state
 from utils.errors import UserError, closest
 
-COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator", "group_by")
+COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator", "group_by", "use")
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def parse_spec(text: str | DatasetSpec) -> DatasetSpec:
     int_option(spec, "limit")
     int_option(spec, "repeat")
     split_name(spec.options.get("split", "all"))
+    parts_in_use(spec)
     if spec.options.get("classes", "real") not in LABEL_NAMES:
         raise UserError(f"expected classes=real or classes=fake, got classes={spec.options['classes']}")
     return spec
@@ -135,6 +136,14 @@ def split_name(text: str) -> str:
     if name not in (*SPLITS, "all"):
         raise UserError(f"expected the split train, valid, test or all, got {text!r}")
     return name
+
+
+def parts_in_use(spec: DatasetSpec) -> set[str]:
+    """Return what a training run takes from the set: train, and by default valid and test. Raises UserError."""
+    parts = {split_name(name) for name in spec.options.get("use", "train+valid+test").split("+")}
+    if "train" not in parts or "all" in parts:
+        raise UserError(f"expected use=train, use=train+valid or use=train+test, got use={spec.options['use']}")
+    return parts
 
 
 def read_source(spec: DatasetSpec) -> Source:
@@ -203,7 +212,7 @@ def _select(records: list[Record], spec: DatasetSpec, source: Source) -> list[Re
     if not records:
         raise UserError(f"expected images to be left by the options of {spec}, got none")
     limit = int_option(spec, "limit", len(records))
-    return _balanced(records, limit, source.root) if limit < len(records) else records
+    return balanced_subset(records, limit, source.root)
 
 
 def _generators(value: str, records: list[Record], key: str) -> set[str]:
@@ -219,8 +228,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _balanced(records: list[Record], limit: int, root: str) -> list[Record]:
+def balanced_subset(records: list[Record], limit: int, root: str) -> list[Record]:
     """Take ``limit`` records, as evenly over the classes as they allow; a smaller limit takes a subset."""
+    if limit >= len(records):
+        return records
     shuffled = sorted(records, key=lambda record: _digest(relative_path(record.path, root)))
     queues = [[r for r in reversed(shuffled) if r.label == label] for label in (0, 1, None)]
     taken: list[Record] = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from datasets.records import Listing, Record, Source, relative_path
-from datasets.spec import DatasetSpec, open_records, parse_spec, read_source
+from datasets.spec import DatasetSpec, open_records, parse_spec, parts_in_use, read_source
 from datasets.storage import same_image_key
 from utils.errors import UserError
 
@@ -16,7 +16,10 @@ VALID_SHARE = 0.1
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The listings of a training run, one of each kind per dataset; ``test`` lacks datasets without a test split."""
+    """The listings of a training run, one of each kind per dataset.
+
+    ``test`` lacks datasets without a test split, and both it and ``valid`` lack those whose spec says so.
+    """
 
     train: list[Listing]
     valid: list[Listing]
@@ -72,22 +75,20 @@ def open_training_data(specs: Sequence[str], exclude_generators: Sequence[str] =
         first = open_records(spec, source=source)
         part = "train" if "train" in first.splits else "all"
         train = _open_part(spec, part, exclude_generators, source)
-        if not first.splits:
-            data.notes.append(f"{train.name} has no splits: a tenth is held out for validation, nothing for a test")
-        elif "train" not in first.splits:
+        if first.splits and "train" not in first.splits:
             raise UserError(f"expected a train split in {text!r}, found {', '.join(first.splits)} only")
-        if "valid" in first.splits:
-            valid = _open_part(spec.replace(repeat=None), "valid", exclude_generators, source)
-        else:
-            once = _open_part(spec.replace(repeat=None), part, exclude_generators, source)
-            train, valid = hold_out(train)[0], hold_out(once)[1]
-            if first.splits:
-                data.notes.append(f"{train.name} has no valid split: a tenth of its training images is held out")
+        used, once = parts_in_use(spec), spec.replace(repeat=None)
+        valid = [_open_part(once, "valid", exclude_generators, source)] if "valid" in first.splits else []
+        if not valid and "valid" in used:
+            train, valid = hold_out(train)[0], [hold_out(_open_part(once, part, exclude_generators, source))[1]]
+            flat = "splits: a tenth is held out for validation, nothing for a test"
+            lacking = "valid split: a tenth of its training images is held out" if first.splits else flat
+            data.notes.append(f"{train.name} has no {lacking}")
+        tests = [open_records(once, "test", source)] if "test" in first.splits else []
+        held_back = {record.group for part in (*valid, *tests) for record in part.records}
         data.train.append(train)
-        data.valid.append(valid)
-        tests = [open_records(spec.replace(repeat=None), "test", source)] if "test" in first.splits else []
-        data.test.extend(tests)
-        held_back = {record.group for part in (valid, *tests) for record in part.records}
+        data.valid.extend(valid if "valid" in used else [])
+        data.test.extend(tests if "test" in used else [])
         if shared := ({record.group for record in train.records} & held_back) - {""}:
             data.notes.append(f"{train.name}: {len(shared)} groups are in training and in other splits, see audit.py")
     for part in ("train", "valid"):

@@ -237,3 +237,25 @@ def test_an_image_with_both_labels_is_refused(image_folder, tmp_path, spelling):
         specs.append(str(image_folder))
     with pytest.raises(UserError, match=r"one label per image, got real and fake for 1, such as .*000\.png"):
         open_training_data(specs)
+
+
+def test_a_spec_says_which_parts_a_run_takes(make_folder):
+    counts = {f"{split}/{label}": 4 for split in ("train", "valid", "test") for label in ("real", "fake")}
+    whole, flat = make_folder("x", counts), make_folder("y", {"train/real": 30, "train/fake": 30})
+
+    def parts(*specs):
+        data = open_training_data(specs)
+        return [
+            [(listing.name, len(listing.records)) for listing in part] for part in (data.train, data.valid, data.test)
+        ]
+
+    assert parts(str(whole)) == [[("x", 8)], [("x", 8)], [("x", 8)]]
+    assert parts(f"{whole}@use=train+valid") == [[("x", 8)], [("x", 8)], []]
+    assert parts(str(whole), f"{flat}@use=train") == [[("x", 8), ("y", 60)], [("x", 8)], [("x", 8)]]
+    held_out = parts(f"{flat}@use=train+val")
+    assert held_out[0][0][1] + held_out[1][0][1] == 60 and held_out[1]
+    with pytest.raises(UserError, match="in the valid split, got 0 real and 0 fake"):
+        parts(f"{whole}@use=train+test")
+    for wrong in ("valid", "all", "train+vlid"):
+        with pytest.raises(UserError, match="expected"):
+            parts(f"{whole}@use={wrong}")

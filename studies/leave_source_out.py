@@ -1,0 +1,241 @@
+"""Leave one source out: how well does a recipe detect fakes, and spare reals, of a source that it has never seen?
+
+  python -m studies.leave_source_out --data data/140k data/sdxl data/stock --train --model cnn --balance
+  python -m studies.leave_source_out --data data/* --groups sdxl flux 140k,swaps:real --limit 300 --train --model cnn
+  python -m studies.leave_source_out --from-scores results/leave_source_out/scores/*.csv.gz --output-dir results/again
+
+Trains once without each group of sources; flags after --train are passed to train.py. A group is one or more names of
+data sets with commas between them, NAME:real or NAME:fake for one class of a set; it joins what was collected alike,
+such as the same photographs in two sets. By default each data set is a group. Each detector scores the training and
+validation images that were left out of its training, and the validation images of the other sources. Nothing here
+looks at a test split, so a recipe may be chosen by this table.
+
+You can interrupt and repeat the command: finished runs and scores are kept and interrupted ones resumed while data and
+code are unchanged. Writes sources.csv, .md, .tex and .json, and the scores: `*__left-out.csv.gz` is what calibrate.py
+--from-scores takes. Columns: the fakes of the source against the reals of all others, its reals against the fakes of
+all others, and its fakes against its own reals, each AUC with a 95 % bootstrap interval; then the verdicts at the
+operating point of the run. The last line on stdout has the mean of each AUC over the sources, and the figure to choose
+by, which weighs pairs of one source by half as validation does (utils/metrics/source_pairs.py):
+
+  common: fakes 0.871 [0.860, 0.883], reals 0.882 [0.870, 0.893], own 0.913 [0.890, 0.934]: 0.895 [0.882, 0.908]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets.perturbations import pick_tiers
+from datasets.records import LABEL_NAMES, Listing
+from datasets.spec import DatasetSpec, balanced_subset, open_records, parse_spec, parts_in_use, read_source
+from datasets.splits import TrainingData, open_training_data
+from studies.left_out_table import write_left_out
+from utils.args import check_output_dir, check_passed_on, exit_code, int_in, make_parser, run_script
+from utils.errors import UserError, closest
+
+RESERVED = ("--data", "--output-dir", "--resume", "--overwrite")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags of leave_source_out.py."""
+    parser = make_parser(__doc__, "python -m studies.leave_source_out")
+    parser.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets to mix")
+    parser.add_argument("--groups", nargs="+", default=[], metavar="NAME,...", help="what to leave out in turn")
+    parser.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="the files in scores/, instead")
+    parser.add_argument("--tiers", nargs="+", default=["common"], metavar="TIER", help="default: common, one format")
+    parser.add_argument("--limit", type=int_in(2), metavar="N", help="images to score of each data set and split")
+    parser.add_argument("--n-boot", type=int_in(0, 100_000), default=1000, help="bootstrap resamples (default: 1000)")
+    place = "leave_source_out"
+    parser.add_argument("--runs-dir", default=f"runs/{place}", metavar="DIR", help=f"default: runs/{place}")
+    parser.add_argument("--output-dir", default=f"results/{place}", metavar="DIR", help=f"default: results/{place}")
+    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags of train.py; last")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Make the table; returns ``{"rows": one per source left out, "means": by tier, "exit_code": 0 or 1}``."""
+    import train
+
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if bool(args.data) == bool(args.from_scores):
+        parser.error("expected either --data SPEC... or --from-scores CSV...")
+    files, folder = [Path(file) for file in args.from_scores], check_output_dir(args.output_dir)
+    if args.data:
+        check_passed_on(args.train, train.get_args_parser(), RESERVED)
+        tiers = pick_tiers(args.tiers)
+        specs = named_specs(args.data)
+        groups = [parse_group(text, specs) for text in args.groups or specs]
+        remaining = {group: open_training_data(kept_specs(group, specs)) for group in groups}  # checks before training
+        runs = check_output_dir(args.runs_dir)
+        for group, data in remaining.items():
+            print(f"leaving out {group.text}", file=sys.stderr)
+            train_without(runs / group.name, kept_specs(group, specs), data, args.train)
+            parts = {"left-out": left_out_listings(group, specs), "valid": data.valid}
+            files += score_once(runs / group.name / "best.pt", group, parts, tiers, args.limit, folder / "scores")
+    rows, means, unreadable = write_left_out(files, folder, args.n_boot)
+    return {"rows": rows, "means": means, "exit_code": exit_code(unreadable)}
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a run leaves out: the ``classes``, pairs of data set and label. ``text`` is how the user wrote it."""
+
+    text: str
+    classes: frozenset[tuple[str, int]]
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its files."""
+        return self.text.replace(",", "+").replace(":", "-").replace("/", "_")
+
+    def labels(self, source: str) -> set[int]:
+        """Return the labels of a data set that are left out."""
+        return {label for name, label in self.classes if name == source}
+
+
+def named_specs(texts: Sequence[str]) -> dict[str, DatasetSpec]:
+    """Return the specs by the name of their data set.
+
+    Raises:
+        UserError: two have the same name.
+    """
+    specs: dict[str, DatasetSpec] = {}
+    for text in texts:
+        spec = parse_spec(text)
+        name = read_source(spec).name
+        if name in specs:
+            raise UserError(f"expected data sets of different names, got {name} twice; rename a folder")
+        specs[name] = spec
+    return specs
+
+
+def parse_group(text: str, specs: Mapping[str, DatasetSpec]) -> Group:
+    """Parse ``NAME[:real|:fake],...``. Raises UserError for unknown names."""
+    classes = set()
+    for part in text.split(","):
+        name, _, label = part.partition(":") if part not in specs else (part, "", "")
+        if name not in specs or label not in ("", *LABEL_NAMES):
+            raise UserError(
+                f"expected --groups NAME[:real|:fake],... with names of the data ({', '.join(specs)}), got {part!r}"
+                + closest(name, specs)
+            )
+        classes |= {(name, number) for number, word in enumerate(LABEL_NAMES) if label in ("", word)}
+    return Group(text, frozenset(classes))
+
+
+def own_parts(spec: DatasetSpec) -> list[Listing]:
+    """Open the training and validation images of a data set, or all of one without splits."""
+    source = read_source(spec)
+    splits = open_records(spec, "all", source).splits
+    parts = [split for split in ("train", "valid") if split in splits] or ["all"]
+    return [open_records(spec.replace(repeat=None), split, source) for split in parts]
+
+
+def kept_specs(group: Group, specs: Mapping[str, DatasetSpec]) -> list[str]:
+    """Return the specs of what a group leaves for training and validation."""
+    kept = []
+    for name, spec in specs.items():
+        out = group.labels(name)
+        present = {record.label for listing in own_parts(spec) for record in listing.records} if out else {0, 1}
+        remaining = sorted(present - out)
+        use = "train" if parts_in_use(spec) == {"train"} else "train+valid"  # no run looks at a test split
+        if not out & present:
+            kept.append(str(spec.replace(use=use)))
+        elif remaining:
+            kept.append(str(spec.replace(use=use, classes=LABEL_NAMES[remaining[0]])))
+    return kept
+
+
+def left_out_listings(group: Group, specs: Mapping[str, DatasetSpec]) -> list[Listing]:
+    """Open the training and validation images of what a group leaves out."""
+    found = []
+    for name, spec in specs.items():
+        labels = group.labels(name)
+        for listing in own_parts(spec) if labels else []:
+            records = [record for record in listing.records if record.label in labels]
+            found += [replace(listing, records=records)] if records else []
+    if not found:
+        raise UserError(f"expected --groups that leave images out, got {group.text!r}, which has none")
+    return found
+
+
+def train_without(run: Path, specs: Sequence[str], data: TrainingData, flags: Sequence[str]) -> None:
+    """Train a detector in the folder ``run``, unless it is finished."""
+    from studies.runs import digests, train_once
+
+    train_once(run, ["--data", *specs, *flags], digests([], [*data.train, *data.valid]))
+
+
+def score_once(
+    checkpoint: Path,
+    group: Group,
+    parts: Mapping[str, Sequence[Listing]],
+    tiers: Sequence[str],
+    limit: int | None,
+    folder: Path,
+) -> list[Path]:
+    """Write the scores of each part, what was left out and what was not, unless they are there; returns the files."""
+    from studies.runs import PLAN, digests
+    from utils.files import read_json, write_json
+
+    parts = {name: [limited(listing, limit) for listing in part] for name, part in parts.items()}
+    inputs = digests([checkpoint], [listing for part in parts.values() for listing in part])
+    plan, wanted = checkpoint.parent / f"scores-{PLAN}", {"tiers": list(tiers), "inputs": inputs}
+    files = {name: folder / f"{group.name}__{name}.csv.gz" for name in parts}
+    if plan.exists() and read_json(plan) == wanted and all(file.exists() for file in files.values()):
+        return list(files.values())
+    for name, part in parts.items():
+        write_part(files[name], checkpoint, group, name, part, tiers)
+    write_json(plan, wanted)
+    return list(files.values())
+
+
+def write_part(
+    file: Path, checkpoint: Path, group: Group, part: str, listings: Sequence[Listing], tiers: Sequence[str]
+) -> None:
+    """Score some data sets and write their scores, with what the table needs, into one file."""
+    from utils.evaluation.evaluate import evaluate_tiers, load_candidates
+    from utils.runtime import set_up
+    from utils.scoring.cache import ScoreCache
+    from utils.scoring.scorer import Settings
+    from utils.scoring.table import ScoreTable, write_scores, write_sidecar
+
+    machine = set_up("auto")
+    candidates = load_candidates([checkpoint], machine.device)
+    (candidate,) = candidates
+    tables, unreadable = [], []
+    for listing in listings:
+        settings = Settings(workers=machine.workers, dtype=machine.dtype)
+        ((table, failed),) = evaluate_tiers(candidates, listing, tiers, ScoreCache(None, ""), settings)
+        tables.append(table.relative_to(listing.root))
+        unreadable += [{"dataset": listing.name, **item} for item in failed]
+    point, left_out = candidate.detector.operating_point, {name for name, _ in group.classes}
+    names = {entry["dataset"] for entry in candidate.checkpoint["data"] if entry["split"] == "train"}
+    write_scores(file, ScoreTable.join(tables))
+    write_sidecar(
+        file,
+        checkpoint=group.name,
+        model=candidate.checkpoint["model"],
+        thresholds=dict(point.thresholds),
+        threshold=point.threshold(),
+        split=part,
+        left_out=group.text,
+        trained_on=sorted(names - left_out if part == "left-out" else names),
+        n_images=sum(len(listing.records) for listing in listings),
+        unreadable=unreadable,
+        train_command=candidate.checkpoint["train_args"].get("command"),
+    )
+
+
+def limited(listing: Listing, limit: int | None) -> Listing:
+    """Return a listing with at most ``limit`` records, balanced over the classes."""
+    records = listing.records
+    return listing if limit is None else replace(listing, records=balanced_subset(records, limit, listing.root))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,219 @@
+"""Leave one source out: what each run trains on and scores, the table of known scores, what is resumed and refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import calibrate
+import train
+from datasets.spec import parse_spec
+from datasets.splits import open_training_data
+from studies import leave_source_out
+from studies.leave_source_out import kept_specs, left_out_listings, named_specs, parse_group
+from studies.left_out_table import write_left_out
+from tests.conftest import exit_and_stderr, make_table, write_image
+from utils.checkpoints.file import load_checkpoint
+from utils.errors import UserError
+from utils.files import read_json
+from utils.metrics.binary import auc
+from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
+
+TRAIN = "--train --model cnn --model-args width=4 --image-size 32 --batch-size 8 --epochs 1 --threads 1 --balance"
+SOURCES = {"pairs": ("real", "fake"), "swaps": ("real", "fake"), "flux": ("fake",), "stock": ("real",)}
+
+
+@pytest.fixture
+def sources(make_folder, tmp_path, monkeypatch, no_curves):
+    """Four data sets, two of them of one class, in the current folder: 4 training and 3 validation images a class."""
+    for name, classes in SOURCES.items():
+        make_folder(name, {f"{split}/{label}": n for split, n in (("train", 4), ("valid", 3)) for label in classes})
+    for number in range(3):
+        write_image(tmp_path / "pairs" / "test" / "fake" / f"{number}.png", number, fake=True)
+    monkeypatch.chdir(tmp_path)
+    return list(SOURCES)
+
+
+# ------------------------------------------------------------------------------------------------- what is left out
+
+
+def test_a_group_may_hold_one_class_of_a_set(sources):
+    specs = named_specs([*sources[:3], "stock@limit=6"])
+    group = parse_group("stock,swaps:real", specs)
+    assert group.name == "stock+swaps-real"
+    kept = kept_specs(group, specs)
+    assert kept == ["pairs@use=train+valid", "swaps@use=train+valid,classes=fake", "flux@use=train+valid"]
+    found = {
+        (listing.name, listing.split): [r.label for r in listing.records] for listing in left_out_listings(group, specs)
+    }
+    assert found == {
+        ("swaps", "train"): [0] * 4,
+        ("swaps", "valid"): [0] * 3,
+        ("stock", "train"): [0] * 4,
+        ("stock", "valid"): [0] * 3,
+    }
+    data = open_training_data(kept)
+    assert data.test == [] and {listing.name for listing in data.train} == {"pairs", "swaps", "flux"}
+    whole = kept_specs(parse_group("swaps", specs), specs)
+    assert [parse_spec(text).location for text in whole] == ["pairs", "flux", "stock"]
+    nothing = parse_group("flux:real", specs)
+    assert len(kept_specs(nothing, specs)) == 4
+    with pytest.raises(UserError, match="expected --groups that leave images out, got 'flux:real'"):
+        left_out_listings(nothing, specs)
+
+
+def test_a_listing_that_stays_is_the_same_whatever_is_left_out(sources):
+    """So that what is cached of it is found again."""
+    specs = named_specs(sources)
+    runs = [open_training_data(kept_specs(parse_group(text, specs), specs)) for text in ("flux", "stock", "swaps:real")]
+    pairs = [listing for data in runs for listing in (*data.train, *data.valid) if listing.name == "pairs"]
+    assert len(pairs) == 6 and pairs[0] == pairs[2] == pairs[4] and pairs[1] == pairs[3] == pairs[5]
+
+
+# --------------------------------------------------------------------------------------------------------- the runs
+
+
+def test_the_protocol_trains_scores_and_resumes(sources, tmp_path, monkeypatch, capsys):
+    flags = ["--data", *sources, "--groups", "pairs", "stock,swaps:real", "--limit", "4", "--n-boot", "20"]
+    flags += ["--tiers", "clean", "common", "--runs-dir", "runs", "--output-dir", "out", *TRAIN.split()]
+    result = leave_source_out.main(flags)
+    assert result["exit_code"] == 0
+    sizes = {(row["source"], row["tier"]): (row.get("n_real"), row.get("n_fake")) for row in result["rows"]}
+    expected = {"pairs": (4, 4), "stock": (7, 0), "swaps": (7, 0), "all": (None, None)}
+    assert sizes == {(name, tier): n for tier in ("clean", "common") for name, n in expected.items()}
+    kept = load_checkpoint("runs/stock+swaps-real/best.pt")["data"]
+    assert {(entry["dataset"], entry["n_real"] > 0) for entry in kept} == {
+        ("pairs", True),
+        ("swaps", False),
+        ("flux", False),
+    }
+    scores = sorted(path.name for path in (tmp_path / "out/scores").glob("*.csv.gz"))
+    assert scores == [
+        f"{run}__{part}.csv.gz" for run in ("pairs", "stock+swaps-real") for part in ("left-out", "valid")
+    ]
+    info = read_sidecar(tmp_path / "out/scores/stock+swaps-real__left-out.csv.gz")
+    assert info["trained_on"] == ["flux", "pairs"] and info["left_out"] == "stock,swaps:real"
+    printed = capsys.readouterr().out
+    assert "clean: fakes 0." in printed and "test pairs" not in printed, "no test split is looked at"
+
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr("studies.leave_source_out.write_part", lambda *_: pytest.fail("scores were made again"))
+    assert leave_source_out.main(flags)["rows"] == result["rows"]
+    files = [str(tmp_path / "out/scores" / name) for name in scores]
+    again = leave_source_out.main(["--from-scores", *files, "--n-boot", "20", "--output-dir", "again"])
+    assert again["rows"] == result["rows"] and again["means"] == result["means"]
+    for suffix in ("json", "csv", "md", "tex"):
+        assert (tmp_path / f"out/sources.{suffix}").read_bytes() == (tmp_path / f"again/sources.{suffix}").read_bytes()
+    assert json.loads(json.dumps(result["means"])) == read_json(tmp_path / "out/sources.json")["means"]
+    left_out = [file for file in files if "left-out" in file]
+    fitted = calibrate.main(
+        ["--checkpoint", "runs/pairs", "--from-scores", *left_out, "--tiers", "clean", "--output-dir", "new"]
+    )
+    assert load_checkpoint(fitted["checkpoint"])["fitted_on"] == ["pairs", "swaps", "stock"]
+
+
+def test_other_images_are_scored_again(sources, tmp_path, monkeypatch):
+    flags = ["--data", *sources, "--groups", "flux", "--n-boot", "0", "--runs-dir", "runs", "--output-dir", "out"]
+    first = leave_source_out.main([*flags, *TRAIN.split()])
+    (tmp_path / "flux/train/fake/000.png").unlink()
+    original = train.main
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("the run does not depend on what it leaves out"))
+    second = leave_source_out.main([*flags, *TRAIN.split()])
+    assert (first["rows"][0]["n_fake"], second["rows"][0]["n_fake"]) == (7, 6)
+    assert "auc_fakes_ci" not in second["rows"][0]
+    monkeypatch.setattr(train, "main", original)
+    with pytest.raises(UserError, match="the flags of the run in runs/flux, got others"):
+        leave_source_out.main([*flags, *TRAIN.split(), "--seed", "1"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--data pairs flux --groups flus", "names of the data (pairs, flux), got 'flus'; did you mean flux?"),
+        ("--data pairs flux --groups flux:fakes", "got 'flux:fakes'"),
+        ("--data pairs stock --groups pairs", "expected real and fake images in the train split"),
+        ("--data pairs ./pairs", "different names, got pairs twice"),
+        ("--data pairs flux --tiers wbe", "expected --tiers of"),
+        ("--data pairs flux --train --data x", "other than --data"),
+    ],
+)
+def test_mistakes_are_found_before_any_training(flags, message, sources, monkeypatch, capsys):
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained"))
+    code, says = exit_and_stderr(leave_source_out.main, flags.split(), monkeypatch, capsys)
+    assert code == 2 and message in says and says.count("\n") == 1
+
+
+# -------------------------------------------------------------------------------------------------------- the table
+
+
+def write_run(folder, run, left_out, parts, thresholds=(0.4, 0.5, 0.8)):
+    """Write the files of a run; ``parts`` maps the part to a mapping of source to (labels, logits)."""
+    names = ("unsure_low", "balanced", "unsure_high")
+    files = []
+    for part, found in parts.items():
+        tables = [
+            make_table([f"{i}.png" for i in range(len(labels))], labels, logits, "common", name)
+            for name, (labels, logits) in found.items()
+        ]
+        files.append(folder / f"{run}__{part}.csv.gz")
+        write_scores(files[-1], ScoreTable.join(tables))
+        info = {"thresholds": dict(zip(names, thresholds, strict=True)), "threshold": 0.5, "trained_on": ["x"]}
+        write_sidecar(files[-1], checkpoint=run, split=part, left_out=left_out, **info)
+    return files
+
+
+def drawn(seed, n_real, n_fake, shift=0.0):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], [n_real, n_fake])
+    return labels, rng.normal(size=len(labels)) + 2 * labels + shift
+
+
+def test_the_table_of_known_scores(tmp_path, capsys):
+    swaps, sdxl = drawn(0, 0, 60), drawn(1, 0, 80)
+    pairs, stock = drawn(2, 50, 40), drawn(3, 70, 0, shift=0.5)
+    inner = drawn(4, 30, 0)
+    one = write_run(tmp_path, "sdxl", "sdxl", {"left-out": {"sdxl": sdxl}, "valid": {"pairs": pairs, "stock": stock}})
+    parts = {"left-out": {"pairs": pairs, "swaps": inner}, "valid": {"swaps": swaps, "stock": stock, "sdxl": sdxl}}
+    two = write_run(tmp_path, "pairs+swaps-real", "pairs,swaps:real", parts)
+    rows, means, unreadable = write_left_out([*one, *two], tmp_path / "out", n_boot=200)
+    assert unreadable == 0 and [row["source"] for row in rows] == ["sdxl", "pairs", "swaps", "all"]
+
+    def pair(fakes, reals):
+        f, r = fakes[1][fakes[0] == 1], reals[1][reals[0] == 0]
+        return auc(np.repeat([1, 0], [len(f), len(r)]), 1 / (1 + np.exp(-np.concatenate([f, r]))))
+
+    first, second, third, mean = rows
+    assert first["auc_fakes"] == pytest.approx((pair(sdxl, pairs) + pair(sdxl, stock)) / 2)
+    assert "auc_reals" not in first and "auc_own" not in first and "real_fake" not in first
+    assert second["auc_fakes"] == pytest.approx((pair(pairs, inner) + pair(pairs, stock)) / 2)
+    assert second["auc_reals"] == pytest.approx((pair(swaps, pairs) + pair(sdxl, pairs)) / 2)
+    assert second["auc_own"] == pytest.approx(pair(pairs, pairs))
+    assert third["auc_reals"] == pytest.approx((pair(pairs, inner) + pair(sdxl, inner)) / 2)
+    assert "auc_own" not in third, "its fakes were trained on"
+    p_fake = 1 / (1 + np.exp(-pairs[1]))
+    assert second["real_fake"] == np.mean(p_fake[:50] >= 0.8)
+    assert second["real_unsure"] == np.mean((p_fake[:50] >= 0.4) & (p_fake[:50] < 0.8))
+    assert second["fake_fake"] == np.mean(p_fake[50:] >= 0.8)
+
+    assert mean["auc_fakes"] == pytest.approx((first["auc_fakes"] + second["auc_fakes"]) / 2)
+    assert mean["auc_own"] == second["auc_own"] and mean["real_fake"] == (second["real_fake"] + third["real_fake"]) / 2
+    figure = (mean["auc_own"] + (mean["auc_fakes"] + mean["auc_reals"]) / 2) / 2
+    assert means["common"]["figure"] == pytest.approx(figure)
+    for row, keys in ((first, ["auc_fakes"]), (second, ["auc_fakes", "auc_reals", "auc_own"]), (mean, ["figure"])):
+        for key in keys:
+            low, high = row[f"{key}_ci"]
+            assert low <= row[key] <= high and 0.01 < high - low < 0.3
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"common: fakes {mean['auc_fakes']:.3f} [") and f": {figure:.3f} [" in line
+
+
+def test_the_table_needs_both_files_of_a_run(tmp_path):
+    parts = {"left-out": {"sdxl": drawn(1, 0, 8)}, "valid": {"pairs": drawn(2, 5, 4)}}
+    files = write_run(tmp_path, "sdxl", "sdxl", parts)
+    with pytest.raises(UserError, match="expected both files of each run"):
+        write_left_out(files[:1], tmp_path / "out", 0)
+    shutil.copy(files[0], tmp_path / "other.csv.gz")
+    with pytest.raises(UserError, match=r"expected scores written by leave_source_out\.py"):
+        write_left_out([tmp_path / "other.csv.gz"], tmp_path / "out", 0)
+    assert len(read_scores(files[0])) == 8
