@@ -6,9 +6,10 @@
 
 Trains once without each group of sources; flags after --train are passed to train.py. A group is one or more names of
 data sets with commas between them, NAME:real or NAME:fake for one class of a set; it joins what was collected alike,
-such as the same photographs in two sets. By default each data set is a group. Each detector scores the training and
-validation images that were left out of its training, and the validation images of the other sources. Nothing here
-looks at a test split, so a recipe may be chosen by this table.
+such as the same photographs in two sets. By default each data set is a group. A set with use=train in its spec only
+helps in training: it is left out with its group but not scored. Each detector scores the training and validation
+images that were left out of its training, and the validation images of the other sources. No run looks at a test
+split, so a recipe may be chosen by this table.
 
 You can interrupt and repeat the command: finished runs and scores are kept and interrupted ones resumed while data and
 code are unchanged. Writes sources.csv, .md, .tex and .json, and the scores: `*__left-out.csv.gz` is what calibrate.py
@@ -131,7 +132,7 @@ def own_parts(spec: DatasetSpec) -> list[Listing]:
     """Open the training and validation images of a data set, or all of one without splits."""
     source = read_source(spec)
     splits = open_records(spec, "all", source).splits
-    parts = [split for split in ("train", "valid") if split in splits] or ["all"]
+    parts = [split for split in splits if split != "test"] or ["all"]
     return [open_records(spec.replace(repeat=None), split, source) for split in parts]
 
 
@@ -140,7 +141,8 @@ def kept_specs(group: Group, specs: Mapping[str, DatasetSpec]) -> list[str]:
     kept = []
     for name, spec in specs.items():
         out = group.labels(name)
-        present = {record.label for listing in own_parts(spec) for record in listing.records} if out else {0, 1}
+        records = [record for listing in own_parts(spec) for record in listing.records] if out else []
+        present = {record.label for record in records if record.label is not None}
         remaining = sorted(present - out)
         use = "train" if parts_in_use(spec) == {"train"} else "train+valid"  # no run looks at a test split
         if not out & present:
@@ -151,10 +153,10 @@ def kept_specs(group: Group, specs: Mapping[str, DatasetSpec]) -> list[str]:
 
 
 def left_out_listings(group: Group, specs: Mapping[str, DatasetSpec]) -> list[Listing]:
-    """Open the training and validation images of what a group leaves out."""
+    """Open the training and validation images of what a group leaves out, but for sets with use=train."""
     found = []
     for name, spec in specs.items():
-        labels = group.labels(name)
+        labels = group.labels(name) if parts_in_use(spec) != {"train"} else set()
         for listing in own_parts(spec) if labels else []:
             records = [record for record in listing.records if record.label in labels]
             found += [replace(listing, records=records)] if records else []
@@ -198,6 +200,8 @@ def write_part(
     file: Path, checkpoint: Path, group: Group, part: str, listings: Sequence[Listing], tiers: Sequence[str]
 ) -> None:
     """Score some data sets and write their scores, with what the table needs, into one file."""
+    from datasets.face_boxes import with_faces
+    from datasets.faces import open_finder
     from utils.evaluation.evaluate import evaluate_tiers, load_candidates
     from utils.runtime import set_up
     from utils.scoring.cache import ScoreCache
@@ -207,6 +211,9 @@ def write_part(
     machine = set_up("auto")
     candidates = load_candidates([checkpoint], machine.device)
     (candidate,) = candidates
+    recipe = candidate.checkpoint["train_args"]
+    if finder := open_finder(recipe.get("face_detector"), candidate.detector.geometry.needs_face):
+        listings = [with_faces(listing, finder) for listing in listings]
     tables, unreadable = [], []
     for listing in listings:
         settings = Settings(workers=machine.workers, dtype=machine.dtype)
@@ -227,7 +234,7 @@ def write_part(
         trained_on=sorted(names - left_out if part == "left-out" else names),
         n_images=sum(len(listing.records) for listing in listings),
         unreadable=unreadable,
-        train_command=candidate.checkpoint["train_args"].get("command"),
+        train_command=recipe.get("command"),
     )
 
 

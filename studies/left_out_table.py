@@ -44,7 +44,7 @@ def write_left_out(files: Sequence[Path], folder: Path, n_boot: int) -> tuple[li
     means: dict[str, dict[str, Any]] = {}
     for tier in dict.fromkeys(scored.tier for scored in sets):
         drawn: list[Draws] = []
-        seen = []
+        seen: list[float] = []
         for number, run in enumerate(dict.fromkeys(scored.info["checkpoint"] for scored in sets)):
             own = [scored for scored in sets if scored.tier == tier and scored.info["checkpoint"] == run]
             found, figures, value = measure_run(own, n_boot, number)
@@ -58,10 +58,8 @@ def write_left_out(files: Sequence[Path], folder: Path, n_boot: int) -> tuple[li
     write_table(rows, COLUMNS, folder / "sources", CAPTION)
     print((folder / "sources.md").read_text(encoding="utf-8").partition("\n\n")[2], end="")
     for tier, mean in means.items():
-        fakes, reals, own, figure = (
-            format_value(mean[key], interval=mean.get(f"{key}_ci")) for key in (*AUCS, "figure")
-        )
-        print(f"{tier}: fakes {fakes}, reals {reals}, own {own}: {figure}")
+        text = {key: format_value(mean[key], interval=mean.get(f"{key}_ci")) for key in (*AUCS, "figure")}
+        print("{}: fakes {auc_fakes}, reals {auc_reals}, own {auc_own}: {figure}".format(tier, **text))
     failed = {(scored.info["checkpoint"], item["path"]) for scored in sets for item in scored.info["unreadable"]}
     return rows, means, len(failed)
 

@@ -57,6 +57,9 @@ def test_a_group_may_hold_one_class_of_a_set(sources):
     assert data.test == [] and {listing.name for listing in data.train} == {"pairs", "swaps", "flux"}
     whole = kept_specs(parse_group("swaps", specs), specs)
     assert [parse_spec(text).location for text in whole] == ["pairs", "flux", "stock"]
+    helped = named_specs(["pairs", "stock", "swaps@use=train"])
+    assert {listing.name for listing in left_out_listings(parse_group("stock,swaps", helped), helped)} == {"stock"}
+    assert kept_specs(parse_group("stock", helped), helped) == ["pairs@use=train+valid", "swaps@use=train"]
     nothing = parse_group("flux:real", specs)
     assert len(kept_specs(nothing, specs)) == 4
     with pytest.raises(UserError, match="expected --groups that leave images out, got 'flux:real'"):
@@ -113,18 +116,19 @@ def test_the_protocol_trains_scores_and_resumes(sources, tmp_path, monkeypatch, 
     assert load_checkpoint(fitted["checkpoint"])["fitted_on"] == ["pairs", "swaps", "stock"]
 
 
-def test_other_images_are_scored_again(sources, tmp_path, monkeypatch):
+def test_other_images_are_scored_again_and_by_their_faces(sources, tmp_path, monkeypatch):
     flags = ["--data", *sources, "--groups", "flux", "--n-boot", "0", "--runs-dir", "runs", "--output-dir", "out"]
-    first = leave_source_out.main([*flags, *TRAIN.split()])
+    flags += [*TRAIN.split(), "--geometry", "face"]
+    first = leave_source_out.main(flags)
     (tmp_path / "flux/train/fake/000.png").unlink()
     original = train.main
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("the run does not depend on what it leaves out"))
-    second = leave_source_out.main([*flags, *TRAIN.split()])
+    second = leave_source_out.main(flags)
     assert (first["rows"][0]["n_fake"], second["rows"][0]["n_fake"]) == (7, 6)
     assert "auc_fakes_ci" not in second["rows"][0]
     monkeypatch.setattr(train, "main", original)
     with pytest.raises(UserError, match="the flags of the run in runs/flux, got others"):
-        leave_source_out.main([*flags, *TRAIN.split(), "--seed", "1"])
+        leave_source_out.main([*flags, "--seed", "1"])
 
 
 @pytest.mark.parametrize(
