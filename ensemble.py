@@ -118,7 +118,7 @@ def with_views(detector: Detector, views: Sequence[str]) -> Detector:
 
     # A view that is named twice counts once.
     result = create_model("views", member=describe_member(detector), views=list(dict.fromkeys(views)))
-    result.get_submodule("member").load_state_dict(detector.state_dict())
+    cast("Detector", result.get_submodule("member")).take_weights(detector)
     return result
 
 
@@ -158,7 +158,7 @@ def combine(
     ]
     ensemble = cast("Ensemble", create_model("ensemble", members=members).to(device).eval())
     for member, detector in zip(ensemble.members, detectors, strict=True):
-        member.load_state_dict(detector.state_dict())
+        cast("Detector", member).take_weights(detector)
     cut = [
         detector for detector in detectors if detector.geometry.mode == "resize" and ensemble.geometry.mode == "crop"
     ]

@@ -38,6 +38,8 @@ class Detector(nn.Module):
         size_step: the input sizes to prefer are multiples of it, in pixels.
         is_classical: True for learners on features, which are fitted in one call instead of trained by gradients.
         operating_point: calibration and thresholds; ``load_detector`` sets it.
+        base_prefix: where in the state dict the public weights are that the detector adapts; "" if it adapts none.
+        base: which weights these are, as in a checkpoint (utils/checkpoints/base.py); None before they are loaded.
         name, model_args: what ``create_model`` was called with.
     """
 
@@ -48,6 +50,8 @@ class Detector(nn.Module):
     is_classical = False
     any_size = True
     caches_tokens = False
+    base_prefix = ""
+    base: dict[str, Any] | None = None
     size_step = 32
     cam_reshape: Callable[[Tensor], Tensor] | None = None
 
@@ -116,6 +120,11 @@ class Detector(nn.Module):
         tried = {own // 2, own, *(size // step * step + step * k for k in range(-1, 3))}
         sizes = [str(near) for near in sorted(tried) if near >= 16 and self.fits(near)]
         raise UserError(f"expected {flag} that {self.name} takes, such as {' or '.join(sizes)}, got {size}")
+
+    def take_weights(self, other: Detector) -> None:
+        """Load the weights of a detector of the same architecture, and take over which of them are public ones."""
+        self.load_state_dict(other.state_dict())
+        self.base = other.base
 
     def fixed_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training never changes, whatever ``--freeze`` says."""

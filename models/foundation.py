@@ -44,6 +44,7 @@ class Foundation(Detector):
 
     backbone: Any  # of timm: mypy knows none of its attributes
     caches_tokens = True
+    base_prefix = "backbone."
 
     def __init__(self, like: TimmBackbone, blocks: list[int], tokens: str, first_tuned: int, norms_only: bool) -> None:
         backbone: Any = like.backbone

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.args import EXIT_DONE, check_checkpoint_file, command_line, make_parser, run_script
+from utils.args import EXIT_DONE, add_base_weights, check_checkpoint_file, command_line, make_parser, run_script
 from utils.checkpoints.slimming import description_file
 from utils.errors import UserError
 from utils.files import read_json
@@ -42,6 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="of large kernels and matrices; int8 uses one scale per channel (default: fp16)",
     )
     parser.add_argument("--notes", metavar="FILE.json", help="a JSON object of additional facts for both files")
+    add_base_weights(parser)
     return parser
 
 

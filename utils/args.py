@@ -18,6 +18,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.files import ROOT
 
+BASE_WEIGHTS_VARIABLE = "DEEPFAKE_BASE_WEIGHTS"
 EXIT_DONE, EXIT_PARTIAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 RELEASE_FILE = ROOT / "checkpoints" / "deepfake-v2.pt"  # what scripts use without --checkpoint
 DEFAULT_CHECKPOINT = f"(default: the released {RELEASE_FILE.relative_to(ROOT)})"  # for the help of --checkpoint
@@ -129,6 +130,27 @@ def add_device_group(
     if workers:
         group.add_argument("--workers", type=int_in(0, 256), help=workers)
     group.add_argument("--threads", type=int_in(1, 1024), help="CPU threads of the model (default: all cores)")
+    add_base_weights(group)
+
+
+def add_base_weights(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --base-weights, which sets an environment variable, so that it holds for the processes of a script too."""
+    parser.add_argument(
+        "--base-weights",
+        action=_SetBaseWeights,
+        metavar="FILE|DIR",
+        help="public weights that a checkpoint of an adapted model leaves out "
+        f"(default: ${BASE_WEIGHTS_VARIABLE}, their place in training, the user's cache, timm's hub)",
+    )
+
+
+class _SetBaseWeights(argparse.Action):
+    """Check a path and put it into the environment."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        if not Path(values).exists():
+            parser.error(f"expected --base-weights to be a file or a folder, found none at {values!r}")
+        os.environ[BASE_WEIGHTS_VARIABLE] = values
 
 
 def add_face_group(parser: argparse.ArgumentParser) -> None:

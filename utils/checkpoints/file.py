@@ -17,6 +17,7 @@ from models.detector import Detector
 from models.operating_point import OperatingPoint
 from models.registry import create_model
 from utils.args import check_checkpoint_file, is_export
+from utils.checkpoints.base import assign_bases, describe_bases, with_bases, without_bases
 from utils.engines.exported import load_onnx_detector
 from utils.errors import UserError
 from utils.files import atomic_write_bytes
@@ -37,9 +38,11 @@ def describe_checkpoint(
 
     ``train_args`` and ``data`` (see ``TrainingData.describe``) hold plain values only.
     """
+    bases = describe_bases(detector)
     return {
         "model": detector.name,
         "model_args": detector.model_args,
+        **({"base": bases} if bases else {}),
         "geometry": detector.geometry.to_dict(),
         **OperatingPoint().to_checkpoint(),
         "metrics": {},
@@ -55,6 +58,8 @@ def describe_checkpoint(
 def save_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically: the old file stays whole until the new one is complete on disk.
 
+    Tensors that equal those of its base weights are left out; `load_checkpoint` adds them again.
+
     The checkpoint is read back with the safe loader first, so that a Namespace, a Path or a numpy scalar in it is
     noticed now and not by whoever loads it.
 
@@ -64,6 +69,8 @@ def save_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     """
     # In memory first: on a full disk torch's own writer fails with a message about its archive, not about the disk.
     buffer = io.BytesIO()
+    if checkpoint.get("base"):
+        checkpoint = without_bases(checkpoint)
     try:
         torch.save({"format_version": FORMAT_VERSION, **checkpoint}, buffer)
         buffer.seek(0)
@@ -74,10 +81,11 @@ def save_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU with ``weights_only=True`` and check its form.
+    """Read a checkpoint on the CPU with ``weights_only=True``, check its form and add its base weights.
 
     Raises:
-        UserError: missing, truncated, not a checkpoint, unsafe (it would run code), or of another format version.
+        UserError: missing, truncated, not a checkpoint, unsafe (it would run code), or of another format version; or
+            its base weights are not found.
     """
     path = check_checkpoint_file(path)
     try:
@@ -109,7 +117,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if odd:
         raise UserError(f"expected a dict as {', '.join(odd)} of checkpoint {str(path)!r}, found something else")
     checkpoint["state_dict"] = {key: _as_float(value) for key, value in checkpoint["state_dict"].items()}
-    return checkpoint
+    return with_bases(checkpoint, path) if checkpoint.get("base") else checkpoint
 
 
 def _as_float(value: Any) -> Any:
@@ -146,6 +154,7 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> tuple
         raise UserError(
             f"expected the weights of {checkpoint['model']} in {str(path)!r}, but {' '.join(str(error).split())[:200]}"
         ) from None
+    assign_bases(detector, checkpoint.get("base", []))
     detector.operating_point = OperatingPoint.from_checkpoint(checkpoint)
     return detector.to(device).eval(), checkpoint
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.checkpoints.base import without_bases
 from utils.checkpoints.file import DESCRIPTION_KEYS, load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.files import file_digest, write_json
@@ -86,22 +87,27 @@ def description_file(checkpoint: str | Path) -> Path:
 def slim(checkpoint: Mapping[str, Any], precision: str, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the parts of a checkpoint that users need, without the paths of the machine that trained it.
 
-    Every float32 tensor of two or more dimensions and more than SMALL numbers is rounded, with ``fp16`` to half
+    Every float32 tensor of two or more dimensions and more than SMALL numbers, but for a last layer with one output, is
+    rounded, with ``fp16`` to half
     precision, with ``int8`` to whole numbers times a scale for each output channel. Vectors stay, because the variances
     among them can exceed the range of halves, and so do the small kernels of the first layers: they weigh little, and
     rounding them alone moved a logit of EfficientNet-B0 by 0.1. ``load_checkpoint`` gives float32 back.
     """
-    kept = {key: checkpoint[key] for key in (*DESCRIPTION_KEYS, "state_dict") if key in checkpoint}
+    kept = {key: checkpoint[key] for key in (*DESCRIPTION_KEYS, "base", "state_dict") if key in checkpoint}
+    if kept.get("base"):
+        kept = without_bases(kept)  # first: what is rounded no longer equals the base
+        kept["base"] = [{**entry, "file": None} for entry in kept["base"]]
     kept |= {key: without_paths(kept[key]) for key in CLEANED if key in kept}
     if rounding := ROUNDINGS[precision]:
         kept["state_dict"] = {
-            key: rounding(value) if _is_large(value) else value for key, value in checkpoint["state_dict"].items()
+            key: rounding(value) if _is_large(value) else value for key, value in kept["state_dict"].items()
         }
     return {**kept, "notes": dict(notes or {})}
 
 
 def _is_large(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim > 1 and value.numel() > SMALL
+    is_matrix = isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim > 1 and len(value) > 1
+    return is_matrix and value.numel() > SMALL
 
 
 def as_int8(weights: Tensor) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from datasets.splits import TrainingData
 from datasets.storage import file_state
 from datasets.transforms import EvalTransform
 from models.classical import ClassicalDetector
+from models.detector import Detector
 from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.figures import interval_bar_figure, save_figure
@@ -104,13 +105,11 @@ def write_importance(detector: ClassicalDetector, folder: Path, top: int = 25) -
     save_figure(figure, folder / "importance")
 
 
-def resolve_embedding(
-    model_args: Mapping[str, Any], device: torch.device
-) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
+def resolve_embedding(model_args: Mapping[str, Any], device: torch.device) -> tuple[dict[str, Any], Detector | None]:
     """Turn ``features=embedding:NAME`` into arguments that rebuild the network without another file.
 
     Returns:
-        The model arguments, and the weights of the embedding network if NAME is a checkpoint.
+        The model arguments, and the embedding network if NAME is a checkpoint.
     """
     arguments = dict(model_args)
     features = str(arguments.get("features", ""))
@@ -122,7 +121,7 @@ def resolve_embedding(
         return {**arguments, "features": "embedding", "embedding": {"model": source, "model_args": {}}}, None
     network, checkpoint = load_detector(source, device)
     embedding = {key: checkpoint[key] for key in ("model", "model_args", "geometry")}
-    return {**arguments, "features": "embedding", "embedding": embedding}, network.state_dict()
+    return {**arguments, "features": "embedding", "embedding": embedding}, network
 
 
 def read_features(file: Path) -> tuple[np.ndarray, np.ndarray] | None:

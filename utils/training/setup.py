@@ -52,10 +52,10 @@ def build_detector(
 ) -> Detector:
     """Build the detector with its geometry and initial weights; ``resumed`` holds the model_args of a resumed run."""
     torch.manual_seed(recipe.seed)
-    model_args, embedding_weights = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
+    model_args, embedding = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
     detector = create_model(recipe.model, **model_args)
-    if embedding_weights:
-        detector.get_submodule("embedder.detector").load_state_dict(embedding_weights)
+    if embedding:
+        cast(Detector, detector.get_submodule("embedder.detector")).take_weights(embedding)
     size = input_size(recipe, detector, records)
     detector.geometry = Geometry(recipe.geometry, size, recipe.resize_to, recipe.margin or MARGIN)
     detector.check_size(detector.geometry.size)

@@ -11,6 +11,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from models.detector import Detector
+from utils.checkpoints.base import assign_bases
 from utils.checkpoints.file import describe_checkpoint, load_checkpoint, save_checkpoint
 from utils.distributed import gather, team, team_size
 from utils.errors import UserError
@@ -95,6 +96,7 @@ class TrainingState:
             stale.unlink(missing_ok=True)
         saved = checkpoint["training"]
         self.detector.load_state_dict(checkpoint["state_dict"])
+        assign_bases(self.detector, checkpoint.get("base", []))
         if self.ema:
             self.ema.module.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])

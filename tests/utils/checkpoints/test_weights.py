@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.registry import create_model
-from utils.checkpoints import weights
+from utils.checkpoints import sources
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.checkpoints.slimming import as_int8
 from utils.checkpoints.weights import load_weights, match_weights, read_weights_file
@@ -204,8 +204,8 @@ def test_no_code_in_a_weights_file_runs(tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     """No network, nothing in the cache, and any attempt to download is a failure."""
-    monkeypatch.setattr(weights, "_hub_reachable", lambda *_: False)
-    monkeypatch.setattr(weights, "_is_cached", lambda *_: False)
+    monkeypatch.setattr(sources, "_hub_reachable", lambda *_: False)
+    monkeypatch.setattr(sources, "_is_cached", lambda *_: False)
     monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("tried to download"))
 
 
@@ -213,7 +213,7 @@ def offline(monkeypatch):
 def test_without_a_network_imagenet_says_what_to_do(name, request):
     detector = create_model(name)  # ssl_resnet18 is an old name that timm maps to a tag of resnet18
     request.getfixturevalue("offline")
-    with pytest.raises(UserError, match=rf"expected a network .*'{name}'.*download timm/resnet18\..*--weights FILE"):
+    with pytest.raises(UserError, match=r"expected a network .* resnet18.*download timm/resnet18\..*--weights FILE"):
         load_weights(detector, "imagenet")
 
 
@@ -224,8 +224,8 @@ def test_a_model_without_published_weights_says_so(offline):
 
 def test_cached_weights_need_no_network(detector, backbone_weights, monkeypatch):
     model = type("Published", (), {"state_dict": lambda self: backbone_weights})
-    monkeypatch.setattr(weights, "_hub_reachable", lambda *_: pytest.fail("asked the network"))
-    monkeypatch.setattr(weights, "_is_cached", lambda *_: True)
+    monkeypatch.setattr(sources, "_hub_reachable", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setattr(sources, "_is_cached", lambda *_: True)
     monkeypatch.setattr("timm.create_model", lambda *_, **__: model())
     assert load_weights(detector, "imagenet").random == ["head.1.bias", "head.1.weight"]
 
@@ -234,7 +234,7 @@ def test_a_download_that_breaks_off_is_one_line(detector, monkeypatch):
     def broken(*_args, **_kwargs):
         raise RuntimeError("connection lost\nTraceback of the client")
 
-    monkeypatch.setattr(weights, "_hub_reachable", lambda *_: True)
+    monkeypatch.setattr(sources, "_hub_reachable", lambda *_: True)
     monkeypatch.setattr("timm.create_model", broken)
     with pytest.raises(UserError, match=r"connection lost; try again, or pass --weights FILE$"):
         load_weights(detector, "imagenet")
@@ -249,17 +249,17 @@ def test_a_proxy_or_a_mirror_is_asked_instead_of_the_hub(monkeypatch):
         asked.append(address)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(weights.socket, "create_connection", refuse)
-    monkeypatch.setattr(weights, "getproxies", dict)
+    monkeypatch.setattr(sources.socket, "create_connection", refuse)
+    monkeypatch.setattr(sources, "getproxies", dict)
     monkeypatch.setattr(constants, "ENDPOINT", "http://mirror.example:8080/hub")
-    assert not weights._hub_reachable() and asked == [("mirror.example", 8080)]
-    monkeypatch.setattr(weights, "getproxies", lambda: {"http": "http://proxy.example:3128"})
-    assert weights._hub_reachable() and len(asked) == 1
-    monkeypatch.setattr(weights, "getproxies", lambda: {"all": "socks5://proxy.example:1080"})
-    assert weights._hub_reachable() and len(asked) == 1
-    monkeypatch.setattr(weights, "getproxies", dict)
+    assert not sources._hub_reachable() and asked == [("mirror.example", 8080)]
+    monkeypatch.setattr(sources, "getproxies", lambda: {"http": "http://proxy.example:3128"})
+    assert sources._hub_reachable() and len(asked) == 1
+    monkeypatch.setattr(sources, "getproxies", lambda: {"all": "socks5://proxy.example:1080"})
+    assert sources._hub_reachable() and len(asked) == 1
+    monkeypatch.setattr(sources, "getproxies", dict)
     monkeypatch.setattr(constants, "ENDPOINT", "http://mirror.example:eighty")
-    assert not weights._hub_reachable() and len(asked) == 1
+    assert not sources._hub_reachable() and len(asked) == 1
 
 
 # ----------------------------------------------------------------------------------------- files of the shared
@@ -293,7 +293,7 @@ def test_mobilenet_from_the_shared_file():
 def test_files_of_another_kind_are_one_clear_line(content, tmp_path):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError) as caught:
-        weights.read_weights_file(tmp_path / "w.pth")
+        read_weights_file(tmp_path / "w.pth")
     message = str(caught.value)
     assert message.startswith("expected a safetensors file or a state dict at") and "\n" not in message
     assert len(message.partition(", but ")[2]) > 10
