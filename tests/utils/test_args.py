@@ -251,6 +251,8 @@ def test_help_needs_no_torch(script):
         ("train", ["--weights", "missing.pth"], "found no file 'missing.pth'"),
         ("evaluate", ["--checkpoint", "missing.pt", "--data", "demo", "--output-dir", "{tmp}/out"], "found none at"),
         ("predict", ["--checkpoint", "missing.pt", "a.jpg"], "found none at 'missing.pt'"),
+        ("calibrate", ["--checkpoint", "a.pt", "--output-dir", "{tmp}/out"], "expected either --data SPEC... or"),
+        ("studies.leave_source_out", ["--groups", "a", "--output-dir", "{tmp}/out"], "expected either --data SPEC..."),
         ("studies.reconstruct", ["--data", "demo", "--autoencoder", "missing.pth"], "got 'missing.pth', which is no"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
