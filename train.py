@@ -49,7 +49,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_recipe_flags(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", metavar="DIR", help="run folder (default: checkpoints/<model>-<data>)")
-    run.add_argument("--cache", metavar="DIR", help="cache for decoded images, or the features of a classical model")
+    run.add_argument(
+        "--cache", metavar="DIR", help="cache for decoded images, tokens, or features of a classical model"
+    )
     run.add_argument("--resume", action="store_true", help="resume the run in --output-dir with its settings")
     run.add_argument("--overwrite", action="store_true", help="replace an existing run in --output-dir")
     add_device_group(parser)
@@ -130,10 +132,10 @@ def train_detector(
         remove_run(folder)
         unreadable = fit_classical(recipe, detector, data, folder, Path(cache or FEATURE_CACHE), n_workers)
     else:
-        if cache:
+        if cache and not recipe.token_views:
             train, valid = ([cache_listing(item, Path(cache)) for item in part] for part in (data.train, data.valid))
             data = replace(data, train=train, valid=valid)
-        state, loader = prepare(recipe, detector, data, folder, device, n_workers, interrupted)
+        state, loader = prepare(recipe, detector, data, folder, device, n_workers, interrupted, cache)
         if not interrupted:
             remove_run(folder)
         history = state.history
@@ -145,9 +147,8 @@ def train_detector(
                 log(f"interrupted; resume with: python train.py --resume --output-dir {shlex.quote(str(folder))}")
             raise
     wait_for_all()
-    rows, failed = finalize(
-        folder / "best.pt", data, Settings(recipe.batch_size, n_workers), device, recipe.calibration
-    )
+    settings = Settings(recipe.batch_size, n_workers)
+    rows, failed = finalize(folder / "best.pt", data, settings, device, recipe.calibration)
     code = exit_code(len(unreadable) + len(failed))
     return {"checkpoint": str(folder / "best.pt"), "rows": rows, "history": history, "exit_code": code}
 
@@ -236,6 +237,7 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
     from utils.training.distillation import training_loss
     from utils.training.finetune import train_mode, warmup_cosine
     from utils.training.log import Stopwatch
+    from utils.training.tokens import OnTokens
 
     started, device = time.perf_counter(), state.device
     adversary = make_adversary(recipe.adversarial, recipe.adv_eps, recipe.adv_steps, state.history)
@@ -243,7 +245,7 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
     warmup_steps = max(1, round(recipe.warmup * total_steps))
     total_loss, images, has_gradient = zeros((), device=device), 0, False
     train_mode(state.detector)
-    model = parallel(state.detector, device)
+    model = parallel(OnTokens(state.detector) if recipe.token_views else state.detector, device)
     watch = Stopwatch(loader, device)
     bar = tqdm(watch, f"epoch {state.epoch + 1}/{recipe.epochs}", len(loader), disable=None, leave=False)
     for number, batch in enumerate(bar, start=1):
@@ -260,7 +262,7 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
                 else:
                     with autocast(device, state.dtype):
                         logits = model(x)  # (N,)
-                        answers = state.teacher(x) if state.teacher else None
+                        answers = state.teacher(x) if state.teacher else batch.answers
                     loss = training_loss(logits.float(), y, answers)
                 state.scaler.scale(weight * loss / recipe.accumulate).backward()
             n = weight * len(y)

@@ -37,14 +37,16 @@ class Unreadable:
 class Batch:
     """The readable images of a batch, and the reasons why others are missing.
 
-    ``images`` is ``(N, 3, H, W)`` float32 in [0, 1], or the stacked outputs of another transform; ``labels`` is
-    ``(N,)`` float32 with 0 real, 1 fake and NaN unknown; ``indices`` is ``(N,)`` int64 into ``dataset.records``.
+    ``images`` is ``(N, 3, H, W)`` float32 in [0, 1], or the stacked outputs of another transform, or cached tokens
+    ``(N, R, D)``; ``labels`` is ``(N,)`` float32 with 0 real, 1 fake and NaN unknown; ``indices`` is ``(N,)`` int64
+    into ``dataset.records``; ``answers`` are the cached logits ``(N,)`` of a teacher.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     unreadable: list[Unreadable]
+    answers: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         self.images = self.images.pin_memory()
@@ -161,8 +163,13 @@ class EpochSampler(Sampler):
         return iter(zip(order[own].tolist(), seeds[own].tolist(), strict=True))
 
 
-def collate(items: Sequence[Item | list[Item] | Unreadable]) -> Batch:
-    """Stack the readable items of a batch and list the others; an all-unreadable batch has N = 0."""
+def collate(items: Batch | Sequence[Item | list[Item] | Unreadable]) -> Batch:
+    """Stack the readable items of a batch and list the others; an all-unreadable batch has N = 0.
+
+    A dataset may also return whole batches (``__getitems__``), which stay as they are.
+    """
+    if isinstance(items, Batch):
+        return items
     unreadable = [item for item in items if isinstance(item, Unreadable)]
     lists = [item if isinstance(item, list) else [item] for item in items if not isinstance(item, Unreadable)]
     good = [item for parts in lists for item in parts]
@@ -185,9 +192,9 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
 
 
 def make_loader(
-    dataset: ImageDataset,
+    dataset: Dataset,
     batch_size: int,
-    sampler: Sampler | None = None,
+    sampler: Sampler | Sequence[tuple[int, int]] | None = None,
     workers: int = 0,
     drop_last: bool = False,
     pin_memory: bool = False,
@@ -220,5 +227,7 @@ def stand_in(batch: Batch, side: int) -> int:
     """
     if team.size == 1 or len(batch.images) > 1:
         return 1
-    batch.images, batch.labels = torch.zeros(2, 3, side, side), torch.zeros(2)
+    shape = batch.images.shape[1:] if batch.images.ndim == 3 else (3, side, side)
+    batch.images, batch.labels = torch.zeros(2, *shape), torch.zeros(2)
+    batch.answers = None if batch.answers is None else torch.zeros(2)
     return 0

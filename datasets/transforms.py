@@ -123,10 +123,12 @@ def to_bytes(image: np.ndarray) -> Tensor:
 def as_floats(images: Tensor) -> Tensor:
     """Turn a batch ``(N, H, W, 3)`` uint8 into ``(N, 3, H, W)`` float32 in [0, 1], colours last in memory.
 
-    Of a batch of floats only the memory order changes.
+    Of a batch of floats only the memory order changes; cached tokens ``(N, R, D)`` float16 become float32.
     """
     import torch
 
+    if images.ndim == 3:
+        return images.float()
     if images.dtype == torch.uint8:
         images = images.permute(0, 3, 1, 2)
         if images.device.type == "cpu":  # in one pass; torch takes two

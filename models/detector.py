@@ -50,6 +50,8 @@ class Detector(nn.Module):
     is_classical = False
     any_size = True
     caches_tokens = False
+    frozen_tokens: Callable[[Tensor], Tensor]
+    from_tokens: Callable[[Tensor], Tensor]
     base_prefix = ""
     base: dict[str, Any] | None = None
     size_step = 32

@@ -41,6 +41,6 @@ def training_loss(logits: Tensor, targets: Tensor, teacher_logits: Tensor | None
     """
     if teacher_logits is None:
         return binary_cross_entropy_with_logits(logits, targets)
-    softened = torch.sigmoid(teacher_logits / TEMPERATURE)
+    softened = torch.sigmoid(teacher_logits.to(logits.device) / TEMPERATURE)
     teaching = binary_cross_entropy_with_logits(logits / TEMPERATURE, softened) * TEMPERATURE**2
     return TEACHER_WEIGHT * teaching + (1 - TEACHER_WEIGHT) * binary_cross_entropy_with_logits(logits, targets)

@@ -57,6 +57,7 @@ class Recipe:
     calibration: str
     seed: int
     freeze: str
+    token_views: int
     adversarial: str | None
     adv_eps: float
     adv_steps: int
@@ -86,6 +87,8 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
         raise UserError(
             f"expected --geometry face with --margin and --face-detector, got {recipe['geometry']}; drop these flags"
         )
+    if recipe["token_views"] and recipe["adversarial"]:
+        raise UserError("expected either --token-views or --adversarial, got both; attacks change images, not tokens")
     if recipe["teacher"]:
         recipe["teacher"] = str(check_checkpoint_file(recipe["teacher"], "--teacher"))
         if recipe["adversarial"]:
@@ -151,6 +154,13 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
     transfer = parser.add_argument_group("transfer learning and compression")
     transfer.add_argument("--freeze", default="none", metavar="N", help="freeze none, backbone, or the first N stages")
+    transfer.add_argument(
+        "--token-views",
+        type=int_in(0, 1000),
+        default=0,
+        metavar="N",
+        help="train on N cached views of each image instead of the image itself (foundation); 0: off (default)",
+    )
     transfer.add_argument("--prune", type=float_in(0, 0.95), default=0.0, metavar="SHARE", help="of channels to remove")
     transfer.add_argument("--teacher", metavar="PT", help="checkpoint to distil, a detector or an ensemble")
 

@@ -13,7 +13,7 @@ from datasets.balance import label_groups
 from datasets.device_images import make_training_loader
 from datasets.forgeries.forger import make_forger
 from datasets.framing import MARGIN
-from datasets.loading import Batch, EpochSampler, ImageDataset, typical_side
+from datasets.loading import Batch, EpochSampler, ImageDataset, make_loader, typical_side
 from datasets.records import Record
 from datasets.splits import TrainingData
 from datasets.transforms import Geometry, TrainTransform
@@ -23,6 +23,7 @@ from models.registry import create_model
 from utils.args import check_checkpoint_file
 from utils.checkpoints.weights import load_weights
 from utils.distributed import team
+from utils.errors import UserError
 from utils.runtime import depthwise_in_fp32, pick_precision
 from utils.training.classical import resolve_embedding
 from utils.training.distillation import Teacher
@@ -31,6 +32,7 @@ from utils.training.forgery_decoder import with_decoder
 from utils.training.log import log
 from utils.training.recipe import Recipe
 from utils.training.state import TrainingState
+from utils.training.tokens import TOKEN_CACHE, cache_tokens
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images to keep, so that small sets are decoded once
 
@@ -54,6 +56,11 @@ def build_detector(
     torch.manual_seed(recipe.seed)
     model_args, embedding = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
     detector = create_model(recipe.model, **model_args)
+    if recipe.token_views and not detector.caches_tokens:
+        raise UserError(
+            f"expected a --model with a frozen part for --token-views, such as foundation, got {recipe.model}; drop "
+            "--token-views"
+        )
     if embedding:
         cast(Detector, detector.get_submodule("embedder.detector")).take_weights(embedding)
     size = input_size(recipe, detector, records)
@@ -89,8 +96,12 @@ def prepare(
     device: torch.device,
     workers: int = 0,
     interrupted: dict[str, Any] | None = None,
+    cache: str | None = None,
 ) -> tuple[TrainingState, TrainingLoader]:
-    """Freeze stages, make the training loader and the optimiser, and restore the state of an interrupted run."""
+    """Freeze stages, make the training loader and the optimiser, and restore the state of an interrupted run.
+
+    ``cache`` is the folder of cached tokens.
+    """
     records = data.train_records
     dtype = pick_precision(recipe.precision, device, training=True)
     detector.to(memory_format=torch.channels_last)
@@ -100,18 +111,6 @@ def prepare(
     forger = make_forger(recipe.forgeries, recipe.forgery_share) if recipe.forgeries else None
     if forger:
         forger = with_decoder(forger, records, folder, recipe.seed, resume=interrupted is not None)
-    groups = label_groups(data.train) if recipe.balance else None
-    transform = TrainTransform(detector.geometry, recipe.augmentation, recipe.train_size, as_bytes=True)
-    loader, where = make_training_loader(
-        ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT, forger=forger),
-        recipe.batch_size,
-        EpochSampler(len(records), recipe.seed, team.rank, team.size, groups),
-        workers,
-        len(records) // team.size >= recipe.batch_size,  # a last batch of one image would break batch norm
-        device,
-    )
-    if where:
-        log(where)
     state = TrainingState(
         detector,
         ema=ModelEmaV3(detector, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None,
@@ -124,4 +123,16 @@ def prepare(
         torch.manual_seed(recipe.seed + team.rank)
     if interrupted:
         state.restore(interrupted, data.describe(), folder)
-    return state, cast(TrainingLoader, loader)
+    transform = TrainTransform(detector.geometry, recipe.augmentation, recipe.train_size, as_bytes=True)
+    groups = label_groups(data.train) if recipe.balance else None
+    sampler = EpochSampler(len(records), recipe.seed, team.rank, team.size, groups)
+    drop_last = len(records) // team.size >= recipe.batch_size  # a last batch of one image would break batch norm
+    if recipe.token_views:  # after the restored weights
+        tokens = cache_tokens(recipe, state, data, transform, forger, Path(cache or TOKEN_CACHE), workers)
+        loader = make_loader(tokens, recipe.batch_size, sampler, workers, drop_last, device.type == "cuda")
+        return state, cast(TrainingLoader, loader)
+    images = ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT, forger=forger)
+    image_loader, where = make_training_loader(images, recipe.batch_size, sampler, workers, drop_last, device)
+    if where:
+        log(where)
+    return state, cast(TrainingLoader, image_loader)

@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.files import is_first
 from utils.training.distillation import Teacher
 from utils.training.recipe import Recipe, recipe_values
+from utils.training.token_cache import TokenCache
 
 MAX_GRADIENT = 1.0  # norm to which gradients are clipped
 
@@ -27,6 +28,8 @@ class TrainingState:
     """The moving parts of a run; ``history`` has one dict per finished epoch.
 
     ``best_score`` is the selection score of the best epoch: its AUC, or in adversarial training its accuracy under PGD.
+    ``valid_tokens`` are the cached tokens of the validation listings in training on tokens; then the teacher's answers
+    are cached with those of training, and ``teacher`` is None.
     """
 
     detector: Detector
@@ -35,6 +38,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     dtype: torch.dtype = torch.float32
     teacher: Teacher | None = None
+    valid_tokens: list[TokenCache] | None = None
     epoch: int = 0
     step: int = 0
     best_score: float = float("-inf")

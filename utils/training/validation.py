@@ -13,10 +13,11 @@ from datasets.transforms import EvalTransform
 from models.detector import Detector
 from models.operating_point import sigmoid
 from utils.metrics.source_pairs import mix_auc, pair_aucs
-from utils.scoring.scorer import Job, Settings, score
+from utils.scoring.scorer import Job, Scores, Settings, score
 from utils.training.adversarial import RAMP, has_collapsed, probe
 from utils.training.recipe import Recipe
 from utils.training.state import TrainingState
+from utils.training.token_cache import score_tokens
 
 PROBE_IMAGES = 200  # per dataset: enough to see a collapse, and a PGD probe costs 20 times a clean pass
 
@@ -25,7 +26,11 @@ def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState, 
     """Score the validation images; in adversarial training, attack some of them and check for a collapse."""
     detector = state.averaged()
     settings = Settings(recipe.batch_size, workers, state.dtype)
-    figures = clean_figures(detector, listings, settings)
+    if state.valid_tokens:
+        scored = [score_tokens(detector, cache, settings) for cache in state.valid_tokens]
+    else:
+        scored = [score([Job(detector)], listing.records, settings, "valid")[0] for listing in listings]
+    figures = clean_figures(listings, scored)
     if recipe.adversarial:
         images, labels = probe_images(detector, listings, settings, state.device)
         figures |= probe(detector, images, labels, recipe.adv_eps, state.dtype, recipe.batch_size, recipe.seed)
@@ -34,11 +39,10 @@ def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState, 
     return figures
 
 
-def clean_figures(detector: Detector, listings: Sequence[Listing], settings: Settings) -> dict[str, float]:
+def clean_figures(listings: Sequence[Listing], scored: Sequence[Scores]) -> dict[str, float]:
     """Return ``valid_loss`` over all images and ``valid_auc``, see :func:`utils.metrics.source_pairs.mix_auc`."""
     labels, logits = [], []
-    for listing in listings:
-        scores = score([Job(detector)], listing.records, settings, "valid")[0]
+    for listing, scores in zip(listings, scored, strict=True):
         labels.append(np.array([listing.records[i].label for i in scores.indices], dtype=np.int64))
         logits.append(scores.logits)
     y, z = np.concatenate(labels), np.concatenate(logits)
