@@ -39,6 +39,7 @@ class Detector(nn.Module):
         is_classical: True for learners on features, which are fitted in one call instead of trained by gradients.
         operating_point: calibration and thresholds; ``load_detector`` sets it.
         base_prefix: where in the state dict the public weights are that the detector adapts; "" if it adapts none.
+        base_name: the architecture, and perhaps the tag, of these weights in timm.
         base: which weights these are, as in a checkpoint (utils/checkpoints/base.py); None before they are loaded.
         name, model_args: what ``create_model`` was called with.
     """
@@ -52,7 +53,7 @@ class Detector(nn.Module):
     caches_tokens = False
     frozen_tokens: Callable[[Tensor], Tensor]
     from_tokens: Callable[[Tensor], Tensor]
-    base_prefix = ""
+    base_prefix = base_name = ""
     base: dict[str, Any] | None = None
     size_step = 32
     cam_reshape: Callable[[Tensor], Tensor] | None = None

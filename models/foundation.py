@@ -57,6 +57,7 @@ class Foundation(Detector):
         backbone.prune_intermediate_layers([number - 1 for number in blocks], prune_norm=True)
         self.prefix_tokens = backbone.num_prefix_tokens  # class and register tokens, before those of the patches
         self.cam_reshape = TokensToMap(self.prefix_tokens)
+        self.base_name = like.name
         self.any_size, self.size_step = like.any_size, like.size_step
         self.blocks, self.first_tuned, self.norms_only = blocks, first_tuned, norms_only
         has_class = getattr(backbone, "cls_token", None) is not None
@@ -136,7 +137,7 @@ class Foundation(Detector):
 
 @register_model
 def foundation(
-    backbone: str = "vit_base_patch16_clip_quickgelu_224",
+    backbone: str = "vit_base_patch16_clip_quickgelu_224.openai",
     blocks: str | int = "",
     tokens: str = "class",
     tune: str = "norms_2",

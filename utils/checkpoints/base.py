@@ -1,10 +1,10 @@
 """Base weights: the checkpoint of an adapted model names the public weights it began with, and holds what differs.
 
-An entry of the checkpoint's list ``base`` describes one backbone: ``source``, timm's name of its weights; ``sha256``,
-which identifies them in any file and precision; ``prefix``, where they are in the state dict; ``tensors``, the hash of
-each tensor that the detector takes from them; ``file``, where they were found. An ensemble has an entry for each
-adapted member. Base tensors are rounded to half precision and converted to float32 whenever they are read, so that all
-files of the same weights give the same detector to the last bit.
+An entry of the checkpoint's list ``base`` describes one backbone: ``source``, timm's name of the architecture and, if
+known, of its weights; ``sha256``, which identifies them in any file and precision; ``prefix``, where they are in the
+state dict; ``tensors``, the hash of each tensor that the detector takes from them; ``file``, where they were found. An
+ensemble has an entry for each adapted member. Base tensors are rounded to half precision and converted to float32
+whenever they are read, so that all files of the same weights give the same detector to the last bit.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def find_base(entry: Base, checkpoint_file: str | Path) -> dict[str, Tensor]:
             if place == given:
                 found = f"weights with sha256 {digest[:12]}..." if digest else "no weights of this architecture"
                 found += f" in {file}"
-    config = hub_config(entry["source"])
+    config = hub_config(entry["source"]) if "." in entry["source"] else None  # without a tag, it can be any weights
     if config and found == "none":
         with contextlib.suppress(UserError):  # no network
             base = bare_tensors(hub_tensors(entry["source"]), entry["tensors"])

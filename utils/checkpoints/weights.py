@@ -75,8 +75,10 @@ def load_weights(detector: Detector, source: str) -> WeightsReport:
 
 def _load_base(detector: Detector, state_dict: dict[str, Tensor], source: str) -> WeightsReport:
     """Load the public weights that an adapted detector starts from, and remember which they were."""
-    file = None if source == "imagenet" else str(Path(source).resolve())
-    detector.base, matched = make_base(detector, state_dict, pretrained_name(detector), file)
+    from_hub = source == "imagenet"
+    name = pretrained_name(detector) if from_hub else detector.base_name  # a file may hold other weights than the hub
+    file = None if from_hub else str(Path(source).resolve())
+    detector.base, matched = make_base(detector, state_dict, name, file)
     detector.load_state_dict(matched, strict=False)
     names = tuple(key.removeprefix(detector.base_prefix) for key in matched)
     unused = [key for key in state_dict if not key.endswith(names)]

@@ -24,7 +24,8 @@ from utils.checkpoints.weights import load_weights
 from utils.errors import UserError
 
 BACKBONE = "test_vit"
-ARGS = ["backbone=test_vit", "blocks=3-5", "tune=norms_2"]
+TAGGED = "test_vit.r160_in1k"
+ARGS = [f"backbone={TAGGED}", "blocks=3-5", "tune=norms_2"]
 
 
 def tower(seed: int = 0, name: str = BACKBONE) -> dict[str, torch.Tensor]:
@@ -90,7 +91,7 @@ def test_a_run_stores_what_training_changed_and_loads_to_the_last_bit(trained, b
     for key, value in detector.backbone.state_dict().items():
         assert torch.equal(value, whole[key].half().float()) == (f"backbone.{key}" not in kept), key
     (entry,) = checkpoint["base"]
-    assert (entry["source"], entry["prefix"]) == ("test_vit.r160_in1k", "backbone.") and len(entry["sha256"]) == 64
+    assert (entry["source"], entry["prefix"]) == (TAGGED, "backbone.") and len(entry["sha256"]) == 64
     assert_same(detector.base, entry)
 
 
@@ -194,9 +195,14 @@ def test_a_base_on_the_hub_is_fetched_and_checked(trained, tmp_path, monkeypatch
     fetched = []
     monkeypatch.setattr(base_module, "hub_tensors", lambda name: fetched.append(name) or tower())
     assert load_detector(checkpoint)[0].base["file"] == "/no/such/file"
-    assert fetched == ["test_vit.r160_in1k"]
+    assert fetched == [TAGGED]
     monkeypatch.setattr(base_module, "hub_tensors", lambda name: tower(seed=1))
     with pytest.raises(UserError, match="found others on timm's hub; pass --base-weights"):
+        load_detector(checkpoint)
+    content = torch.load(checkpoint, weights_only=True)
+    content["base"][0]["source"] = BACKBONE  # from a file: which of timm's weights for this architecture, nobody knows
+    torch.save(content, checkpoint)
+    with pytest.raises(UserError, match=r"found none; pass --base-weights FILE or DIR$"):
         load_detector(checkpoint)
 
 
@@ -237,4 +243,4 @@ def test_base_weights_that_do_not_exist_are_a_usage_error(monkeypatch, capsys):
 def test_training_from_weights_of_another_architecture_is_one_line(name):
     detector = create_model("foundation", backbone=BACKBONE)
     with pytest.raises(UserError, match=r"expected the \d+ tensors of test_vit.* in w.pth, found \d+ that fit and no"):
-        make_base(detector, tower(name=name), "test_vit.r160_in1k", "w.pth")
+        make_base(detector, tower(name=name), TAGGED, "w.pth")
