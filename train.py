@@ -194,7 +194,7 @@ def fit(
             }
         )
         log("  ".join(f"{key} {value:.4g}" for key, value in state.history[-1].items()))
-        log(throughput_line(epoch.images, epoch.seconds, epoch.waited, state.device.type, loader.num_workers))
+        log(throughput_line(*epoch[1:], state.device.type, loader.num_workers, recipe.token_views > 0))
         description = describe_run(recipe, state.detector, data.describe(), state.epoch)
         if selection_score(valid) > state.best_score:
             state.best_score, state.best_epoch = selection_score(valid), state.epoch

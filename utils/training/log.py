@@ -72,11 +72,15 @@ class Stopwatch:
         return torch.cuda.current_stream(self.device).query()
 
 
-def throughput_line(images: int, seconds: float, waited: float, device_type: str, workers: int) -> str:
+def throughput_line(
+    images: int, seconds: float, waited: float, device_type: str, workers: int, on_tokens: bool = False
+) -> str:
     """Describe images/s, the share of the time spent waiting for data, and the bottleneck in one line."""
     share = waited / seconds if seconds else 0.0
     if share <= BALANCED:
         verdict = f"the model on the {'GPU' if device_type == 'cuda' else device_type.upper()} is the bottleneck"
+    elif on_tokens:
+        verdict = "reading the cached tokens is the bottleneck; a faster disk or more memory helps"
     elif device_type == "cpu" and not workers:
         verdict = "decoding and augmentation alternate with the model; --cache DIR saves the decoding"
     else:

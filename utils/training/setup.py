@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from timm.utils import ModelEmaV3
 
 from datasets.balance import label_groups
 from datasets.device_images import make_training_loader
@@ -31,7 +30,7 @@ from utils.training.finetune import freeze, parameter_groups
 from utils.training.forgery_decoder import with_decoder
 from utils.training.log import log
 from utils.training.recipe import Recipe
-from utils.training.state import TrainingState
+from utils.training.state import TrainingState, WeightAverage
 from utils.training.tokens import TOKEN_CACHE, cache_tokens
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images to keep, so that small sets are decoded once
@@ -113,7 +112,7 @@ def prepare(
         forger = with_decoder(forger, records, folder, recipe.seed, resume=interrupted is not None)
     state = TrainingState(
         detector,
-        ema=ModelEmaV3(detector, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None,
+        ema=WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None,
         optimizer=torch.optim.AdamW(parameter_groups(detector, recipe.weight_decay), recipe.lr),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         dtype=dtype,

@@ -23,6 +23,27 @@ from utils.training.token_cache import TokenCache
 MAX_GRADIENT = 1.0  # norm to which gradients are clipped
 
 
+class WeightAverage(ModelEmaV3):
+    """The moving average of the weights that train; what never trains is shared with the detector."""
+
+    def __init__(self, detector: Detector, decay: float) -> None:
+        super().__init__(detector, decay=decay, use_warmup=True)
+        fixed = {id(parameter) for parameter in detector.fixed_parameters()}
+        for own, parameter in zip(self.module.parameters(), detector.parameters(), strict=True):
+            if id(parameter) in fixed:
+                own.data = parameter.data
+
+    def apply_update_(self, model: torch.nn.Module, decay: float) -> None:
+        """Move the average towards the weights of the model, without touching the tensors that they share."""
+        pairs = zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
+        changing = [(own, new) for own, new in pairs if own.data_ptr() != new.data_ptr()]
+        floats = [pair for pair in changing if pair[0].is_floating_point()]
+        torch._foreach_lerp_([own for own, _ in floats], [new for _, new in floats], weight=1 - decay)
+        for own, new in changing:
+            if not own.is_floating_point():
+                own.copy_(new)
+
+
 @dataclass
 class TrainingState:
     """The moving parts of a run; ``history`` has one dict per finished epoch.

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,24 +115,30 @@ def cache_tokens(
 
 def detector_facts(state: TrainingState) -> dict[str, Any]:
     """Return what decides the tokens of an input: the frozen part, its weights and their arithmetic."""
-    digest = hashlib.sha256()
-    for parameter in state.detector.fixed_parameters():  # as halves: a file of weights may hold them as such
-        digest.update(parameter.detach().half().cpu().numpy().tobytes())
     return {
         "format": FORMAT_VERSION,
         "model": state.detector.name,
         "model_args": state.detector.model_args,
-        "frozen_weights": digest.hexdigest(),
+        "frozen_weights": weights_digest(state.detector.fixed_parameters()),
         "geometry": state.detector.geometry.to_dict(),
         "precision": str(state.dtype),
     }
+
+
+def weights_digest(tensors: Iterable[Tensor]) -> str:
+    """Return a digest of weights in half precision, since files may hold them as such."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().half().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def forgery_facts(forger: Forger | None) -> list | None:
     """Return what decides the forgeries of a run."""
     if forger is None:
         return None
-    return [*forger.names, forger.share]
+    network = getattr(forger.decoder, "network", None)
+    return [*forger.names, forger.share, weights_digest(network.parameters()) if network else None]
 
 
 def files_digest(listing: Listing) -> str:

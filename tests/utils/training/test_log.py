@@ -27,3 +27,7 @@ def test_waiting_is_added_up_and_work_is_not(monkeypatch):
 )
 def test_the_line_names_the_bottleneck(waited, device, workers, says):
     assert says in throughput_line(1000, 10.0, waited, device, workers)
+
+
+def test_training_on_tokens_decodes_nothing():
+    assert "reading the cached tokens is the bottleneck" in throughput_line(1000, 10.0, 5.0, "cpu", 0, on_tokens=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 
 import train
 from datasets.loading import Batch
@@ -18,7 +19,7 @@ from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.scoring.scorer import Job, score
 from utils.training.finetune import parameter_groups, warmup_cosine
 from utils.training.recipe import make_recipe
-from utils.training.state import TrainingState
+from utils.training.state import TrainingState, WeightAverage
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -71,6 +72,24 @@ def test_gradient_of_an_incomplete_group_is_not_carried_into_the_next_epoch():
     assert train.train_epoch(recipe, state, batches, {}).images == 6
     assert state.step == 2
     assert all(parameter.grad is None for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("name", ["cnn_baseline", "foundation"])
+def test_the_average_of_the_weights_is_that_of_timm_and_shares_what_never_trains(name):
+    args = {"input_size": 32} if name == "cnn_baseline" else {"backbone": "test_vit", "tune": "norms_2"}
+    detector = create_model(name, **args)
+    found, wanted = WeightAverage(detector, 0.9), ModelEmaV3(detector, decay=0.9, use_warmup=True)
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in detector.parameters():
+                parameter.add_(torch.rand_like(parameter) * parameter.requires_grad)
+        detector.train()(torch.rand(2, 3, 32, 32))  # changes the averages of batch norm
+        found.update(detector, step=step)
+        wanted.update(detector, step=step)
+    assert_same(dict(found.module.state_dict()), dict(wanted.module.state_dict()))
+    fixed = {id(parameter) for parameter in detector.fixed_parameters()}
+    pairs = zip(found.module.parameters(), detector.parameters(), strict=True)
+    assert all((own.data_ptr() == new.data_ptr()) == (id(new) in fixed) for own, new in pairs)
 
 
 def test_learning_rate_rises_and_falls_as_a_cosine(plain_run):

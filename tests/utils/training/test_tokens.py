@@ -8,10 +8,12 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import train
-from datasets.forgeries.forger import make_forger
+from datasets.forgeries.decoder import DecoderForgery
+from datasets.forgeries.forger import Forger, make_forger
 from datasets.loading import Batch, ImageDataset, stand_in
 from datasets.splits import open_training_data
 from datasets.transforms import TrainTransform, as_floats
+from models.autoencoder import Autoencoder
 from models.foundation import Foundation
 from tests.conftest import assert_same_run, exit_and_stderr
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
@@ -21,7 +23,7 @@ from utils.training.distillation import Teacher
 from utils.training.recipe import make_recipe
 from utils.training.setup import build_detector, prepare
 from utils.training.token_cache import score_tokens
-from utils.training.tokens import in_openvino, view_seeds
+from utils.training.tokens import forgery_facts, in_openvino, view_seeds
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 CPU = torch.device("cpu")
@@ -166,6 +168,15 @@ def test_other_weights_or_other_files_have_another_folder(image_folder):
     next(image_folder.glob("train/real/*")).touch()
     open_tokens(image_folder, detector=detector)
     assert len(folders(image_folder)) == 5
+
+
+def test_the_weights_behind_forgeries_decide_the_folder_too():
+    forgers = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        forgers.append(Forger(("decoder",), 0.5, DecoderForgery(Autoencoder(), 4)))
+    facts = [forgery_facts(forger) for forger in forgers]
+    assert facts[0] == facts[1] != facts[2] and forgery_facts(None) is None
 
 
 def kill_after(images: int, monkeypatch) -> list[int]:
