@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 import zlib
+from typing import NamedTuple
 
 from PIL import Image
 
+from datasets.colour import MAX_PROFILE_BYTES
+from datasets.heif import heif_passes
 from datasets.storage import UnreadableImage
 
 # Passes over all pixels that an image of the largest size may take; a smaller one may take more. Progressive JPEG files
@@ -33,12 +36,21 @@ def check_cost(width: int, height: int, passes: int, max_pixels: int) -> None:
         raise UnreadableImage(f"too costly: {passes} passes over {width} x {height} pixels, the limit is {limit}")
 
 
-def jpeg_header(data: bytes) -> tuple[int, int, int, bytes | None, int] | None:
-    """Read the markers up to the first scan: width, height, channels, EXIF block, offset of the scan.
+class JpegHeader(NamedTuple):
+    """What the markers before the first scan of a JPEG file say; ``scan`` is the offset of that scan."""
 
-    None for a header that needs Pillow. Raises UnreadableImage.
-    """
+    width: int
+    height: int
+    channels: int
+    exif: bytes | None
+    profile: bytes | None
+    scan: int
+
+
+def jpeg_header(data: bytes) -> JpegHeader | None:
+    """Read the markers up to the first scan. None for a header that needs Pillow. Raises UnreadableImage."""
     frame, exif, at = None, None, 2
+    profile: dict[int, bytes] = {}  # the parts of the colour profile by their number
     for _ in range(MAX_SEGMENTS):
         if at + 4 > len(data):
             break
@@ -49,7 +61,8 @@ def jpeg_header(data: bytes) -> tuple[int, int, int, bytes | None, int] | None:
             at += 1
             continue
         if marker == 0xDA:
-            return (*frame, exif, at) if frame else None
+            parts = b"".join(profile[number] for number in sorted(profile))
+            return JpegHeader(*frame, exif, parts or None, at) if frame else None
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in _FRAME_MARKERS and at + 10 <= len(data):
             height, width = (int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big"))
@@ -58,6 +71,8 @@ def jpeg_header(data: bytes) -> tuple[int, int, int, bytes | None, int] | None:
             frame = (width, height, data[at + 9])
         elif marker == 0xE1 and exif is None and data[at + 4 : at + 10] == b"Exif\0\0":
             exif = data[at + 4 : at + 2 + length]
+        elif marker == 0xE2 and length >= 16 and data[at + 4 : at + 16] == b"ICC_PROFILE\0":
+            profile[data[at + 16]] = data[at + 18 : at + 2 + length]
         at += 2 + length
     raise UnreadableImage("truncated")
 
@@ -74,12 +89,21 @@ def count_scans(data: bytes, at: int) -> int:
     raise UnreadableImage("corrupt JPEG data (too many segments)")
 
 
-def png_chunks(data: bytes) -> tuple[set[bytes], bytes]:
-    """Return the chunk types of a complete PNG, and the file without texts, which libpng would inflate.
+class PngChunks(NamedTuple):
+    """The chunk types of a PNG file, the file without texts, and its colour profile."""
 
-    Checksums are verified because decoders disagree on errors.
+    kinds: set[bytes]
+    plain: bytes
+    profile: bytes | None
+
+
+def png_chunks(data: bytes) -> PngChunks:
+    """Read the chunks of a complete PNG. Texts are left out because libpng would inflate them without a limit.
+
+    Checksums are verified because decoders disagree on errors. Raises UnreadableImage.
     """
-    chunks: set[bytes] = set()
+    kinds: set[bytes] = set()
+    profile = None
     kept, start = [], 0
     at, view = 8, memoryview(data)
     while at + 12 <= len(data):
@@ -87,22 +111,34 @@ def png_chunks(data: bytes) -> tuple[set[bytes], bytes]:
         if end + 4 > len(data):
             raise UnreadableImage("truncated")
         kind = data[at + 4 : at + 8]
-        if not chunks and (kind != b"IHDR" or end - at != 21):
+        if not kinds and (kind != b"IHDR" or end - at != 21):
             raise UnreadableImage("corrupt PNG data")
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise UnreadableImage("corrupt PNG data")
-        chunks.add(kind)
+        if kind == b"iCCP" and kind not in kinds:
+            profile = _inflate_profile(data[at + 8 : end])
+        kinds.add(kind)
         if kind in _PNG_TEXTS:
             kept.append(view[start:at])
             start = end + 4
         if kind == b"IEND":
-            return chunks, b"".join([*kept, view[start : end + 4]]) if kept else data
+            return PngChunks(kinds, b"".join([*kept, view[start : end + 4]]) if kept else data, profile)
         at = end + 4
     raise UnreadableImage("truncated")
 
 
+def _inflate_profile(chunk: bytes) -> bytes | None:
+    """The profile in an iCCP chunk; None if it is damaged or larger than any profile in use."""
+    _, _, packed = chunk.partition(b"\0")
+    try:
+        profile = zlib.decompressobj().decompress(packed[1:], MAX_PROFILE_BYTES + 1)
+    except zlib.error:
+        return None
+    return profile if 0 < len(profile) <= MAX_PROFILE_BYTES else None
+
+
 def passes_of(image: Image.Image, data: bytes) -> int:
-    """How often a decoder goes over the pixels: scans of JPEG data, quality layers of JPEG 2000."""
+    """How often a decoder goes over the pixels: scans of JPEG data, quality layers of JPEG 2000, HEIF."""
     if image.format in ("JPEG", "MPO"):
         return count_scans(data, 2)
     if image.format == "TIFF" and image.info.get("compression") == "jpeg":
@@ -110,4 +146,4 @@ def passes_of(image: Image.Image, data: bytes) -> int:
     if image.format == "JPEG2000":
         layers = (int.from_bytes(found, "big") for found in _JPEG_2000_STYLE.findall(data))
         return JPEG_2000_PASSES + max(layers, default=0)
-    return 1
+    return heif_passes(data, *image.size) if image.format == "HEIF" else 1

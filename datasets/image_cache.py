@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.images import UnreadableImage, read_image
+from datasets.images import UnreadableImage, read_image, readable_formats
 from datasets.records import Listing
 from datasets.storage import file_state
 from utils.files import locked
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: colours as stored, whatever their profile
 
 
 @dataclass
@@ -99,7 +99,8 @@ def open_cache(listing: Listing, folder: Path, threads: int) -> ImageCache:
 def describe_files(paths: Sequence[str]) -> str:
     """The files of a cache as text: every path with size and time of change."""
     states = ((path, file_state(path) or ("missing",)) for path in paths)  # missing files are reported when read
-    return "\n".join([f"format {FORMAT_VERSION}", *("\0".join([path, *map(str, state)]) for path, state in states)])
+    decoder = f"format {FORMAT_VERSION}, {' '.join(readable_formats())}"
+    return "\n".join([decoder, *("\0".join([path, *map(str, state)]) for path, state in states)])
 
 
 def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) -> None:

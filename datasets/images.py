@@ -7,7 +7,8 @@ The content decides on the format, never the file name. For every decoded image:
 - Transparent pixels are composited over white, as a browser shows them.
 - 16-bit samples are scaled to 8 bits (divided by 257), not clipped.
 - The first frame of an animation or a multi-page file counts.
-- Embedded colour profiles are ignored, as in the training sets of the field.
+- Colours are brought from the embedded profile to sRGB; without a profile, or with one of sRGB, they stay as they are.
+- HEIC needs the optional package pillow-heif.
 - The cost of decoding is bounded before any pixel is decoded: a file of a few kilobytes may otherwise take minutes.
 """
 
@@ -22,7 +23,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datasets.colour import array_to_srgb, to_srgb
 from datasets.formats import check_cost, count_scans, jpeg_header, passes_of, png_chunks
+from datasets.heif import HEIC_SIGNATURE, register_decoder
 from datasets.records import Record
 from datasets.storage import IMAGE_SUFFIXES, UnreadableImage, read_bytes
 
@@ -35,13 +38,14 @@ __all__ = [
     "read_image",
     "read_record",
     "read_size",
+    "readable_formats",
 ]
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE, MAX_RATIO = 16, 20  # px and long side : short side; beyond them an image gets no verdict
 
 # Only formats that hold plain pixels: Pillow would hand EPS to an external interpreter.
-_PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+_PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
@@ -76,7 +80,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np
 def read_size(path: str) -> tuple[int, int] | None:
     """Width and height of an image in px from its header; None if it cannot be read."""
     try:
-        with Image.open(io.BytesIO(read_bytes(path)), formats=_pil_formats()) as image:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=readable_formats()) as image:
             return image.size
     except Exception:  # Pillow raises many types on damaged bytes; the record is reported when it is scored
         return None
@@ -106,19 +110,18 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     header = jpeg_header(data)
     if header is None:
         return None
-    width, height, channels, exif, scan = header
-    check_cost(width, height, count_scans(data, scan), max_pixels)
+    check_cost(header.width, header.height, count_scans(data, header.scan), max_pixels)
     # Without an end marker some decoders silently fill the rest with grey. The search starts at the scan because a
     # thumbnail in the EXIF block ends with a marker as well.
-    if data.find(b"\xff\xd9", scan) < 0:
+    if data.find(b"\xff\xd9", header.scan) < 0:
         raise UnreadableImage("truncated")
-    if channels not in (1, 3):
+    if header.channels not in (1, 3):
         return None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         return None
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return image if exif is None else _apply_orientation(image, exif)
+    image = array_to_srgb(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), header.profile, header.channels == 1)
+    return image if header.exif is None else _apply_orientation(image, header.exif)
 
 
 def _apply_orientation(image: np.ndarray, exif_block: bytes) -> np.ndarray:
@@ -139,19 +142,22 @@ def _apply_orientation(image: np.ndarray, exif_block: bytes) -> np.ndarray:
 
 def _decode_png(data: bytes, max_pixels: int) -> np.ndarray | None:
     """Decode an opaque 8-bit or a 16-bit PNG; None for files that need Pillow (palette alpha, EXIF, animation)."""
-    chunks, plain = png_chunks(data)
+    kinds, plain, profile = png_chunks(data)
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     depth, colour_type = data[24], data[25]
     check_cost(width, height, 1, max_pixels)
-    if chunks & {b"tRNS", b"eXIf", b"acTL"} or colour_type not in _PNG_CHANNELS:
+    if kinds & {b"tRNS", b"eXIf", b"acTL"} or colour_type not in _PNG_CHANNELS:
         return None
+    encoded = np.frombuffer(plain, np.uint8)
     if depth == 16:
-        image = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED)
-        return None if image is None or image.dtype != np.uint16 else _from_16_bit(image)
-    if colour_type in (4, 6):
+        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+        image = None if image is None or image.dtype != np.uint16 else _from_16_bit(image)
+    elif colour_type in (4, 6):
         return None
-    image = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    else:
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return None if image is None else array_to_srgb(image, profile, colour_type in (0, 4))
 
 
 def _from_16_bit(image: np.ndarray) -> np.ndarray:
@@ -170,14 +176,16 @@ def _from_16_bit(image: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _pil_formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that this installation reads."""
     Image.init()
+    register_decoder()
     return tuple(name for name in _PIL_FORMATS if name in Image.OPEN)  # an older Pillow has no AVIF
 
 
 def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data), formats=_pil_formats()) as image:
+        with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
             check_cost(*image.size, passes_of(image, data), max_pixels)
             image.load()
             return _rgb_from_pillow(image)
@@ -194,9 +202,10 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
 
 
 def _why_unidentified(data: bytes) -> str:
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
-        return "HEIC is not supported; convert it to JPEG or PNG"
-    known = data.startswith(_MAGIC) or data[8:12] == b"WEBP" or data[4:12] == b"ftypavif"
+    is_heic = HEIC_SIGNATURE.match(data) is not None
+    if is_heic and "HEIF" not in readable_formats():
+        return "HEIC needs the package pillow-heif; install it, or convert the file to JPEG or PNG"
+    known = is_heic or data.startswith(_MAGIC) or data[8:12] == b"WEBP" or data[4:12] == b"ftypavif"
     return "truncated or corrupt" if known else "not an image"
 
 
@@ -209,11 +218,14 @@ def _rgb_from_pillow(image: Image.Image) -> np.ndarray:
         values = np.asarray(upright)
         if values.min() < 0 or values.max() > 65535:
             raise UnreadableImage("32-bit samples have no defined range; convert it to 8 or 16 bits")
-        return _from_16_bit(values)
+        return array_to_srgb(_from_16_bit(values), image.info.get("icc_profile"), True)
     if upright.mode == "F":
         raise UnreadableImage("float samples have no defined range; convert it to 8 or 16 bits")
+    profile = image.info.get("icc_profile")
     if upright.has_transparency_data:
-        rgba = upright.convert("RGBA")
+        rgba = to_srgb(upright.convert("RGBA"), profile)
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, rgba)
+    else:
+        upright = to_srgb(upright if upright.mode in ("L", "CMYK") else upright.convert("RGB"), profile)
     return np.array(upright.convert("RGB"))  # a copy: the buffer that Pillow shares is read-only

@@ -21,14 +21,15 @@ from datasets.records import class_label
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = tuple(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .gif .tif .tiff .avif .heic .heif .jp2 .ppm .pgm".split()
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .gif .tif .tiff .avif .heic .heif .hif .jp2 .ppm .pgm".split()
 )
 # The first bytes of image files, of those that are not supported as well: these are reported as unreadable.
 _SIGNATURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM....\0\0\0\0|RIFF....WEBP|II[*+]\0|MM\0[*+]|P[1-6]\s"
-    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftyp(?:avi[fs]|hei[cxms]|hev[cxms]|mif1|msf1)",
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftyp(?:avi[fs]|hei[cfmsx]|hev[cmsx]|mif[12]|msf1)",
     re.DOTALL,
 )
+MAX_FILE_BYTES = 1 << 29  # more than 64 million pixels of 16-bit RGBA take
 INDEX_SUFFIX, MASK_SUFFIX = ".index.json", ".mask.png"
 PLAN_FILE = "pack.json"  # of datasets.pack: which shards a folder must hold
 
@@ -96,10 +97,16 @@ def same_image_key(path: str) -> tuple:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of an image file or of an image in a shard. Raises UnreadableImage."""
+    """Return the bytes of an image file or of an image in a shard; of a file that grows, those at its opening.
+
+    Raises UnreadableImage.
+    """
     try:
         with open(path, "rb") as file:
-            return file.read()
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise UnreadableImage(f"too large: {size >> 20:,} MiB, the limit is {MAX_FILE_BYTES >> 20}")
+            return file.read(size or MAX_FILE_BYTES)  # the size of a pipe is 0
     except (FileNotFoundError, NotADirectoryError):
         return _read_member(os.fspath(path))
     except IsADirectoryError:

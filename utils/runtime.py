@@ -128,6 +128,7 @@ LIBRARIES = {
     "numpy": "numpy",
     "cv2": "opencv-python-headless",
     "PIL": "Pillow",
+    "pillow_heif": "pillow-heif",
     "albumentations": "albumentations",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import time
 import zlib
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
+from datasets import storage
 from datasets.images import IMAGE_SUFFIXES, UnreadableImage, decode_image, read_image
 
 WIDTH, HEIGHT = 48, 36
@@ -205,19 +207,24 @@ def test_flipped_bit_in_png_is_refused():
         decode_image(bytes(data))
 
 
-NO_IMAGES = {
-    "empty file": b"",
-    "not an image": b"<html>404 not found</html>",
-    "HEIC is not supported": b"\x00\x00\x00\x18ftypheic" + bytes(40),
-    "truncated": b"\xff\xd8\xff\xe0",
-    "truncated or corrupt": b"GIF89a",
-}
+NO_IMAGES = [
+    (b"", "empty file"),
+    (b"<html>404 not found</html>", "not an image"),
+    (
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><rect width='9' height='9'/></svg>",
+        "not an image",
+    ),
+    (b"MZ\x90\0" + bytes(90), "not an image"),
+    (b"\x7fELF\x02\x01\x01" + bytes(90), "not an image"),
+    (b"\xff\xd8\xff\xe0", "truncated"),
+    (b"GIF89a", "truncated or corrupt"),
+]
 
 
-@pytest.mark.parametrize("reason", NO_IMAGES)
-def test_reasons_are_told(reason):
+@pytest.mark.parametrize(("data", "reason"), NO_IMAGES)
+def test_reasons_are_told(data, reason):
     with pytest.raises(UnreadableImage, match=reason):
-        decode_image(NO_IMAGES[reason])
+        decode_image(data)
 
 
 def test_postscript_is_never_interpreted():
@@ -280,6 +287,70 @@ def test_permission_denied(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(UnreadableImage, match="permission denied"):
         read_image(tmp_path / "x.jpg")
+
+
+def test_several_pictures_in_a_file_give_the_first():
+    """A phone's MPO holds a second view or a gain map, its motion photo a video after the JPEG."""
+    first, second = make_photo(), make_photo().rotate(180)
+    multi_picture = encode(first, "MPO", save_all=True, append_images=[second])
+    motion = encode(first, "JPEG") + b"\0\0\0\x18ftypmp42" + bytes(5000) + b"\xff\xd8\xff\xd9moov"
+    for data in (multi_picture, motion):
+        assert np.array_equal(decode_image(data), decode_image(encode(first, "JPEG")))
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decode_image(encode(first, "JPEG")[:-9] + motion[-5100:].replace(b"\xff\xd9", b"\0\0"))
+
+
+def test_only_the_first_of_ten_thousand_frames_is_decoded():
+    frames = [Image.new("L", (64, 64), shade) for shade in (200, 90)]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], disposal=1)
+    at = data.index(b"\x21\xf9", data.index(b"\x2c"))  # the second frame
+    start = time.process_time()
+    image = decode_image(data[:at] + data[at:-1] * 10_000 + b";")
+    assert (image == 200).all() and time.process_time() - start < 1
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
+def test_sixty_megabytes_of_exif_are_skipped(file_format):
+    if file_format == "JPEG":  # a segment holds 64 KiB
+        data, segment = encode(make_photo(), "JPEG"), b"\xff\xe1\xff\xff" + b"Exif\0\0MM\0*".ljust(65_533, b"\1")
+        loaded = data[:2] + segment * 915 + data[2:]
+    else:
+        exif = with_orientation(6)
+        exif[0x9286] = bytes(60_000_000)  # the user comment
+        data, loaded = encode(make_photo(), file_format), encode(make_photo(), file_format, exif=exif)
+        assert exif[0x0112] == 6
+    assert len(loaded) > 58_000_000
+    start = time.process_time()
+    image = decode_image(loaded)
+    assert time.process_time() - start < 2
+    expected = decode_image(data)
+    assert np.array_equal(image, expected if file_format == "JPEG" else np.rot90(expected, -1))
+
+
+def test_a_file_that_grows_is_read_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    path.write_bytes(encode(make_photo(), "PNG"))
+    real = os.fstat
+
+    def grow(number):
+        found = real(number)
+        with path.open("ab") as file:
+            file.write(bytes(1 << 20))
+        return found
+
+    size = path.stat().st_size
+    monkeypatch.setattr(os, "fstat", grow)
+    assert len(storage.read_bytes(path)) == size and path.stat().st_size > size
+    assert read_image(path).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_a_huge_file_is_never_read(tmp_path):
+    path = tmp_path / "disk.jpg"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(UnreadableImage, match=r"too large: 1,048,576 MiB, the limit is 512"):
+        read_image(path)
 
 
 @pytest.mark.filterwarnings("ignore")

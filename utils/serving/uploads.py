@@ -12,9 +12,10 @@ from typing import IO
 
 from flask import Request
 
+from datasets.heif import HEIC_SIGNATURE
 from utils.serving.settings import Refused
 
-ACCEPTED = "JPEG, PNG, WebP, AVIF, GIF or BMP"
+ACCEPTED = "JPEG, PNG, WebP, AVIF, HEIC, GIF or BMP"
 MAX_NAME = 100  # characters of a file name in an answer
 
 
@@ -58,6 +59,8 @@ def sniff(data: bytes) -> str | None:
         return "gif"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return "avif"
+    if HEIC_SIGNATURE.match(data):
+        return "heic"
     return "bmp" if data[:2] == b"BM" else None
 
 

@@ -125,6 +125,7 @@ def test_expensive_requests_count_for_what_they_cost():
 
 def test_sniff_reads_content():
     assert sniff(b"\xff\xd8\xff\xe0") == "jpeg" and sniff(b"\0\0\0\x20ftypavif") == "avif"
+    assert sniff(b"\0\0\0\x18ftypheic") == sniff(b"\0\0\0\x18ftypmif1") == "heic"
     assert sniff(b"<svg") is None and sniff(b"MM\0*") is None
 
 
