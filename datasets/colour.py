@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageCms
 
 MAX_PROFILE_BYTES = 4 << 20  # those of printers are the largest, about 2 MiB
-# Grey levels by which a profile may differ from sRGB and still leave the pixels as they are: those called sRGB differ by
-# rounding and by their tone curve.
+# Grey levels by which a profile may differ from sRGB and still leave the pixels as they are: those named sRGB differ
+# by rounding and by their tone curve.
 SRGB_TOLERANCE = 3
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of the colour spaces in a profile
 

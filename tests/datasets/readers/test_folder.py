@@ -163,7 +163,7 @@ def test_files_are_recognised_by_content_and_the_others_named(build, tmp_path, c
     assert len(records) == 9 and len(list_images(folder)) == 9
     assert "ignored files that are not images (3): docs/readme.md, train/fake/empty, train/notes.txt" in caplog.text
     assert read_image(folder / "train/real/photo").shape == (2, 2, 3)
-    with pytest.raises(UnreadableImage, match="HEIC|truncated"):
+    with pytest.raises(UnreadableImage, match=r"HEIC|truncated"):
         read_image(folder / "train/real/c.bin")
 
 
