@@ -118,6 +118,7 @@ def train_detector(
     from utils.training.log import log
     from utils.training.setup import build_detector, prepare
     from utils.training.state import remove_run
+    from utils.training.token_cache import valid_scorer
 
     for note in data.notes:
         log(note)
@@ -128,6 +129,7 @@ def train_detector(
     if finder:
         data = data.map(lambda listing: with_faces(listing, finder))
     history: list[dict] = []
+    score_valid = None
     if isinstance(detector, ClassicalDetector):
         remove_run(folder)
         unreadable = fit_classical(recipe, detector, data, folder, Path(cache or FEATURE_CACHE), n_workers)
@@ -139,6 +141,7 @@ def train_detector(
         if not interrupted:
             remove_run(folder)
         history = state.history
+        score_valid = valid_scorer(state.valid_tokens, Settings(recipe.batch_size, dtype=state.dtype))
         try:
             with expecting_peers():
                 unreadable = fit(recipe, data, state, loader, folder, n_workers, on_epoch)
@@ -148,7 +151,7 @@ def train_detector(
             raise
     wait_for_all()
     settings = Settings(recipe.batch_size, n_workers)
-    rows, failed = finalize(folder / "best.pt", data, settings, device, recipe.calibration)
+    rows, failed = finalize(folder / "best.pt", data, settings, device, recipe.calibration, score_valid=score_valid)
     code = exit_code(len(unreadable) + len(failed))
     return {"checkpoint": str(folder / "best.pt"), "rows": rows, "history": history, "exit_code": code}
 

@@ -203,12 +203,13 @@ def write_part(
     from datasets.face_boxes import with_faces
     from datasets.faces import open_finder
     from utils.evaluation.evaluate import evaluate_tiers, load_candidates
-    from utils.runtime import set_up
+    from utils.runtime import pick_precision, set_up
     from utils.scoring.cache import ScoreCache
     from utils.scoring.scorer import Settings
     from utils.scoring.table import ScoreTable, write_scores, write_sidecar
 
     machine = set_up("auto")
+    dtype = pick_precision("auto", machine.device, training=True)  # fast: the table compares recipes
     candidates = load_candidates([checkpoint], machine.device)
     (candidate,) = candidates
     recipe = candidate.checkpoint["train_args"]
@@ -216,7 +217,7 @@ def write_part(
         listings = [with_faces(listing, finder) for listing in listings]
     tables, unreadable = [], []
     for listing in listings:
-        settings = Settings(workers=machine.workers, dtype=machine.dtype)
+        settings = Settings(workers=machine.workers, dtype=dtype)
         ((table, failed),) = evaluate_tiers(candidates, listing, tiers, ScoreCache(None, ""), settings)
         tables.append(table.relative_to(listing.root))
         unreadable += [{"dataset": listing.name, **item} for item in failed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 
 from datasets.perturbations import CLEAN
 from datasets.splits import TrainingData
+from models.detector import Detector
 from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.evaluation.operating_point import doubts, fit_operating_point
 from utils.files import plain_values
 from utils.metrics.binary import metrics_row
 from utils.metrics.source_pairs import mix_auc, pair_aucs
-from utils.scoring.scorer import Job, Settings, score, score_table
+from utils.scoring.scorer import Job, Scores, Settings, score, score_table
 from utils.scoring.table import ScoreTable
 
 
@@ -28,11 +29,13 @@ def finalize(
     device: torch.device,
     calibration: str = "temperature",
     tiers: Sequence[str] = (CLEAN,),
+    score_valid: Callable[[Detector], list[Scores]] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Fit the operating point on validation, store it and all metrics in the checkpoint, print the test rows.
 
     The operating point is fitted on the validation images as each of the ``tiers`` delivers them; ``calibration`` is
-    temperature, isotonic or none. The metrics are those of the clean images.
+    temperature, isotonic or none. The metrics are those of the clean images. ``score_valid`` replaces the scoring of
+    the clean validation listings, for example by cached tokens.
 
     Returns:
         The metrics rows of the test splits, and ``{path: reason}`` of the unreadable images.
@@ -43,8 +46,9 @@ def finalize(
     unreadable: dict[str, str] = {}
     for split, tables in clean.items():
         jobs = [Job(detector, tier) for tier in (delivered if split == "valid" else (CLEAN,))]
-        for listing in getattr(data, split):
-            found = score(jobs, listing.records, settings, f"{listing.name} {split}")
+        known = [[scores] for scores in score_valid(detector)] if score_valid and split == "valid" else None
+        for number, listing in enumerate(getattr(data, split)):
+            found = known[number] if known else score(jobs, listing.records, settings, f"{listing.name} {split}")
             for job, scores in zip(jobs, found, strict=True):
                 table = score_table(listing.records, scores, OperatingPoint(), listing.name, job.tier)
                 if split == "valid":

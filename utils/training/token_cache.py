@@ -217,6 +217,11 @@ class TokenDataset(Dataset):
         )
 
 
+def valid_scorer(caches: Sequence[TokenCache] | None, settings: Settings) -> Callable[[Detector], list[Scores]] | None:
+    """Return a function that scores the cached validation images of each listing; None without caches."""
+    return (lambda detector: [score_tokens(detector, cache, settings) for cache in caches]) if caches else None
+
+
 @torch.inference_mode()
 def score_tokens(detector: Detector, cache: TokenCache, settings: Settings) -> Scores:
     """Score the cached validation images of a listing."""

@@ -17,7 +17,7 @@ from utils.scoring.scorer import Job, Scores, Settings, score
 from utils.training.adversarial import RAMP, has_collapsed, probe
 from utils.training.recipe import Recipe
 from utils.training.state import TrainingState
-from utils.training.token_cache import score_tokens
+from utils.training.token_cache import valid_scorer
 
 PROBE_IMAGES = 200  # per dataset: enough to see a collapse, and a PGD probe costs 20 times a clean pass
 
@@ -26,8 +26,8 @@ def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState, 
     """Score the validation images; in adversarial training, attack some of them and check for a collapse."""
     detector = state.averaged()
     settings = Settings(recipe.batch_size, workers, state.dtype)
-    if state.valid_tokens:
-        scored = [score_tokens(detector, cache, settings) for cache in state.valid_tokens]
+    if score_valid := valid_scorer(state.valid_tokens, settings):
+        scored = score_valid(detector)
     else:
         scored = [score([Job(detector)], listing.records, settings, "valid")[0] for listing in listings]
     figures = clean_figures(listings, scored)
