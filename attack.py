@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.spec import Listing, open_limited
 from utils.args import (
     add_device_group,
+    add_face_detector,
     add_seed,
     check_checkpoint_file,
     check_output_dir,
@@ -95,6 +96,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     more.add_argument("--output-dir", metavar="DIR", default="results/attacks", help="default: results/attacks")
     more.add_argument("--batch-size", type=int_in(1), default=32)
     add_seed(more)
+    add_face_detector(more)
     add_device_group(parser, workers="")
     return parser
 
@@ -118,16 +120,21 @@ def main(argv: Sequence[str] | None = None) -> dict:
     listings = [open_for_attack(text, args.direction, args.limit) for text in args.data]
     current: dict[str, str] = {}
     if args.checkpoint:
+        from datasets.face_boxes import with_faces
+        from datasets.faces import check_face_detector, open_finder
         from utils.attacks.checks import check_source
         from utils.attacks.runs import Trial
         from utils.runtime import set_threads
 
+        check_face_detector(args.face_detector)
         set_threads(args.threads)
         targets = load_targets(paths, args.device, args.precision)
         current = {target.name: target.candidate.digest for target in targets}
         sources = usable_sources(targets, args.attacks, args.transfer)
         command = command_line("attack.py", argv)
-        for listing in listings:
+        needs_face = any(target.candidate.detector.geometry.needs_face for target in targets)
+        finder = open_finder(args.face_detector, needs_face)
+        for listing in [with_faces(listing, finder) for listing in listings]:
             for source in sources:
                 check_source(source, listing, check, folder)
                 goals = targets if args.transfer else [source]

@@ -35,7 +35,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.args import check_checkpoint_file, check_output_dir, command_line, exit_code, int_in, make_parser, run_script
+from utils.args import (
+    add_face_detector,
+    check_checkpoint_file,
+    check_output_dir,
+    command_line,
+    exit_code,
+    int_in,
+    make_parser,
+    run_script,
+)
 from utils.engines.registry import BASELINE, ENGINES, missing
 from utils.errors import UserError
 
@@ -67,6 +76,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     measure.add_argument("--overwrite", action="store_true", help="measure finished cells again")
     measure.add_argument("--output-dir", metavar="DIR", default="results/benchmark", help="default: results/benchmark")
     parser.add_argument("--cache-dir", metavar="DIR", default=CACHE, help=f"exports, adversarial images ({CACHE})")
+    add_face_detector(parser)
     export = parser.add_argument_group("export")
     export.add_argument("--export", choices=sorted(EXPORTS), help="write one file instead of measuring")
     export.add_argument("--output", metavar="FILE.onnx", help="the file to write")
@@ -85,24 +95,29 @@ def main(argv: Sequence[str] | None = None) -> dict:
             parser.error("expected one --checkpoint and --output FILE.onnx with --export")
         if args.export == "int8" and not calibration_data:
             parser.error("expected --calibration-data SPEC or --data SPEC, a training set, with --export int8")
-        return export_one(files[0], args.export, Path(args.output), args.data, calibration_data, command)
+        sets = (args.data, calibration_data, args.face_detector)
+        return export_one(files[0], args.export, Path(args.output), *sets, command)
     if not args.data or args.output:
         parser.error("expected --data SPEC to measure, or --export with --output FILE.onnx")
     folder = check_output_dir(args.output_dir)
 
+    from datasets.faces import check_face_detector
     from utils.benchmarking.cells import Settings
     from utils.benchmarking.report import write_benchmark
     from utils.benchmarking.subject import open_subject
     from utils.evaluation.evaluate import checkpoint_names
     from utils.runtime import pick_device
 
+    check_face_detector(args.face_detector)
     device = str(pick_device(args.device))
     engines = usable_engines(args.engines, device)
     settings = Settings(args.batch_sizes, args.repeats, args.threads, device)
     limits = (args.limit, args.adversarial_images)
     cells, unreadable = [], 0
     for name, file in zip(checkpoint_names(files), files, strict=True):
-        subject = open_subject(file, args.data, calibration_data, *limits, engines, Path(args.cache_dir))
+        subject = open_subject(
+            file, args.data, calibration_data, *limits, engines, Path(args.cache_dir), args.face_detector
+        )
         cells += measure_checkpoint(subject, name, engines, settings, folder / "cells", command, args.overwrite)
         unreadable += subject.n_unreadable
     rows = write_benchmark(cells, folder)
@@ -170,21 +185,33 @@ def measure_checkpoint(
 
 
 def export_one(
-    file: Path, kind: str, output: Path, data: str | None, calibration_data: str | None, command: str
+    file: Path,
+    kind: str,
+    output: Path,
+    data: str | None,
+    calibration_data: str | None,
+    face_detector: str | None,
+    command: str,
 ) -> dict[str, Any]:
     """Write one ONNX file and the report of its parity; prints both."""
+    from datasets.face_boxes import with_faces
+    from datasets.faces import check_face_detector, open_finder
     from utils.benchmarking.export import parity_report, write_int8
     from utils.benchmarking.images import open_calibration
+    from utils.checkpoints.file import load_detector
     from utils.engines.export import export_onnx
     from utils.files import write_json
 
     check_output_dir(output.parent)
+    check_face_detector(face_detector)
+    finder = open_finder(face_detector, load_detector(file)[0].geometry.needs_face)
     if kind == "int8" and calibration_data:
         with tempfile.TemporaryDirectory() as folder:
-            write_int8(file, Path(folder) / "model.onnx", output, open_calibration(calibration_data))
+            calibration = with_faces(open_calibration(calibration_data), finder)
+            write_int8(file, Path(folder) / "model.onnx", output, calibration)
     else:
         export_onnx(file, output, EXPORTS[kind])
-    report = {"command": command, **parity_report(file, output, data)}
+    report = {"command": command, **parity_report(file, output, data, finder)}
     write_json(output.with_suffix(".json"), report)
     print(
         f"{report['images']}: largest difference of a logit {report['max_logit_difference']:.2g}, "

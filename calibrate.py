@@ -34,6 +34,7 @@ from datasets.splits import open_training_data
 from utils.args import (
     EXIT_DONE,
     add_device_group,
+    add_face_detector,
     check_checkpoint_file,
     check_output_dir,
     command_line,
@@ -59,6 +60,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
     parser.add_argument("--batch-size", type=int_in(1), default=32)
+    add_face_detector(parser)
     add_device_group(parser)
     return parser
 
@@ -72,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.data) == bool(args.from_scores):
         parser.error("expected either --data SPEC... or --from-scores CSV...")
+    if args.from_scores and args.face_detector:
+        raise UserError("expected pictures for --face-detector, got --from-scores; drop the flag, or pass --data")
     path = check_checkpoint_file(args.checkpoint, needs_weights=True)
     tiers = pick_tiers(args.tiers or [CLEAN])
     data = open_training_data(args.data) if args.data else None
@@ -80,11 +84,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if target.exists():
         raise UserError(f"expected no checkpoint in {args.output_dir}, found {target}; choose another --output-dir")
 
+    from datasets.face_boxes import with_faces
+    from datasets.faces import check_face_detector, open_finder
+    from datasets.transforms import Geometry
     from utils.checkpoints.file import load_checkpoint, save_checkpoint
     from utils.evaluation.finalize import finalize
     from utils.runtime import set_up
     from utils.scoring.scorer import Settings
 
+    check_face_detector(args.face_detector)
     checkpoint = load_checkpoint(path)
     calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"] if data else count_images(unseen)
     checkpoint["data"] = [entry for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
@@ -98,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         rows = fit_on_scores(target, checkpoint, unseen, args.calibration)
         return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_DONE}
     machine = set_up(args.device, args.precision, args.workers, args.threads)
+    finder = open_finder(args.face_detector, Geometry(**checkpoint["geometry"]).needs_face)
+    data = data.map(lambda listing: with_faces(listing, finder))
     save_checkpoint(target, checkpoint)
     settings = Settings(args.batch_size, machine.workers, machine.dtype)
     rows, unreadable = finalize(target, data, settings, machine.device, args.calibration, tiers)

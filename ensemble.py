@@ -29,6 +29,7 @@ from datasets.splits import open_training_data
 from datasets.transforms import AUGMENTATIONS
 from utils.args import (
     add_device_group,
+    add_face_detector,
     check_checkpoint_file,
     check_output_dir,
     command_line,
@@ -63,6 +64,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--views", nargs="+", choices=VIEWS, help="test-time augmentation of a single --checkpoint")
     parser.add_argument("--batch-size", type=int_in(1), default=32)
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="run folder of the result")
+    add_face_detector(parser)
     add_device_group(parser)
     return parser
 
@@ -81,14 +83,19 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if any(path.resolve() == target.resolve() for path in paths):
         raise UserError(f"expected --output-dir other than the folder of a member, got {args.output_dir}")
 
+    from datasets.face_boxes import with_faces
+    from datasets.faces import check_face_detector, open_finder
     from utils.checkpoints.file import describe_checkpoint, load_detector, save_checkpoint
     from utils.evaluation.finalize import finalize
     from utils.runtime import set_up
     from utils.scoring.scorer import Settings
 
+    check_face_detector(args.face_detector)
     machine = set_up(args.device, args.precision, args.workers, args.threads)
     device = machine.device
     detectors, checkpoints = zip(*(load_detector(path, device) for path in paths), strict=True)
+    finder = open_finder(args.face_detector, any(detector.geometry.needs_face for detector in detectors))
+    data = data.map(lambda listing: with_faces(listing, finder))
     if args.views:
         result = with_views(detectors[0], args.views)
     elif args.method == "soup":
@@ -159,12 +166,11 @@ def combine(
     ensemble = cast("Ensemble", create_model("ensemble", members=members).to(device).eval())
     for member, detector in zip(ensemble.members, detectors, strict=True):
         cast("Detector", member).take_weights(detector)
-    cut = [
-        detector for detector in detectors if detector.geometry.mode == "resize" and ensemble.geometry.mode == "crop"
-    ]
-    if cut:
-        names, size = ", ".join(detector.name for detector in cut), ensemble.geometry.size
-        print(f"note: {names} resizes whole images alone, but sees only the central {size} px here", file=sys.stderr)
+    frame = ensemble.geometry
+    seen = f"{frame.margin:g} times the face" if frame.needs_face else f"the central {frame.size} px"
+    whole = ("crop", "resize") if frame.needs_face else ("resize",) if frame.mode == "crop" else ()
+    if cut := [detector.name for detector in detectors if detector.geometry.mode in whole]:
+        print(f"note: {', '.join(cut)} sees more of a picture alone, but only {seen} here", file=sys.stderr)
     if method != "mean":
         weights, bias = fit_weights(*member_logits(ensemble, valid, batch_size, device), method)
         ensemble.weights.copy_(torch.tensor(weights))

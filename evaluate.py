@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error("expected either --checkpoint PT... with --data SPEC..., or --from-scores CSV...")
     folder = check_output_dir(args.output_dir)
     if args.from_scores:
+        if args.faces or args.face_detector:
+            raise UserError("expected pictures for --faces and --face-detector, got --from-scores; drop these flags")
         files = [Path(path) for path in args.from_scores]
     else:
         tiers = pick_tiers(args.tiers, args.severity)
@@ -105,28 +107,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         check_pair(args.pair, data)
 
         from datasets.face_boxes import with_faces
-        from datasets.faces import FaceFinder, open_finder
+        from datasets.faces import check_face_detector, open_finder
         from datasets.image_cache import cache_listing
         from utils.evaluation.evaluate import load_candidates
         from utils.runtime import set_up
         from utils.scoring.cache import ScoreCache
         from utils.scoring.scorer import Settings
 
-        if args.face_detector:
-            FaceFinder(args.face_detector)  # reports a file that is none before a model is loaded
+        check_face_detector(args.face_detector)
         machine = set_up(args.device, args.precision, args.workers, args.threads)
         candidates = load_candidates(checkpoints, machine.device)
         if args.cache:
             data = [(name, cache_listing(listing, Path(args.cache))) for name, listing in data]
         needs_face = any(candidate.detector.geometry.needs_face for candidate in candidates)
-        if finder := open_finder(args.face_detector, args.faces or needs_face):
-            data = [(name, with_faces(listing, finder)) for name, listing in data]
-        # Several processes must score the same batches, whatever is in their caches; scores of faces are not cached.
-        uncached = args.no_score_cache or team.size > 1 or finder
+        finder = open_finder(args.face_detector, args.faces or needs_face)
+        data = [(name, with_faces(listing, finder)) for name, listing in data]
+        # Several processes must score the same batches, whatever is in their caches.
+        uncached = args.no_score_cache or team.size > 1
         cache = ScoreCache(None if uncached else Path(args.score_cache), f"{machine.device.type} {machine.dtype}")
         settings = Settings(args.batch_size, machine.workers, machine.dtype, args.faces)
-        command = command_line("evaluate.py", argv)
-        files = score_all(candidates, data, tiers, cache, settings, folder / "scores", command)
+        facts = {"command": command_line("evaluate.py", argv), "finder": finder.name if finder else None}
+        files = score_all(candidates, data, tiers, cache, settings, folder / "scores", facts)
         if not is_first():  # one process writes the report
             return {"rows": [], "scores": [], "exit_code": EXIT_DONE}
 
@@ -187,13 +188,13 @@ def score_all(
     cache: ScoreCache,
     settings: Settings,
     folder: Path,
-    command: str,
+    facts: Mapping[str, str | None],
 ) -> list[Path]:
     """Score every data set with every checkpoint; returns the scores files, ordered by checkpoint.
 
-    All checkpoints score a data set together, so that each image is read once.
+    All checkpoints score a data set together, so that each image is read once. ``facts`` go into the JSON files.
     """
-    from utils.evaluation.evaluate import evaluate_tiers
+    from utils.evaluation.evaluate import evaluate_tiers, origin
     from utils.runtime import hardware
     from utils.scoring.table import write_scores, write_sidecar
 
@@ -206,6 +207,7 @@ def score_all(
         if not len(results[0][0]):
             raise UserError(f"expected images in {dataset}, but none of {len(listing.records)} could be read")
         root, unreadable = listing.root, results[0][1]
+        whole = without_face(listing, {item["path"] for item in unreadable}) if facts["finder"] else None
         unreadable = [{**item, "path": relative_path(item["path"], root)} if root else item for item in unreadable]
         for row, (candidate, (table, _)) in enumerate(zip(candidates, results, strict=True)):
             file = folder / f"{candidate.name}__{dataset}__{listing.split}.csv.gz"
@@ -220,11 +222,18 @@ def score_all(
                 n_images=len(listing.records),
                 data_fingerprint=listing.fingerprint,
                 unreadable=unreadable,
-                command=command,
                 hardware=hardware(),
+                without_face=whole,
+                **facts,
             )
             files[row, column] = file
     return [files[key] for key in sorted(files)]
+
+
+def without_face(listing: Listing, unreadable: Collection[str]) -> list[str]:
+    """The readable pictures without a face, which are judged as a whole, as paths below the root of the set."""
+    paths = [record.path for record in listing.records if not record.faces and record.path not in unreadable]
+    return [relative_path(path, listing.root) if listing.root else path for path in paths]
 
 
 def warn_of_training_images(candidates: Sequence[Candidate], dataset: str, listing: Listing) -> None:
@@ -233,22 +242,6 @@ def warn_of_training_images(candidates: Sequence[Candidate], dataset: str, listi
         entries = candidate.checkpoint.get("data", [])
         if listing.fingerprint in {entry["fingerprint"] for entry in entries if entry["split"] == "train"}:
             print(f"warning: {candidate.name} was trained on these very images of {dataset}", file=sys.stderr)
-
-
-def origin(candidate: Candidate) -> dict[str, Any]:
-    """Return what the JSON file of scores says about the checkpoint."""
-    checkpoint, point = candidate.checkpoint, candidate.detector.operating_point
-    settings = checkpoint.get("train_args") or {}
-    return {
-        "checkpoint": candidate.name,
-        "model": checkpoint["model"],
-        "thresholds": dict(point.thresholds) or None,
-        "threshold": point.threshold(),
-        "train_command": settings.get("command"),
-        "augmentation": settings.get("augmentation"),
-        "trained_on": sorted({entry["dataset"] for entry in checkpoint.get("data", []) if entry["split"] == "train"}),
-        **{key: checkpoint.get(key) for key in ("epoch", "seed", "git_commit", "versions")},
-    }
 
 
 if __name__ == "__main__":

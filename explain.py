@@ -19,6 +19,8 @@ steps (rows and columns of a CNN-LSTM), integrated_gradients, occlusion, superpi
 the features of a classical detector, and the spectrum). A detector without a gradient supports occlusion, superpixels
 and, if classical, features.
 
+For a checkpoint that frames faces, the columns `framed` and `finder` say what was seen, as in predict.py.
+
 A plausible map proves nothing. --faithfulness measures every method on the test split of each data set, together with
 three controls that do not use the detector (random map, centre prior, edges): ROAD, insertion, deletion, verdicts
 flipped by attacking the strongest segments and, where manipulation masks exist, whether the map points at them. A
@@ -42,6 +44,7 @@ from datasets.spec import open_limited
 from utils.args import (
     DEFAULT_CHECKPOINT,
     add_device_group,
+    add_face_detector,
     add_seed,
     check_checkpoint_file,
     check_output_dir,
@@ -95,6 +98,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     how.add_argument("--contact-sheet", action="store_true", help="add sheets by outcome and average maps")
     how.add_argument("--overwrite", action="store_true", help="replace existing files in the output folder")
     how.add_argument("--batch-size", type=int_in(1), default=16)
+    add_face_detector(how)
     add_device_group(parser, workers="")
     return parser
 
@@ -119,16 +123,21 @@ def main(argv: Sequence[str] | None = None) -> dict:
     else:
         paths, folder = list_inputs(args.paths), empty_output_dir(args.output_dir, args.overwrite)
 
+    from datasets.faces import check_face_detector
     from utils.explanations.maps import Settings
     from utils.runtime import set_up
 
+    check_face_detector(args.face_detector)
     machine = set_up(args.device, args.precision, threads=args.threads)
     target = args.target or ("fake" if args.faithfulness else "predicted")
     settings = Settings(methods, target, args.layer, args.batch_size, args.seed, machine.dtype)
     if args.faithfulness:
         command = command_line("explain.py", argv)
-        return measure(checkpoints, listings, folder, settings, machine.device, command, args.overwrite)
-    return explain_images(checkpoints[0], paths, folder, settings, machine.device, args.contact_sheet)
+        run = (machine.device, args.face_detector, command, args.overwrite)
+        return measure(checkpoints, listings, folder, settings, *run)
+    return explain_images(
+        checkpoints[0], paths, folder, settings, machine.device, args.face_detector, args.contact_sheet
+    )
 
 
 def empty_output_dir(path: str, overwrite: bool) -> Path:
@@ -149,17 +158,23 @@ def measure(
     folder: Path,
     settings: Settings,
     device: torch.device,
+    face_detector: str | None,
     command: str,
     overwrite: bool,
 ) -> dict:
     """Measure every checkpoint on every data set; print and write the tables."""
+    from datasets.face_boxes import with_faces
+    from datasets.faces import open_finder
     from utils.evaluation.evaluate import load_candidates
     from utils.explanations.faithfulness.report import cell_methods, ensure_cell
     from utils.tables import unique_names
 
     names = unique_names([listing.name for listing in listings])
     files: list[Path] = []
-    for candidate in load_candidates(checkpoints, device):
+    candidates = load_candidates(checkpoints, device)
+    finder = open_finder(face_detector, any(candidate.detector.geometry.needs_face for candidate in candidates))
+    listings = [with_faces(listing, finder) for listing in listings]
+    for candidate in candidates:
         chosen = replace(settings, methods=cell_methods(candidate, settings.methods, settings.layer))
         for dataset, listing in zip(names, listings, strict=True):
             files.append(ensure_cell(folder, candidate, dataset, listing, chosen, command, overwrite))
@@ -180,15 +195,23 @@ def report(files: Sequence[Path], folder: Path, seed: int) -> dict:
 
 
 def explain_images(
-    checkpoint: Path, paths: Sequence[str], folder: Path, settings: Settings, device: torch.device, contact_sheet: bool
+    checkpoint: Path,
+    paths: Sequence[str],
+    folder: Path,
+    settings: Settings,
+    device: torch.device,
+    face_detector: str | None,
+    contact_sheet: bool,
 ) -> dict:
     """Explain images one after the other, then draw the sheets; prints a row per image and method."""
+    from datasets.faces import open_finder
     from utils.checkpoints.file import load_detector
     from utils.explanations.registry import all_methods, check_usable, usable_methods
     from utils.explanations.sheets import draw_maps
     from utils.tables import unique_names
 
     detector, _ = load_detector(checkpoint, device)
+    finder = open_finder(face_detector, detector.geometry.needs_face)
     usable = usable_methods(detector, settings.layer)
     methods = settings.methods or ("features" if "features" in usable else usable[0],)
     check_usable(detector, methods, settings.layer)
@@ -196,13 +219,14 @@ def explain_images(
     rows = []
     for method in methods:
         if not all_methods()[method].makes_maps:
-            rows += all_methods()[method].function(detector, paths, stems)
+            rows += all_methods()[method].function(detector, paths, stems, finder)
     maps = replace(settings, methods=tuple(method for method in methods if all_methods()[method].makes_maps))
     if maps.methods:
-        rows += draw_maps(detector, paths, stems, maps, contact_sheet)
+        rows += draw_maps(detector, paths, stems, maps, contact_sheet, finder)
     failed = {row["path"]: row["error"] for row in rows if "error" in row}
     done = [row for row in rows if "error" not in row]
-    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+    columns = (*COLUMNS, "framed", "finder") if finder else COLUMNS
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(done)
     for path, reason in failed.items():

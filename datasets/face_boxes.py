@@ -31,12 +31,17 @@ State = tuple[int, int]  # of a file: size and time of change
 Known = dict[str, tuple[State, tuple[Box, ...]]]
 
 
-def with_faces(listing: Listing, finder: FaceFinder) -> Listing:
-    """Return a listing whose records hold the faces in their pictures; says on stderr how many have none."""
-    records = find_faces(listing.records, finder, user_cache() / "faces", f"faces {listing.name} {listing.split}")
-    if without := sum(not record.faces for record in records):
-        name = f"{listing.name} {listing.split}"
-        print(f"{name}: no face in {without} of {len(records)} pictures ({finder.name}), used whole", file=sys.stderr)
+def with_faces(listing: Listing, finder: FaceFinder | None) -> Listing:
+    """Return a listing whose records hold the faces in their pictures; without a finder, the listing as it is.
+
+    A line on stderr says how many pictures show a face.
+    """
+    if finder is None:
+        return listing
+    name = f"{listing.name} {listing.split}"
+    records = find_faces(listing.records, finder, user_cache() / "faces", f"faces {name}")
+    found = sum(bool(record.faces) for record in records)
+    print(f"{name}: {found} of {len(records)} pictures show a face ({finder.name}); others are whole", file=sys.stderr)
     return replace(listing, records=records)
 
 

@@ -118,6 +118,12 @@ def open_finder(file: str | None = None, is_needed: bool = True) -> FaceFinder |
     return FaceFinder(file or os.environ.get(DETECTOR_VARIABLE) or (str(stored) if stored.is_file() else CASCADE))
 
 
+def check_face_detector(file: str | None) -> None:
+    """Check the file of --face-detector before anything else is loaded. Raises UserError: it is no face detector."""
+    if file:
+        FaceFinder(file)
+
+
 Finder = Callable[[np.ndarray], list[Face]]
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from datasets.balance import Groups, balanced
 from datasets.framing import Box
 from datasets.images import UnreadableImage, read_record, read_size
-from datasets.records import Record
+from datasets.records import FaceUser, Record
 from utils.distributed import team
 
 if TYPE_CHECKING:
@@ -54,12 +54,8 @@ class Batch:
         return self
 
 
-class Transform(Protocol):
+class Transform(FaceUser, Protocol):
     """Turns an image ``(H, W, 3)`` uint8, a seed and the box of a face, if any, into what a batch stacks."""
-
-    @property
-    def needs_face(self) -> bool:
-        """Whether the result depends on the box."""
 
     def __call__(self, image: np.ndarray, seed: int = 0, box: Box | None = None) -> Tensor: ...
 
@@ -104,16 +100,10 @@ class ImageDataset(Dataset):
         if self.forger:
             image, label = self.forger(image, label, seed)
         number = float("nan") if label is None else float(label)
+        record = self.records[index]
         if self.every_face:
-            return [(self.transform(image, seed, box), number, index) for box in self._faces(index) or (None,)]
-        box = (self._faces(index) or (None,))[0] if self.transform.needs_face else None
-        return self.transform(image, seed, box), number, index
-
-    def _faces(self, index: int) -> tuple[Box, ...]:
-        faces = self.records[index].faces
-        if faces is None:  # a mistake of ours, which would pass unnoticed
-            raise ValueError("expected records whose faces are known; call find_faces first")
-        return faces
+            return [(self.transform(image, seed, box), number, index) for box in record.faces or (None,)]
+        return self.transform(image, seed, record.face_for(self.transform)), number, index
 
     def read(self, index: int) -> np.ndarray:
         """Return the decoded image ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""

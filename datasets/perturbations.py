@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from datasets.augmentation import recode
+from datasets.framing import Box
 from datasets.transforms import Geometry
 from utils.errors import UserError, closest
 
@@ -90,10 +91,15 @@ def noise(image: np.ndarray, std: float, generator: np.random.Generator) -> np.n
 
 def crop(image: np.ndarray, fraction: float, generator: np.random.Generator) -> np.ndarray:
     """Keep ``fraction`` of each side at a random position, which also moves the JPEG grid."""
-    height, width = (max(1, round(side * fraction)) for side in image.shape[:2])
-    down, along = generator.random(2)
-    top, left = int(down * (image.shape[0] - height + 1)), int(along * (image.shape[1] - width + 1))
+    top, left, height, width = crop_window(image.shape, fraction, generator)
     return image[top : top + height, left : left + width]
+
+
+def crop_window(shape: tuple[int, ...], fraction: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of what :func:`crop` keeps of an image ``(H, W)``."""
+    height, width = (max(1, round(side * fraction)) for side in shape[:2])
+    down, along = generator.random(2)
+    return int(down * (shape[0] - height + 1)), int(along * (shape[1] - width + 1)), height, width
 
 
 def screenshot(image: np.ndarray, scale: float, quality: int) -> np.ndarray:
@@ -168,9 +174,23 @@ def apply_tier(image: np.ndarray, tier: str, seed: bytes | None = None) -> np.nd
     if tier == CLEAN:
         return image
     kind, level = parse_severity(tier) or (tier, 0.0)
-    digest = hashlib.blake2b(kind.encode(), key=seed or content_seed(image), digest_size=16).digest()
-    generator = np.random.default_rng(int.from_bytes(digest, "little"))
+    generator = _generator(kind, seed or content_seed(image))
     return TIERS[tier](image, generator) if tier in TIERS else STEPS[kind](image, level, generator)
+
+
+def move_box(box: Box | None, tier: str, shape: tuple[int, ...], seed: bytes) -> Box | None:
+    """Where a face is after :func:`apply_tier` on an image of this ``(H, W)``: only a crop moves its box."""
+    kind, level = parse_severity(tier) or (tier, 0.0)
+    if kind != "crop" or box is None:
+        return box
+    top, left, height, width = crop_window(shape, level, _generator(kind, seed))
+    rows, columns = shape[0] / height, shape[1] / width
+    return Box(box.left * columns - left / width, box.top * rows - top / height, box.width * columns, box.height * rows)
+
+
+def _generator(kind: str, seed: bytes) -> np.random.Generator:
+    digest = hashlib.blake2b(kind.encode(), key=seed, digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def severity_name(kind: str, level: float) -> str:

@@ -31,13 +31,20 @@ class PixelStore(Protocol):
         """Return ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""
 
 
+class FaceUser(Protocol):
+    """A geometry or transform; ``needs_face`` tells whether its result depends on the face in a picture."""
+
+    @property
+    def needs_face(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One image of a dataset, read by ``datasets.images.read_record``.
 
     ``label`` is 0 for real, 1 for fake, None for unknown; ``generator`` is "real" for real images. Images of one
     ``group``, such as the frames of a video, belong in the same split. ``pixels`` is the cache that holds the decoded
-    image, if any. ``faces`` are the faces in the picture, the largest first; None before ``find_faces`` of
+    image, if any. ``faces`` are the faces in the picture, the largest first; None before ``with_faces`` of
     datasets/face_boxes.py searched it.
     """
 
@@ -49,6 +56,12 @@ class Record:
     group: str = ""
     pixels: PixelStore | None = field(default=None, compare=False, repr=False)
     faces: tuple[Box, ...] | None = None
+
+    def face_for(self, user: FaceUser) -> Box | None:
+        """The largest face, for a geometry or transform that needs one; None if there is none."""
+        if user.needs_face and self.faces is None:  # a mistake of ours, which would pass unnoticed
+            raise ValueError("expected a record whose faces are known; call with_faces first")
+        return self.faces[0] if user.needs_face and self.faces else None
 
 
 @dataclass(frozen=True)

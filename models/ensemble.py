@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.transforms import JPEG_GRID, Geometry
+from datasets.transforms import FACE_MARGIN, JPEG_GRID, Geometry
 from models.detector import Detector
 from models.operating_point import MIN_P_FAKE, SIGMOID_SHARE, OperatingPoint
 from models.registry import create_model, register_model
@@ -22,6 +22,7 @@ class Ensemble(Detector):
     Images arrive in a common frame, the largest view that any member needs; each member crops or resizes its input from
     it. A cropping member sees the same pixels as alone if its size differs from the largest crop by a multiple of
     16 px, else pixels at most 8 px off, still on the JPEG grid. A resizing member sees only what is inside the frame.
+    If a member frames faces, the common frame is that of the widest margin, and others than it see the face alone.
 
     Class activation maps combine all members that see the whole frame, weighted by their share of the common logit.
     The weights are equal, follow validation, or come from a logistic regression on validation logits (stacking:
@@ -73,10 +74,18 @@ def calibrated_logits(logits: Tensor, calibration: dict[str, Any] | None) -> Ten
 
 
 def member_view(images: Tensor, frame: Geometry, wanted: Geometry) -> Tensor:
-    """Cut the central crop of a member out of the common frame, on the JPEG grid, or resize the frame to its input."""
+    """Cut the central crop of a member out of the common frame, on the JPEG grid, or resize the frame to its input.
+
+    A member that frames faces more tightly than the common frame gets its centre.
+    """
+    if frame.needs_face and wanted.needs_face and wanted.margin < frame.margin:
+        side = round(images.shape[-1] * wanted.margin / frame.margin)
+        start = (images.shape[-1] - side) // 2
+        images = images[..., start : start + side, start : start + side]
     if wanted.size == images.shape[-1] == images.shape[-2]:
         return images
-    if wanted.mode == "crop" and wanted.resize_to == frame.resize_to and wanted.size <= min(images.shape[-2:]):
+    is_crop = wanted.mode == "crop" and not frame.needs_face and wanted.resize_to == frame.resize_to
+    if is_crop and wanted.size <= min(images.shape[-2:]):
         top, left = ((side - wanted.size) // 2 // JPEG_GRID * JPEG_GRID for side in images.shape[-2:])
         return images[..., top : top + wanted.size, left : left + wanted.size]
     return F.interpolate(images, (wanted.size, wanted.size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -85,11 +94,18 @@ def member_view(images: Tensor, frame: Geometry, wanted: Geometry) -> Tensor:
 def common_frame(geometries: Sequence[Geometry]) -> Geometry:
     """Choose the frame from which every member can take its view: the geometry of the members if they share one.
 
+    With a member that frames faces, it is the widest frame, at a size at which no such member loses pixels. Members
+    that see whole pictures get the face with its surroundings, as with --faces.
+
     Raises:
         UserError: the members crop from images of different scales, which no common frame can provide.
     """
     if len(set(geometries)) == 1:
         return geometries[0]
+    if faces := [geometry for geometry in geometries if geometry.needs_face]:
+        margins = [geometry.margin for geometry in faces] + [FACE_MARGIN] * (len(faces) < len(geometries))
+        sizes = [round(g.size * (max(margins) / g.margin if g.needs_face else 1)) for g in geometries]
+        return Geometry("face", max(sizes), margin=max(margins))
     crops = [geometry for geometry in geometries if geometry.mode == "crop"]
     if not crops:
         return max(geometries, key=lambda geometry: geometry.size)

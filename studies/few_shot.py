@@ -144,6 +144,7 @@ def finetune_flags(file: Path, checkpoint: dict[str, Any]) -> list[str]:
     flags = ["--model", name, "--weights", str(file), "--geometry", geometry["mode"]]
     flags += ["--image-size", str(geometry["size"])]
     flags += ["--resize-to", str(geometry["resize_to"])] if geometry["resize_to"] else []
+    flags += ["--margin", str(geometry["margin"])] if "margin" in geometry else []
     flags += ["--model-args", *(f"{key}={value}" for key, value in model_args.items())] if model_args else []
     # A small learning rate, so that the detector keeps what it has learnt on other sources.
     return [*flags, *"--lr 2e-4 --batch-size 8 --ema-decay 0.9 --calibration none".split()]

@@ -133,7 +133,8 @@ def identity(description: dict[str, Any]) -> list[dict[str, str]]:
         "weights": description["precision"],
         "model": description["model"],
         "input": f"{geometry['mode']} of {geometry['size']} px"
-        + (f" of the image scaled to {geometry['resize_to']} px" if geometry.get("resize_to") else ""),
+        + (f" of the image scaled to {geometry['resize_to']} px" if geometry.get("resize_to") else "")
+        + (f", framed at {geometry['margin']:g} times its longer side" if "margin" in geometry else ""),
         "largest difference to the run": f"{description['parity']['max_logit_difference']:.4f} logits",
         **{f"threshold {name}": f"{value:.4f}" for name, value in thresholds.items()},
     }

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 import calibrate
-import evaluate
 from datasets.spec import open_records
 from models.operating_point import OperatingPoint
 from tests.conftest import exit_and_stderr, make_table
 from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.errors import UserError
-from utils.evaluation.evaluate import Candidate
+from utils.evaluation.evaluate import Candidate, origin
 from utils.evaluation.operating_point import fit_operating_point
 from utils.scoring.scorer import Job, score, score_table
 from utils.scoring.table import read_scores, write_scores, write_sidecar
@@ -76,7 +75,7 @@ def test_a_set_that_a_detector_was_only_calibrated_on_is_unseen(tiny_checkpoint)
     detector, checkpoint = load_detector(tiny_checkpoint)
     sets = [("a", "train"), ("a", "valid"), ("b", "valid")]
     checkpoint["data"] = [{"dataset": name, "split": split} for name, split in sets]
-    assert evaluate.origin(Candidate("tiny", detector, checkpoint, "digest"))["trained_on"] == ["a"]
+    assert origin(Candidate("tiny", detector, checkpoint, "digest"))["trained_on"] == ["a"]
 
 
 def scores_of(name, label, centre, folder, tier="common", **info):

@@ -165,7 +165,7 @@ def add_face_group(parser: argparse.ArgumentParser) -> None:
     add_face_detector(group)
 
 
-def add_face_detector(group: argparse._ArgumentGroup) -> None:
+def add_face_detector(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --face-detector, the file that ``datasets.faces.open_finder`` takes."""
     group.add_argument(
         "--face-detector",

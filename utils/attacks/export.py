@@ -80,7 +80,8 @@ class Exporter:
         won = cell.right("clean") & ~cell.right() & cell.attacked
         order = np.argsort(-cell.table.label, kind="stable")  # fakes that pass as real are the usual goal
         rows = [row for row in order if won[row]][:EXAMPLES] or [int(np.flatnonzero(cell.attacked)[0])]
-        clean = np.stack([self.geometry(read_image(self.listing.records[indices[row]].path)) for row in rows])
+        records = [self.listing.records[indices[row]] for row in rows]
+        clean = np.stack([self.geometry(read_image(each.path), each.face_for(self.geometry)) for each in records])
         changed = np.stack([read_image(self.file(indices[row])) for row in rows])
         scores = [(float(cell.extra["clean_p_fake"][row]), float(cell.table.p_fake[row])) for row in rows]
         names = [LABEL_NAMES[cell.table.label[row]] for row in rows]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from datasets.face_boxes import with_faces
+from datasets.faces import FaceFinder
 from datasets.records import Listing
 from datasets.spec import open_limited
 from utils.benchmarking.images import calibration_images, read_images
@@ -29,12 +31,14 @@ def write_int8(file: Path, float_file: Path, output: Path, calibration: Listing)
     quantize_onnx(float_file, output, images, {name for name, _ in detector.named_buffers()})
 
 
-def parity_report(checkpoint_file: Path, exported_file: Path, data: str | None) -> dict[str, Any]:
+def parity_report(
+    checkpoint_file: Path, exported_file: Path, data: str | None, finder: FaceFinder | None = None
+) -> dict[str, Any]:
     """Compare logits and verdicts on test images of ``data``, or on noise if it is None."""
     detector, _ = load_detector(checkpoint_file)
     exported = load_onnx_detector(exported_file)
     if data:
-        pixels = read_images(open_limited(data, N_IMAGES).records, detector.geometry)[0]
+        pixels = read_images(with_faces(open_limited(data, N_IMAGES), finder).records, detector.geometry)[0]
     else:
         side = detector.geometry.size
         pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 3, side, side), dtype=np.uint8)

@@ -34,7 +34,7 @@ def read_images(records: Sequence[Record], geometry: Geometry) -> tuple[np.ndarr
 
     def read(record: Record) -> np.ndarray | str:
         try:
-            return geometry(read_record(record)).transpose(2, 0, 1)
+            return geometry(read_record(record), record.face_for(geometry)).transpose(2, 0, 1)
         except UnreadableImage as error:
             return str(error)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from datasets.face_boxes import with_faces
+from datasets.faces import FaceFinder, open_finder
 from datasets.spec import open_limited
 from models.operating_point import OperatingPoint
 from utils.benchmarking.export import write_int8
@@ -70,6 +72,7 @@ def open_subject(
     n_adversarial: int,
     engines: Sequence[str],
     cache: Path,
+    face_detector: str | None = None,
 ) -> Subject:
     """Decode the test images, write the exports that the engines need, and attack the detector; both are cached.
 
@@ -77,7 +80,8 @@ def open_subject(
         UserError: a spec is wrong, or no image can be read.
     """
     detector, _ = load_detector(file)
-    listing = open_limited(data, limit)
+    finder = open_finder(face_detector, detector.geometry.needs_face)
+    listing = with_faces(open_limited(data, limit), finder)
     images, kept, unreadable = read_images(listing.records, detector.geometry)
     for path, reason in unreadable:
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
@@ -91,7 +95,7 @@ def open_subject(
         attacked = folder / f"pgd-{test_digest[:16]}-{len(chosen)}.npy"
         adversarial = adversarial_images(detector, images[chosen], labels[chosen], attacked)
     sources = {ENGINES[name].source for name in engines}
-    exports, calibration = write_exports(file, sources, folder, calibration_data)
+    exports, calibration = write_exports(file, sources, folder, calibration_data, finder)
     facts = {
         **origin,
         "hardware": hardware(),
@@ -106,7 +110,7 @@ def open_subject(
 
 
 def write_exports(
-    file: Path, sources: set[str], folder: Path, calibration_data: str
+    file: Path, sources: set[str], folder: Path, calibration_data: str, finder: FaceFinder | None
 ) -> tuple[dict[str, Path], str | None]:
     """Write the missing exports; a failure is reported on stderr and leaves its export out.
 
@@ -122,7 +126,7 @@ def write_exports(
                 export_onnx(file, float_file)
             exports["onnx"] = float_file
         if "int8" in sources:
-            calibration = open_calibration(calibration_data)
+            calibration = with_faces(open_calibration(calibration_data), finder)
             digest = listing_digest(calibration)
             int8_file = folder / f"model-int8-{digest[:16]}.onnx"
             if not int8_file.is_file():

@@ -40,6 +40,22 @@ def load_candidates(paths: Sequence[Path], device: torch.device | str = "cpu") -
     ]
 
 
+def origin(candidate: Candidate) -> dict[str, Any]:
+    """Return what the JSON file of scores says about the checkpoint."""
+    checkpoint, point = candidate.checkpoint, candidate.detector.operating_point
+    settings = checkpoint.get("train_args") or {}
+    return {
+        "checkpoint": candidate.name,
+        "model": checkpoint["model"],
+        "thresholds": dict(point.thresholds) or None,
+        "threshold": point.threshold(),
+        "train_command": settings.get("command"),
+        "augmentation": settings.get("augmentation"),
+        "trained_on": sorted({entry["dataset"] for entry in checkpoint.get("data", []) if entry["split"] == "train"}),
+        **{key: checkpoint.get(key) for key in ("epoch", "seed", "git_commit", "versions")},
+    }
+
+
 def checkpoint_names(paths: Sequence[Path]) -> list[str]:
     """Name checkpoints for tables: the run folder of a best.pt, otherwise the file's stem; duplicates are numbered."""
     names = [path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem for path in paths]
@@ -64,7 +80,9 @@ def evaluate_tiers(
     data = listing_digest(listing) if cache.folder else ""
     found: dict[tuple[int, str], Scores] = {}
     missing: list[tuple[int, str]] = []
-    keys = [f"{candidate.digest} {candidate.detector.engine}" for candidate in candidates]
+    settings = settings or Settings()
+    scope = " every face" if settings.every_face else ""
+    keys = [f"{candidate.digest} {candidate.detector.engine}{scope}" for candidate in candidates]
     for number, tier in itertools.product(range(len(candidates)), tiers):
         scores = cache.load(keys[number], data, tier, len(listing.records))
         if scores is None:

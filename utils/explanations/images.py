@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 
+from datasets.faces import Finder, face_views
 from datasets.images import UnreadableImage, check_shape, read_image
 from datasets.records import class_label
 from datasets.spec import LABEL_NAMES
@@ -29,7 +30,7 @@ class Explained:
 
     ``heats`` and ``regions`` are ``(H, W)`` per method: the map, and 1, 2, 3 in the strongest segments. ``seen`` marks
     the pixels that the detector sees. ``verdict`` is fake, real or unsure, ``target`` fake or real, ``label`` 0, 1 or
-    None.
+    None, ``framed`` face or whole if the detector frames faces.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Explained:
     target: str
     label: int | None = None
     source: str = ""
+    framed: str = ""
 
     def shrunk(self, longest: int) -> Explained:
         """A copy whose longer side is at most ``longest`` px."""
@@ -75,14 +77,14 @@ def label_of(path: str) -> tuple[int | None, str]:
 
 
 def explain_files(
-    detector: Detector, paths: Sequence[str], settings: Settings
+    detector: Detector, paths: Sequence[str], settings: Settings, finder: Finder | None = None
 ) -> Iterator[tuple[str, Explained | str]]:
     """Explain files in order; yields each path with its maps, or with the reason why it cannot be read."""
     for start in range(0, len(paths), settings.batch_size):
         names = paths[start : start + settings.batch_size]
         images = {name: _read(name) for name in names}
         readable = {name: image for name, image in images.items() if not isinstance(image, str)}
-        found = _explain_batch(detector, readable, settings) if readable else {}
+        found = _explain_batch(detector, readable, settings, finder) if readable else {}
         for name in names:
             yield name, found.get(name) or str(images[name])
 
@@ -94,8 +96,11 @@ def _read(path: str) -> np.ndarray | str:
         return str(error)
 
 
-def _explain_batch(detector: Detector, images: Mapping[str, np.ndarray], settings: Settings) -> dict[str, Explained]:
-    views = [detector.geometry(image) for image in images.values()]
+def _explain_batch(
+    detector: Detector, images: Mapping[str, np.ndarray], settings: Settings, finder: Finder | None
+) -> dict[str, Explained]:
+    seen = [face_views(image, detector.geometry, finder) for image in images.values()]
+    views, boxes = [each[0] for each, _ in seen], [faces[0].box if faces else None for _, faces in seen]
     inputs = torch.stack([to_tensor(view) for view in views]).to(detector.mean.device)
     with torch.inference_mode(), autocast(inputs.device, settings.dtype):
         logits = detector(inputs).double().cpu().numpy()
@@ -110,7 +115,7 @@ def _explain_batch(detector: Detector, images: Mapping[str, np.ndarray], setting
         heats = {method: maps[method][index].numpy() for method in settings.methods}
         tops = {method: top_segments(heat, segments, REGIONS) for method, heat in heats.items()}
         label, source = label_of(path)
-        edges = view_box(detector.geometry, height, width)
+        edges = view_box(detector.geometry, height, width, boxes[index])
         found[path] = Explained(
             path=path,
             image=image,
@@ -122,5 +127,6 @@ def _explain_batch(detector: Detector, images: Mapping[str, np.ndarray], setting
             target="fake" if sign[index] > 0 else "real",
             label=label,
             source=source,
+            framed=("face" if boxes[index] else "whole") if finder else "",
         )
     return found

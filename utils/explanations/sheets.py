@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from datasets.faces import FaceFinder
 from models.detector import Detector
 from utils.explanations.figures import draw_picture, image_figure, write_overlay
 from utils.explanations.images import Explained, explain_files
@@ -37,7 +38,12 @@ MARGIN = 1.7  # side of the aligned picture, in sides of the face box
 
 
 def draw_maps(
-    detector: Detector, paths: Sequence[str], stems: Sequence[Path], settings: Settings, contact_sheet: bool
+    detector: Detector,
+    paths: Sequence[str],
+    stems: Sequence[Path],
+    settings: Settings,
+    contact_sheet: bool,
+    finder: FaceFinder | None = None,
 ) -> list[dict[str, Any]]:
     """Write the maps of files as ``<stem>.png``, .pdf and ``<stem>__<method>.png``, and the sheets next to them.
 
@@ -46,13 +52,15 @@ def draw_maps(
     """
     rows: list[dict[str, Any]] = []
     kept: list[Explained] = []
-    results = tqdm(explain_files(detector, paths, settings), total=len(paths), unit="img", disable=None, leave=False)
+    results = explain_files(detector, paths, settings, finder)
+    results = tqdm(results, total=len(paths), unit="img", disable=None, leave=False)
     for stem, (path, item) in zip(stems, results, strict=True):
         if isinstance(item, str):
             rows.append({"path": path, "error": item})
             continue
         save_figure(image_figure(item.shrunk(FIGURE_SIDE)), stem)
         facts = {"path": path, "p_fake": item.p_fake, "verdict": item.verdict, "target": item.target}
+        facts |= {"framed": item.framed, "finder": finder.name} if finder else {}
         for method, heat in item.heats.items():
             write_overlay(Path(f"{stem}__{method}.png"), item.image, heat, item.seen)
             all_zero = "no" if heat.max() > 0 else "yes"

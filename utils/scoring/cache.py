@@ -35,7 +35,7 @@ SCORING_CODE = ("models/**/*.py", "utils/scoring/scorer.py", "utils/checkpoints/
 
 
 def listing_digest(listing: Listing) -> str:
-    """SHA-256 over the path within the set, size, modification time and access rights of every image, in order.
+    """SHA-256 over path within the set, size, modification time, access rights and faces of every image, in order.
 
     Unlike the fingerprint of a listing it notices a file replaced by one of the same size, and so differs between
     machines.
@@ -47,6 +47,8 @@ def listing_digest(listing: Listing) -> str:
             facts = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_mode}"
         except (OSError, ValueError):  # a missing file is reported when it is read
             facts = "missing"
+        if record.faces is not None:
+            facts += f" {[tuple(box) for box in record.faces]}"
         path = relative_path(record.path, listing.root) if listing.root else record.path
         digest.update(f"{path}\0{facts}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

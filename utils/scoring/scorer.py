@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets.faces import highest_of_each
 from datasets.framing import Box
 from datasets.loading import ImageDataset, make_loader
-from datasets.perturbations import CLEAN, apply_tier, content_seed
+from datasets.perturbations import CLEAN, apply_tier, content_seed, move_box
 from datasets.spec import Record
 from datasets.transforms import Geometry
 from models.detector import Detector
@@ -78,15 +78,15 @@ class Views:
                 geometries.append(detector.geometry)
 
     def __call__(self, image: np.ndarray, seed: int = 0, box: Box | None = None) -> Tensor:
-        content = content_seed(image) if set(self.by_tier) != {CLEAN} else None
+        content = content_seed(image) if set(self.by_tier) != {CLEAN} else b""
         views = []
         for tier, geometries in self.by_tier.items():
-            degraded = image if tier == CLEAN else apply_tier(image, tier, content)
+            degraded, moved = apply_tier(image, tier, content), move_box(box, tier, image.shape, content)
             for geometry in geometries:
-                if box and self.every_face:
-                    views.append(geometry.of_face(degraded, box))
+                if moved and self.every_face:
+                    views.append(geometry.of_face(degraded, moved))
                 else:
-                    views.append(geometry(degraded, box))
+                    views.append(geometry(degraded, moved))
         return torch.tensor(views[0] if len(views) == 1 else np.concatenate([view.reshape(-1) for view in views]))
 
     def split(self, batch: Tensor) -> Iterator[tuple[tuple[str, Geometry], Tensor]]:

@@ -73,7 +73,9 @@ class Service:
         answers = iter(offer.answers(self._score(offer, np.concatenate([item.views for item in readable]))))
         images = []
         for upload, item in zip(uploads, found, strict=True):
-            answer = {"error": item.to_dict()} if isinstance(item, Refused) else self._scored(item, offer, answers)
+            answer = (
+                {"error": item.to_dict()} if isinstance(item, Refused) else self._scored(item, offer, faces, answers)
+            )
             images.append({"name": upload.name, **answer})
         return {**offer.decision, "images": images}
 
@@ -95,7 +97,7 @@ class Service:
             **offer.decision,
             "name": upload.name,
             **answer,
-            **self._framing(found.faces[index], offer),
+            **self._framing(found.faces[index], offer, faces),
             "face": _face_dict(found.faces[index], found.size, offer),
             "target": target,
             "method": method,
@@ -146,18 +148,20 @@ class Service:
         """Index of the view with the highest score."""
         return int(self._score(offer, found.views).argmax()) if len(found.views) > 1 else 0
 
-    def _scored(self, found: Prepared, offer: Offer, answers: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    def _scored(
+        self, found: Prepared, offer: Offer, every_face: bool, answers: Iterator[dict[str, Any]]
+    ) -> dict[str, Any]:
         """The scores of the most suspicious view, and of all faces."""
         rows = [(face, next(answers)) for face in found.faces]
         highest = max((answer for _, answer in rows), key=lambda answer: answer["logit"])
         self.telemetry.verdict(highest["verdict"])
         faces = [{**(_face_dict(face, found.size, offer) or {}), **answer} for face, answer in rows if face]
-        framing = self._framing(found.faces[0], offer)
+        framing = self._framing(found.faces[0], offer, every_face)
         return {"width": found.size[1], "height": found.size[0], **highest, **framing, "faces": faces}
 
-    def _framing(self, face: Face | None, offer: Offer) -> dict[str, str]:
-        """Whether a detector that frames faces saw one or the whole picture, and what searched it."""
-        if not (offer.geometry.needs_face and self.finder):
+    def _framing(self, face: Face | None, offer: Offer, every_face: bool) -> dict[str, str]:
+        """Whether a face or the whole picture was scored and what searched it; nothing if no face was searched."""
+        if not self.finder or not (offer.geometry.needs_face or (every_face and self.every_face)):
             return {}
         return {"framed": "face" if face else "whole", "finder": self.finder.name}
 

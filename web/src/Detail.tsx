@@ -7,7 +7,7 @@ import { Meter } from "./Meter";
 import { Overlay } from "./Overlay";
 import { save } from "./report";
 import { StressTable } from "./StressTable";
-import { meaning, percent, TITLES } from "./words";
+import { FINDERS, meaning, percent, TITLES } from "./words";
 
 interface Props {
   item: Item;
@@ -70,8 +70,9 @@ export function Detail({ item, card, choice, onChange }: Props) {
             </p>
             <Meter p={scored.p_fake} verdict={scored.verdict} decision={prediction} />
             <p>{meaning(scored.verdict, scored.p_fake, card)}</p>
-            {choice.faces && scored.faces.length === 0 && (
-              <p>No face was found, so the whole picture was scored.</p>
+            {scored.framed === "face" && scored.faces.length === 1 && <p>Face found by {FINDERS[scored.finder!]}.</p>}
+            {scored.framed === "whole" && (
+              <p>No face found by {FINDERS[scored.finder!]}: the whole picture was scored.</p>
             )}
             {scored.faces.length > 1 && (
               <p>

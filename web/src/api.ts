@@ -23,6 +23,8 @@ export interface Decision {
 
 export interface Scored extends Scores {
   name: string;
+  framed?: "face" | "whole";
+  finder?: "yunet" | "cascade";
   width: number;
   height: number;
   faces: (FaceBox & Scores)[];
@@ -70,7 +72,7 @@ export interface TestRow {
 export interface Card {
   name: string;
   model: string;
-  geometry: { mode: "crop" | "resize"; size: number; resize_to: number | null };
+  geometry: { mode: "crop" | "resize" | "face"; size: number; resize_to: number | null };
   trained_on: string[];
   tests: TestRow[];
   threshold: number;

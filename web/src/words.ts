@@ -10,6 +10,9 @@ export const TITLES: Record<Verdict, string> = {
   unsure: "Cannot tell",
 };
 
+/** What searches the face in a picture. */
+export const FINDERS = { yunet: "YuNet", cascade: "a simple cascade" };
+
 /** A probability that is never shown as certain. */
 export function percent(p: number): string {
   if (p > 0.99) return "over 99 %";
@@ -40,6 +43,7 @@ function chance(p: number): string {
 
 export function sees(card: Card): string {
   const { mode, size, resize_to } = card.geometry;
+  if (mode === "face") return `the largest face with its surroundings, scaled to ${size} × ${size} pixels`;
   if (mode === "resize") return `the whole picture, scaled to ${size} × ${size} pixels`;
   const centre = `the ${size} × ${size} pixels in the middle`;
   return resize_to ? `${centre}, after scaling the shorter side to ${resize_to}` : `${centre}, at full resolution`;

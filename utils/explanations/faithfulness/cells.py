@@ -25,7 +25,7 @@ from utils.explanations.faithfulness.removal import (
     road_combined,
 )
 from utils.explanations.maps import Settings, explain, targets_of
-from utils.explanations.overlay import view_box
+from utils.explanations.overlay import Edges, view_box
 from utils.explanations.regions import (
     MASK_LEVEL,
     Box,
@@ -99,9 +99,12 @@ class CellMeter:
             except UnreadableImage as error:
                 self.unreadable.append({"path": record.path, "reason": str(error)})
                 continue
-            shown = None if mask is None else geometry(mask)[..., 0] > MASK_LEVEL * 255
+            box = record.face_for(geometry)
+            shown = None if mask is None else geometry(mask, box)[..., 0] > MASK_LEVEL * 255
             shown = shown if shown is not None and shown.any() else None
-            views.append(View(record, to_tensor(geometry(image)), shown, _face_in_view(self.detector, image)))
+            edges = view_box(geometry, image.shape[0], image.shape[1], box)
+            face = _face_in_view(image, edges, geometry.size)
+            views.append(View(record, to_tensor(geometry(image, box)), shown, face))
         return views
 
     def _maps(self, images: Tensor, sign: Tensor, seed: int, detector: Detector | None = None) -> dict[str, Tensor]:
@@ -209,12 +212,11 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
     return [records[place] for place in places]
 
 
-def _face_in_view(detector: Detector, image: np.ndarray) -> Box | None:
+def _face_in_view(image: np.ndarray, edges: Edges, size: int) -> Box | None:
     face = find_face(image)
     if face is None:
         return None
-    top, left, bottom, right = view_box(detector.geometry, *image.shape[:2])
-    size = detector.geometry.size
+    top, left, bottom, right = edges
     rows = [round((each - top) / (bottom - top) * size) for each in (face[0], face[2])]
     columns = [round((each - left) / (right - left) * size) for each in (face[1], face[3])]
     box = (max(0, rows[0]), max(0, columns[0]), min(size, rows[1]), min(size, columns[1]))

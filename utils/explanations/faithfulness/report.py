@@ -49,6 +49,8 @@ def cell_key(candidate: Candidate, listing: Listing, settings: Settings) -> str:
     facts = {**dataclasses.asdict(settings), "dtype": str(settings.dtype), "options": table_options(settings.methods)}
     facts.pop("batch_size")
     facts |= {"code": code_digest("utils/explanations/**/*.py", "models/**/*.py"), "versions": versions()}
+    if candidate.detector.geometry.needs_face:
+        facts["faces"] = [record.faces for record in listing.records]
     text = json.dumps([candidate.digest, listing.fingerprint, listing.split, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datasets.faces import FaceFinder, face_views
 from datasets.images import UnreadableImage, check_shape, read_image
 from datasets.transforms import to_tensor
 from utils.errors import UserError
@@ -22,7 +23,9 @@ TOP = 15  # features shown
 
 
 @register_explanation("features", "Feature contributions", needs=("features",), makes_maps=False)
-def explain_features(detector: Any, paths: Sequence[str], stems: Sequence[Path]) -> list[dict[str, Any]]:
+def explain_features(
+    detector: Any, paths: Sequence[str], stems: Sequence[Path], finder: FaceFinder | None = None
+) -> list[dict[str, Any]]:
     """Write ``<stem>__features`` as .pdf and .png for each file; returns its row, or its path and error.
 
     Files are read twice, once for their features and once for their figure, so memory holds one picture at a time.
@@ -30,8 +33,10 @@ def explain_features(detector: Any, paths: Sequence[str], stems: Sequence[Path])
     readable, features, rows = [], [], []
     for path, stem in zip(paths, stems, strict=True):
         try:
-            features.append(detector.features(to_tensor(detector.geometry(check_shape(read_image(path))))[None])[0])
-            readable.append((path, Path(f"{stem}__features")))
+            views, faces = face_views(check_shape(read_image(path)), detector.geometry, finder)
+            features.append(detector.features(to_tensor(views[0])[None])[0])
+            framing = {"framed": "face" if faces else "whole", "finder": finder.name} if finder else {}
+            readable.append((path, Path(f"{stem}__features"), framing))
         except UnreadableImage as error:
             rows.append({"path": path, "error": str(error)})
     if not readable:
@@ -39,11 +44,13 @@ def explain_features(detector: Any, paths: Sequence[str], stems: Sequence[Path])
     contributions, how = attribute(detector, np.stack(features))
     p_fake = detector.operating_point.p_fake(detector.estimator.logits(np.stack(features)))
     verdicts = detector.operating_point.verdicts(p_fake)
-    for (path, stem), added, p, verdict in zip(readable, contributions, p_fake.tolist(), verdicts, strict=True):
+    for (path, stem, framing), added, p, verdict in zip(
+        readable, contributions, p_fake.tolist(), verdicts, strict=True
+    ):
         title = f"{Path(path).name}: {verdict}, p_fake {p:.3f}"
         save_figure(feature_figure(read_image(path), added, detector.feature_names(), how, title), stem)
         facts = {"path": path, "p_fake": p, "verdict": verdict, "target": "fake", "method": "features"}
-        rows.append({**facts, "all_zero": "no" if added.any() else "yes", "figure": f"{stem}.png"})
+        rows.append({**facts, **framing, "all_zero": "no" if added.any() else "yes", "figure": f"{stem}.png"})
     return rows
 
 
