@@ -1,5 +1,6 @@
-"""Download a public dataset into data/ and verify that it is complete.
+"""Download a public dataset into data/, or the face detector YuNet into your cache, and verify what arrived.
 
+  python -m datasets.download yunet
   python -m datasets.download 140k
   python -m datasets.download 140k --output-dir /data/140k
 
@@ -9,6 +10,10 @@
 FFHQ and 70,000 StyleGAN faces at 256 px. Kaggle requires an account: create a token at kaggle.com/settings (API, Create
 New Token) and save the file as ~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY. Run the command again to
 resume an interrupted download.
+
+yunet is the face detector of OpenCV's model zoo (github.com/opencv/opencv_zoo, MIT, 0.2 MB). All scripts use it from
+then on to find faces; without it they use a bundled cascade, which finds fewer. It is kept in ~/.cache/deepfake-engine,
+or in the folder named by the variable DEEPFAKE_CACHE.
 """
 
 from __future__ import annotations
@@ -20,13 +25,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.faces import YUNET_FILE
 from datasets.readers.folder import read_folder
 from datasets.records import LABEL_NAMES, SPLITS
 from datasets.transfer import basic_auth, download, unzip
-from utils.args import EXIT_DONE, make_parser, run_script
+from utils.args import EXIT_DONE, check_output_dir, make_parser, run_script
 from utils.errors import UserError
+from utils.files import file_digest, user_cache
 
 SERVER = "https://www.kaggle.com/api/v1"
+ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/face_detection_yunet"
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 
 
 @dataclass(frozen=True)
@@ -43,23 +52,30 @@ DOWNLOADS = {"140k": Download("xhlulu/140k-real-and-fake-faces", {"train": 50_00
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags."""
     parser = make_parser(__doc__, "python -m datasets.download")
-    parser.add_argument("name", choices=sorted(DOWNLOADS), help="the dataset")
-    parser.add_argument("--output-dir", metavar="DIR", help="default: data/NAME")
-    parser.add_argument("--server", default=SERVER, metavar="URL", help=f"default: {SERVER}")
+    parser.add_argument("name", choices=[*sorted(DOWNLOADS), "yunet"], help="the dataset, or the face detector")
+    parser.add_argument("--output-dir", metavar="DIR", help="default: data/NAME; your cache for yunet")
+    parser.add_argument("--server", metavar="URL", help=f"default: {SERVER}; GitHub for yunet")
     parser.add_argument("--keep-archive", action="store_true", help="keep the ZIP file next to the folder")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Download unless the folder exists; returns ``{"folder", "counts": {split: {class: images}}, "exit_code": 0}``."""
+    """Download what is missing; returns ``{"folder", "counts": {split: {class: images}}, "exit_code": 0}``.
+
+    For yunet the result is ``{"file", "exit_code": 0}``.
+    """
     args = get_args_parser().parse_args(argv)
+    if args.name == "yunet":
+        file = fetch_yunet(args.server or ZOO, Path(args.output_dir) if args.output_dir else user_cache())
+        print(f"{file}: YuNet, {file.stat().st_size:,} bytes")
+        return {"file": str(file), "exit_code": EXIT_DONE}
     wanted = DOWNLOADS[args.name]
     folder = Path(args.output_dir or f"data/{args.name}")
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         archive = folder.with_name(f"{folder.name}.zip")
         if not archive.exists():
-            download(f"{args.server}/datasets/download/{wanted.path}", archive, basic_auth(*credentials()))
+            download(f"{args.server or SERVER}/datasets/download/{wanted.path}", archive, basic_auth(*credentials()))
         unzip(archive, folder)
         if not args.keep_archive:
             archive.unlink()
@@ -67,6 +83,27 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parts = ", ".join(f"{split} " + " ".join(f"{n:,} {name}" for name, n in counts[split].items()) for split in counts)
     print(f"{folder}: {sum(sum(part.values()) for part in counts.values()):,} images: {parts}")
     return {"folder": str(folder), "counts": counts, "exit_code": EXIT_DONE}
+
+
+def fetch_yunet(server: str, folder: Path) -> Path:
+    """Fetch YuNet unless the folder has it; returns its file.
+
+    Raises:
+        UserError: it cannot be fetched, or the server has another file under this name.
+    """
+    target = folder / YUNET_FILE
+    if target.is_file() and file_digest(target) == YUNET_SHA256:
+        return target
+    check_output_dir(folder)
+    arrived = download(f"{server}/{YUNET_FILE}", target.with_suffix(".unchecked"), {})
+    if (digest := file_digest(arrived)) != YUNET_SHA256:
+        arrived.unlink()
+        raise UserError(
+            f"expected YuNet with sha256 {YUNET_SHA256} from {server}, got a file with {digest}; "
+            "try again, or pass a YuNet file of your own with --face-detector"
+        )
+    os.replace(arrived, target)
+    return target
 
 
 def credentials() -> tuple[str, str]:

@@ -301,7 +301,7 @@ def test_soups_of_different_networks_are_refused(member, classical_member, join)
 
 def test_a_member_that_no_longer_sees_the_whole_image_is_named(member, join, capsys):
     join("mean", member("a", 1), member("b", 2, Geometry("resize", 40)))
-    assert "note: cnn resizes whole images alone, but sees only the central 48 px here" in capsys.readouterr().err
+    assert "note: cnn sees more of a picture alone, but only the central 48 px here" in capsys.readouterr().err
 
 
 def test_an_ensemble_is_made_of_checkpoints():

@@ -171,7 +171,7 @@ def add_face_detector(group: argparse.ArgumentParser | argparse._ArgumentGroup) 
         "--face-detector",
         metavar="FILE",
         help="YuNet as an ONNX file, to find faces (default: the one fetched by python -m datasets.download yunet, "
-        "else a bundled cascade, which finds fewer)",
+        "else `cascade`: a bundled one, which finds fewer)",
     )
 
 

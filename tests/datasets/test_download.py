@@ -99,6 +99,41 @@ def fetch(server: HTTPServer, folder: Path, *flags: str) -> dict:
     return script.main(["140k", "--server", address, "--output-dir", str(folder), *flags])
 
 
+def fetch_yunet(server: HTTPServer, folder: Path) -> dict:
+    return script.main(["yunet", "--server", f"http://127.0.0.1:{server.server_port}", "--output-dir", str(folder)])
+
+
+def test_yunet_is_verified_and_fetched_once(server, tmp_path, monkeypatch, capsys):
+    server.content = b"a network"
+    monkeypatch.setattr(script, "YUNET_SHA256", hashlib.sha256(server.content).hexdigest())
+    file = Path(fetch_yunet(server, tmp_path)["file"])
+    assert file.read_bytes() == server.content and [*tmp_path.iterdir()] == [file]
+    assert server.requests[0][0] == f"/{file.name}" and capsys.readouterr().out == f"{file}: YuNet, 9 bytes\n"
+    fetch_yunet(server, tmp_path)
+    assert len(server.requests) == 1
+    file.write_bytes(b"damaged")
+    fetch_yunet(server, tmp_path)
+    assert file.read_bytes() == server.content
+
+
+def test_another_file_than_yunet_is_refused(server, tmp_path):
+    with pytest.raises(UserError, match=r"expected YuNet with sha256 8f2383e4.* got a file with"):
+        fetch_yunet(server, tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_yunet_goes_to_the_cache_where_all_scripts_find_it(server, tmp_path, monkeypatch):
+    from datasets.faces import FaceFinder, open_finder
+
+    monkeypatch.setenv("DEEPFAKE_CACHE", str(tmp_path / "cache"))
+    assert open_finder().name == "cascade"
+    monkeypatch.setattr(script, "YUNET_SHA256", hashlib.sha256(server.content).hexdigest())
+    script.main(["yunet", "--server", f"http://127.0.0.1:{server.server_port}"])
+    monkeypatch.setattr(FaceFinder, "_search", lambda self: None)  # the file is not a network
+    finder = open_finder()
+    assert finder.name == "yunet" and Path(finder.file).parent == tmp_path / "cache"
+
+
 def test_download_is_unpacked_and_counted(server, tmp_path, capsys):
     result = fetch(server, tmp_path / "140k")
     assert result["exit_code"] == 0 and result["counts"]["train"] == {"real": 2, "fake": 2}

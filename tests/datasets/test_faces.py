@@ -8,13 +8,15 @@ import json
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 import evaluate
 import predict
+from datasets.demo_set.fakes import photograph
 from datasets.face_boxes import find_faces
-from datasets.faces import Face, FaceFinder, distinct, face_views, highest_of_each
+from datasets.faces import MAX_FACES, YUNET_FILE, Face, FaceFinder, distinct, face_views, highest_of_each, open_finder
 from datasets.framing import Box
 from datasets.images import read_image
 from datasets.records import Record
@@ -23,6 +25,7 @@ from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
 from tests.conftest import write_image
 from utils.errors import UserError
+from utils.files import ROOT
 from utils.scoring.prediction import Predictor, predict_records
 
 TWO = [Face(Box(0.1, 0.1, 0.3, 0.5), 0.9), Face(Box(0.6, 0.2, 0.2, 0.4), 0.8)]
@@ -46,6 +49,81 @@ def two_faces(monkeypatch):
     # Worker processes of the server would not see this finder.
     monkeypatch.setattr("utils.serving.workers.WorkerPool.run", lambda _, function, *arguments: function(*arguments))
     return first
+
+
+YUNET = ROOT.parent / "shared" / "weights" / "face_detection_yunet_320.onnx"
+
+
+@pytest.fixture(params=["cascade", str(YUNET)], ids=["cascade", "yunet"])
+def finder(request) -> FaceFinder:
+    if request.param != "cascade" and not YUNET.is_file():
+        pytest.skip(f"no YuNet at {YUNET}")
+    return FaceFinder(request.param)
+
+
+def portrait(size: int, seed: int = 2) -> np.ndarray:
+    """A generated face in the middle of a picture, about half of its side."""
+    return photograph(np.random.default_rng(seed), size).image
+
+
+def middle(face: Face) -> tuple[float, float]:
+    return face.box.left + face.box.width / 2, face.box.top + face.box.height / 2
+
+
+def test_the_box_of_a_portrait(finder):
+    (face,) = finder(portrait(256))
+    assert middle(face) == pytest.approx((0.5, 0.5), abs=0.12)
+    assert 0.3 < max(face.box.width, face.box.height) < 0.75
+    reduced = finder(portrait(256)[::2, ::2])[0]
+    assert reduced.box == pytest.approx(face.box, abs=0.08)
+
+
+def test_pictures_without_a_face(finder):
+    noise = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)
+    for image in (noise, np.zeros((16, 16, 3), np.uint8), np.full((16, 320, 3), 200, np.uint8)):
+        assert finder(image) == []
+        views, faces = face_views(image, Geometry("face", 32), finder)
+        assert faces == [] and np.array_equal(views, [Geometry("face", 32)(image)])
+
+
+def test_the_largest_of_ten_faces_is_framed(finder):
+    street = np.full((400, 1000, 3), 128, np.uint8)
+    for number in range(9):
+        street[280:380, 20 + 105 * number : 120 + 105 * number] = portrait(100, number)
+    street[10:266, 400:656] = portrait(256)
+    found = finder(street)
+    assert len(found) <= MAX_FACES and middle(found[0]) == pytest.approx((0.528, 0.345), abs=0.05)
+    views, faces = face_views(street, Geometry("face", 64), finder)
+    assert faces == found[:1] and len(views) == 1
+
+
+def test_faces_cut_by_the_border_and_of_20_px_are_framed_inside_the_picture(finder):
+    whole = portrait(256)
+    for image in (whole[:, 100:], whole[100:], whole[:, :150], cv2.resize(whole, (40, 40)), whole[70:190, 70:190]):
+        views, _ = face_views(image, Geometry("face", 48), finder)
+        assert views.shape == (1, 48, 48, 3) and views.std() > 5
+
+
+def test_yunet_finds_what_the_border_cuts_and_what_fills_the_picture():
+    if not YUNET.is_file():
+        pytest.skip(f"no YuNet at {YUNET}")
+    finder, whole = FaceFinder(str(YUNET)), portrait(256)
+    for image in (whole[:, 100:], whole[:, :160], whole[70:190, 70:190], cv2.resize(whole, (40, 40))):
+        assert len(finder(image)) == 1
+
+
+def test_the_finder_is_that_of_the_flag_the_variable_or_the_cache(monkeypatch, tmp_path):
+    file = tmp_path / "own.onnx"
+    monkeypatch.setattr(FaceFinder, "_search", lambda self: None)
+    assert open_finder().file == "cascade"
+    monkeypatch.setenv("DEEPFAKE_CACHE", str(tmp_path))
+    (tmp_path / YUNET_FILE).touch()
+    assert open_finder().file == str(tmp_path / YUNET_FILE)
+    monkeypatch.setenv("DEEPFAKE_FACE_DETECTOR", str(file))
+    assert (open_finder().file, open_finder().name) == (str(file), "yunet")
+    assert open_finder("cascade").name == "cascade" and open_finder(None, is_needed=False) is None
+    with pytest.raises(UserError, match="expected --faces, or a checkpoint of --geometry face"):
+        open_finder(str(file), is_needed=False)
 
 
 def test_overlapping_boxes_are_one_face():
