@@ -1,10 +1,12 @@
-"""Write the tables of the model card: results/deepfake-v2/metrics.json -> checkpoints/MODEL_CARD.md
+"""Write the tables of a release and put them into its model card: results/NAME/metrics.json -> checkpoints/NAME.md
 
-  python -m studies.model_card
+  python -m studies.model_card --release checkpoints/deepfake-v2.pt
 
-Reads the results of the release (`python evaluate.py --checkpoint checkpoints/deepfake-v2.pt --data ... --tiers clean
-web hard --output-dir results/deepfake-v2`) and its description, checkpoints/deepfake-v2.json. Writes the tables card,
-verdicts, identity and overview as .csv, .md and .tex to the same folder and copies them into the card.
+Reads the description that release.py wrote, checkpoints/NAME.json, and the results of the release in results/NAME:
+`python evaluate.py --checkpoint checkpoints/NAME.pt --data ... --tiers clean web hard common --pair faces140k utkface
+--output-dir results/NAME`. Writes the tables identity, overview, card and verdicts as .csv, .md and .tex to the same
+folder, and renews the tables in the card. Sets of fakes only have the AUC against the real images of --pair in the tier
+common, because all images are in one format there.
 """
 
 from __future__ import annotations
@@ -17,12 +19,10 @@ from typing import Any
 
 from models.operating_point import OperatingPoint
 from utils.args import RELEASE_FILE, check_output_dir, make_parser, run_script
-from utils.checkpoints.slimming import description_file
-from utils.errors import UserError
 from utils.files import ROOT, atomic_write_text, read_json, read_text
 from utils.metrics.binary import wilson
 from utils.scoring.table import ScoreTable, read_scores
-from utils.tables import columns, write_table
+from utils.tables import columns, with_current_tables, write_table
 
 COLUMNS = [
     *columns(dataset="Test data", seen="Source", tier="Tier", n_real="Real", n_fake="Fake", auc="AUC", acc="Acc"),
@@ -33,14 +33,14 @@ VERDICT_COLUMNS = [
     *columns(real="Called real", fpr1="Fake with --threshold fpr1"),
 ]
 VERDICT_TIERS = ("clean", "web")
-CARD = RELEASE_FILE.parent / "MODEL_CARD.md"
-RESULTS = ROOT / "results" / RELEASE_FILE.stem
-PAIRED = ROOT / "results" / "generalisation" / "one_class.json"
+OVERVIEW_RATES = {"false_alarms": ("real", "fake"), "unsure": ("real", "unsure"), "found": ("fake", "fake")}
+PAIRED = ROOT / "results" / "generalisation" / "one_class.json"  # of deepfake-v2 and its candidates
+PAIRED_TIER = "common"
 OVERVIEW_CAPTION = "The released detector; AUC with 95 % bootstrap intervals, rates with 95 % Wilson intervals."
 IDENTITY_COLUMNS = columns(fact="Fact", value="Value")
 OVERVIEW_COLUMNS = [
     *columns(dataset="Source", seen="Domain", n_real="Reals", n_fake="Fakes", auc="AUC", auc_web="AUC, shared"),
-    *columns(false_alarms="Reals called fake", found="Fakes called fake"),
+    *columns(false_alarms="Reals called fake", unsure="Reals unsure", found="Fakes called fake"),
 ]
 
 
@@ -48,38 +48,38 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of model_card.py."""
     parser = make_parser(__doc__, "python -m studies.model_card")
     parser.add_argument("--release", default=str(RELEASE_FILE), metavar="PT", help="default: the released checkpoint")
-    parser.add_argument("--results", default=str(RESULTS), metavar="DIR", help="default: results/deepfake-v2")
-    parser.add_argument("--paired", default=str(PAIRED), metavar="JSON", help="metrics of one-class sets in one format")
-    parser.add_argument("--output-dir", metavar="DIR", help="folder for tables and a copy of the card, instead of both")
+    parser.add_argument("--results", metavar="DIR", help="output folder of evaluate.py (default: results/NAME)")
+    paired = "metrics of sets of fakes only (default: one_class.json in --results, else in results/generalisation)"
+    parser.add_argument("--paired", metavar="JSON", help=paired)
+    parser.add_argument("--output-dir", metavar="DIR", help="folder for the tables; the card stays as it is")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Write the tables and fill the card."""
+    """Write the tables and renew those of the card; returns ``{"overview": rows}``."""
     args = get_args_parser().parse_args(argv)
-    results, release = Path(args.results), Path(args.release)
-    folder = check_output_dir(args.output_dir) if args.output_dir else results
+    release = Path(args.release)
+    results = Path(args.results or ROOT / "results" / release.stem)
+    folder = check_output_dir(args.output_dir or results)
+    description = read_json(release.with_suffix(".json"), "the description of the release")
     metrics = read_json(results / "metrics.json", "the metrics of the release")
-    description = read_json(description_file(release), "the description of the release")
+    own_pairs = results / "one_class.json"
+    pairs = read_json(Path(args.paired or (own_pairs if own_pairs.is_file() else PAIRED)), "metrics of pairs")
     scores = [read_scores(file) for file in sorted((results / "scores").glob(f"{release.stem}__*.csv.gz"))]
     point = OperatingPoint.from_checkpoint(description)
     measured = [row for row in metrics if row["generator"] == "all"]
     said = [row for table in scores for row in verdict_rows(table, point)]
-    paired = [row for row in read_json(Path(args.paired)) if row["checkpoint"] == release.stem]
-    write_table(overview(measured, said, paired), OVERVIEW_COLUMNS, folder / "overview", OVERVIEW_CAPTION)
-    tables = {
-        "identity": (identity(description), IDENTITY_COLUMNS, "The released file."),
-        "verdicts": (said, VERDICT_COLUMNS, "What predict.py says; 95 % Wilson intervals."),
-        "card": (measured, COLUMNS, "The released detector; 95 % bootstrap intervals."),
-    }
-    text = read_text(CARD, "the model card")
-    for name, (rows, titles, caption) in tables.items():
-        table = write_table(rows, titles, folder / name, caption)[1].read_text(encoding="utf-8")
-        text = fill(text, "figures" if name == "card" else name, f"results/{RESULTS.name}/{name}.md", table)
-    card = folder / CARD.name if args.output_dir else CARD
-    atomic_write_text(card, text)
-    print(card)
-    return {"card": str(card)}
+    paired = [row for row in pairs if (row["checkpoint"], row["tier"]) == (release.stem, PAIRED_TIER)]
+    summary = overview(measured, said, paired)
+    write_table(summary, OVERVIEW_COLUMNS, folder / "overview", OVERVIEW_CAPTION)
+    write_table(identity(description), IDENTITY_COLUMNS, folder / "identity", "The released file.")
+    write_table(said, VERDICT_COLUMNS, folder / "verdicts", "What predict.py says; 95 % Wilson intervals.")
+    write_table(measured, COLUMNS, folder / "card", "The released detector; 95 % bootstrap intervals.")
+    if not args.output_dir:
+        card = release.with_suffix(".md")
+        atomic_write_text(card, with_current_tables(read_text(card, "the model card"), ROOT))
+        print(card)
+    return {"overview": summary}
 
 
 def verdict_rows(table: ScoreTable, point: OperatingPoint) -> list[dict[str, Any]]:
@@ -116,43 +116,37 @@ def overview(rows: list[dict], verdicts: list[dict], paired: list[dict]) -> list
         auc = against.get(name, row)
         line = {key: row[key] for key in ("dataset", "seen", "n_real", "n_fake")}
         line |= {"auc": auc["auc"], "auc_ci": auc["auc_ci"], "auc_web": shared["auc"], "auc_web_ci": shared["auc_ci"]}
-        for key, label in (("false_alarms", "real"), ("found", "fake")):
+        for key, (label, verdict) in OVERVIEW_RATES.items():
             if said := called.get((name, label)):
-                line |= {key: said["fake"], f"{key}_ci": said["fake_ci"]}
+                line |= {key: said[verdict], f"{key}_ci": said[f"{verdict}_ci"]}
         table.append(line)
     return table
 
 
 def identity(description: dict[str, Any]) -> list[dict[str, str]]:
     """Return what identifies the released file, one row per fact."""
-    geometry, thresholds = description["geometry"], description["thresholds"]
+    members, bases = description.get("members") or [], description.get("base") or []
     facts = {
         "file": description["file"],
         "sha256": description["sha256"],
         "size": f"{description['bytes']:,} bytes",
         "weights": description["precision"],
-        "model": description["model"],
-        "input": f"{geometry['mode']} of {geometry['size']} px"
-        + (f" of the image scaled to {geometry['resize_to']} px" if geometry.get("resize_to") else "")
-        + (f", framed at {geometry['margin']:g} times its longer side" if "margin" in geometry else ""),
+        "model": " of ".join([description["model"], *([", ".join(members)] if members else [])]),
+        **{f"base weights {base['source']}": f"sha256 {base['sha256']}" for base in bases},
+        "input": describe_input(description["geometry"]),
         "largest difference to the run": f"{description['parity']['max_logit_difference']:.4f} logits",
-        **{f"threshold {name}": f"{value:.4f}" for name, value in thresholds.items()},
+        "fitted on": ", ".join(description.get("fitted_on") or []),
+        **{f"threshold {name}": f"{value:.4f}" for name, value in description["thresholds"].items()},
     }
-    return [{"fact": fact, "value": value} for fact, value in facts.items()]
+    return [{"fact": fact, "value": value} for fact, value in facts.items() if value]
 
 
-def fill(text: str, region: str, source: str, table_file: str) -> str:
-    """Replace what stands between ``<!-- region -->`` and ``<!-- /region -->`` by the table of a file.
-
-    Raises:
-        UserError: the card has no such region.
-    """
-    before, opening, rest = text.partition(f"<!-- {region} -->\n")
-    _, closing, after = rest.partition(f"<!-- /{region} -->")
-    if not opening or not closing:
-        raise UserError(f"expected <!-- {region} --> and <!-- /{region} --> in the model card, got none; restore it")
-    table = table_file.partition("\n\n")[2]  # without its caption
-    return f"{before}{opening}<!-- table: {source} -->\n{table}{closing}{after}"
+def describe_input(geometry: dict[str, Any]) -> str:
+    """Say in words which part of a picture the detector sees."""
+    if geometry["mode"] == "face":
+        return f"a square of {geometry['margin']:g} times the largest face, scaled to {geometry['size']} px"
+    scaled = f" of the image scaled to {geometry['resize_to']} px" if geometry.get("resize_to") else ""
+    return f"{geometry['mode']} of {geometry['size']} px{scaled}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.args import RELEASES
+from utils.files import ROOT
+
+CHECKPOINT_PAGES = [ROOT / "checkpoints" / f"{name}.md" for name in ("README", *RELEASES)]
 SHELL = ("", "bash", "sh", "shell", "console")
 FENCE = re.compile(r"^ *(`{3,}|~{3,})([\w-]*)[^\n]*\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)

@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 
-from tests.pages import command_problems, link_problems, table_problems
+from tests.pages import CHECKPOINT_PAGES, command_problems, link_problems, table_problems, tables
+from utils.args import RELEASES
 from utils.errors import UserError
 from utils.files import ROOT
 
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md", *sorted((ROOT / "checkpoints").glob("*.md"))]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md", *CHECKPOINT_PAGES]
 BLOCK = re.compile(r"^```python\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXAMPLES = dict(BLOCK.findall((ROOT / "docs" / "extending.md").read_text(encoding="utf-8")))
 
@@ -23,16 +24,23 @@ def test_commands_links_tables_and_numbers_of_a_page(page):
 
 
 def test_every_page_is_held_to_its_word_and_has_one_title():
-    assert {"method.md", "results.md", "limits.md", "extending.md", "MODEL_CARD.md"} <= {page.name for page in PAGES}
+    assert {"method.md", "results.md", "limits.md", "extending.md"} <= {page.name for page in PAGES}
     for page in PAGES:
         assert re.findall(r"^# .+", page.read_text(encoding="utf-8"), re.MULTILINE)[0]
 
 
-def test_the_model_card_has_every_section():
-    text = (ROOT / "checkpoints" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    sections = "Identity, Training data and their terms, Licence of the weights, Intended use, Out-of-scope use, "
-    sections += "Thresholds, Figures, Limits, Ethics"
-    assert [name for name in sections.split(", ") if f"## {name}\n" not in text] == []
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_model_card_has_every_section_and_table(name):
+    text = (ROOT / "checkpoints" / f"{name}.md").read_text(encoding="utf-8")
+    sections = (
+        "Identity, Summary, Training data and their terms, Licence of the weights, Intended use, Out-of-scope use, "
+    )
+    sections += "Thresholds, Figures, Verdicts, Limits, Ethics"
+    assert [section for section in sections.split(", ") if f"## {section}\n" not in text] == []
+    shown = [source for source, _ in tables(text) if source]
+    assert sorted(shown) == [f"results/{name}/{table}.md" for table in ("card", "identity", "overview", "verdicts")]
+    for page in (ROOT / "README.md", ROOT / "checkpoints" / "README.md"):
+        assert f"{name}.md" in page.read_text(encoding="utf-8")
 
 
 def test_worked_example_of_base_rates():

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from tests import sources
-from tests.pages import table_problems
+from tests.pages import CHECKPOINT_PAGES, table_problems
 from tests.sources import figure_problems, figures, mutations
 from utils.files import ROOT
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("checkpoints/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *CHECKPOINT_PAGES]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 

@@ -9,19 +9,23 @@ import io
 import itertools
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.files import atomic_write_text
+from utils.files import atomic_write_text, read_text
 
 Row = Mapping[str, Any]
 Columns = Sequence[tuple[str, str]]
 Formats = str | Mapping[str, str]
 
 DEFAULT_FORMAT = ".3f"
+MARKED = re.compile(
+    r"^<!-- table: (\S+) -->\n(?:\n(?=\|))?(?:\|.*\n)*", re.MULTILINE
+)  # a table of a page, with its source
 MISSING = "\N{EN DASH}"
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -170,6 +174,20 @@ def write_table(
         atomic_write_text(path, text)
         paths.append(path)
     return paths
+
+
+def with_current_tables(page: str, root: Path) -> str:
+    """Put the tables of their files into a page: each behind its comment ``<!-- table: results/x/metrics.md -->``.
+
+    Raises:
+        UserError: such a file, a path below ``root``, cannot be read.
+    """
+
+    def renewed(match: re.Match[str]) -> str:
+        lines = read_text(root / match[1], "a table of results").splitlines(keepends=True)
+        return f"<!-- table: {match[1]} -->\n" + "".join(line for line in lines if line.startswith("|"))
+
+    return MARKED.sub(renewed, page)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

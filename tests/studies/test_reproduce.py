@@ -10,6 +10,7 @@ import pytest
 
 from studies import reproduce
 from tests.pages import script_problems
+from utils.args import RELEASES
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.reproduction import steps
@@ -260,8 +261,9 @@ def copy_of_the_results(out: Path) -> list[Step]:
     for step in found:
         if step.folders[0].startswith("tables/"):
             (out / step.folders[0]).mkdir(parents=True)
-            for file in reproduce.COMMITTED.rglob("*.csv"):
-                more = ("verdicts", "overview") if step.name == "table-card" else ()
+            own = reproduce.COMMITTED / Path(step.folders[0]).name
+            for file in (own if own.is_dir() else reproduce.COMMITTED).rglob("*.csv"):
+                more = ("verdicts", "overview") if step.module == "studies.model_card" else ()
                 if file.stem in (Path(step.output).stem, *more):
                     shutil.copy(file, out / step.folders[0])
     return found
@@ -295,6 +297,22 @@ def test_every_step_is_a_command_that_its_script_takes():
         assert script_problems(words, ROOT) == [], step.name
 
 
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ("train.py --output-dir {out}/runs/a", "runs/a/best.pt"),
+        (
+            "-m studies.release --checkpoint {out}/runs/a --output {out}/release/a/deepfake-v9.pt",
+            "release/a/deepfake-v9.json",
+        ),
+        ("-m studies.reconstruct --data {data}/x --output-dir {out}/data/pairs", "data/pairs/."),
+        ("-m studies.leave_source_out --output-dir {out}/results/l --runs-dir {out}/runs/l", "results/l/sources.json"),
+    ],
+)
+def test_a_finished_step_has_an_output(command, output):
+    assert Step("a", command).output == output
+
+
 def test_what_a_step_reads_is_made_before():
     found = read_steps(reproduce.STEPS_FILE)
     for place, step in enumerate(found):
@@ -311,13 +329,13 @@ def test_every_published_table_of_metrics_has_a_step():
     assert published - outputs == set()
 
 
-def test_the_release_and_its_card_are_steps():
-    names = [step.name for step in read_steps(reproduce.STEPS_FILE)]
-    assert (
-        names.index("released") < names.index("release") < names.index("evaluate-released") < names.index("table-card")
-    )
-    by_name = {step.name: step for step in read_steps(reproduce.STEPS_FILE)}
-    assert by_name["release"] in by_name["evaluate-released"].needs(list(by_name.values()))
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_release_its_figures_and_its_card_are_steps(name):
+    found = read_steps(reproduce.STEPS_FILE)
+    ends = (f"/{name}.json", f"results/{name}/metrics.json", f"tables/{name}/card.md", "tables/releases/overview.md")
+    release, figures, card, table = (next(step for step in found if step.output.endswith(end)) for end in ends)
+    assert release in figures.needs(found)
+    assert {release, figures} <= set(card.needs(found)) and card in table.needs(found)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +343,7 @@ def test_the_release_and_its_card_are_steps():
     [
         ("summarize", ["summary"]),
         ("ablation_table", ["forgery_ablation/ablation"]),
-        ("model_card", [f"deepfake-v2/{name}" for name in ("card", "verdicts", "overview", "identity")]),
+        ("releases_table", ["releases/overview"]),
     ],
 )
 def test_the_tables_made_of_tables_are_those_of_their_results(script, tables, tmp_path, monkeypatch):
@@ -338,9 +356,10 @@ def test_the_tables_made_of_tables_are_those_of_their_results(script, tables, tm
 
 
 def test_steps_that_make_tables_of_tables_have_flags_that_exist():
-    made_of_tables = ("studies.summarize", "studies.ablation_table", "studies.candidates_table", "studies.model_card")
+    names = "summarize ablation_table candidates_table model_card releases_table"
+    made_of_tables = {f"studies.{name}" for name in names.split()}
     steps = [step for step in read_steps(reproduce.STEPS_FILE) if step.module in made_of_tables]
     for step in steps:
         module = importlib.import_module(step.module)
         module.get_args_parser().parse_args(step.command.split()[2:])
-    assert len(steps) == 4
+    assert {step.module for step in steps} == made_of_tables

@@ -17,7 +17,7 @@ NOT_MADE, NEW = "not made", "not published"
 FAILURES = (DIFFERS, OTHER_IMAGES, MISSING)
 IDENTITY = (
     "checkpoint dataset split tier generator perturbation severity attack_name norm size direction engine batch_size "
-    "title check shots excluded tested name setting forgery run sigma label fact"
+    "title check shots excluded tested name setting forgery run sigma label fact left_out source"
 ).split()
 COUNTS = ("n", "n_real", "n_fake", "n_mask", "n_grid", "n_face", "seeds")
 AUDIT_COUNTS = ("n_images", "n_leaks", "n_repeats", "n_counterparts")
@@ -60,12 +60,17 @@ def compare_results(out: Path, committed: Path, steps: Sequence[Step], done: Seq
 
 
 def table_files(found: Path, committed: Path, folder: str) -> Iterator[tuple[Path, Path]]:
-    """Yield (committed table, new table) for an output folder, ``results/NAME`` or ``tables/NAME``."""
-    published = committed / Path(folder).relative_to("results") if folder.startswith("results/") else None
-    if published:
+    """Yield (committed table, new table) for an output folder, ``results/NAME`` or ``tables/NAME``.
+
+    Tables in ``tables/NAME`` are compared with those of the same file name in NAME, or anywhere if there is no NAME.
+    """
+    kind, _, name = folder.partition("/")
+    published = committed / name
+    if kind == "results":
         files = [*published.glob("*.csv"), *published.glob("audit.json")]
     else:
-        files = [file for made in found.glob("*.csv") for file in committed.rglob(made.name)]
+        place = published if published.is_dir() else committed
+        files = [file for made in found.glob("*.csv") for file in place.rglob(made.name)]
     for file in sorted(files):
         if file.name not in NOT_COMPARED:
             yield file, found / file.name

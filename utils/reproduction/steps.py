@@ -21,7 +21,7 @@ from utils.files import read_json, read_text, write_json
 from utils.source import code_digest
 
 DONE, TODO, SKIPPED, FAILED = "done", "todo", "skipped", "failed"
-OUTPUTS = {  # the file in --output-dir that a finished script has written
+OUTPUTS = {  # what a finished script has written to --output-dir; {stem} is that of --output FILE.pt
     **dict.fromkeys(("train", "ensemble", "calibrate"), "best.pt"),
     **dict.fromkeys(("evaluate", "studies.leave_one_out", "studies.model_table"), "metrics.json"),
     "attack": "attacks.json",
@@ -33,12 +33,15 @@ OUTPUTS = {  # the file in --output-dir that a finished script has written
     "studies.summarize": "summary.md",
     "studies.ablation_table": "ablation.md",
     "studies.candidates_table": "candidates.md",
-    "studies.release": "deepfake-v2.json",
+    "studies.leave_source_out": "sources.json",
+    "studies.reconstruct": ".",  # folders named after the sources
+    "studies.release": "{stem}.json",
     "studies.model_card": "card.md",
+    "studies.releases_table": "overview.md",
 }
 FOUND_AT_RUN_TIME = ("models/**/*.py", "utils/attacks/methods/*.py", "utils/explanations/methods/*.py")
 RESUMABLE = {"evaluate", "attack", "explain", "benchmark", "tune"} | {
-    f"studies.{name}" for name in ("leave_one_out", "model_table", "few_shot")
+    f"studies.{name}" for name in ("leave_one_out", "leave_source_out", "model_table", "few_shot", "reconstruct")
 }
 LINE = re.compile(r"([\w-]+) +python +((?:\w+\.py|-m studies\.\w+) .+)")
 
@@ -70,8 +73,9 @@ class Step:
 
     @property
     def output(self) -> str:
-        """The file below {out} that exists once it has finished."""
-        return f"{self.folders[0]}/{OUTPUTS[self.module]}"
+        """The file or folder below {out} that exists once it has finished."""
+        file = re.search(r"--output \S+/(\S+)\.pt", self.command)
+        return f"{self.folders[0]}/{OUTPUTS[self.module].format(stem=file and file[1])}"
 
     @property
     def inputs(self) -> list[str]:
@@ -142,7 +146,7 @@ class Workshop:
     def is_done(self, step: Step) -> bool:
         """Whether it has finished with this command and code, its output exists, and no input is newer."""
         entry, output = self.state.get(step.name, {}), self.out / step.output
-        if entry.get("digest") != self.digest(step) or not entry.get("finished") or not output.is_file():
+        if entry.get("digest") != self.digest(step) or not entry.get("finished") or not output.exists():
             return False
         sources = [self.state.get(other.name, {}).get("finished") or 0.0 for other in step.needs(self.steps)]
         return output.stat().st_mtime >= entry["started"] and max(sources, default=0.0) <= entry["started"]
@@ -180,7 +184,7 @@ class Workshop:
         with log.open("w", encoding="utf-8") as stream:
             environment = os.environ | {"PYTHONPATH": str(self.scripts)}  # where `python -m` finds studies/
             code = subprocess.run([sys.executable, *arguments], stdout=stream, env=environment).returncode
-        if code not in (EXIT_DONE, EXIT_PARTIAL) or not (self.out / step.output).is_file():
+        if code not in (EXIT_DONE, EXIT_PARTIAL) or not (self.out / step.output).exists():
             return FAILED
         self._note(step, finished=time.time(), exit_code=code, seconds=time.time() - started)
         return DONE
