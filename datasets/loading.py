@@ -96,14 +96,14 @@ class ImageDataset(Dataset):
             image = self.read(index)
         except UnreadableImage as error:
             return Unreadable(index, str(error))
-        label = self.records[index].label
-        if self.forger:
-            image, label = self.forger(image, label, seed)
-        number = float("nan") if label is None else float(label)
         record = self.records[index]
+        label, box = record.label, record.face_for(self.transform)
+        if self.forger:
+            image, label = self.forger(image, label, seed, box)
+        number = float("nan") if label is None else float(label)
         if self.every_face:
-            return [(self.transform(image, seed, box), number, index) for box in record.faces or (None,)]
-        return self.transform(image, seed, record.face_for(self.transform)), number, index
+            return [(self.transform(image, seed, each), number, index) for each in record.faces or (None,)]
+        return self.transform(image, seed, box), number, index
 
     def read(self, index: int) -> np.ndarray:
         """Return the decoded image ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""

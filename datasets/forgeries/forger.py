@@ -39,11 +39,13 @@ from datasets.forgeries.steps import (
     move,
     to_uint8,
 )
+from datasets.framing import Box, cut, square_around
 from datasets.perturbations import jpeg
 from utils.errors import UserError, closest
 
 SALT = 0x466F7267  # separates these draws from those of the augmentation, which has the same seed
 QUALITIES = (70, 95)  # of JPEG after forging; the usual training sets are around 75
+CLOSE_UP, MIN_SIDE = 2.0, 32  # side of the forged part : longer side of the face, and px that a forgery needs
 BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 
 Forgery = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -133,15 +135,29 @@ class Forger:
     share: float
     decoder: Forgery | None = None
 
-    def __call__(self, image: np.ndarray, label: int | None, seed: int) -> tuple[np.ndarray, int | None]:
-        """Return the image ``(H, W, 3)`` uint8 RGB, forged or not, and its label: 1 if it was forged."""
+    def __call__(
+        self, image: np.ndarray, label: int | None, seed: int, box: Box | None = None
+    ) -> tuple[np.ndarray, int | None]:
+        """Return the image ``(H, W, 3)`` uint8 RGB, forged or not, and its label: 1 if it was forged.
+
+        Of a picture whose face is known only the square of CLOSE_UP times the face is forged.
+        """
         if label != 0:
             return image, label
         rng = np.random.default_rng([seed, SALT])
         is_forged = rng.random() < self.share
         is_compressed = is_forged or rng.random() < self.share / (1 + self.share)
         if is_forged:
-            image, label = self.forgery(self.names[rng.integers(len(self.names))])(image, rng)[0], 1
+            forgery = self.forgery(self.names[rng.integers(len(self.names))])
+            square = square_around(image.shape, box, CLOSE_UP)
+            part = cut(image, square) if box and square[2] >= MIN_SIDE else image
+            forged = forgery(part, rng)[0]
+            if part is image:
+                image = forged
+            else:
+                image = image.copy()
+                cut(image, square)[:] = forged
+            label = 1
         return (jpeg(image, int(rng.integers(QUALITIES[0], QUALITIES[1] + 1))) if is_compressed else image), label
 
     def forgery(self, name: str) -> Forgery:

@@ -13,6 +13,7 @@ import train
 from datasets.forgeries.forger import FORGERIES, KINDS, Forger, make_forger
 from datasets.forgeries.masks import find_face
 from datasets.forgeries.steps import UPSAMPLERS
+from datasets.framing import Box, square_around
 from datasets.images import read_image
 from datasets.loading import ImageDataset
 from datasets.spec import open_records
@@ -233,3 +234,16 @@ def test_classical_models_take_neither(flags, image_folder, tmp_path):
                 str(tmp_path / "run"),
             ]
         )
+
+
+def test_of_a_picture_whose_face_is_known_only_its_surroundings_are_forged(monkeypatch):
+    monkeypatch.setitem(FORGERIES, "blend", lambda image, rng: (np.zeros_like(image), np.ones(image.shape[:2])))
+    monkeypatch.setattr("datasets.forgeries.forger.jpeg", lambda image, quality: image)
+    image = photograph(160, 240) | 1
+    forger, box = Forger(("blend",), 1.0), Box(0.1, 0.5, 0.15, 0.25)
+    forged, label = forger(image, 0, 3, box)
+    top, left, side = square_around(image.shape, box, 2.0)
+    assert label == 1 and side == 80 and not forged[top : top + side, left : left + side].any()
+    assert forged.all(2).sum() == 160 * 240 - 80 * 80 and image.all()
+    for other in (None, Box(0.5, 0.5, 0.01, 0.01)):  # without a face, or with one too small, the picture is forged
+        assert not forger(image, 0, 3, other)[0].any()
