@@ -102,6 +102,7 @@ class TokenCache:
             UserError: the file cannot be written, or the tokens do not fit into it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "about.json", self.facts)
         with locked(self.folder, f"waiting for another process that computes tokens in {self.folder}"):
             if self._whole.exists() and self._whole.stat().st_size != self.seeds.size * self.row.itemsize:
                 os.replace(self._whole, self._part)  # damaged: the rows before the damage count
@@ -113,7 +114,6 @@ class TokenCache:
                 done = 0
             if done == self.seeds.size and self._whole.exists():
                 return 0
-            write_json(self.folder / "about.json", self.facts)
             try:
                 self._append(done, compute, workers)
             except OSError as error:

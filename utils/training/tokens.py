@@ -6,6 +6,7 @@ at random. The caches are kept per listing, so that runs on other mixtures of th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -28,6 +29,7 @@ from datasets.storage import file_state
 from datasets.transforms import EvalTransform, TrainTransform, as_floats
 from models.detector import Detector
 from utils.args import check_output_dir
+from utils.distributed import gather
 from utils.errors import UserError
 from utils.files import file_digest
 from utils.runtime import autocast
@@ -102,11 +104,11 @@ def cache_tokens(
     ]
     check_room([*train, *valid], root)
     with torch.random.fork_rng(devices=[]):  # a run is the same whether its tokens were cached before or not
-        tokens_of = frozen_part(state, sum(cache.missing for cache in (*train, *valid)), transform.size)
+        tokens_of = frozen_part(state, sum(cache.missing for cache in (*train, *valid)))
         started = time.perf_counter()
         images = sum(cache.build(lambda x: answered(state, tokens_of, x), workers) for cache in train)
         images += sum(cache.build(lambda x: (tokens_of(x), None), workers) for cache in valid)
-    if images:
+    if images := sum(gather(images)):  # under torchrun, whoever comes first computes
         rate = images / (time.perf_counter() - started)
         log(f"tokens: {images:,} images computed, {rate:.1f} images/s, {train[0].row.itemsize:,} bytes per image")
     state.valid_tokens, state.teacher = valid, None
@@ -180,26 +182,27 @@ def answered(
     state: TrainingState, tokens_of: Callable[[Tensor], Tensor], images: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Return the tokens of images as a loader yields them, and the logits of the teacher, if there is one."""
+    tokens = tokens_of(images)
     if state.teacher is None:
-        return tokens_of(images), None
+        return tokens, None
     with autocast(state.device, state.dtype):
-        return tokens_of(images), state.teacher(as_floats(images.to(state.device)))
+        return tokens, state.teacher(as_floats(images.to(state.device)))
 
 
-def frozen_part(state: TrainingState, images: int, side: int) -> Callable[[Tensor], Tensor]:
+def frozen_part(state: TrainingState, images: int) -> Callable[[Tensor], Tensor]:
     """Return the frozen part of the detector as a function of images as a loader yields them.
 
     On a CPU, bfloat16 is faster in OpenVINO than in torch, if it is installed and there are enough images to come.
     """
     is_worth_it = state.device.type == "cpu" and state.dtype == torch.bfloat16 and images >= WORTH_CONVERTING
-    run = state.detector.frozen_tokens
-    if is_worth_it and importlib.util.find_spec("openvino"):
-        run = in_openvino(state.detector, side)
+    compiled = functools.cache(functools.partial(in_openvino, state.detector))
 
-    @torch.inference_mode()
-    def tokens_of(images: Tensor) -> Tensor:
-        with autocast(state.device, state.dtype):
-            return run(as_floats(images.to(state.device)))
+    def tokens_of(batch: Tensor) -> Tensor:
+        inputs = as_floats(batch.to(state.device))
+        if is_worth_it and importlib.util.find_spec("openvino"):
+            return compiled(inputs.shape[-1])(inputs)
+        with torch.inference_mode(), autocast(state.device, state.dtype):
+            return state.detector.frozen_tokens(inputs)
 
     return tokens_of
 

@@ -12,13 +12,14 @@ from datasets.forgeries.decoder import DecoderForgery
 from datasets.forgeries.forger import Forger, make_forger
 from datasets.loading import Batch, ImageDataset, stand_in
 from datasets.splits import open_training_data
-from datasets.transforms import TrainTransform, as_floats
+from datasets.transforms import EvalTransform, TrainTransform, as_floats
 from models.autoencoder import Autoencoder
 from models.foundation import Foundation
 from tests.conftest import assert_same_run, exit_and_stderr
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.scoring.scorer import Job, Settings, score
+from utils.training import tokens
 from utils.training.distillation import Teacher
 from utils.training.recipe import make_recipe
 from utils.training.setup import build_detector, prepare
@@ -297,12 +298,22 @@ def test_tokens_too_large_for_half_precision_are_refused(image_folder, monkeypat
         open_tokens(image_folder)
 
 
-def test_openvino_computes_the_same_tokens(image_folder):
+def test_openvino_computes_the_same_tokens(image_folder, monkeypatch):
     pytest.importorskip("openvino")
-    detector = open_tokens(image_folder)[2].detector.eval()
-    images = torch.rand(3, 3, 32, 32)
-    found, wanted = in_openvino(detector, 32)(images).flatten(1), detector.frozen_tokens(images).flatten(1)
-    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.999
+    sizes = []
+
+    def counted(detector, side):
+        sizes.append(side)
+        return in_openvino(detector, side)
+
+    monkeypatch.setattr(tokens, "WORTH_CONVERTING", 50)
+    monkeypatch.setattr(tokens, "in_openvino", counted)
+    _, data, state, _ = open_tokens(image_folder, "--precision", "bf16", "--train-size", "48")
+    assert sizes == [48, 32]
+    images = ImageDataset(data.valid[0].records, EvalTransform(state.detector.geometry))
+    wanted = state.detector.frozen_tokens(torch.stack([images[index][0] for index in range(8)]))
+    found = torch.from_numpy(state.valid_tokens[0].rows["tokens"].astype(np.float32))
+    assert torch.nn.functional.cosine_similarity(found.flatten(1), wanted.flatten(1)).min() > 0.999
 
 
 def test_a_process_without_readable_images_takes_part_with_black_tokens(monkeypatch):
