@@ -21,7 +21,7 @@ from models.operating_point import OperatingPoint
 from utils.args import RELEASE_FILE, check_output_dir, make_parser, run_script
 from utils.files import ROOT, atomic_write_text, read_json, read_text
 from utils.metrics.binary import wilson
-from utils.scoring.table import ScoreTable, read_scores
+from utils.scoring.table import ScoreTable, read_scores, read_sidecar
 from utils.tables import columns, with_current_tables, write_table
 
 COLUMNS = [
@@ -65,14 +65,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     metrics = read_json(results / "metrics.json", "the metrics of the release")
     own_pairs = results / "one_class.json"
     pairs = read_json(Path(args.paired or (own_pairs if own_pairs.is_file() else PAIRED)), "metrics of pairs")
-    scores = [read_scores(file) for file in sorted((results / "scores").glob(f"{release.stem}__*.csv.gz"))]
+    files = sorted((results / "scores").glob(f"{release.stem}__*.csv.gz"))
+    scores, sidecars = [read_scores(file) for file in files], [read_sidecar(file) for file in files]
     point = OperatingPoint.from_checkpoint(description)
     measured = [row for row in metrics if row["generator"] == "all"]
     said = [row for table in scores for row in verdict_rows(table, point)]
     paired = [row for row in pairs if (row["checkpoint"], row["tier"]) == (release.stem, PAIRED_TIER)]
     summary = overview(measured, said, paired)
     write_table(summary, OVERVIEW_COLUMNS, folder / "overview", OVERVIEW_CAPTION)
-    write_table(identity(description), IDENTITY_COLUMNS, folder / "identity", "The released file.")
+    write_table(identity(description, sidecars), IDENTITY_COLUMNS, folder / "identity", "The released file.")
     write_table(said, VERDICT_COLUMNS, folder / "verdicts", "What predict.py says; 95 % Wilson intervals.")
     write_table(measured, COLUMNS, folder / "card", "The released detector; 95 % bootstrap intervals.")
     if not args.output_dir:
@@ -123,9 +124,10 @@ def overview(rows: list[dict], verdicts: list[dict], paired: list[dict]) -> list
     return table
 
 
-def identity(description: dict[str, Any]) -> list[dict[str, str]]:
-    """Return what identifies the released file, one row per fact."""
+def identity(description: dict[str, Any], sidecars: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return what identifies the released file, one row per fact; the last ones are those of the test sets."""
     members, bases = description.get("members") or [], description.get("base") or []
+    whole = {info["dataset"]: (len(info.get("without_face") or []), info["n_images"]) for info in sidecars}
     facts = {
         "file": description["file"],
         "sha256": description["sha256"],
@@ -137,6 +139,10 @@ def identity(description: dict[str, Any]) -> list[dict[str, str]]:
         "largest difference to the run": f"{description['parity']['max_logit_difference']:.4f} logits",
         "fitted on": ", ".join(description.get("fitted_on") or []),
         **{f"threshold {name}": f"{value:.4f}" for name, value in description["thresholds"].items()},
+        "faces of the test sets found by": ", ".join(sorted({info.get("finder") or "" for info in sidecars})),
+        "test pictures without a face": ", ".join(
+            f"{n} of {total} in {name}" for name, (n, total) in whole.items() if n
+        ),
     }
     return [{"fact": fact, "value": value} for fact, value in facts.items() if value]
 

@@ -10,7 +10,7 @@ from studies import model_card, page_tables, releases_table
 from utils.args import RELEASES
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.scoring.table import ScoreTable, write_scores
+from utils.scoring.table import ScoreTable, write_scores, write_sidecar
 from utils.tables import with_current_tables
 
 THRESHOLDS = {"balanced": 0.5, "fpr1": 0.92, "unsure_low": 0.2, "unsure_high": 0.9}
@@ -27,6 +27,10 @@ DESCRIPTION = {
     "fitted_on": ["portraits", "swaps"],
     "parity": {"max_logit_difference": 0.01, "images": 12},
 }
+SIDECARS = [
+    {"dataset": "faces", "n_images": 5, "finder": "yunet", "without_face": []},
+    {"dataset": "gans", "n_images": 2, "finder": "yunet", "without_face": ["a.png"]},
+]
 SECTION = "# Card\n\n## Verdicts\n<!-- table: results/deepfake-v9/verdicts.md -->\n\n## Limits\nNone.\n"
 
 
@@ -59,6 +63,7 @@ def root(tmp_path, monkeypatch) -> Path:
             write_scores(
                 file, ScoreTable(list("abcde")[:n], labels, [dataset] * n, ["all"] * n, ["clean"] * n, values, values)
             )
+            write_sidecar(file, **next(info for info in SIDECARS if info["dataset"] == dataset))
     for module in (model_card, releases_table, page_tables):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     return tmp_path
@@ -88,15 +93,18 @@ def test_a_release_without_pairs_of_its_own_takes_the_older_file(root, monkeypat
 
 
 def test_the_identity_names_members_base_weights_and_frame(root):
-    facts = {row["fact"]: row["value"] for row in model_card.identity(DESCRIPTION)}
+    facts = {row["fact"]: row["value"] for row in model_card.identity(DESCRIPTION, SIDECARS)}
     assert facts["model"] == "ensemble of foundation, tf_efficientnet_b0"
     assert facts["base weights vit_tiny.made_up"] == "sha256 cd34"
     assert facts["input"] == "a square of 1.3 times the largest face, scaled to 224 px"
+    assert facts["faces of the test sets found by"] == "yunet"
+    assert facts["test pictures without a face"] == "1 of 2 in gans"
     assert facts["fitted on"] == "portraits, swaps" and facts["threshold unsure_low"] == "0.2000"
     plain = {key: DESCRIPTION[key] for key in DESCRIPTION if key not in ("members", "base", "fitted_on")}
     plain |= {"model": "cnn", "geometry": {"mode": "crop", "size": 64, "resize_to": None}}
-    facts = {row["fact"]: row["value"] for row in model_card.identity(plain)}
-    assert (facts["model"], facts["input"]) == ("cnn", "crop of 64 px") and "fitted on" not in facts
+    facts = {row["fact"]: row["value"] for row in model_card.identity(plain, [{"dataset": "faces", "n_images": 5}])}
+    assert (facts["model"], facts["input"]) == ("cnn", "crop of 64 px")
+    assert not facts.keys() & {"fitted on", "faces of the test sets found by", "test pictures without a face"}
 
 
 def test_the_card_gets_its_tables_unless_they_go_elsewhere(root, tmp_path):
