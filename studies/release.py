@@ -3,8 +3,8 @@
   python -m studies.release --checkpoint checkpoints/tf_efficientnet_b0-all --output checkpoints/deepfake-v2.pt
   python -m studies.release --checkpoint best.pt --output checkpoints/deepfake-v2.pt --notes facts.json
 
-The output is an ordinary checkpoint; predict.py, explain.py and serve.py use checkpoints/deepfake-v2.pt by default. It
-keeps the weights (large kernels and matrices in half precision or int8, converted to float32 when
+The output is an ordinary checkpoint; predict.py, explain.py and serve.py use the first of utils.args.RELEASES by
+default. It keeps the weights (large kernels and matrices in half precision or int8, converted to float32 when
 loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the fingerprints of the training
 data; paths outside the project are shortened to their last part. It is refused above 10 MB, or if its logits on twelve
 generated images differ from those of the source by more than 0.05. A JSON file of the same name records sha256,

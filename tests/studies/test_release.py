@@ -49,6 +49,8 @@ def test_release_is_described_by_its_json_file(released):
     assert f"sha256 {file_digest(file)}\nbytes {file.stat().st_size}\n" in printed
     assert description["notes"] == load_checkpoint(file)["notes"] == {"training_hours": 3}
     assert [item["index"] for item in description["golden"]] == [0, 1, 2]
+    assert description["members"] == description["base"] == []
+    assert description["fitted_on"] == load_checkpoint(file).get("fitted_on", [])
     assert {path.name for path in file.parent.iterdir()} == {"tiny-v1.pt", "tiny-v1.json"}
 
 

@@ -137,8 +137,9 @@ def test_a_release_keeps_norms_and_head_in_single_precision_and_no_path(precisio
     file = tmp_path / "released.pt"
     # The file of the base is where training found it no longer.
     argv = ["--checkpoint", str(run), "--output", str(file), "--precision", precision]
-    release.main([*argv, "--base-weights", str(base_file.parent)])
+    described = release.main([*argv, "--base-weights", str(base_file.parent)])
     kept = torch.load(file, weights_only=True)
+    assert described["base"] == [{key: kept["base"][0][key] for key in ("source", "sha256")}]
     assert {value.dtype for value in kept["state_dict"].values()} <= {torch.float32, torch.int64}
     assert kept["base"][0]["file"] is None and str(base_file.parent) not in str(kept)
     released, source = load_checkpoint(file)["state_dict"], load_checkpoint(run / "best.pt")["state_dict"]
