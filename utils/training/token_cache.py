@@ -165,7 +165,7 @@ class TokenCache:
                 rows["label"][good] = batch.labels
                 rows["tokens"][good] = halved(tokens)
                 if answers is not None:
-                    rows["answer"][good] = answers
+                    rows["answer"][good] = answers.cpu()
             yield rows
 
 

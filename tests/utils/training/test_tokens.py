@@ -1,5 +1,7 @@
 """Training on cached tokens: the same as on images, and a cache that is never used for anything else."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import train
 from datasets.forgeries.decoder import DecoderForgery
 from datasets.forgeries.forger import Forger, make_forger
+from datasets.framing import Box
 from datasets.loading import Batch, ImageDataset, stand_in
 from datasets.splits import open_training_data
 from datasets.transforms import EvalTransform, TrainTransform, as_floats
@@ -24,7 +27,7 @@ from utils.training.distillation import Teacher
 from utils.training.recipe import make_recipe
 from utils.training.setup import build_detector, prepare
 from utils.training.token_cache import score_tokens
-from utils.training.tokens import forgery_facts, in_openvino, view_seeds
+from utils.training.tokens import files_digest, forgery_facts, in_openvino, view_seeds
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 CPU = torch.device("cpu")
@@ -169,6 +172,16 @@ def test_other_weights_or_other_files_have_another_folder(image_folder):
     next(image_folder.glob("train/real/*")).touch()
     open_tokens(image_folder, detector=detector)
     assert len(folders(image_folder)) == 5
+
+
+def test_faces_and_labels_decide_the_folder_but_not_where_the_data_are(image_folder, tmp_path):
+    listing = open_training_data([str(image_folder)]).train[0]
+    digest = files_digest(listing)
+    first = listing.records[0]
+    for other in (replace(first, faces=(Box(0.1, 0.1, 0.9, 0.9),)), replace(first, label=1 - first.label)):
+        assert files_digest(replace(listing, records=[other, *listing.records[1:]])) != digest
+    moved = Path(shutil.copytree(image_folder, tmp_path / "elsewhere" / "faces"))
+    assert files_digest(open_training_data([str(moved)]).train[0]) == digest
 
 
 def test_the_weights_behind_forgeries_decide_the_folder_too():
