@@ -31,8 +31,9 @@ from pathlib import Path
 
 from datasets.perturbations import pick_tiers
 from datasets.records import LABEL_NAMES, Listing
-from datasets.spec import DatasetSpec, balanced_subset, open_records, parse_spec, parts_in_use, read_source
+from datasets.spec import DatasetSpec, open_records, parse_spec, parts_in_use, read_source
 from datasets.splits import TrainingData, open_training_data
+from studies.left_out_scores import Scoring, score_once
 from studies.left_out_table import write_left_out
 from utils.args import check_output_dir, check_passed_on, exit_code, int_in, make_parser, run_script
 from utils.errors import UserError, closest
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     files, folder = [Path(file) for file in args.from_scores], check_output_dir(args.output_dir)
     if args.data:
         check_passed_on(args.train, train.get_args_parser(), RESERVED)
-        tiers = pick_tiers(args.tiers)
+        scoring = Scoring(pick_tiers(args.tiers), args.limit, train.get_args_parser().parse_args(args.train).cache)
         specs = named_specs(args.data)
         groups = [parse_group(text, specs) for text in args.groups or specs]
         remaining = {group: open_training_data(kept_specs(group, specs)) for group in groups}  # checks before training
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
             print(f"leaving out {group.text}", file=sys.stderr)
             train_without(runs / group.name, kept_specs(group, specs), data, args.train)
             parts = {"left-out": left_out_listings(group, specs), "valid": data.valid}
-            files += score_once(runs / group.name / "best.pt", group, parts, tiers, args.limit, folder / "scores")
+            names = {name for name, _ in group.classes}
+            files += score_once(runs / group.name / "best.pt", group.text, names, parts, scoring, folder / "scores")
     rows, means, unreadable = write_left_out(files, folder, args.n_boot)
     return {"rows": rows, "means": means, "exit_code": exit_code(unreadable)}
 
@@ -170,79 +172,6 @@ def train_without(run: Path, specs: Sequence[str], data: TrainingData, flags: Se
     from studies.runs import digests, train_once
 
     train_once(run, ["--data", *specs, *flags], digests([], [*data.train, *data.valid]))
-
-
-def score_once(
-    checkpoint: Path,
-    group: Group,
-    parts: Mapping[str, Sequence[Listing]],
-    tiers: Sequence[str],
-    limit: int | None,
-    folder: Path,
-) -> list[Path]:
-    """Write the scores of each part, what was left out and what was not, unless they are there; returns the files."""
-    from studies.runs import PLAN, digests
-    from utils.files import read_json, write_json
-
-    parts = {name: [limited(listing, limit) for listing in part] for name, part in parts.items()}
-    inputs = digests([checkpoint], [listing for part in parts.values() for listing in part])
-    plan, wanted = checkpoint.parent / f"scores-{PLAN}", {"tiers": list(tiers), "inputs": inputs}
-    files = {name: folder / f"{group.name}__{name}.csv.gz" for name in parts}
-    if plan.exists() and read_json(plan) == wanted and all(file.exists() for file in files.values()):
-        return list(files.values())
-    for name, part in parts.items():
-        write_part(files[name], checkpoint, group, name, part, tiers)
-    write_json(plan, wanted)
-    return list(files.values())
-
-
-def write_part(
-    file: Path, checkpoint: Path, group: Group, part: str, listings: Sequence[Listing], tiers: Sequence[str]
-) -> None:
-    """Score some data sets and write their scores, with what the table needs, into one file."""
-    from datasets.face_boxes import with_faces
-    from datasets.faces import open_finder
-    from utils.evaluation.evaluate import evaluate_tiers, load_candidates
-    from utils.runtime import pick_precision, set_up
-    from utils.scoring.cache import ScoreCache
-    from utils.scoring.scorer import Settings
-    from utils.scoring.table import ScoreTable, write_scores, write_sidecar
-
-    machine = set_up("auto")
-    dtype = pick_precision("auto", machine.device, training=True)  # fast: the table compares recipes
-    candidates = load_candidates([checkpoint], machine.device)
-    (candidate,) = candidates
-    recipe = candidate.checkpoint["train_args"]
-    if finder := open_finder(recipe.get("face_detector"), candidate.detector.geometry.needs_face):
-        listings = [with_faces(listing, finder) for listing in listings]
-    tables, unreadable = [], []
-    for listing in listings:
-        settings = Settings(workers=machine.workers, dtype=dtype)
-        ((table, failed),) = evaluate_tiers(candidates, listing, tiers, ScoreCache(None, ""), settings)
-        tables.append(table.relative_to(listing.root))
-        unreadable += [{"dataset": listing.name, **item} for item in failed]
-    point, left_out = candidate.detector.operating_point, {name for name, _ in group.classes}
-    names = {entry["dataset"] for entry in candidate.checkpoint["data"] if entry["split"] == "train"}
-    write_scores(file, ScoreTable.join(tables))
-    write_sidecar(
-        file,
-        checkpoint=group.name,
-        model=candidate.checkpoint["model"],
-        thresholds=dict(point.thresholds),
-        threshold=point.threshold(),
-        split=part,
-        left_out=group.text,
-        trained_on=sorted(names - left_out if part == "left-out" else names),
-        n_images=sum(len(listing.records) for listing in listings),
-        unreadable=unreadable,
-        train_command=recipe.get("command"),
-    )
-
-
-def limited(listing: Listing, limit: int | None) -> Listing:
-    """Return a listing with at most ``limit`` records, balanced over the classes."""
-    records = listing.records
-    return listing if limit is None else replace(listing, records=balanced_subset(records, limit, listing.root))
 
 
 if __name__ == "__main__":

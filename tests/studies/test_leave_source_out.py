@@ -101,7 +101,7 @@ def test_the_protocol_trains_scores_and_resumes(sources, tmp_path, monkeypatch, 
     assert "clean: fakes 0." in printed and "test pairs" not in printed, "no test split is looked at"
 
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("a finished run was repeated"))
-    monkeypatch.setattr("studies.leave_source_out.write_part", lambda *_: pytest.fail("scores were made again"))
+    monkeypatch.setattr("studies.left_out_scores.write_part", lambda *_: pytest.fail("scores were made again"))
     assert leave_source_out.main(flags)["rows"] == result["rows"]
     files = [str(tmp_path / "out/scores" / name) for name in scores]
     again = leave_source_out.main(["--from-scores", *files, "--n-boot", "20", "--output-dir", "again"])
@@ -129,6 +129,20 @@ def test_other_images_are_scored_again_and_by_their_faces(sources, tmp_path, mon
     monkeypatch.setattr(train, "main", original)
     with pytest.raises(UserError, match="the flags of the run in runs/flux, got others"):
         leave_source_out.main([*flags, "--seed", "1"])
+
+
+def test_runs_on_tokens_share_them(sources, monkeypatch, capsys):
+    """Each image goes through the frozen part once, whatever is left out."""
+    monkeypatch.setattr("utils.scoring.scorer._score", lambda *_: pytest.fail("an image was scored again"))
+    flags = ["--data", *sources, "--groups", "flux", "stock", "--n-boot", "0", "--runs-dir", "runs"]
+    flags += "--tiers clean common --output-dir out --train --model foundation --image-size 32 --batch-size 4".split()
+    flags += "--epochs 1 --threads 1 --precision fp32 --token-views 2 --cache tokens".split()
+    flags += "--model-args backbone=test_vit blocks=3-6 tune=norms_2".split()
+    result = leave_source_out.main(flags)
+    assert {(row["source"], row["tier"]) for row in result["rows"]} >= {("flux", "clean"), ("stock", "common")}
+    said = capsys.readouterr().err
+    assert "tokens: 55 images computed" in said, "two views of 20 training images, one of 15 validation images"
+    assert "tokens: 8 images computed" in said, "the views of flux; its validation images are known from their scores"
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def cache_tokens(
         UserError: the disk lacks room, or cannot be written to.
     """
     check_output_dir(root, "--cache")
-    state.detector.eval()
-    shared, evaluation = detector_facts(state), EvalTransform(state.detector.geometry)
+    detector = state.detector.eval()
+    shared, evaluation = detector_facts(detector, state.dtype), EvalTransform(detector.geometry)
     augmented = {
         "augmentation": recipe.augmentation,
         "train_size": transform.size,
@@ -82,29 +82,22 @@ def cache_tokens(
         "views": recipe.token_views,
         "teacher": file_digest(recipe.teacher) if recipe.teacher else None,
     }
-    shapes = [token_shape(state, side) for side in (transform.size, evaluation.geometry.size)]
-
-    def plan(listing: Listing, dataset: ImageDataset, views: dict[str, Any], seeds: np.ndarray) -> TokenCache:
-        facts = {**shared, **views, "listing": f"{listing.name} {listing.split}", "files": files_digest(listing)}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-        return TokenCache(root / digest, facts, dataset, seeds, shapes[0 if views else 1])
-
+    shapes = [token_shape(detector, side) for side in (transform.size, evaluation.geometry.size)]
     train = [
-        plan(
+        open_cache(
+            root,
+            {**shared, **augmented},
             listing,
             ImageDataset(listing.records, transform, forger=forger),
-            augmented,
             view_seeds(recipe.seed, len(listing.records), recipe.token_views),
+            shapes[0],
         )
         for listing in data.train
     ]
-    valid = [
-        plan(listing, ImageDataset(listing.records, evaluation), {}, np.zeros((len(listing.records), 1), np.int64))
-        for listing in data.valid
-    ]
+    valid = [plain_cache(root, shared, listing, evaluation, shapes[1]) for listing in data.valid]
     check_room([*train, *valid], root)
     with torch.random.fork_rng(devices=[]):  # a run is the same whether its tokens were cached before or not
-        tokens_of = frozen_part(state, sum(cache.missing for cache in (*train, *valid)))
+        tokens_of = frozen_part(detector, state.dtype, sum(cache.missing for cache in (*train, *valid)))
         started = time.perf_counter()
         images = sum(cache.build(lambda x: answered(state, tokens_of, x), workers) for cache in train)
         images += sum(cache.build(lambda x: (tokens_of(x), None), workers) for cache in valid)
@@ -115,15 +108,37 @@ def cache_tokens(
     return TokenDataset(train)
 
 
-def detector_facts(state: TrainingState) -> dict[str, Any]:
+def open_cache(
+    root: Path,
+    facts: dict[str, Any],
+    listing: Listing,
+    dataset: ImageDataset,
+    seeds: np.ndarray,
+    shape: tuple[int, int],
+) -> TokenCache:
+    """Open the cache of a listing, whose folder is named after all that decides its tokens."""
+    facts = {**facts, "listing": f"{listing.name} {listing.split}", "files": files_digest(listing)}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    return TokenCache(root / digest, facts, dataset, seeds, shape)
+
+
+def plain_cache(
+    root: Path, facts: dict[str, Any], listing: Listing, transform: EvalTransform, shape: tuple[int, int]
+) -> TokenCache:
+    """Open the cache of the images of a listing as they are scored, one view each."""
+    seeds = np.zeros((len(listing.records), 1), np.int64)
+    return open_cache(root, facts, listing, ImageDataset(listing.records, transform), seeds, shape)
+
+
+def detector_facts(detector: Detector, dtype: torch.dtype) -> dict[str, Any]:
     """Return what decides the tokens of an input: the frozen part, its weights and their arithmetic."""
     return {
         "format": FORMAT_VERSION,
-        "model": state.detector.name,
-        "model_args": state.detector.model_args,
-        "frozen_weights": weights_digest(state.detector.fixed_parameters()),
-        "geometry": state.detector.geometry.to_dict(),
-        "precision": str(state.dtype),
+        "model": detector.name,
+        "model_args": detector.model_args,
+        "frozen_weights": weights_digest(detector.fixed_parameters()),
+        "geometry": detector.geometry.to_dict(),
+        "precision": str(dtype),
     }
 
 
@@ -171,10 +186,10 @@ def check_room(caches: Sequence[TokenCache], root: Path) -> None:
         )
 
 
-def token_shape(state: TrainingState, side: int) -> tuple[int, int]:
+def token_shape(detector: Detector, side: int) -> tuple[int, int]:
     """Return the shape (R, D) of the tokens of an image of ``side`` px."""
     with torch.inference_mode():
-        tokens = state.detector.frozen_tokens(torch.zeros(1, 3, side, side, device=state.device))
+        tokens = detector.frozen_tokens(torch.zeros(1, 3, side, side, device=detector.mean.device))
     return tokens.shape[1], tokens.shape[2]
 
 
@@ -189,20 +204,21 @@ def answered(
         return tokens, state.teacher(as_floats(images.to(state.device)))
 
 
-def frozen_part(state: TrainingState, images: int) -> Callable[[Tensor], Tensor]:
-    """Return the frozen part of the detector as a function of images as a loader yields them.
+def frozen_part(detector: Detector, dtype: torch.dtype, images: int) -> Callable[[Tensor], Tensor]:
+    """Return the frozen part of a detector as a function of images as a loader yields them.
 
     On a CPU, bfloat16 is faster in OpenVINO than in torch, if it is installed and there are enough images to come.
     """
-    is_worth_it = state.device.type == "cpu" and state.dtype == torch.bfloat16 and images >= WORTH_CONVERTING
-    compiled = functools.cache(functools.partial(in_openvino, state.detector))
+    device = detector.mean.device
+    is_worth_it = device.type == "cpu" and dtype == torch.bfloat16 and images >= WORTH_CONVERTING
+    compiled = functools.cache(functools.partial(in_openvino, detector))
 
     def tokens_of(batch: Tensor) -> Tensor:
-        inputs = as_floats(batch.to(state.device))
+        inputs = as_floats(batch.to(device))
         if is_worth_it and importlib.util.find_spec("openvino"):
             return compiled(inputs.shape[-1])(inputs)
-        with torch.inference_mode(), autocast(state.device, state.dtype):
-            return state.detector.frozen_tokens(inputs)
+        with torch.inference_mode(), autocast(device, dtype):
+            return detector.frozen_tokens(inputs)
 
     return tokens_of
 
