@@ -17,6 +17,7 @@ import numpy as np
 from models.detector import Detector
 from utils.checkpoints.file import DESCRIPTION_KEYS, load_detector
 from utils.engines.exported import ONNX_FORMAT, PREFIX, read_description, require
+from utils.engines.weight_only import has_attention, quantize_weights, restore_halves, store_as_half
 from utils.errors import UserError
 from utils.files import atomic_write_bytes, file_digest, plain_values
 
@@ -28,9 +29,6 @@ FLOAT_LAYERS, FLOAT_SHARE = 4, 10  # at most 4 convolutions, and at most one in 
 PERCENTILE = 99.999
 IMAGES_AT_ONCE = 8  # in calibration, which keeps all their activations in memory
 INT8_OPERATIONS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Concat")
-LARGE = 1024  # numbers; larger float constants are stored in half precision
-# Int8 files made by another recipe are out of date.
-INT8_RECIPE = (INT8_OPERATIONS, FLOAT_LAYERS, FLOAT_SHARE, PERCENTILE, LARGE)
 
 
 def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> None:
@@ -41,11 +39,11 @@ def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> No
     Raises:
         UserError: a part of the detector has no counterpart in ONNX; the message names the part.
     """
-    require("onnx")
     require("onnxscript")
     detector, checkpoint = load_detector(checkpoint_file)
     refuse_classical(detector, checkpoint["model"])
     model = trace(detector)
+    store_as_half(require("onnx"), model.graph, exact=True)
     keep_description(model, checkpoint, engine, file_digest(checkpoint_file))
     atomic_write_bytes(output, model.SerializeToString())
 
@@ -138,7 +136,9 @@ def _set_metadata(onnx: Any, model: Any, description: dict[str, Any]) -> None:
 
 
 def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants: set[str]) -> None:
-    """Quantise an exported file to static int8: weights per channel, activations by their ranges on ``images``.
+    """Quantise an exported file to int8: weights per channel, activations by their ranges on ``images``.
+
+    A transformer, or an ensemble with one, has int8 weights only (see `quantize_weights`).
 
     Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
     2018 (arXiv 1712.05877); here after training, with per-channel weights. Everything before the first trained layer
@@ -149,16 +149,29 @@ def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants:
         constants: names of the detector's buffers, which are not trained weights.
     """
     onnx = require("onnx")
-    require("onnxruntime")
+    description = read_description(float_file)
+    model = onnx.load(float_file)
+    restore_halves(onnx, model.graph)
+    if has_attention(model.graph):
+        quantize_weights(onnx, model.graph)
+    else:
+        model = static_int8(onnx, model, images, constants)
+    store_as_half(onnx, model.graph)
+    _set_metadata(onnx, model, {**description, "source": "int8", "engine": "onnx-int8"})
+    atomic_write_bytes(output, model.SerializeToString())
+
+
+def static_int8(onnx: Any, model: Any, images: np.ndarray, constants: set[str]) -> Any:
+    """Return an ``onnx.ModelProto`` with static int8 weights and activations."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    description = read_description(float_file)
     at_once = min(IMAGES_AT_ONCE, len(images))
     images = images[: len(images) // at_once * at_once]
     with quiet_root_logger(), tempfile.TemporaryDirectory() as folder:
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(float_file, prepared, skip_symbolic_shape=True)
+        source, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("float", "prepared", "int8"))
+        onnx.save(model, source)  # the quantiser stumbles over a model in memory
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
         excluded = float_nodes(onnx.load(prepared).graph, constants)
         quantize_static(
             prepared,
@@ -173,10 +186,7 @@ def quantize_onnx(float_file: Path, output: Path, images: np.ndarray, constants:
             calibrate_method=CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": at_once},
         )
-        model = onnx.load(quantized)
-    store_as_half(onnx, model.graph)
-    _set_metadata(onnx, model, {**description, "source": "int8", "engine": "onnx-int8"})
-    atomic_write_bytes(output, model.SerializeToString())
+        return onnx.load(quantized)
 
 
 @contextlib.contextmanager
@@ -202,24 +212,6 @@ def float_nodes(graph: Any, constants: set[str]) -> list[str]:
         else:
             names.append(node.name)
     return names + convolutions[: min(FLOAT_LAYERS, len(convolutions) // FLOAT_SHARE)]
-
-
-def store_as_half(onnx: Any, graph: Any) -> None:
-    """Store large float32 constants as float16, each with a cast back that the engines fold when they load the file.
-
-    Vectors stay in float32: they may be scales, which the engines do not accept behind a cast.
-    """
-    casts, make_node, kind = [], onnx.helper.make_node, onnx.TensorProto.FLOAT
-    for tensor in graph.initializer:
-        if tensor.data_type != kind or len(tensor.dims) < 2 or np.prod(tensor.dims) < LARGE:
-            continue
-        name, values = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
-        if np.isfinite(values).all():
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, f"{name}.half"))
-            casts.append(make_node("Cast", [f"{name}.half"], [name], f"{name}.cast", to=kind))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 class CalibrationImages:

@@ -40,13 +40,15 @@ ENGINES: dict[str, EngineKind] = {
     "sparse": _torch("torch, the smallest 70 % of all weights set to zero", transform="sparse"),
     "cuda-graph": _torch("torch, half precision, captured CUDA graph", needs_cuda=True, cuda_graph=True),
     "onnx": EngineKind("onnxruntime", "onnx", "ONNX Runtime, float32"),
-    "onnx-int8": EngineKind("onnxruntime", "int8", "ONNX Runtime, static int8 (QDQ, per channel)"),
+    "onnx-int8": EngineKind("onnxruntime", "int8", "ONNX Runtime, static int8 (transformers: int8 weights only)"),
     "tensorrt": EngineKind(
         "onnxruntime", "onnx", "ONNX Runtime through TensorRT", {"providers": (TENSORRT,)}, needs_cuda=True
     ),
     "openvino": EngineKind("openvino", "onnx", "OpenVINO, float32", {"precision": "f32"}),
     "openvino-bf16": EngineKind("openvino", "onnx", "OpenVINO, bfloat16", {"precision": "bf16"}),
-    "openvino-int8": EngineKind("openvino", "int8", "OpenVINO, static int8, the rest bfloat16", {"precision": "bf16"}),
+    "openvino-int8": EngineKind(
+        "openvino", "int8", "OpenVINO, the same file, the rest bfloat16", {"precision": "bf16"}
+    ),
 }
 
 
