@@ -1,6 +1,7 @@
-"""Download a public dataset into data/, or the face detector YuNet into your cache, and verify what arrived.
+"""Download a public dataset into data/, or a public network into your cache, and verify what arrived.
 
   python -m datasets.download yunet
+  python -m datasets.download clip
   python -m datasets.download 140k
   python -m datasets.download 140k --output-dir /data/140k
 
@@ -14,6 +15,9 @@ resume an interrupted download.
 yunet is the face detector of OpenCV's model zoo (github.com/opencv/opencv_zoo, MIT, 0.2 MB). All scripts use it from
 then on to find faces; without it they use a bundled cascade, which finds fewer. It is kept in ~/.cache/deepfake-engine,
 or in the folder named by the variable DEEPFAKE_CACHE.
+
+clip is the image tower of CLIP ViT-B/16 (OpenAI, MIT, 172 MB), the base weights of adapted detectors. pip fetches it,
+and all scripts find it in the same folder.
 """
 
 from __future__ import annotations
@@ -25,13 +29,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.clip_weights import fetch_clip
 from datasets.faces import YUNET_FILE
 from datasets.readers.folder import read_folder
 from datasets.records import LABEL_NAMES, SPLITS
 from datasets.transfer import basic_auth, download, unzip
 from utils.args import EXIT_DONE, check_output_dir, make_parser, run_script
 from utils.errors import UserError
-from utils.files import file_digest, user_cache
+from utils.files import BASE_WEIGHTS, file_digest, user_cache
 
 SERVER = "https://www.kaggle.com/api/v1"
 ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/face_detection_yunet"
@@ -52,8 +57,8 @@ DOWNLOADS = {"140k": Download("xhlulu/140k-real-and-fake-faces", {"train": 50_00
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags."""
     parser = make_parser(__doc__, "python -m datasets.download")
-    parser.add_argument("name", choices=[*sorted(DOWNLOADS), "yunet"], help="the dataset, or the face detector")
-    parser.add_argument("--output-dir", metavar="DIR", help="default: data/NAME; your cache for yunet")
+    parser.add_argument("name", choices=[*sorted(DOWNLOADS), "clip", "yunet"], help="the dataset or network")
+    parser.add_argument("--output-dir", metavar="DIR", help="default: data/NAME; your cache for networks")
     parser.add_argument("--server", metavar="URL", help=f"default: {SERVER}; GitHub for yunet")
     parser.add_argument("--keep-archive", action="store_true", help="keep the ZIP file next to the folder")
     return parser
@@ -62,9 +67,13 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Download what is missing; returns ``{"folder", "counts": {split: {class: images}}, "exit_code": 0}``.
 
-    For yunet the result is ``{"file", "exit_code": 0}``.
+    For a network the result is ``{"file", "exit_code": 0}``.
     """
     args = get_args_parser().parse_args(argv)
+    if args.name == "clip":
+        file = fetch_clip(Path(args.output_dir) if args.output_dir else user_cache() / BASE_WEIGHTS)
+        print(f"{file}: CLIP, {file.stat().st_size:,} bytes")
+        return {"file": str(file), "exit_code": EXIT_DONE}
     if args.name == "yunet":
         file = fetch_yunet(args.server or ZOO, Path(args.output_dir) if args.output_dir else user_cache())
         print(f"{file}: YuNet, {file.stat().st_size:,} bytes")

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from utils.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
+BASE_WEIGHTS = "base-weights"  # the folder of public weights in the user's cache
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the project
 
 

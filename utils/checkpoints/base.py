@@ -23,11 +23,12 @@ from models.detector import Detector
 from utils.args import BASE_WEIGHTS_VARIABLE
 from utils.checkpoints.sources import hub_config, hub_tensors, prefixes, read_tensors
 from utils.errors import UserError
-from utils.files import user_cache
+from utils.files import BASE_WEIGHTS, user_cache
 
 CLASSIFIERS = ("head", "head_dist")  # of timm's transformers; files of the same weights have different ones, or none
-CACHE_FOLDER = "base-weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# How to get weights that timm's hub has only without their rounding.
+COMMANDS = {"3d918f9ddfe92cb3120da3d464590508e5baed0314b91d8c258d7558f0d23332": "python -m datasets.download clip"}
 Base = dict[str, Any]
 
 
@@ -135,7 +136,7 @@ def find_base(entry: Base, checkpoint_file: str | Path) -> dict[str, Tensor]:
     """
     given = os.environ.get(BASE_WEIGHTS_VARIABLE)
     found = "none"
-    for place in filter(None, (given, entry.get("file"), user_cache() / CACHE_FOLDER)):
+    for place in filter(None, (given, entry.get("file"), user_cache() / BASE_WEIGHTS)):
         for file in weight_files(Path(place)):
             base = read_base(file, entry)
             digest = base_digest(base)[0] if base else None
@@ -144,7 +145,9 @@ def find_base(entry: Base, checkpoint_file: str | Path) -> dict[str, Tensor]:
             if place == given:
                 found = f"weights with sha256 {digest[:12]}..." if digest else "no weights of this architecture"
                 found += f" in {file}"
-    config = hub_config(entry["source"]) if "." in entry["source"] else None  # without a tag, it can be any weights
+    command = COMMANDS.get(entry["sha256"])
+    # Without a tag, the source can be any weights of the architecture.
+    config = hub_config(entry["source"]) if "." in entry["source"] and not command else None
     if config and found == "none":
         with contextlib.suppress(UserError):  # no network
             base = bare_tensors(hub_tensors(entry["source"]), entry["tensors"])
@@ -154,7 +157,7 @@ def find_base(entry: Base, checkpoint_file: str | Path) -> dict[str, Tensor]:
     where = f" with {config.hf_hub_id or config.url}" if config else ""
     raise UserError(
         f"expected the base weights {entry['source']} with sha256 {entry['sha256'][:12]}... for {checkpoint_file}, "
-        f"found {found}; pass --base-weights FILE or DIR{where}"
+        f"found {found}; " + (f"get them with: {command}" if command else f"pass --base-weights FILE or DIR{where}")
     )
 
 

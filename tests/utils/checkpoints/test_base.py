@@ -217,6 +217,14 @@ def test_an_absent_base_is_one_line(trained, tmp_path):
         load_detector(moved(trained[1] / "best.pt", tmp_path))
 
 
+def test_the_command_that_gets_known_weights_is_named(trained, tmp_path, monkeypatch):
+    checkpoint = moved(trained[1] / "best.pt", tmp_path)
+    digest = torch.load(checkpoint, weights_only=True)["base"][0]["sha256"]
+    monkeypatch.setitem(base_module.COMMANDS, digest, "python -m datasets.download clip")
+    with pytest.raises(UserError, match=r"found none; get them with: python -m datasets\.download clip$"):
+        load_detector(checkpoint)
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [
