@@ -26,7 +26,7 @@ MEAN_SLACK = 0.03
 OF_THE_MACHINE = {"ratio", "images_per_s"}  # speed: a range of repeats, not an interval
 # These follow the threshold or few images, and differ more between two runs than within one test set.
 VOLATILE = {"real_acc", "fake_acc", "f1", "eer", "tpr_at_fpr1", "ece", "brier"}
-NOT_COMPARED = {"trials.csv", "speed.csv", "comparison.csv"}
+NOT_COMPARED = {"trials.csv", "speed.csv", "comparison.csv", "looks.csv"}
 ROUNDING = 5e-4  # results are published with three decimals
 COLUMNS = columns(
     results="Results", row="Row", figure="Figure", published="Published", found="Found", verdict="Verdict"
