@@ -44,14 +44,14 @@ def heif_passes(data: bytes, width: int, height: int) -> int:
 
 def _decoded_pixels(data: memoryview) -> int:
     """Pixels of the primary item and of all items it is made of, as often as each is decoded."""
-    metas = [body for kind, body in _boxes(data, has_trailer=True) if kind == b"meta"]
+    metas = [body for kind, body in read_boxes(data, has_trailer=True) if kind == b"meta"]
     if len(metas) != 1:  # decoders differ on which of several counts
         raise UnreadableImage("HEIC data without a still picture" if not metas else "corrupt HEIC data")
     if len(metas[0]) > MAX_META_BYTES:
         raise UnreadableImage(
             f"too costly: a list of items of {len(metas[0]):,} bytes, the limit is {MAX_META_BYTES:,}"
         )
-    listed = list(_boxes(metas[0][4:]))
+    listed = list(read_boxes(metas[0][4:]))
     boxes = dict(listed)
     if not {b"pitm", b"iprp"} <= boxes.keys() or any(
         sum(kind == name for kind, _ in listed) > 1 for name in (b"pitm", b"iprp", b"iref")
@@ -72,7 +72,7 @@ def _decoded_pixels(data: memoryview) -> int:
     return cost(struct.unpack_from(">I" if primary[0] else ">H", primary, 4)[0], 0)
 
 
-def _boxes(data: memoryview, has_trailer: bool = False) -> Iterator[tuple[bytes, memoryview]]:
+def read_boxes(data: memoryview, has_trailer: bool = False) -> Iterator[tuple[bytes, memoryview]]:
     """Type and content of the boxes in a range of bytes.
 
     Raises UnreadableImage for a box that does not fit in it, unless bytes of another format may follow the boxes.
@@ -94,12 +94,12 @@ def _boxes(data: memoryview, has_trailer: bool = False) -> Iterator[tuple[bytes,
 
 def _item_sizes(iprp: memoryview) -> dict[int, int]:
     """Pixels of each item, from its `ispe` property."""
-    boxes = list(_boxes(iprp))
+    boxes = list(read_boxes(iprp))
     properties = [
         struct.unpack_from(">II", body, 4) if kind == b"ispe" else (0, 0)
         for name, content in boxes
         if name == b"ipco"
-        for kind, body in _boxes(content)
+        for kind, body in read_boxes(content)
     ]
     sizes: dict[int, int] = {}
     for name, body in boxes:
@@ -123,7 +123,7 @@ def _item_parts(iref: memoryview) -> dict[int, list[int]]:
     """Items that each item is made of, with repetitions; those with its transparency too."""
     parts: dict[int, list[int]] = {}
     letter, size = ("I", 4) if iref[0] else ("H", 2)
-    for kind, body in _boxes(iref[4:]):
+    for kind, body in read_boxes(iref[4:]):
         item, count = struct.unpack_from(f">{letter}H", body)
         others = struct.unpack_from(f">{count}{letter}", body, size + 2)
         if kind == b"dimg":
