@@ -22,7 +22,9 @@ detectors miss more images of generators they have not seen in training.
 
 If the checkpoint frames faces (--geometry face of train.py), the largest face is scored: a column `framed` holds face,
 or whole for a picture without one, and `finder` what searched it: yunet or cascade. With --faces, every face is scored,
-and a column `faces` holds their number.
+and a column `faces` holds their number. With --metadata, a column `metadata` lists what the file says about itself, in
+JSON as {"what", "value", "where"}: generators, source types, Content Credentials, software, camera. Anybody can write
+or remove such statements, so they never change a score.
 
 JSON output is an array of {"path", "p_fake", "verdict", "logit"}, with {"path", "error"} for images that cannot be
 read. CSV output leaves these out. They are always listed on stderr, never scored, and make the exit code 1. The last
@@ -99,6 +101,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="what runs the detector, see benchmark.py --help; auto is torch for a checkpoint, and for "
         "an export the engine it was made for (default: auto)",
     )
+    parser.add_argument(
+        "--metadata", action="store_true", help="list what each file says about its origin; changes no score"
+    )
     add_face_group(parser)
     add_device_group(parser, workers="threads that decode images (default: one per CPU core)")
     return parser
@@ -143,6 +148,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
         batches = predict_records(predictor, records, args.batch_size, args.workers, finder, args.faces)
         rows = make_rows(batches, records, point, args.threshold, finder.name if finder else None, args.faces)
         columns = (*COLUMNS, *(("faces",) if args.faces else ()), *(("framed", "finder") if finder else ()))
+        if args.metadata:
+            from utils.metadata.findings import add_findings
+
+            rows, columns = add_findings(rows, as_text=args.format == "csv"), (*columns, "metadata")
         WRITERS[args.format](stream, report(rows, len(records), counts, quiet=stream.isatty()), columns)
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     faceless = f"; {counts['faceless']} without a face, scored as a whole" if counts["faceless"] else ""

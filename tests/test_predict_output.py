@@ -1,6 +1,7 @@
 """predict.py: output files, streaming, memory, and its behaviour as a process."""
 
 import io
+import json
 import os
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from PIL import Image, PngImagePlugin
 
 import datasets.images
 from tests.conftest import write_images
@@ -38,6 +40,34 @@ def test_output_replaces_the_old_file_and_leaves_stdout_empty(checkpoint, capsys
     run(checkpoint, "a.png", "--output", "new/folder/out.csv")
     assert Path("new/folder/out.csv").read_bytes() == Path("out.csv").read_bytes()
     assert sorted(os.listdir()) == ["a.png", "new", "out.csv"]
+
+
+@pytest.mark.parametrize("file_format", ["csv", "json"])
+def test_metadata_stands_beside_the_scores(checkpoint, capsys, file_format):
+    write_images("a.png", "plain.png")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "a portrait\nSteps: 20, Sampler: Euler a, Seed: 3")
+    with Image.open("a.png") as image:
+        image.save("a.png", pnginfo=info)
+    Path("broken.jpg").write_bytes(b"\xff\xd8\xff")
+    paths = ("a.png", "plain.png", "broken.jpg")
+
+    def rows(*flags):
+        run(checkpoint, *paths, "--format", file_format, *flags)
+        text = capsys.readouterr().out
+        return json.loads(text) if file_format == "json" else csv_rows(text)
+
+    told = rows("--metadata")
+    metadata = [row.pop("metadata") for row in told if "error" not in row]
+    assert told == rows()
+    generator = "Stable Diffusion parameters: a portrait Steps: 20, Sampler: Euler a, Seed: 3"
+    if file_format == "csv":
+        camera = "camera: none named (file)"
+        assert metadata == [f"generator: {generator} (PNG text parameters); {camera}", camera]
+    else:
+        camera = {"what": "camera", "value": "none named", "where": "file"}
+        found = {"what": "generator", "value": generator, "where": "PNG text parameters"}
+        assert metadata == [[found, camera], [camera]]
 
 
 def test_failure_leaves_the_old_output_and_nothing_else(checkpoint, monkeypatch):

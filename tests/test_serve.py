@@ -23,7 +23,10 @@ pytest.importorskip("waitress")
 
 import predict
 import serve
+from datasets.images import UnreadableImage
 from tests.conftest import write_image
+from tests.datasets.heif_files import encode_heic
+from tests.utils.metadata.manifests import firefly_store, in_png
 from utils.errors import UserError
 from utils.serving.settings import Limits
 from utils.serving.wsgi import make_server
@@ -120,6 +123,35 @@ def test_an_image_that_cannot_be_read_has_no_score(client, photos):
     good, bad = answer.get_json()["images"]
     assert answer.status_code == 200 and 0 <= good["p_fake"] <= 1
     assert bad == {"name": "b.jpg", "error": {"code": "unreadable", "message": "The image is damaged or incomplete."}}
+
+
+def test_what_a_file_says_stands_beside_its_score(client, photos):
+    plain = photos[0].read_bytes()
+    credentials = in_png(plain, firefly_store())
+    answer = upload(client, "/api/predict", [(plain, "a.png"), (credentials, "b.png")]).get_json()
+    first, second = answer["images"]
+    assert first["logit"] == second["logit"] and [one["what"] for one in first["metadata"]] == ["camera"]
+    assert second["metadata"][0] == {
+        "what": "content credentials",
+        "value": "claim by Adobe_Firefly 2.0; not verified",
+        "where": "PNG caBX",
+    }
+
+
+def test_heic_is_scored_or_refused_in_plain_words(client, monkeypatch):
+    pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    data = encode_heic(Image.linear_gradient("L").resize((64, 48)).convert("RGB"))
+    image = upload(client, "/api/predict", [(data, "IMG_1.HEIC")]).get_json()["images"][0]
+    assert (image["width"], image["height"]) == (64, 48) and 0 <= image["p_fake"] <= 1
+    assert upload(client, "/api/explain", [(data, "a")]).get_json()["overlay"]["media_type"] == "image/jpeg"
+    assert upload(client, "/api/predict", [(data[:200], "a")]).get_json()["error"]["code"] == "unreadable"
+
+    def no_decoder(*_):
+        raise UnreadableImage("HEIC needs the package pillow-heif; install it, or convert the file to JPEG or PNG")
+
+    monkeypatch.setattr(client.application.extensions["service"].workers, "run", no_decoder)
+    refused = upload(client, "/api/predict", [(data, "a")])
+    assert refused.status_code == 415 and "cannot read HEIC" in refused.get_json()["error"]["message"]
 
 
 def test_explanation_has_an_overlay_of_the_picture_and_the_raw_map(client, photos):

@@ -12,6 +12,7 @@ import pytest
 import predict
 import serve
 from tests.conftest import write_image
+from tests.utils.metadata.manifests import firefly_store, in_png
 from tests_web.browser import chromium, running
 from utils.files import ROOT
 from utils.serving.settings import Limits, Refused
@@ -129,6 +130,25 @@ def test_stress_test_has_a_row_for_each_step(page, photos):
     assert "ways to share" in page.locator(".stress").text_content()
 
 
+def test_what_the_file_says_is_shown_apart_from_the_verdict(page, photos, tmp_path):
+    generated = tmp_path / "generated.png"
+    generated.write_bytes(in_png(Path(photos[0]).read_bytes(), firefly_store()))
+    choose(page, [str(generated)])
+    part = page.locator(".file-says")
+    assert not part.locator("dl").is_visible()
+    page.get_by_text("What the file says").focus()
+    page.keyboard.press("Enter")
+    text = part.inner_text()
+    for words in (
+        "claim by Adobe_Firefly 2.0; not verified (PNG caBX)",
+        "made by a generator",
+        "none named",
+        "no part",
+    ):
+        assert words in text
+    assert not page.complaints
+
+
 def test_pasted_and_dropped_pictures_are_taken(page, photos):
     content = list(Path(photos[0]).read_bytes())
     for event in ("paste", "drop"):
@@ -235,6 +255,7 @@ def test_axe_finds_nothing_serious(page, photos, scheme, tmp_path):
     page.locator(".stress table").wait_for()
     page.get_by_text("About this detector").click()
     page.get_by_text("Earlier verdicts").click()
+    page.get_by_text("What the file says").click()
     assert not serious(page)
     page.locator(".thumb").last.click()
     assert not serious(page)

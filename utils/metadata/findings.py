@@ -9,10 +9,11 @@ import html
 import re
 import warnings
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from PIL import Image
 
+from datasets.storage import UnreadableImage, read_bytes
 from utils.metadata.blocks import MAX_BLOCK_BYTES, TIFF_TAGS, Block, read_blocks
 from utils.metadata.credentials import read_credentials
 
@@ -88,6 +89,19 @@ def read_findings(data: bytes) -> list[Finding]:
     if not any(finding["what"] == "camera" for finding in found):
         found.append(Finding(what="camera", value="none named", where="file"))
     return found[:MAX_FINDINGS]
+
+
+def add_findings(batches: Iterator[list[dict[str, Any]]], as_text: bool) -> Iterator[list[dict[str, Any]]]:
+    """Add what the file of each row with a ``path`` says as its ``metadata``; rows with an ``error`` have none."""
+    for rows in batches:
+        for row in rows:
+            if "error" not in row:
+                try:
+                    found = read_findings(read_bytes(row["path"]))
+                except UnreadableImage:  # gone since it was scored
+                    found = []
+                row["metadata"] = findings_text(found) if as_text else found
+        yield rows
 
 
 def findings_text(findings: list[Finding]) -> str:

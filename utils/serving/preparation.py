@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from datasets.faces import Face, FaceFinder, face_views
 from datasets.images import check_shape, decode_image
 from datasets.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
 from datasets.transforms import Geometry
+from utils.metadata.findings import Finding, read_findings
 
 SHOWN_SIDE = 1024  # px, the longer side of an overlay
 STRESS_PIXELS = 16_000_000  # of an image that is degraded a dozen times
@@ -33,12 +34,14 @@ class Prepared:
         faces: the faces that are judged; ``[None]`` if the whole picture is.
         views: the detector's view of each face, ``(N, size, size, 3)`` uint8 RGB.
         shown: the picture reduced for the screen, if asked for.
+        metadata: what the file says about itself.
     """
 
     size: tuple[int, int]
     faces: list[Face | None]
     views: np.ndarray
     shown: np.ndarray | None = None
+    metadata: list[Finding] = field(default_factory=list)
 
 
 def prepare(
@@ -52,7 +55,9 @@ def prepare(
     cv2.setNumThreads(1)
     pixels = check_shape(decode_image(data, max_pixels))
     views, faces = face_views(pixels, geometry, _finder(finder) if finder else None, every_face)
-    return Prepared(pixels.shape[:2], [*faces] or [None], views, _reduced(pixels) if show else None)
+    return Prepared(
+        pixels.shape[:2], [*faces] or [None], views, _reduced(pixels) if show else None, read_findings(data)
+    )
 
 
 def prepare_stress(data: bytes, max_pixels: int, geometry: Geometry, face: Face | None) -> np.ndarray:

@@ -137,6 +137,8 @@ class Service:
             if str(error).startswith("too large"):
                 limit = f"{max_pixels / 1e6:g} megapixels"
                 raise Refused(413, "too_many_pixels", f"The picture has more than {limit}.") from None
+            if str(error).startswith("HEIC needs"):
+                raise Refused(415, "not_an_image", "This server cannot read HEIC; convert it to JPEG.") from None
             if str(error).startswith("too costly"):
                 raise Refused(422, "too_complex", "The image takes too long to decode.") from None
             raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
@@ -157,7 +159,8 @@ class Service:
         self.telemetry.verdict(highest["verdict"])
         faces = [{**(_face_dict(face, found.size, offer) or {}), **answer} for face, answer in rows if face]
         framing = self._framing(found.faces[0], offer, every_face)
-        return {"width": found.size[1], "height": found.size[0], **highest, **framing, "faces": faces}
+        size = {"width": found.size[1], "height": found.size[0]}
+        return {**size, **highest, **framing, "faces": faces, "metadata": found.metadata}
 
     def _framing(self, face: Face | None, offer: Offer, every_face: bool) -> dict[str, str]:
         """Whether a face or the whole picture was scored and what searched it; nothing if no face was searched."""

@@ -2,6 +2,7 @@ import { useEffect } from "react";
 
 import { explain, stress, type Card, type Choice } from "./api";
 import { Sign } from "./Chip";
+import { FileSays } from "./FileSays";
 import { reasonOf, type Item } from "./items";
 import { Meter } from "./Meter";
 import { Overlay } from "./Overlay";
@@ -92,6 +93,7 @@ export function Detail({ item, card, choice, onChange }: Props) {
         )}
       </div>
       {scored && <StressTable stress={item.stress} onStart={() => onChange(id, { stress: "" })} />}
+      {scored && <FileSays metadata={scored.metadata} />}
       {scored && card && (
         <p className="printed">
           Detector {card.name} ({card.model}), threshold {card.threshold.toFixed(3)}, {new Date().toLocaleString()}. A

@@ -21,6 +21,13 @@ export interface Decision {
   unsure: [number, number] | null;
 }
 
+/** A statement in the metadata of a file. */
+export interface Finding {
+  what: "generator" | "source type" | "content credentials" | "software" | "camera";
+  value: string;
+  where: string;
+}
+
 export interface Scored extends Scores {
   name: string;
   framed?: "face" | "whole";
@@ -28,6 +35,7 @@ export interface Scored extends Scores {
   width: number;
   height: number;
   faces: (FaceBox & Scores)[];
+  metadata: Finding[];
 }
 
 export interface Picture {

@@ -1,0 +1,34 @@
+import { Fragment } from "react";
+
+import type { Finding } from "./api";
+
+const GROUPS: Record<Finding["what"], string> = {
+  generator: "Generator",
+  "source type": "Source type",
+  "content credentials": "Content Credentials",
+  software: "Software",
+  camera: "Camera",
+};
+
+/** What the file says about its origin; evidence apart from the verdict. */
+export function FileSays({ metadata }: { metadata: Finding[] }) {
+  return (
+    <details className="panel file-says">
+      <summary>What the file says</summary>
+      <p>
+        Anybody can write or remove these statements. They are not verified and have no part in the verdict. Services
+        that share pictures remove most of them, so their absence means nothing.
+      </p>
+      <dl>
+        {metadata.map(({ what, value, where }) => (
+          <Fragment key={what + value + where}>
+            <dt>{GROUPS[what]}</dt>
+            <dd>
+              {value} ({where})
+            </dd>
+          </Fragment>
+        ))}
+      </dl>
+    </details>
+  );
+}
