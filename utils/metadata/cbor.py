@@ -71,7 +71,7 @@ class _Decoder:
         if count is not None:
             content = self._take(count)
             return content if kind == 2 else content.decode("utf-8", "replace")
-        parts: list[Any] = self._collection(4, None, depth)
+        parts: Any = self._collection(4, None, depth)
         return (b"" if kind == 2 else "").join(parts)
 
     def _collection(self, kind: int, count: int | None, depth: int) -> list | dict:

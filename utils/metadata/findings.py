@@ -16,6 +16,7 @@ from PIL import Image
 from datasets.storage import UnreadableImage, read_bytes
 from utils.metadata.blocks import MAX_BLOCK_BYTES, TIFF_TAGS, Block, read_blocks
 from utils.metadata.credentials import read_credentials
+from utils.metadata.verification import UNVERIFIED, verify_credentials
 
 MAX_VALUE = 300  # characters
 MAX_TEXT = 20_000  # characters of a text that are searched
@@ -78,11 +79,13 @@ def read_findings(data: bytes) -> list[Finding]:
     """
     found: list[Finding] = []
     blocks = read_blocks(data)
-    first = next((block for block in blocks if block.kind == "c2pa"), None)
+    first = next((block for block in blocks if block.kind == "c2pa"), None)  # readers take no other
     for block in blocks:
-        if block.kind == "c2pa" and block is not first:  # readers take the first
-            continue
-        for what, value, where in _READERS[block.kind](block):
+        if block.kind == "c2pa":
+            statements = _from_c2pa(block, data) if block is first else iter(())
+        else:
+            statements = _READERS[block.kind](block)
+        for what, value, where in statements:
             finding = Finding(what=what, value=clean(value), where=where)
             if finding["value"] and finding not in found:
                 found.append(finding)
@@ -204,19 +207,21 @@ def _from_iptc(block: Block) -> Statements:
         yield from _program(text, block.where, match[1] == b"\x41")
 
 
-def _from_c2pa(block: Block) -> Statements:
+def _from_c2pa(block: Block, data: bytes) -> Statements:
+    state = verify_credentials(data)
     try:
         manifests = read_credentials(block.content)
     except ValueError as error:
-        yield "content credentials", f"C2PA block, damaged ({error}); not verified", block.where
+        yield "content credentials", f"C2PA block, damaged ({error}); {UNVERIFIED}", block.where
         return
     for number, manifest in enumerate(manifests, 1):
         where = f"{block.where}, manifest {number} of {len(manifests)}" if len(manifests) > 1 else block.where
-        yield "content credentials", f"claim by {manifest.claim_generator or 'an unnamed program'}; not verified", where
+        checked = state if number == len(manifests) else UNVERIFIED  # the last one is the active one
+        yield "content credentials", f"claim by {manifest.claim_generator or 'an unnamed program'}; {checked}", where
         for name in (manifest.claim_generator, *manifest.agents):
             yield from _named(name, where)
         for term in manifest.source_types:
             yield from _source_type(term, where)
 
 
-_READERS = {"text": _from_text, "exif": _from_exif, "xmp": _from_xmp, "iptc": _from_iptc, "c2pa": _from_c2pa}
+_READERS = {"text": _from_text, "exif": _from_exif, "xmp": _from_xmp, "iptc": _from_iptc}
