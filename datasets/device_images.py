@@ -37,7 +37,7 @@ class DeviceLoader:
         self, dataset: ImageDataset, batch_size: int, sampler: EpochSampler, drop_last: bool, device: torch.device
     ) -> None:
         transform = dataset.transform
-        if not isinstance(transform, TrainTransform) or transform.steps or transform.needs_face or dataset.forger:
+        if not isinstance(transform, TrainTransform) or transform.steps or transform.needs_face:
             raise ValueError("only crops and flips are made on the device")
         dataset.memory_left = 0  # one copy is enough
         self.dataset, self.batch_size, self.sampler, self.drop_last = dataset, batch_size, sampler, drop_last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,10 +17,6 @@ from datasets.framing import Box
 from datasets.images import UnreadableImage, read_record, read_size
 from datasets.records import FaceUser, Record
 from utils.distributed import team
-
-if TYPE_CHECKING:
-    from datasets.forgeries.forger import Forger
-
 
 Item = tuple[Tensor, float, int]  # image, label, index
 
@@ -63,9 +59,8 @@ class Transform(FaceUser, Protocol):
 class ImageDataset(Dataset):
     """Images of a list of records; an item is ``(image, label, index)``.
 
-    With an index ``(index, seed)``, the seed determines the augmentation of the item and whether the ``forger`` turns
-    it into a fake first. Decoded images are kept in memory up to ``memory_limit`` bytes, so small sets are decoded
-    once.
+    With an index ``(index, seed)``, the seed determines the augmentation of the item. Decoded images are kept in memory
+    up to ``memory_limit`` bytes, so small sets are decoded once.
 
     A transform that needs the face of a picture gets its largest one. With ``every_face``, the item of an index is a
     list of items, one for each face, or one for the whole picture if it shows none. Both need records whose pictures
@@ -73,16 +68,10 @@ class ImageDataset(Dataset):
     """
 
     def __init__(
-        self,
-        records: Sequence[Record],
-        transform: Transform,
-        memory_limit: int = 0,
-        forger: Forger | None = None,
-        every_face: bool = False,
+        self, records: Sequence[Record], transform: Transform, memory_limit: int = 0, every_face: bool = False
     ) -> None:
         self.records = records
         self.transform = transform
-        self.forger = forger
         self.every_face = every_face
         self.memory_left = memory_limit
         self._decoded: dict[int, np.ndarray] = {}
@@ -97,13 +86,11 @@ class ImageDataset(Dataset):
         except UnreadableImage as error:
             return Unreadable(index, str(error))
         record = self.records[index]
-        label, box = record.label, record.face_for(self.transform)
-        if self.forger:
-            image, label = self.forger(image, label, seed, box)
+        label = record.label
         number = float("nan") if label is None else float(label)
         if self.every_face:
-            return [(self.transform(image, seed, each), number, index) for each in record.faces or (None,)]
-        return self.transform(image, seed, box), number, index
+            return [(self.transform(image, seed, box), number, index) for box in record.faces or (None,)]
+        return self.transform(image, seed, record.face_for(self.transform)), number, index
 
     def read(self, index: int) -> np.ndarray:
         """Return the decoded image ``(H, W, 3)`` uint8 RGB. Raises UnreadableImage."""

@@ -201,7 +201,7 @@ def mutations(text: str) -> Iterator[tuple[str, str]]:
 
 def suggestions(number: str, unit: str, limit: int = 8) -> list[str]:
     """Return entries of results files that show this figure."""
-    keys = ("checkpoint", "dataset", "tier", "generator", "attack", "eps", "what", "model", "method", "forgery", "run")
+    keys = ("checkpoint", "dataset", "tier", "generator", "attack", "eps", "what", "model", "method", "run")
     found = {}
     for file in sorted(ROOT.glob("results/**/*.json")):
         if {"scores", "cells", "raw", "checks"} & set(file.parts):

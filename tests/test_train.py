@@ -263,7 +263,6 @@ def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys)
         ("--data faces --lr fast", "expected a number"),
         ("--data faces --warmup 1.5", "in [0, 1]"),
         ("--data faces --augmentation heavy", "invalid choice"),
-        ("--data faces --forgery-share 0.3", "expected --forgeries with --forgery-share 0.3, got none"),
         ("--data faces --device gpu", "--device"),
         ("--data faces --epoch 3", "unrecognized"),  # no abbreviations
         ("--data faces --output-dir a_file", "a writable folder"),

@@ -9,7 +9,6 @@ import torch
 
 import train
 from datasets.device_images import DeviceLoader, make_training_loader
-from datasets.forgeries.forger import Forger
 from datasets.loading import EpochSampler, ImageDataset, make_loader
 from datasets.spec import Record
 from datasets.transforms import Geometry, TrainTransform
@@ -30,9 +29,9 @@ def records(tmp_path):
     return found
 
 
-def dataset(records, augmentation="light", size=32, geometry=None, forger=None):
+def dataset(records, augmentation="light", size=32, geometry=None):
     transform = TrainTransform(geometry or Geometry("crop", size), augmentation, size, as_bytes=True)
-    return ImageDataset(records, transform, forger=forger)
+    return ImageDataset(records, transform)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "light"])
@@ -58,7 +57,6 @@ def test_batches_are_those_of_the_host_pixel_for_pixel(records, augmentation, dr
     ("change", "says"),
     [
         ({"augmentation": "forensic"}, "only crops and flips"),
-        ({"forger": Forger(("blend",), 0.5)}, "only crops and flips"),
         ({"geometry": Geometry("crop", 32, 48)}, "must be rescaled"),
         ({"size": 96}, "must be rescaled"),
     ],

@@ -195,6 +195,12 @@ def test_a_missing_package_is_named_before_any_feature(model, package, faces, tm
     assert not computed
 
 
+def test_balanced_epochs_are_for_neural_models(faces, tmp_path, computed, monkeypatch, capsys):
+    line = fails([*flags_of("logistic_regression", faces, tmp_path / "run"), "--balance"], monkeypatch, capsys)
+    assert "expected a neural model for --balance, got logistic_regression" in line
+    assert not computed
+
+
 def test_one_class_is_not_enough(make_folder, tmp_path, computed, monkeypatch, capsys):
     folder = make_folder("reals", {"train/real": 4, "valid/real": 2, "valid/fake": 2})
     line = fails(flags_of("logistic_regression", folder, tmp_path / "run"), monkeypatch, capsys)

@@ -253,30 +253,6 @@ def test_the_released_file_gives_its_golden_scores(name, monkeypatch):
     assert without_paths(checkpoint["train_args"]) == checkpoint["train_args"]
 
 
-def test_the_ablation_table_has_a_row_per_run():
-    table = importlib.import_module("studies.ablation_table")
-    found = [
-        {
-            "checkpoint": "forge-blend",
-            "dataset": name,
-            "generator": "all",
-            "n_real": real,
-            "auc": auc,
-            "auc_ci": [0, 1],
-            "real_acc": 0.7 if real else None,
-            "real_acc_ci": [0.6, 0.8],
-        }
-        for name, real, auc in (("photoshop", 9, 0.5), ("utkface", 9, None), ("sfhq", 0, None))
-    ]
-    paired = [
-        {"checkpoint": "forge-blend", "dataset": f"{name} / utkface", "n_real": 9, "auc": auc, "auc_ci": [0, 1]}
-        for name, auc in (("sfhq", 0.9), ("generated_photos", 0.7))
-    ]
-    (row,) = table.ablation_rows(found, paired)
-    assert row["forgery"] == "blend" and row["utkface"] == 0.7 and abs(row["mean"] - 0.7) < 1e-9
-    assert {key for key, _ in table.COLUMNS} <= set(row) | {"faces140k"}
-
-
 def test_the_candidates_are_compared_by_their_mean_on_validation():
     table = importlib.import_module("studies.candidates_table")
     sets = {"faces140k": 0.9, "openforensics": 1.0, "dfdc": 0.8}

@@ -338,14 +338,7 @@ def test_a_release_its_figures_and_its_card_are_steps(name):
     assert {release, figures} <= set(card.needs(found)) and card in table.needs(found)
 
 
-@pytest.mark.parametrize(
-    ("script", "tables"),
-    [
-        ("summarize", ["summary"]),
-        ("ablation_table", ["forgery_ablation/ablation"]),
-        ("releases_table", ["releases/overview"]),
-    ],
-)
+@pytest.mark.parametrize(("script", "tables"), [("summarize", ["summary"]), ("releases_table", ["releases/overview"])])
 def test_the_tables_made_of_tables_are_those_of_their_results(script, tables, tmp_path, monkeypatch):
     module = importlib.import_module(f"studies.{script}")
     monkeypatch.setattr(module, "save_figure", lambda figure, stem: None, raising=False)
@@ -356,7 +349,7 @@ def test_the_tables_made_of_tables_are_those_of_their_results(script, tables, tm
 
 
 def test_steps_that_make_tables_of_tables_have_flags_that_exist():
-    names = "summarize ablation_table candidates_table model_card releases_table"
+    names = "summarize candidates_table model_card releases_table"
     made_of_tables = {f"studies.{name}" for name in names.split()}
     steps = [step for step in read_steps(reproduce.STEPS_FILE) if step.module in made_of_tables]
     for step in steps:

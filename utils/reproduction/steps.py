@@ -31,7 +31,6 @@ OUTPUTS = {  # what a finished script has written to --output-dir; {stem} is tha
     "tune": "confirmation.md",
     "studies.few_shot": "adaptation.json",
     "studies.summarize": "summary.md",
-    "studies.ablation_table": "ablation.md",
     "studies.candidates_table": "candidates.md",
     "studies.leave_source_out": "sources.json",
     "studies.reconstruct": ".",  # folders named after the sources

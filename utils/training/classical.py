@@ -41,8 +41,8 @@ def fit_classical(
     Raises:
         UserError: the recipe needs a neural model, or no image can be read.
     """
-    if recipe.forgeries or recipe.balance:
-        raise UserError(f"expected a neural model for --forgeries and --balance, got {recipe.model}; drop the flags")
+    if recipe.balance:
+        raise UserError(f"expected a neural model for --balance, got {recipe.model}; drop the flag")
     unreadable: dict[str, str] = {}
 
     def features(listings: Sequence[Listing]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,6 @@ from utils.attacks.threat_model import check_linf_eps, parse_size
 from utils.errors import UserError
 from utils.model_names import check_model_name
 
-FORGERY_SHARE = 0.5
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -43,8 +41,6 @@ class Recipe:
     face_detector: str | None
     train_size: int | None
     augmentation: str
-    forgeries: str | None
-    forgery_share: float
     balance: bool
     epochs: int
     batch_size: int
@@ -95,14 +91,6 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
         recipe["teacher"] = str(check_checkpoint_file(recipe["teacher"], "--teacher"))
         if recipe["adversarial"]:
             raise UserError("expected either --teacher or --adversarial, got both; distil first, then harden")
-    if recipe["forgeries"]:
-        from datasets.forgeries.forger import make_forger
-
-        make_forger(recipe["forgeries"], recipe["forgery_share"])  # checks the names
-    elif recipe["forgery_share"] != FORGERY_SHARE:
-        raise UserError(
-            f"expected --forgeries with --forgery-share {recipe['forgery_share']:g}, got none; add --forgeries"
-        )
     return Recipe(command=command, **recipe)
 
 
@@ -136,10 +124,6 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     add_face_detector(shape)
     shape.add_argument("--train-size", type=int_in(16, 4096), help="size of training crops, px (default: --image-size)")
     shape.add_argument("--augmentation", choices=("none", "light", "forensic", "delivery", "wild"), default="light")
-    shape.add_argument(
-        "--forgeries", metavar="A,B", help="make fakes of real images: blend, splice, upsample, smooth, decoder"
-    )
-    shape.add_argument("--forgery-share", type=float_in(0, 1), default=FORGERY_SHARE, help="of reals (default: 0.5)")
     shape.add_argument("--balance", action="store_true", help="sample classes equally, and their sources")
 
     fit = parser.add_argument_group("optimisation")

@@ -10,7 +10,6 @@ import torch
 
 from datasets.balance import label_groups
 from datasets.device_images import make_training_loader
-from datasets.forgeries.forger import make_forger
 from datasets.framing import MARGIN
 from datasets.loading import Batch, EpochSampler, ImageDataset, make_loader, typical_side
 from datasets.records import Record
@@ -27,7 +26,6 @@ from utils.runtime import depthwise_in_fp32, pick_precision
 from utils.training.classical import resolve_embedding
 from utils.training.distillation import Teacher
 from utils.training.finetune import freeze, parameter_groups
-from utils.training.forgery_decoder import with_decoder
 from utils.training.log import log
 from utils.training.recipe import Recipe
 from utils.training.state import TrainingState, WeightAverage
@@ -107,9 +105,6 @@ def prepare(
     if device.type == "cpu" and dtype == torch.bfloat16:
         depthwise_in_fp32(detector)
     freeze(detector, recipe.freeze)
-    forger = make_forger(recipe.forgeries, recipe.forgery_share) if recipe.forgeries else None
-    if forger:
-        forger = with_decoder(forger, records, folder, recipe.seed, resume=interrupted is not None)
     state = TrainingState(
         detector,
         ema=WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None,
@@ -127,10 +122,10 @@ def prepare(
     sampler = EpochSampler(len(records), recipe.seed, team.rank, team.size, groups)
     drop_last = len(records) // team.size >= recipe.batch_size  # a last batch of one image would break batch norm
     if recipe.token_views:  # after the restored weights
-        tokens = cache_tokens(recipe, state, data, transform, forger, Path(cache or TOKEN_CACHE), workers)
+        tokens = cache_tokens(recipe, state, data, transform, Path(cache or TOKEN_CACHE), workers)
         loader = make_loader(tokens, recipe.batch_size, sampler, workers, drop_last, device.type == "cuda")
         return state, cast(TrainingLoader, loader)
-    images = ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT, forger=forger)
+    images = ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT)
     image_loader, where = make_training_loader(images, recipe.batch_size, sampler, workers, drop_last, device)
     if where:
         log(where)

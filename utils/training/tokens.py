@@ -1,7 +1,7 @@
 """Training on cached tokens: the frozen part of a detector sees each image once, not once per epoch.
 
-Each training image has ``--token-views`` views, augmented and forged as in direct training; an epoch takes one of them
-at random. The caches are kept per listing, so that runs on other mixtures of the same datasets share them.
+Each training image has ``--token-views`` views, augmented as in direct training; an epoch takes one of them at
+random. The caches are kept per listing, so that runs on other mixtures of the same datasets share them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.forgeries.forger import Forger
 from datasets.loading import ImageDataset
 from datasets.records import Listing, relative_path
 from datasets.splits import TrainingData
@@ -56,13 +55,7 @@ class OnTokens(nn.Module):
 
 
 def cache_tokens(
-    recipe: Recipe,
-    state: TrainingState,
-    data: TrainingData,
-    transform: TrainTransform,
-    forger: Forger | None,
-    root: Path,
-    workers: int,
+    recipe: Recipe, state: TrainingState, data: TrainingData, transform: TrainTransform, root: Path, workers: int
 ) -> TokenDataset:
     """Open the caches of all listings below ``root``, compute what they lack, and return the training views.
 
@@ -77,7 +70,6 @@ def cache_tokens(
     augmented = {
         "augmentation": recipe.augmentation,
         "train_size": transform.size,
-        "forgeries": forgery_facts(forger),
         "seed": recipe.seed,
         "views": recipe.token_views,
         "teacher": file_digest(recipe.teacher) if recipe.teacher else None,
@@ -88,7 +80,7 @@ def cache_tokens(
             root,
             {**shared, **augmented},
             listing,
-            ImageDataset(listing.records, transform, forger=forger),
+            ImageDataset(listing.records, transform),
             view_seeds(recipe.seed, len(listing.records), recipe.token_views),
             shapes[0],
         )
@@ -148,14 +140,6 @@ def weights_digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().half().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def forgery_facts(forger: Forger | None) -> list | None:
-    """Return what decides the forgeries of a run."""
-    if forger is None:
-        return None
-    network = getattr(forger.decoder, "network", None)
-    return [*forger.names, forger.share, weights_digest(network.parameters()) if network else None]
 
 
 def files_digest(listing: Listing) -> str:

@@ -10,13 +10,10 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import train
-from datasets.forgeries.decoder import DecoderForgery
-from datasets.forgeries.forger import Forger, make_forger
 from datasets.framing import Box
 from datasets.loading import Batch, ImageDataset, stand_in
 from datasets.splits import open_training_data
 from datasets.transforms import EvalTransform, TrainTransform, as_floats
-from models.autoencoder import Autoencoder
 from models.foundation import Foundation
 from tests.conftest import assert_same_run, exit_and_stderr
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
@@ -27,13 +24,13 @@ from utils.training.distillation import Teacher
 from utils.training.recipe import make_recipe
 from utils.training.setup import build_detector, prepare
 from utils.training.token_cache import score_tokens
-from utils.training.tokens import files_digest, forgery_facts, in_openvino, view_seeds
+from utils.training.tokens import files_digest, in_openvino, view_seeds
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 CPU = torch.device("cpu")
 MODEL = "--model foundation --model-args backbone=test_vit blocks=3-6 tune=norms_2 --image-size 32 --batch-size 4"
 VIEWS = 3
-AUGMENTED = ["--augmentation", "forensic", "--forgeries", "blend"]
+AUGMENTED = ["--augmentation", "forensic"]
 
 
 class Killed(BaseException):
@@ -73,15 +70,13 @@ def test_views_labels_and_gradients_are_those_of_direct_training(image_folder):
     detector = state.detector
     chosen = dict(iter(loader.sampler))
     transform = TrainTransform(detector.geometry, "forensic", as_bytes=True)
-    direct = ImageDataset(data.train_records, transform, forger=make_forger("blend", recipe.forgery_share))
+    direct = ImageDataset(data.train_records, transform)
     seeds = view_seeds(recipe.seed, len(direct), VIEWS)
     batches = list(loader)
     assert sorted(index for batch in batches for index in batch.indices.tolist()) == list(range(len(direct)))
-    forged = 0
     for batch in batches:
         items = [direct[index, int(seeds[index, chosen[index] % VIEWS])] for index in batch.indices.tolist()]
         assert batch.labels.tolist() == [label for _, label, _ in items]
-        forged += sum(label != direct.records[index].label for _, label, index in items)
         images = as_floats(torch.stack([image for image, _, _ in items]))
         wanted = detector.eval().frozen_tokens(images)
         assert torch.allclose(batch.images.float(), wanted, rtol=2e-3, atol=1e-4)
@@ -93,7 +88,6 @@ def test_views_labels_and_gradients_are_those_of_direct_training(image_folder):
             assert (one - other).norm() <= 0.02 * one.norm() + 1e-6
         again = gradients(detector, detector.from_tokens(wanted), batch.labels)  # without rounding to float16
         assert all(torch.equal(one, other) for one, other in zip(exact, again, strict=True))
-    assert forged
 
 
 def test_each_view_has_a_seed_and_epochs_differ_in_their_views(image_folder):
@@ -141,7 +135,6 @@ def test_runs_resume_and_share_the_cache(image_folder, tmp_path, capsys, monkeyp
         (["--token-views", "2"], 1),
         (["--augmentation", "none"], 1),
         (["--train-size", "48"], 1),
-        (["--forgeries", "blend"], 1),
         (["--geometry", "resize"], 2),
         (["--model-args", "backbone=test_vit", "blocks=4-6", "tune=norms_2"], 2),
         (["--precision", "bf16"], 2),
@@ -182,15 +175,6 @@ def test_faces_and_labels_decide_the_folder_but_not_where_the_data_are(image_fol
         assert files_digest(replace(listing, records=[other, *listing.records[1:]])) != digest
     moved = Path(shutil.copytree(image_folder, tmp_path / "elsewhere" / "faces"))
     assert files_digest(open_training_data([str(moved)]).train[0]) == digest
-
-
-def test_the_weights_behind_forgeries_decide_the_folder_too():
-    forgers = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        forgers.append(Forger(("decoder",), 0.5, DecoderForgery(Autoencoder(), 4)))
-    facts = [forgery_facts(forger) for forger in forgers]
-    assert facts[0] == facts[1] != facts[2] and forgery_facts(None) is None
 
 
 def kill_after(images: int, monkeypatch) -> list[int]:
