@@ -34,6 +34,7 @@ SEARCHED_SIDE = 320  # px, the longer side of the searched picture; larger pictu
 BORDER = 0.25  # of each side, replicated around a picture without a face: a face that fills it is found then
 SCORE = 0.6
 CASCADE_FACE = 32  # px, the smallest face after reduction
+CASCADE_SCALE = 1.17  # boxes of YuNet are larger than those of the cascade, by the median over 113 portraits
 OVERLAP = 0.3  # two boxes that share more of their union are one face
 
 Found = tuple[float, float, float, float, float]  # left, top, width, height in px; score, NaN if unknown
@@ -73,7 +74,7 @@ class FaceFinder:
     @property
     def digest(self) -> str:
         """Differs between finders that may find different faces."""
-        return self.name if self.file == CASCADE else f"{self.name}-{file_digest(self.file)[:16]}"
+        return f"{self.name}-{CASCADE_SCALE}" if self.file == CASCADE else f"{self.name}-{file_digest(self.file)[:16]}"
 
     def _search(self) -> Search:
         """The detector of this thread and process; it keeps state between calls."""
@@ -216,6 +217,8 @@ def _cascade() -> Search:
         found = cascade.detect_multi_scale(
             img=image, scale_factor=1.15, step_ratio=1, min_size=(CASCADE_FACE,) * 2, max_size=image.shape[:2]
         )
-        return [(face["c"], face["r"], face["width"], face["height"], math.nan) for face in found]
+        faces = [(face["c"], face["r"], face["width"], face["height"]) for face in found]
+        sides, moved = CASCADE_SCALE, (CASCADE_SCALE - 1) / 2
+        return [(left - moved * w, top - moved * h, sides * w, sides * h, math.nan) for left, top, w, h in faces]
 
     return search
