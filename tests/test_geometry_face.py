@@ -189,7 +189,7 @@ def test_a_run_trains_validates_tests_and_is_searched_once(portraits, tmp_path, 
     assert calibrated["rows"][0]["auc"] == pytest.approx(result["rows"][0]["auc"])
 
 
-def test_attacks_and_benchmarks_see_framed_faces(portraits, face_checkpoint, tmp_path):
+def test_attacks_see_framed_faces(portraits, face_checkpoint, tmp_path):
     flags = ["--checkpoint", str(face_checkpoint), "--data", str(portraits)]
     small = "--attacks fgsm --eps 1/255 --steps 2 --threads 1".split()
     rows = attack.main([*flags, *small, "--output-dir", str(tmp_path / "attacks"), "--export", str(tmp_path / "png")])[
