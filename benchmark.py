@@ -21,8 +21,9 @@ ones), the tables benchmark and speed (.csv, .md, .tex) and the figure pareto (.
   | cnn-140k   | openvino-bf16 |      5.1 | ... |    260.3 |    16 | 2.95 [2.90, 3.01] | 0.830 | ... |          |
 
 --export writes one ONNX file that includes geometry, thresholds and calibration: predict.py, evaluate.py and serve.py
-accept it as --checkpoint. `onnx` is float32 for ONNX Runtime, `int8` is calibrated on training images, `openvino` is
-float32 for OpenVINO, which runs it in bfloat16. FILE.json reports how far its logits are from the checkpoint's.
+accept it as --checkpoint. `onnx` is float32 for ONNX Runtime, `int8` is calibrated on training images (of a transformer,
+only the weights are int8), `openvino` is float32 for OpenVINO, which runs it in bfloat16. FILE.json reports how far its
+logits are from the checkpoint's.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.args import (
+    add_base_weights,
     add_face_detector,
     check_checkpoint_file,
     check_output_dir,
@@ -75,6 +77,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     measure.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     measure.add_argument("--overwrite", action="store_true", help="measure finished cells again")
     measure.add_argument("--output-dir", metavar="DIR", default="results/benchmark", help="default: results/benchmark")
+    add_base_weights(parser)
     parser.add_argument("--cache-dir", metavar="DIR", default=CACHE, help=f"exports, adversarial images ({CACHE})")
     add_face_detector(parser)
     export = parser.add_argument_group("export")
