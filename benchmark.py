@@ -21,9 +21,9 @@ ones), the tables benchmark and speed (.csv, .md, .tex) and the figure pareto (.
   | cnn-140k   | openvino-bf16 |      5.1 | ... |    260.3 |    16 | 2.95 [2.90, 3.01] | 0.830 | ... |          |
 
 --export writes one ONNX file that includes geometry, thresholds and calibration: predict.py, evaluate.py and serve.py
-accept it as --checkpoint. `onnx` is float32 for ONNX Runtime, `int8` is calibrated on training images (of a transformer,
-only the weights are int8), `openvino` is float32 for OpenVINO, which runs it in bfloat16. FILE.json reports how far its
-logits are from the checkpoint's.
+accept it as --checkpoint. `onnx` is float32 for ONNX Runtime, `int8` is calibrated on training images (transformers get
+int8 weights alone), `openvino` is float32 for OpenVINO, which runs it in bfloat16. FILE.json reports how far its logits
+are from the checkpoint's.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -127,7 +127,9 @@ class Detector(nn.Module):
     def take_weights(self, other: Detector) -> None:
         """Load the weights of a detector of the same architecture, and take over which of them are public ones."""
         self.load_state_dict(other.state_dict())
-        self.base = other.base
+        for name, module in other.named_modules():
+            if isinstance(module, Detector):
+                cast(Detector, self.get_submodule(name)).base = module.base
 
     def fixed_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training never changes, whatever ``--freeze`` says."""

@@ -28,10 +28,13 @@ def prune_channels(detector: Detector, share: float) -> Channels:
     (arXiv 2301.12900), with the package torch-pruning. Fine-tune the detector afterwards.
 
     Raises:
-        UserError: torch-pruning is not installed, or cannot trace the layers of the detector.
+        UserError: torch-pruning is not installed, or cannot trace the layers of the detector, or these hold published
+            weights that are to stay as they are.
     """
     if detector.is_classical:
         raise UserError(f"expected a network for --prune, got {type(detector).__name__}, which has no channels")
+    if detector.base_prefix:
+        raise UserError(f"expected a network that trains as a whole for --prune, got {detector.name}; drop --prune")
     try:
         import torch_pruning
     except ImportError:

@@ -98,6 +98,11 @@ def test_what_has_no_channels():
         prune_channels(create_model("logistic_regression", features="color"), 0.5)
 
 
+def test_published_weights_are_not_pruned():
+    with pytest.raises(UserError, match="trains as a whole for --prune, got foundation"):
+        prune_channels(create_model("foundation", backbone="test_vit"), 0.5)
+
+
 def test_channels_of_another_model():
     with pytest.raises(UserError, match=r"no\.such\.layer"):
         create_model("cnn", channels={"no.such.layer": [8, 8, 1]})

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from models.detector import Detector
-from utils.checkpoints.base import assign_bases, make_base
+from utils.checkpoints.base import assign_bases, make_base, named_bases
 from utils.checkpoints.file import load_checkpoint
 from utils.checkpoints.sources import hub_config, hub_tensors, prefixes, read_tensors
 from utils.errors import UserError
@@ -58,8 +58,8 @@ def load_weights(detector: Detector, source: str) -> WeightsReport:
     if "format_version" in state_dict:
         checkpoint = load_checkpoint(source)
         state_dict = checkpoint["state_dict"]
-    elif detector.base_prefix:
-        return _load_base(detector, state_dict, source)
+    elif adapted := [module for _, module in named_bases(detector)]:
+        return _load_base(adapted[0], state_dict, source)
     report, matched = match_weights(detector, state_dict)
     share = len(matched) / max(1, report.shared)
     if share < MIN_SHARE or not any(tensor.ndim > 1 for tensor in matched.values()):
