@@ -151,13 +151,13 @@ def distinct(found: Sequence[Found]) -> list[Found]:
     """Drop boxes that overlap an earlier one."""
     kept: list[Found] = []
     for each in found:
-        if all(_overlap(each, other) <= OVERLAP for other in kept):
+        if all(overlap(each, other) <= OVERLAP for other in kept):
             kept.append(each)
     return kept
 
 
-def _overlap(a: Found, b: Found) -> float:
-    """Intersection over union."""
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes that begin with left, top, width and height."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     shared = max(0.0, width) * max(0.0, height)

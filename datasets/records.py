@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +62,13 @@ class Record:
         if user.needs_face and self.faces is None:  # a mistake of ours, which would pass unnoticed
             raise ValueError("expected a record whose faces are known; call with_faces first")
         return self.faces[0] if user.needs_face and self.faces else None
+
+
+class Sampling(NamedTuple):
+    """Which frames of a video count: one every so many seconds, or fewer, so that ``max_frames`` cover all of it."""
+
+    every: float = 0.5
+    max_frames: int = 64
 
 
 @dataclass(frozen=True)
