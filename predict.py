@@ -6,9 +6,9 @@
   find . -name '*.jpg' -print0 | python predict.py --checkpoint best.pt - --null --format json
   python predict.py --checkpoint exported.onnx photos/          an export of benchmark.py starts and runs faster
 
-PATH is an image file with any suffix, a folder (all images below it), a pattern, quoted or not, a CSV list with a
-column `path` (relative paths start from the folder of the list; write `csv:FILE` if it has another suffix), or -
-for paths on standard input. Results come in this order, each batch as soon as it is scored:
+PATH is an image or video file with any suffix, a folder (all images and videos below it), a pattern, quoted or not, a
+CSV list with a column `path` (relative paths start from the folder of the list; write `csv:FILE` if it has another
+suffix), or - for paths on standard input. Results come in this order, each batch as soon as it is scored:
 
   path,p_fake,verdict,logit
   photos/a.jpg,0.9310963137134937,fake,2.6027159690856934
@@ -22,11 +22,20 @@ detectors miss more images of generators they have not seen in training.
 
 If the checkpoint frames faces (--geometry face of train.py), the largest face is scored: a column `framed` holds face,
 or whole for a picture without one, and `finder` what searched it: yunet or cascade. With --faces, every face is scored,
-and a column `faces` holds their number. With --metadata, a column `metadata` lists what the file says about itself, in
-JSON as {"what", "value", "where"}: generators, source types, Content Credentials, software, camera. Anybody can write
-or remove such statements, so they never change a score.
+and a column `faces` holds their number. With --metadata, a column `metadata` lists what the file of a picture says
+about itself, in JSON as {"what", "value", "where"}: generators, source types, Content Credentials, software, camera.
+Anybody can write or remove such statements, so they never change a score.
 
-JSON output is an array of {"path", "p_fake", "verdict", "logit"}, with {"path", "error"} for images that cannot be
+Of a video, --every and --max-frames choose evenly spaced frames. Each face is followed through them and has a row with
+its number, its time and the number of frames that show it; its logit is their mean. The most suspicious face comes
+first and decides on the video, unless it is in fewer than 3 frames and another one is not. Without any face, whole
+frames are scored.
+
+  path,p_fake,verdict,logit,framed,finder,track,start_s,end_s,frames
+  clip.mp4,0.8912045121192932,fake,2.1034152507781982,face,yunet,2,0.0,29.5,60
+  clip.mp4,0.0711120068427124,real,-2.5698211193084717,face,yunet,1,4.5,21.0,34
+
+JSON output is an array of {"path", "p_fake", "verdict", "logit"}, with {"path", "error"} for files that cannot be
 read. CSV output leaves these out. They are always listed on stderr, never scored, and make the exit code 1. The last
 line on stderr is a summary:
 
@@ -36,21 +45,21 @@ line on stderr is a summary:
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
+from datasets.containers import is_video
 from datasets.inputs import list_inputs
-from datasets.records import Record
+from datasets.records import Record, Sampling
 from utils.args import (
     DEFAULT_CHECKPOINT,
     add_device_group,
     add_face_group,
     check_checkpoint_file,
+    check_output_dir,
     exit_code,
     float_in,
     int_in,
@@ -60,16 +69,13 @@ from utils.args import (
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.files import open_output
+from utils.scoring.rows import WRITERS, Item, columns_of, in_order, picture_rows, video_rows
 
 if TYPE_CHECKING:
-    from models.operating_point import OperatingPoint
-    from utils.distributed import ScoredBatch
+    from utils.scoring.tracks import ScoredVideo
 
-COLUMNS = ("path", "p_fake", "verdict", "logit")
 VERDICTS = ("real", "fake", "unsure")
 THRESHOLDS = ("balanced", "fpr1", "fpr01")
-
-Row = dict[str, Any]  # COLUMNS and, where faces were searched, faces, framed and finder; or path and error
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -105,8 +111,19 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--metadata", action="store_true", help="list what each file says about its origin; changes no score"
     )
     add_face_group(parser)
+    add_video_group(parser)
     add_device_group(parser, workers="threads that decode images (default: one per CPU core)")
     return parser
+
+
+def add_video_group(parser: argparse.ArgumentParser) -> None:
+    """Add --every, --max-frames and --timeline."""
+    group, (every, most) = parser.add_argument_group("videos"), Sampling()
+    interval = f"time between the frames that are scored (default: {every:g})"
+    group.add_argument("--every", type=float_in(0.01, 3600, "s"), default=every, metavar="SECONDS", help=interval)
+    limit = f"frames of one video; those of a long one are further apart (default: {most})"
+    group.add_argument("--max-frames", type=int_in(1, 100_000), default=most, metavar="N", help=limit)
+    group.add_argument("--timeline", metavar="DIR", help="write scores over time: a CSV file and a figure per video")
 
 
 def threshold_value(text: str) -> str | float:
@@ -129,34 +146,48 @@ def main(argv: Sequence[str] | None = None) -> dict:
     checkpoint = check_checkpoint_file(args.checkpoint)
     if args.null and "-" not in args.paths:
         raise UserError("expected - among the PATHs with --null, got none; --null describes paths on stdin")
-    records = [Record(path, None, "") for path in list_inputs(args.paths, args.null)]
+    records = [Record(path, None, "") for path in list_inputs(args.paths, args.null, videos=True)]
+    videos = [record.path for record in records if is_video(record.path)]
+    if args.timeline and not videos:
+        raise UserError("expected a video among the PATHs with --timeline, got pictures only; drop the flag")
+    folder = check_output_dir(args.timeline, "--timeline") if args.timeline else None
     if args.output:
         check_output(args.output, [*(path.removeprefix("csv:") for path in args.paths), *(r.path for r in records)])
     counts: Counter[str] = Counter()
     with open_output(args.output) as stream:
-        from datasets.faces import FaceFinder, open_finder
-        from utils.scoring.prediction import open_predictor, predict_records
+        from datasets.faces import check_face_detector, open_finder
+        from utils.scoring.prediction import open_predictor, predict_records, predict_videos
+        from utils.scoring.timeline import write_timelines
 
-        if args.face_detector:
-            FaceFinder(args.face_detector)  # reports a file that is none before a model is loaded
+        check_face_detector(args.face_detector)
         predictor = open_predictor(checkpoint, args.engine, args.device, args.precision, args.threads)
         point = predictor.operating_point
         point.threshold(args.threshold)  # reports an unknown one before any image is read
         if args.threshold == "balanced" and not point.thresholds:
             print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
-        finder = open_finder(args.face_detector, args.faces or predictor.geometry.needs_face)
-        batches = predict_records(predictor, records, args.batch_size, args.workers, finder, args.faces)
-        rows = make_rows(batches, records, point, args.threshold, finder.name if finder else None, args.faces)
-        columns = (*COLUMNS, *(("faces",) if args.faces else ()), *(("framed", "finder") if finder else ()))
+        is_searched = args.faces or predictor.geometry.needs_face
+        finder = open_finder(args.face_detector, is_searched or bool(videos))
+        name = finder.name if finder else ""
+
+        def score_pictures(run: Sequence[Record]) -> Iterator[list[Item]]:
+            batches = predict_records(predictor, run, args.batch_size, args.workers, finder, args.faces)
+            return picture_rows(batches, run, point, args.threshold, name if is_searched else None, args.faces)
+
+        scored: Iterator[ScoredVideo] = iter(())
+        if finder and videos:
+            sampling = Sampling(args.every, args.max_frames)
+            scored = predict_videos(predictor, videos, sampling, finder, args.batch_size)
+        if folder:
+            scored = write_timelines(scored, videos, folder, point, args.threshold)
+        items = in_order(records, videos, score_pictures, video_rows(scored, point, args.threshold, name, args.faces))
+        rows = report(items, len(records), counts, quiet=stream.isatty())
         if args.metadata:
             from utils.metadata.findings import add_findings
 
-            rows, columns = add_findings(rows, as_text=args.format == "csv"), (*columns, "metadata")
-        WRITERS[args.format](stream, report(rows, len(records), counts, quiet=stream.isatty()), columns)
-    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
-    faceless = f"; {counts['faceless']} without a face, scored as a whole" if counts["faceless"] else ""
-    images = "image" if len(records) == 1 else "images"
-    print(f"{len(records)} {images}: {tally}; {counts['unreadable']} unreadable{faceless}", file=sys.stderr)
+            rows = add_findings(rows, as_text=args.format == "csv")
+        columns = columns_of(args.faces, finder is not None, bool(videos), args.metadata)
+        WRITERS[args.format](stream, rows, columns)
+    print(summary(counts, len(records) - len(videos), len(videos)), file=sys.stderr)
     return {
         "n_images": len(records),
         "n_unreadable": counts["unreadable"],
@@ -174,71 +205,28 @@ def check_output(output: str, inputs: Sequence[str]) -> None:
             raise UserError(f"expected --output to differ from the inputs, got {output}; choose another name")
 
 
-def make_rows(
-    batches: Iterator[ScoredBatch],
-    records: Sequence[Record],
-    point: OperatingPoint,
-    threshold: str | float,
-    finder: str | None,
-    with_faces: bool,
-) -> Iterator[list[Row]]:
-    """Turn each batch of ``predict_records`` into rows, in the order of the records."""
-    for indices, (logits, faces), unreadable in batches:
-        rows: dict[int, Row] = {index: {"path": records[index].path, "error": reason} for index, reason in unreadable}
-        p_fake = point.p_fake(logits)
-        columns = indices.tolist(), p_fake.tolist(), point.verdicts(p_fake, threshold), logits.tolist(), faces.tolist()
-        for index, *values, n_faces in zip(*columns, strict=True):
-            rows[index] = dict(zip(COLUMNS, (records[index].path, *values), strict=True))
-            if with_faces:
-                rows[index]["faces"] = int(n_faces)
-            if finder:
-                rows[index] |= {"framed": "face" if n_faces else "whole", "finder": finder}
-        yield [rows[index] for index in sorted(rows)]
-
-
-def report(batches: Iterator[list[Row]], total: int, counts: Counter[str], quiet: bool = False) -> Iterator[list[Row]]:
-    """Pass rows on; count verdicts, list unreadable images on stderr and, unless quiet, show progress there."""
+def report(batches: Iterator[list[Item]], total: int, counts: Counter[str], quiet: bool = False) -> Iterator[Item]:
+    """Pass rows on; count verdicts, list unreadable inputs on stderr and, unless quiet, show progress there."""
     from tqdm import tqdm
 
     # None shows the bar on a terminal only; rows that go to the same terminal are progress enough.
     with tqdm(total=total, unit="img", disable=True if quiet else None, leave=False) as bar:
-        for rows in batches:
-            for row in rows:
+        for items in batches:
+            for row, *_ in items:
                 counts[row.get("verdict", "unreadable")] += 1
                 counts["faceless"] += row.get("framed") == "whole"
                 if "error" in row:
                     tqdm.write(f"unreadable: {row['path']}: {row['error']}", file=sys.stderr)
-            yield rows
-            bar.update(len(rows))
+            yield [row for item in items for row in item]
+            bar.update(len(items))
 
 
-def write_csv(stream: TextIO, batches: Iterator[list[Row]], columns: Sequence[str]) -> None:
-    """Write readable images as CSV; floats read back bit-equal."""
-    writer = csv.writer(stream, lineterminator="\n")
-    # csv does not quote a carriage return unless it is part of the line end, but reads it as one.
-    quoting_writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(columns)
-    for rows in batches:
-        for row in rows:
-            if "error" not in row:
-                chosen = quoting_writer if "\r" in row["path"] else writer
-                chosen.writerow([row[column] for column in columns])
-        stream.flush()
-
-
-def write_json(stream: TextIO, batches: Iterator[list[Row]], columns: Sequence[str]) -> None:
-    """Write all images as a JSON array, one element per line, as they come."""
-    separator = "[\n"
-    for rows in batches:
-        for row in rows:
-            stream.write(separator + json.dumps(row))
-            separator = ",\n"
-        stream.flush()
-    stream.write("\n]\n" if separator == ",\n" else "[]\n")
-    stream.flush()
-
-
-WRITERS = {"csv": write_csv, "json": write_json}
+def summary(counts: Counter[str], n_images: int, n_videos: int) -> str:
+    """The last line on stderr."""
+    inputs = " and ".join(f"{n} {kind}{'s' * (n != 1)}" for n, kind in ((n_images, "image"), (n_videos, "video")) if n)
+    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    faceless = f"; {counts['faceless']} without a face, scored as a whole" if counts["faceless"] else ""
+    return f"{inputs}: {tally}; {counts['unreadable']} unreadable{faceless}"
 
 
 if __name__ == "__main__":

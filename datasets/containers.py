@@ -9,6 +9,7 @@ from typing import IO
 
 from datasets.storage import looks_like_image
 
+VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .3gp .avi .mkv .webm .mpg .mpeg .m2ts .mts .wmv .flv .ogv".split())
 MAX_BOXES = 100_000  # of an MP4 file
 
 _SIGNATURE = re.compile(
@@ -21,6 +22,11 @@ _SIGNATURE = re.compile(
 def looks_like_video(head: bytes) -> bool:
     """Whether the first bytes of a file, 400 or more, are those of a video; sound in such a container counts too."""
     return _SIGNATURE.match(head) is not None and not looks_like_image(io.BytesIO(head))
+
+
+def is_video_file(path: str) -> bool:
+    """Whether a file is a video by its suffix or its first bytes."""
+    return path.lower().endswith(VIDEO_SUFFIXES) or is_video(path)
 
 
 def is_video(path: str) -> bool:

@@ -6,8 +6,9 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from datasets.containers import is_video_file
 from datasets.readers.csv_list import read_csv
 from datasets.readers.folder import list_images
 from datasets.storage import image_exists, is_image_file, looks_like_image
@@ -16,10 +17,10 @@ from utils.errors import UserError, closest_sibling
 LIST_SUFFIXES = (".csv", ".tsv")
 
 
-def list_inputs(arguments: Sequence[str], null: bool = False) -> list[str]:
-    """Return the paths of all images named by the arguments, in order, without opening any.
+def list_inputs(arguments: Sequence[str], null: bool = False, videos: bool = False) -> list[str]:
+    """Return the paths of all images named by the arguments, in order, without decoding any.
 
-    - a folder: the image files below it, sorted by path, chosen by suffix;
+    - a folder: the image files below it, with ``videos`` videos too, sorted by path;
     - a file that ends in .csv or .tsv, or any file after ``csv:``: the paths of this list, see
       datasets/readers/csv_list.py; labels are optional;
     - ``-``: one path per line of standard input, or null-terminated paths (``find -print0``) with ``null``;
@@ -33,6 +34,10 @@ def list_inputs(arguments: Sequence[str], null: bool = False) -> list[str]:
         UserError: a path does not exist, or an argument names no image.
     """
     images: list[str] = []
+
+    def accepts(path: str) -> bool:
+        return is_image_file(path) or (videos and is_video_file(path))
+
     for argument in arguments:
         path = os.path.expanduser(argument)
         if argument == "-":
@@ -41,9 +46,9 @@ def list_inputs(arguments: Sequence[str], null: bool = False) -> list[str]:
         if argument.startswith("csv:"):
             images += _listed(argument.removeprefix("csv:"))
             continue
-        for found in [path] if image_exists(path) else _matching(path, argument):
+        for found in [path] if image_exists(path) else _matching(path, argument, accepts):
             if os.path.isdir(found):
-                images += list_images(found)
+                images += list_images(found, accepts)
             elif found.lower().endswith(LIST_SUFFIXES):
                 images += _listed(found)
             else:
@@ -56,14 +61,14 @@ def _listed(path: str) -> list[str]:
     return [record.path for records in source.by_split.values() for record in records]
 
 
-def _matching(pattern: str, argument: str) -> list[str]:
+def _matching(pattern: str, argument: str, accepts: Callable[[str], bool]) -> list[str]:
     if not any(character in argument for character in "*?["):
         raise UserError(
             f"expected an image, folder, pattern or CSV list, no such path: {argument}{closest_sibling(pattern)}"
         )
     found = sorted(glob.iglob(pattern, recursive=True))
     if "**" in pattern:  # it also matches every folder on the way, which would repeat images
-        found = [path for path in found if os.path.isfile(path) and is_image_file(path)]
+        found = [path for path in found if os.path.isfile(path) and accepts(path)]
     if not found:
         raise UserError(f"expected images that match {argument!r}, got none; check the folder and the suffix")
     return found

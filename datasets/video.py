@@ -88,7 +88,7 @@ def _open(file: IO[bytes]) -> cv2.VideoCapture:
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         file.seek(0)
-        capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [])
+        capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [])  # type: ignore[call-overload]
     except cv2.error:
         raise UnreadableImage("no video stream that can be decoded") from None
     finally:

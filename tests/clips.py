@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 
 from datasets.demo_set.fakes import photograph
+from datasets.faces import Face
+from datasets.framing import Box
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 SIDE = 96  # px, of a portrait; the cascade finds the people 0, 2 and 4
@@ -30,6 +32,14 @@ def scene(*people: tuple[int, int], width: int = WIDTH, height: int = HEIGHT) ->
     return image
 
 
+def find(image: np.ndarray) -> list[Face]:
+    """Find the portraits of the scene, which are not grey as the rest of it, the left one first."""
+    is_portrait = (np.abs(image[20 : 20 + SIDE].astype(int) - 90) > 25).any(2).mean(0) > 0.3
+    edges = np.flatnonzero(np.diff(np.r_[0, is_portrait, 0]))
+    starts = [start for start, end in zip(edges[::2], edges[1::2], strict=True) if end - start > SIDE // 3]
+    return [Face(Box(start / WIDTH, 20 / HEIGHT, SIDE / WIDTH, SIDE / HEIGHT), 0.9) for start in starts]
+
+
 def write_clip(path: Path | str, frames: Iterable[np.ndarray], fps: float = 4) -> Path:
     """Write frames ``(H, W, 3)`` RGB as a video; its suffix chooses container and codec."""
     path, writer = Path(path), None
@@ -46,7 +56,8 @@ def write_clip(path: Path | str, frames: Iterable[np.ndarray], fps: float = 4) -
 
 def walk(seconds: float, *people: int, fps: float = 4) -> list[np.ndarray]:
     """Frames of people who move to the right, each in their own half of the picture."""
-    return [scene(*((who, 10 + 160 * n + 2 * at) for n, who in enumerate(people))) for at in range(int(seconds * fps))]
+    steps = [min(50, 2 * at) for at in range(int(seconds * fps))]
+    return [scene(*((who, 10 + 160 * n + step) for n, who in enumerate(people))) for step in steps]
 
 
 def retime(path: Path, durations: Sequence[int]) -> None:

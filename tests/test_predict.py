@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-import predict
 from datasets.spec import Record
 from models.registry import create_model
 from tests.predicting import csv_rows, refused, run
 from utils.checkpoints.file import load_detector, save_checkpoint
+from utils.scoring.rows import COLUMNS, write_json
 from utils.scoring.scorer import Job, Settings, score
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
@@ -255,7 +255,7 @@ def test_output_parses_when_nothing_is_readable(checkpoint, capsys, form, read):
 
 def test_json_of_no_batches_is_an_empty_array():
     stream = io.StringIO()
-    predict.write_json(stream, iter([]), predict.COLUMNS)
+    write_json(stream, iter([]), COLUMNS)
     assert json.loads(stream.getvalue()) == []
 
 

@@ -19,11 +19,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from datasets.records import FAKE_NAMES, LABEL_NAMES, REAL_NAMES, SPLIT_NAMES, Record, Source, class_label
 from datasets.storage import IMAGE_SUFFIXES, is_image_file
 from utils.errors import UserError, closest_sibling
+
+Accepts = Callable[[str], bool]  # whether a file belongs to the set
 
 _SKIPPED = {"masks", "mask", "__macosx"}
 _WRAPPERS = {"real_vs_fake", "real-vs-fake"}  # the nesting of the 140k set
@@ -52,22 +55,22 @@ class _Place:
     generator: str | None = None
 
 
-def list_images(location: str | os.PathLike[str]) -> list[str]:
-    """Return the paths of all image files below a folder, sorted, whatever the layout. Raises UserError."""
-    folders = [_scan_location(os.fspath(location))]
+def list_images(location: str | os.PathLike[str], accepts: Accepts = is_image_file) -> list[str]:
+    """Return the paths of all accepted files below a folder, sorted, whatever the layout. Raises UserError."""
+    folders = [_scan_location(os.fspath(location), accepts)]
     for folder in folders:
         folders += folder.folders
     return sorted(f"{folder.path}/{image}" for folder in folders for image in folder.images)
 
 
-def read_folder(location: str | os.PathLike[str], name: str | None = None) -> Source:
+def read_folder(location: str | os.PathLike[str], name: str | None = None, accepts: Accepts = is_image_file) -> Source:
     """Read a folder of real and fake images; ``name`` is the name of the dataset (default: that of the folder).
 
     A folder that is itself one split or one class (`data/x/test`) belongs to the dataset above it. Categories
     without a generator above them count as generators; fakes without either carry the name of the dataset.
     Raises UserError for a folder that is absent or empty and for class folders with unknown names.
     """
-    tree = _scan_location(os.fspath(location))
+    tree = _scan_location(os.fspath(location), accepts)
     root, place = _climb(tree)
     for _ in range(3):
         if tree.images or len(tree.folders) != 1 or place != _Place() or _has_role(tree.folders[0].name):
@@ -178,14 +181,14 @@ def _dataset_name(location: str, tree: Folder) -> str:
     return name or "dataset"
 
 
-def _scan_location(location: str) -> Folder:
+def _scan_location(location: str, accepts: Accepts) -> Folder:
     path = os.path.expanduser(location).replace(os.sep, "/").rstrip("/") or "/"
     if os.path.isfile(path):
         hint = f"; write csv:{location}" if path.lower().endswith((".csv", ".tsv", ".txt")) else ""
         raise UserError(f"expected a folder of images, got the file {location}{hint}")
     if not os.path.isdir(path):
         raise UserError(f"expected a folder of images, no such folder: {location}{closest_sibling(path)}")
-    tree = _scan(path, frozenset())
+    tree = _scan(path, frozenset(), accepts)
     if others := [name for name in tree.others if name != "demo.json"]:
         shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         log.warning("%s: ignored files that are not images (%d): %s", location, len(others), shown)
@@ -194,7 +197,7 @@ def _scan_location(location: str) -> Folder:
     return tree
 
 
-def _scan(path: str, ancestors: frozenset[tuple[int, int]]) -> Folder:
+def _scan(path: str, ancestors: frozenset[tuple[int, int]], accepts: Accepts) -> Folder:
     folder = Folder(path, os.path.basename(path))
     try:
         status = os.stat(path)
@@ -207,9 +210,9 @@ def _scan(path: str, ancestors: frozenset[tuple[int, int]]) -> Folder:
         return folder
     for name, is_folder in found:
         if not is_folder:
-            (folder.images if is_image_file(f"{path.rstrip('/')}/{name}") else folder.others).append(name)
+            (folder.images if accepts(f"{path.rstrip('/')}/{name}") else folder.others).append(name)
         elif name.lower() not in _SKIPPED:
-            child = _scan(f"{path.rstrip('/')}/{name}", ancestors | {identity})
+            child = _scan(f"{path.rstrip('/')}/{name}", ancestors | {identity}, accepts)
             folder.others += [f"{name}/{other}" for other in child.others]
             if child.images or child.folders:
                 folder.folders.append(child)

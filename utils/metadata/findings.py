@@ -95,10 +95,10 @@ def read_findings(data: bytes) -> list[Finding]:
 
 
 def add_findings(batches: Iterator[list[dict[str, Any]]], as_text: bool) -> Iterator[list[dict[str, Any]]]:
-    """Add what the file of each row with a ``path`` says as its ``metadata``; rows with an ``error`` have none."""
+    """Add what the file of each picture says as its ``metadata``; rows with an ``error`` or of videos have none."""
     for rows in batches:
         for row in rows:
-            if "error" not in row:
+            if "error" not in row and "track" not in row:
                 try:
                     found = read_findings(read_bytes(row["path"]))
                 except UnreadableImage:  # gone since it was scored

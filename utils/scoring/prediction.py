@@ -16,14 +16,16 @@ import cv2
 import numpy as np
 
 from datasets.faces import Finder, face_views
+from datasets.framing import Box
 from datasets.images import UnreadableImage, read_record
-from datasets.records import Record
+from datasets.records import Record, Sampling
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
 from utils.args import is_export
-from utils.distributed import ScoredBatch, join_team, share_batches, team
+from utils.distributed import ScoredBatch, gather, join_team, share_batches, team
 from utils.engines.registry import ENGINES, missing
 from utils.errors import UserError
+from utils.scoring.tracks import ScoredVideo, Track, score_video
 
 READ_AHEAD = 2  # batches being decoded while one is scored
 
@@ -144,6 +146,33 @@ def predict_records(
     if team.size == 1:
         return score(range(len(records)))
     return share_batches(len(records), batch_size, lambda own: score(own.tolist()))
+
+
+def predict_videos(
+    predictor: Predictor, paths: Sequence[str], sampling: Sampling, finder: Finder, batch_size: int = 32
+) -> Iterator[ScoredVideo]:
+    """Score videos by their faces, one after the other; yields each with its tracks, or why it is unreadable.
+
+    Under torchrun each process scores every n-th video, and all of them yield all results.
+    """
+    geometry = predictor.geometry
+
+    def view(frame: np.ndarray, box: Box | None) -> np.ndarray:
+        return geometry(frame) if box is None else geometry.of_face(frame, box)
+
+    def score(views: np.ndarray) -> np.ndarray:
+        return np.asarray(predictor.score(views), np.float64).reshape(-1)
+
+    def judge(path: str) -> list[Track] | str:
+        try:
+            return score_video(path, sampling, finder, view, score, batch_size)
+        except UnreadableImage as error:
+            return str(error)
+
+    for start in range(0, len(paths), team.size):
+        block = paths[start : start + team.size]
+        found = gather(judge(block[team.rank]) if team.rank < len(block) else None)
+        yield from zip(block, found, strict=False)  # the last block may be shorter
 
 
 def _prepare(

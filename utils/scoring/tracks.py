@@ -47,10 +47,18 @@ class Track:
     def is_face(self) -> bool:
         return self.boxes[0] is not None
 
+    @property
+    def is_long(self) -> bool:
+        """Whether the track may decide on a video that has several; without a long one, short ones do."""
+        return len(self.times) >= LONG
 
-def deciding(tracks: Sequence[Track]) -> list[Track]:
-    """The tracks of which the most suspicious one decides on a video: short ones count only if there is no other."""
-    return [track for track in tracks if len(track.times) >= LONG] or list(tracks)
+
+ScoredVideo = tuple[str, list[Track] | str]  # its path, and its tracks or why it is unreadable
+
+
+def highest(tracks: Sequence[Track]) -> np.ndarray:
+    """The logit of a video, ``(...)``: that of its most suspicious track."""
+    return np.max([track.logit for track in tracks if track.is_long] or [track.logit for track in tracks], axis=0)
 
 
 def follow(frames: Sequence[Sequence[Box]], gap: int = GAP) -> list[list[int]]:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 import utils.scoring.tracks
-from datasets.faces import Face
 from datasets.framing import Box
 from datasets.images import UnreadableImage
 from datasets.records import Sampling
 from datasets.transforms import Geometry
-from tests.clips import HEIGHT, SIDE, WIDTH, scene, walk, write_clip
-from utils.scoring.tracks import Track, deciding, follow, score_video
+from tests.clips import HEIGHT, WIDTH, find, scene, walk, write_clip
+from utils.scoring.tracks import Track, follow, highest, score_video
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
@@ -24,14 +23,6 @@ ALL = Sampling(0.01, 1000)
 
 def box(left: float, top: float = 0.1) -> Box:
     return Box(left, top, 0.2, 0.3)
-
-
-def find(image: np.ndarray) -> list[Face]:
-    """Find the portraits of the scene, which are not grey as the rest of it, the left one first."""
-    is_portrait = (np.abs(image[20 : 20 + SIDE].astype(int) - 90) > 25).any(2).mean(0) > 0.3
-    edges = np.flatnonzero(np.diff(np.r_[0, is_portrait, 0]))
-    starts = [start for start, end in zip(edges[::2], edges[1::2], strict=True) if end - start > SIDE // 3]
-    return [Face(Box(start / WIDTH, 20 / HEIGHT, SIDE / WIDTH, SIDE / HEIGHT), 0.9) for start in starts]
 
 
 def brightness(views: np.ndarray) -> np.ndarray:
@@ -119,9 +110,11 @@ def test_several_detectors_score_the_same_tracks():
         assert two.logit.tolist() == [one.logit, -one.logit]
 
 
-def test_short_tracks_decide_only_where_no_other_does():
-    short, long = (Track([0.0] * n, [box(0.1)] * n, np.zeros(n)) for n in (2, 3))
-    assert deciding([short, long]) == [long] and deciding([short, short]) == [short, short]
+def test_the_most_suspicious_long_track_decides():
+    tracks = [
+        Track([0.0] * n, [box(0.1)] * n, np.full((2, n), [[high], [-high]])) for n, high in ((2, 9), (3, 1), (4, 2))
+    ]
+    assert highest(tracks).tolist() == [2, -1] and highest(tracks[:1]).tolist() == [9, -9]
 
 
 def test_frames_are_not_kept(monkeypatch):
