@@ -78,8 +78,8 @@ def _frames(capture: cv2.VideoCapture, step: float, max_pixels: int) -> Iterator
 
 def _grab(capture: cv2.VideoCapture, max_pixels: int) -> bool:
     """Decode the next frame; False at the end. Raises UnreadableImage; the size may change on the way."""
-    sides = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    check_cost(*sides, 1, max_pixels)
+    width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    check_cost(int(width), int(height), 1, max_pixels)
     return capture.grab()
 
 

@@ -36,7 +36,7 @@ def write_timelines(
 
 def timeline_csv(tracks: Sequence[Track], point: OperatingPoint) -> str:
     """One row per frame and face, by time: boxes as fractions of the frame, empty for whole frames."""
-    rows = [
+    rows: list[tuple] = [
         (round(time, 3), number, *(box or [""] * 4), logit, p_fake)
         for number, track in enumerate(tracks, 1)
         for time, box, logit, p_fake in zip(
