@@ -43,10 +43,11 @@ def timeline_csv(tracks: Sequence[Track], point: OperatingPoint) -> str:
             track.times, track.boxes, track.logits.tolist(), point.p_fake(track.logits).tolist(), strict=True
         )
     ]
+    rows.sort(key=lambda row: row[:2])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(sorted(rows, key=lambda row: row[:2]))
+    writer.writerows(rows)
     return text.getvalue()
 
 
