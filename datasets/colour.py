@@ -16,6 +16,7 @@ MAX_PROFILE_BYTES = 4 << 20  # those of printers are the largest, about 2 MiB
 # Grey levels by which a profile may differ from sRGB and still leave the pixels as they are: those named sRGB differ
 # by rounding and by their tone curve.
 SRGB_TOLERANCE = 3
+STRIP = 64  # rows that are converted at once
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of the colour spaces in a profile
 
 
@@ -40,12 +41,15 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def array_to_srgb(image: np.ndarray, profile: bytes | None, is_grey: bool) -> np.ndarray:
-    """Convert an RGB array ``(H, W, 3)`` uint8 to sRGB; ``is_grey``: the file holds one channel."""
-    if not profile:
-        return image
-    stored = Image.fromarray(image[..., 0] if is_grey else image)
-    converted = to_srgb(stored, profile)
-    return image if converted is stored else np.array(converted)
+    """Convert an RGB array ``(H, W, 3)`` uint8 to sRGB in place; ``is_grey``: the file holds one channel."""
+    for start in range(0, len(image) if profile else 0, STRIP):  # less memory than all at once, and faster
+        strip = image[start : start + STRIP]
+        stored = Image.fromarray(strip[..., 0] if is_grey else strip)
+        converted = to_srgb(stored, profile)
+        if converted is stored:
+            break
+        strip[:] = np.asarray(converted)
+    return image
 
 
 @functools.lru_cache(maxsize=8)

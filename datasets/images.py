@@ -225,7 +225,9 @@ def _rgb_from_pillow(image: Image.Image) -> np.ndarray:
     if upright.has_transparency_data:
         rgba = to_srgb(upright.convert("RGBA"), profile)
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, rgba)
-    else:
-        upright = to_srgb(upright if upright.mode in ("L", "CMYK") else upright.convert("RGB"), profile)
-    return np.array(upright.convert("RGB"))  # a copy: the buffer that Pillow shares is read-only
+        return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
+    if upright.mode == "CMYK":
+        upright = to_srgb(upright, profile)
+        profile = None
+    # A copy: the buffer that Pillow shares is read-only.
+    return array_to_srgb(np.array(upright.convert("RGB")), profile, upright.mode in ("1", "L"))
