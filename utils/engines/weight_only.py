@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 LARGE = 1024  # numbers; smaller constants stay in float32
-OUTPUTS = {"MatMul": 1, "Conv": 0}  # the axis of the output channels in the weights of an operation
 
 
 def has_attention(graph: Any) -> bool:
@@ -22,20 +21,20 @@ def has_attention(graph: Any) -> bool:
 
 
 def quantize_weights(onnx: Any, graph: Any) -> None:
-    """Store the large weights of layers as int8 with a float32 scale for each output channel.
+    """Store the large matrices of linear layers as int8 with a float32 scale for each output channel.
 
-    A cast and a product give them back; engines fold both when they load the file, or keep the weights compressed. The
-    weights of a layer with one output are left alone: they are the head.
+    Kernels stay: the one that reads the patches of an image is small, and rounding it costs more than all else. So does
+    a layer with one output, which is the head. A cast and a product give the weights back; engines fold both when they
+    load the file, or keep the weights compressed.
     """
-    axes = {node.input[1]: OUTPUTS[node.op_type] for node in graph.node if node.op_type in OUTPUTS}
-    axes |= {node.input[1]: 0 for node in graph.node if node.op_type == "Gemm" and _is_transposed(node)}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    axes = {node.input[1]: 0 if _is_transposed(node) else 1 for node in products}
     nodes, kind, to_array = [], onnx.TensorProto.FLOAT, onnx.numpy_helper.to_array
     for tensor in [tensor for tensor in graph.initializer if tensor.name in axes and _is_large(onnx, tensor)]:
         name, axis, values = tensor.name, axes[tensor.name], to_array(tensor)
-        if values.shape[axis] == 1:
+        if values.ndim > 2 or values.shape[axis] == 1:
             continue
-        others = tuple(other for other in range(values.ndim) if other != axis)
-        scale = np.abs(values).max(others, keepdims=True).clip(np.finfo(np.float32).tiny) / np.float32(127)
+        scale = np.abs(values).max(1 - axis, keepdims=True).clip(np.finfo(np.float32).tiny) / np.float32(127)
         tensor.CopyFrom(onnx.numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}.int8"))
         graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}.scale"))
         nodes += [
