@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ from utils.files import is_first
 from utils.tables import unique_names
 
 if TYPE_CHECKING:
+    from datasets.faces import FaceFinder
     from utils.evaluation.evaluate import Candidate
     from utils.scoring.cache import ScoreCache
     from utils.scoring.scorer import Settings
@@ -119,15 +120,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         candidates = load_candidates(checkpoints, machine.device)
         if args.cache:
             data = [(name, cache_listing(listing, Path(args.cache))) for name, listing in data]
-        needs_face = any(candidate.detector.geometry.needs_face for candidate in candidates)
-        finder = open_finder(args.face_detector, args.faces or needs_face)
-        data = [(name, with_faces(listing, finder)) for name, listing in data]
+        needs_face = args.faces or any(candidate.detector.geometry.needs_face for candidate in candidates)
+        finder = open_finder(args.face_detector, needs_face or any(listing.sampling for _, listing in data))
+        data = [(name, with_faces(listing, finder if needs_face else None)) for name, listing in data]
         # Several processes must score the same batches, whatever is in their caches.
         uncached = args.no_score_cache or team.size > 1
         cache = ScoreCache(None if uncached else Path(args.score_cache), f"{machine.device.type} {machine.dtype}")
         settings = Settings(args.batch_size, machine.workers, machine.dtype, args.faces)
-        facts = {"command": command_line("evaluate.py", argv), "finder": finder.name if finder else None}
-        files = score_all(candidates, data, tiers, cache, settings, folder / "scores", facts)
+        command = command_line("evaluate.py", argv)
+        files = score_all(candidates, data, tiers, cache, settings, folder / "scores", finder, command)
         if not is_first():  # one process writes the report
             return {"rows": [], "scores": [], "exit_code": EXIT_DONE}
 
@@ -158,7 +159,7 @@ def open_labelled(specs: Sequence[str]) -> NamedData:
 
     Sets that share name and split, such as a/faces and b/faces, are numbered, so that each keeps its own scores.
     """
-    listings = [open_records(text) for text in specs]
+    listings = [open_records(text, videos=True) for text in specs]
     for text, listing in zip(specs, listings, strict=True):
         missing = sum(record.label is None for record in listing.records)
         if missing:
@@ -188,26 +189,28 @@ def score_all(
     cache: ScoreCache,
     settings: Settings,
     folder: Path,
-    facts: Mapping[str, str | None],
+    finder: FaceFinder | None,
+    command: str,
 ) -> list[Path]:
     """Score every data set with every checkpoint; returns the scores files, ordered by checkpoint.
 
-    All checkpoints score a data set together, so that each image is read once. ``facts`` go into the JSON files.
+    All checkpoints score a data set together, so that each image is read once.
     """
-    from utils.evaluation.evaluate import evaluate_tiers, origin
+    from utils.evaluation.evaluate import evaluate_tiers, origin, warn_of_training_images
     from utils.runtime import hardware
     from utils.scoring.table import write_scores, write_sidecar
 
     files: dict[tuple[int, int], Path] = {}
     for column, (dataset, listing) in enumerate(data):
         warn_of_training_images(candidates, dataset, listing)
-        results = evaluate_tiers(candidates, listing, tiers, cache, settings, dataset)
+        results = evaluate_tiers(candidates, listing, tiers, cache, settings, dataset, finder)
         for item in results[0][1]:  # the same for every checkpoint
             print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
         if not len(results[0][0]):
             raise UserError(f"expected images in {dataset}, but none of {len(listing.records)} could be read")
         root, unreadable = listing.root, results[0][1]
-        whole = without_face(listing, {item["path"] for item in unreadable}) if facts["finder"] else None
+        is_searched = any(record.faces is not None for record in listing.records)
+        whole = without_face(listing, {item["path"] for item in unreadable}) if is_searched else None
         unreadable = [{**item, "path": relative_path(item["path"], root)} if root else item for item in unreadable]
         for row, (candidate, (table, _)) in enumerate(zip(candidates, results, strict=True)):
             file = folder / f"{candidate.name}__{dataset}__{listing.split}.csv.gz"
@@ -224,7 +227,8 @@ def score_all(
                 unreadable=unreadable,
                 hardware=hardware(),
                 without_face=whole,
-                **facts,
+                finder=finder.name if finder and (is_searched or listing.sampling) else None,
+                command=command,
             )
             files[row, column] = file
     return [files[key] for key in sorted(files)]
@@ -234,14 +238,6 @@ def without_face(listing: Listing, unreadable: Collection[str]) -> list[str]:
     """The readable pictures without a face, which are judged as a whole, as paths below the root of the set."""
     paths = [record.path for record in listing.records if not record.faces and record.path not in unreadable]
     return [relative_path(path, listing.root) if listing.root else path for path in paths]
-
-
-def warn_of_training_images(candidates: Sequence[Candidate], dataset: str, listing: Listing) -> None:
-    """Name on stderr the checkpoints that were trained on these very images."""
-    for candidate in candidates:
-        entries = candidate.checkpoint.get("data", [])
-        if listing.fingerprint in {entry["fingerprint"] for entry in entries if entry["split"] == "train"}:
-            print(f"warning: {candidate.name} was trained on these very images of {dataset}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ Known = dict[str, tuple[State, tuple[Box, ...]]]
 
 
 def with_faces(listing: Listing, finder: FaceFinder | None) -> Listing:
-    """Return a listing whose records hold the faces in their pictures; without a finder, the listing as it is.
+    """Return a listing whose records hold the faces in their pictures; without a finder, or of videos, it is returned.
 
     A line on stderr says how many pictures show a face.
     """
-    if finder is None:
+    if finder is None or listing.sampling:
         return listing
     name = f"{listing.name} {listing.split}"
     records = find_faces(listing.records, finder, user_cache() / "faces", f"faces {name}")

@@ -62,9 +62,10 @@ class ImageCache:
 def cache_listing(listing: Listing, folder: Path | None, threads: int | None = None) -> Listing:
     """Return the listing with its decoded images in a cache below ``folder``, which is built if it is not there yet.
 
-    If the cache cannot be written (a full disk), a line on stderr says so and the listing is returned as it was.
+    If the cache cannot be written (a full disk), a line on stderr says so and the listing is returned as it was. A
+    listing of videos always is.
     """
-    if folder is None:
+    if folder is None or listing.sampling:
         return listing
     try:
         cache = open_cache(listing, folder, threads or os.cpu_count() or 1)

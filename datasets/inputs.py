@@ -6,14 +6,19 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from datasets.containers import is_video_file
+from datasets.containers import VIDEO_SUFFIXES, is_video_file
 from datasets.readers.csv_list import read_csv
-from datasets.readers.folder import list_images
+from datasets.readers.folder import IMAGES, Files, list_images
 from datasets.storage import image_exists, is_image_file, looks_like_image
 from utils.errors import UserError, closest_sibling
 
+IMAGES_AND_VIDEOS = Files(
+    "images or videos",
+    (*IMAGES.suffixes[:3], *VIDEO_SUFFIXES[:2]),
+    lambda path: is_image_file(path) or is_video_file(path),
+)
 LIST_SUFFIXES = (".csv", ".tsv")
 
 
@@ -34,10 +39,7 @@ def list_inputs(arguments: Sequence[str], null: bool = False, videos: bool = Fal
         UserError: a path does not exist, or an argument names no image.
     """
     images: list[str] = []
-
-    def accepts(path: str) -> bool:
-        return is_image_file(path) or (videos and is_video_file(path))
-
+    wanted = IMAGES_AND_VIDEOS if videos else IMAGES
     for argument in arguments:
         path = os.path.expanduser(argument)
         if argument == "-":
@@ -46,9 +48,9 @@ def list_inputs(arguments: Sequence[str], null: bool = False, videos: bool = Fal
         if argument.startswith("csv:"):
             images += _listed(argument.removeprefix("csv:"))
             continue
-        for found in [path] if image_exists(path) else _matching(path, argument, accepts):
+        for found in [path] if image_exists(path) else _matching(path, argument, wanted):
             if os.path.isdir(found):
-                images += list_images(found, accepts)
+                images += list_images(found, wanted)
             elif found.lower().endswith(LIST_SUFFIXES):
                 images += _listed(found)
             else:
@@ -61,14 +63,14 @@ def _listed(path: str) -> list[str]:
     return [record.path for records in source.by_split.values() for record in records]
 
 
-def _matching(pattern: str, argument: str, accepts: Callable[[str], bool]) -> list[str]:
+def _matching(pattern: str, argument: str, wanted: Files) -> list[str]:
     if not any(character in argument for character in "*?["):
         raise UserError(
             f"expected an image, folder, pattern or CSV list, no such path: {argument}{closest_sibling(pattern)}"
         )
     found = sorted(glob.iglob(pattern, recursive=True))
     if "**" in pattern:  # it also matches every folder on the way, which would repeat images
-        found = [path for path in found if os.path.isfile(path) and accepts(path)]
+        found = [path for path in found if os.path.isfile(path) and wanted.accepts(path)]
     if not found:
         raise UserError(f"expected images that match {argument!r}, got none; check the folder and the suffix")
     return found

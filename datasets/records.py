@@ -73,16 +73,20 @@ class Sampling(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader found: records by split ("" for no split) and the folder that their paths start from."""
+    """What a reader found: records by split ("" for no split) and the folder that their paths start from.
+
+    ``sampling`` chooses the frames of videos; None stands for a set of pictures.
+    """
 
     name: str
     root: str
     by_split: dict[str, list[Record]]
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The records that a spec selects; ``splits`` are the splits of the whole dataset."""
+    """The records that a spec selects; ``splits`` are those of the whole dataset, ``sampling`` that of the source."""
 
     name: str
     split: str
@@ -90,6 +94,7 @@ class Listing:
     fingerprint: str
     root: str
     splits: tuple[str, ...]
+    sampling: Sampling | None = None
 
 
 def relative_path(path: str, root: str) -> str:

@@ -4,6 +4,7 @@
     data/140k                     a folder, by its layout         data/140k@split=test,limit=500
     csv:lists/wild.csv            a CSV list                      csv:lists/wild.csv@labels=0:real+1:fake
     wds:shards/140k               tar shards                      wds:shards/140k/train-*.tar@split=all
+    clips:data/ff                 a folder of videos              clips:data/ff@every=1,max_frames=32
 
 Options of every kind: split=train|valid|test|all, limit=N (balanced over the classes, the same images every
 time), repeat=N (each record N times, to weigh a dataset in a mix), classes=real|fake, generator=A+B and
@@ -14,7 +15,6 @@ together, such as the frames of a video, and are never divided between training 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -22,11 +22,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from datasets.readers.clips import read_clips
 from datasets.readers.csv_list import parse_labels, read_csv
 from datasets.readers.folder import read_folder
 from datasets.readers.shards import read_shards
 from datasets.records import LABEL_NAMES, SPLIT_NAMES, SPLITS, Listing, Record, Source, relative_path
-from datasets.storage import file_state
+from datasets.selection import balanced_subset, fingerprint
 from utils.errors import UserError, closest
 
 COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator", "group_by", "use")
@@ -79,6 +80,7 @@ KINDS: dict[str, Kind] = {
     "folder": Kind(lambda spec: read_folder(spec.location)),
     "csv": Kind(lambda spec: read_csv(spec.location, _labels_of(spec)), ("labels",)),
     "wds": Kind(lambda spec: read_shards(spec.location, _labels_of(spec)), ("labels",)),
+    "clips": Kind(lambda spec: read_clips(spec.location, spec.options), ("every", "max_frames")),
     "demo": Kind(_read_demo, ("n", "size", "seed")),
 }
 
@@ -151,8 +153,10 @@ def read_source(spec: DatasetSpec) -> Source:
     return KINDS[spec.kind].read(spec)
 
 
-def open_records(text: str | DatasetSpec, default_split: str | None = None, source: Source | None = None) -> Listing:
-    """List the records that a spec selects, sorted by path.
+def open_records(
+    text: str | DatasetSpec, default_split: str | None = None, source: Source | None = None, videos: bool = False
+) -> Listing:
+    """List the records that a spec selects, sorted by path; only a caller that takes ``videos`` gets a set of them.
 
     ``split=`` in the spec takes precedence over ``default_split``; without either it is test if there is one, else
     valid, else all. The fingerprint is 16 hex digits over relative path, label and size of every selected file
@@ -161,6 +165,8 @@ def open_records(text: str | DatasetSpec, default_split: str | None = None, sour
     """
     spec = parse_spec(text)
     source = source or read_source(spec)
+    if source.sampling and not videos:
+        raise UserError(f"expected pictures, got videos ({spec}); evaluate.py and predict.py score them")
     splits = tuple(split for split in SPLITS if source.by_split.get(split))
     usual = "test" if "test" in splits else "valid" if "valid" in splits else "all"
     split = split_name(spec.options.get("split") or default_split or usual)
@@ -172,10 +178,10 @@ def open_records(text: str | DatasetSpec, default_split: str | None = None, sour
     records.sort(key=lambda record: record.path)
     if "group_by" in spec.options:
         records = _grouped(records, spec, source.root)
-    fingerprint = _fingerprint(records, source.root)
+    content = fingerprint(records, source.root)
     repeats = range(int_option(spec, "repeat"))
     records = [record for record in records for _ in repeats]
-    return Listing(source.name, split, records, fingerprint, source.root, splits)
+    return Listing(source.name, split, records, content, source.root, splits, source.sampling)
 
 
 def open_limited(text: str, limit: int | None, split: str | None = None) -> Listing:
@@ -222,28 +228,3 @@ def _generators(value: str, records: list[Record], key: str) -> set[str]:
             names, hint = ", ".join(sorted(found.values())) or "none", closest(name, found.values())
             raise UserError(f"expected {key}= with a generator of the dataset ({names}), got {name!r}{hint}")
     return {name.lower() for name in value.split("+")}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def balanced_subset(records: list[Record], limit: int, root: str) -> list[Record]:
-    """Take ``limit`` records, as evenly over the classes as they allow; a smaller limit takes a subset."""
-    if limit >= len(records):
-        return records
-    shuffled = sorted(records, key=lambda record: _digest(relative_path(record.path, root)))
-    queues = [[r for r in reversed(shuffled) if r.label == label] for label in (0, 1, None)]
-    taken: list[Record] = []
-    while len(taken) < limit:
-        taken += [queue.pop() for queue in queues if queue]
-    return taken[:limit]
-
-
-def _fingerprint(records: list[Record], root: str) -> str:
-    lines = []
-    for record in records:
-        size, _ = file_state(record.path) or (-1, 0)  # a missing file is reported when it is read
-        lines.append(f"{relative_path(record.path, root)}\0{record.label}\0{size}\n")
-    lines.sort()
-    return _digest("".join(lines))[:16]

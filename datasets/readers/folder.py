@@ -19,19 +19,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+from datasets.containers import VIDEO_SUFFIXES
 from datasets.records import FAKE_NAMES, LABEL_NAMES, REAL_NAMES, SPLIT_NAMES, Record, Source, class_label
 from datasets.storage import IMAGE_SUFFIXES, is_image_file
 from utils.errors import UserError, closest_sibling
-
-Accepts = Callable[[str], bool]  # whether a file belongs to the set
 
 _SKIPPED = {"masks", "mask", "__macosx"}
 _WRAPPERS = {"real_vs_fake", "real-vs-fake"}  # the nesting of the 140k set
 
 log = logging.getLogger(__name__)
+
+
+class Files(NamedTuple):
+    """The kind of files that a set consists of: its name, examples of suffixes, and whether a path is one."""
+
+    name: str
+    suffixes: Sequence[str]
+    accepts: Callable[[str], bool]
+
+
+IMAGES = Files("images", IMAGE_SUFFIXES[:5], is_image_file)
 
 
 @dataclass(slots=True)
@@ -55,22 +66,22 @@ class _Place:
     generator: str | None = None
 
 
-def list_images(location: str | os.PathLike[str], accepts: Accepts = is_image_file) -> list[str]:
+def list_images(location: str | os.PathLike[str], wanted: Files = IMAGES) -> list[str]:
     """Return the paths of all accepted files below a folder, sorted, whatever the layout. Raises UserError."""
-    folders = [_scan_location(os.fspath(location), accepts)]
+    folders = [_scan_location(os.fspath(location), wanted)]
     for folder in folders:
         folders += folder.folders
     return sorted(f"{folder.path}/{image}" for folder in folders for image in folder.images)
 
 
-def read_folder(location: str | os.PathLike[str], name: str | None = None, accepts: Accepts = is_image_file) -> Source:
+def read_folder(location: str | os.PathLike[str], name: str | None = None, wanted: Files = IMAGES) -> Source:
     """Read a folder of real and fake images; ``name`` is the name of the dataset (default: that of the folder).
 
     A folder that is itself one split or one class (`data/x/test`) belongs to the dataset above it. Categories
     without a generator above them count as generators; fakes without either carry the name of the dataset.
     Raises UserError for a folder that is absent or empty and for class folders with unknown names.
     """
-    tree = _scan_location(os.fspath(location), accepts)
+    tree = _scan_location(os.fspath(location), wanted)
     root, place = _climb(tree)
     for _ in range(3):
         if tree.images or len(tree.folders) != 1 or place != _Place() or _has_role(tree.folders[0].name):
@@ -181,23 +192,24 @@ def _dataset_name(location: str, tree: Folder) -> str:
     return name or "dataset"
 
 
-def _scan_location(location: str, accepts: Accepts) -> Folder:
+def _scan_location(location: str, wanted: Files) -> Folder:
     path = os.path.expanduser(location).replace(os.sep, "/").rstrip("/") or "/"
     if os.path.isfile(path):
         hint = f"; write csv:{location}" if path.lower().endswith((".csv", ".tsv", ".txt")) else ""
-        raise UserError(f"expected a folder of images, got the file {location}{hint}")
+        raise UserError(f"expected a folder of {wanted.name}, got the file {location}{hint}")
     if not os.path.isdir(path):
-        raise UserError(f"expected a folder of images, no such folder: {location}{closest_sibling(path)}")
-    tree = _scan(path, frozenset(), accepts)
+        raise UserError(f"expected a folder of {wanted.name}, no such folder: {location}{closest_sibling(path)}")
+    tree = _scan(path, frozenset(), wanted)
     if others := [name for name in tree.others if name != "demo.json"]:
         shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        log.warning("%s: ignored files that are not images (%d): %s", location, len(others), shown)
+        log.warning("%s: ignored files that are not %s (%d): %s", location, wanted.name, len(others), shown)
     if not tree.images and not tree.folders:
-        raise UserError(f"expected images ({', '.join(IMAGE_SUFFIXES[:5])}, ...) in {location}, got none")
+        hint = f"; write clips:{location}" if any(name.lower().endswith(VIDEO_SUFFIXES) for name in tree.others) else ""
+        raise UserError(f"expected {wanted.name} ({', '.join(wanted.suffixes)}, ...) in {location}, got none{hint}")
     return tree
 
 
-def _scan(path: str, ancestors: frozenset[tuple[int, int]], accepts: Accepts) -> Folder:
+def _scan(path: str, ancestors: frozenset[tuple[int, int]], wanted: Files) -> Folder:
     folder = Folder(path, os.path.basename(path))
     try:
         status = os.stat(path)
@@ -210,9 +222,9 @@ def _scan(path: str, ancestors: frozenset[tuple[int, int]], accepts: Accepts) ->
         return folder
     for name, is_folder in found:
         if not is_folder:
-            (folder.images if accepts(f"{path.rstrip('/')}/{name}") else folder.others).append(name)
+            (folder.images if wanted.accepts(f"{path.rstrip('/')}/{name}") else folder.others).append(name)
         elif name.lower() not in _SKIPPED:
-            child = _scan(f"{path.rstrip('/')}/{name}", ancestors | {identity}, accepts)
+            child = _scan(f"{path.rstrip('/')}/{name}", ancestors | {identity}, wanted)
             folder.others += [f"{name}/{other}" for other in child.others]
             if child.images or child.folders:
                 folder.folders.append(child)

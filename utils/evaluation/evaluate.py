@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from datasets.faces import Finder
 from datasets.spec import Listing
 from models.detector import Detector
 from utils.checkpoints.file import load_detector
 from utils.files import file_digest
 from utils.scoring.cache import ScoreCache, listing_digest
-from utils.scoring.scorer import Job, Scores, Settings, score, score_table
+from utils.scoring.scorer import Job, Scores, Settings, score, score_clips, score_table
 from utils.scoring.table import ScoreTable
 from utils.tables import unique_names
 
@@ -56,6 +57,14 @@ def origin(candidate: Candidate) -> dict[str, Any]:
     }
 
 
+def warn_of_training_images(candidates: Sequence[Candidate], dataset: str, listing: Listing) -> None:
+    """Name on stderr the checkpoints that were trained on these very images."""
+    for candidate in candidates:
+        entries = candidate.checkpoint.get("data", [])
+        if listing.fingerprint in {entry["fingerprint"] for entry in entries if entry["split"] == "train"}:
+            print(f"warning: {candidate.name} was trained on these very images of {dataset}", file=sys.stderr)
+
+
 def checkpoint_names(paths: Sequence[Path]) -> list[str]:
     """Name checkpoints for tables: the run folder of a best.pt, otherwise the file's stem; duplicates are numbered."""
     names = [path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem for path in paths]
@@ -69,14 +78,18 @@ def evaluate_tiers(
     cache: ScoreCache,
     settings: Settings | None = None,
     dataset: str | None = None,
+    finder: Finder | None = None,
 ) -> list[tuple[ScoreTable, list[dict[str, str]]]]:
     """Score a listing, degraded by each tier, with all candidates; scores found in the cache need no image.
 
-    ``dataset`` is the name of the listing in the tables, ``listing.name`` by default.
+    ``dataset`` is the name of the listing in the tables, ``listing.name`` by default. Videos need a ``finder``; their
+    scores are not cached.
 
     Returns:
         Per candidate, a table with all tiers one after the other, and ``{path, reason}`` of the unreadable images.
     """
+    if listing.sampling:
+        cache = ScoreCache(None, cache.arithmetic)
     data = listing_digest(listing) if cache.folder else ""
     found: dict[tuple[int, str], Scores] = {}
     missing: list[tuple[int, str]] = []
@@ -94,7 +107,11 @@ def evaluate_tiers(
         print(f"{listing.name} {listing.split}: {part} score sets taken from {cache.folder}", file=sys.stderr)
     if missing:
         jobs = [Job(candidates[number].detector, tier) for number, tier in missing]
-        results = score(jobs, listing.records, settings, f"{listing.name} {listing.split}")
+        name = f"{listing.name} {listing.split}"
+        if listing.sampling and finder:
+            results = score_clips(jobs, listing, finder, settings, name)
+        else:
+            results = score(jobs, listing.records, settings, name)
         for (number, tier), scores in zip(missing, results, strict=True):
             found[number, tier] = scores
             cache.store(keys[number], data, tier, scores)

@@ -22,10 +22,10 @@ from datasets.records import Record, Sampling
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
 from utils.args import is_export
-from utils.distributed import ScoredBatch, gather, join_team, share_batches, team
+from utils.distributed import ScoredBatch, join_team, share_batches, team
 from utils.engines.registry import ENGINES, missing
 from utils.errors import UserError
-from utils.scoring.tracks import ScoredVideo, Track, score_video
+from utils.scoring.tracks import ScoredVideo, score_video, score_videos
 
 READ_AHEAD = 2  # batches being decoded while one is scored
 
@@ -151,10 +151,7 @@ def predict_records(
 def predict_videos(
     predictor: Predictor, paths: Sequence[str], sampling: Sampling, finder: Finder, batch_size: int = 32
 ) -> Iterator[ScoredVideo]:
-    """Score videos by their faces, one after the other; yields each with its tracks, or why it is unreadable.
-
-    Under torchrun each process scores every n-th video, and all of them yield all results.
-    """
+    """Score videos by their faces, in order; yields each with its tracks, or why it is unreadable."""
     geometry = predictor.geometry
 
     def view(frame: np.ndarray, box: Box | None) -> np.ndarray:
@@ -163,16 +160,7 @@ def predict_videos(
     def score(views: np.ndarray) -> np.ndarray:
         return np.asarray(predictor.score(views), np.float64).reshape(-1)
 
-    def judge(path: str) -> list[Track] | str:
-        try:
-            return score_video(path, sampling, finder, view, score, batch_size)
-        except UnreadableImage as error:
-            return str(error)
-
-    for start in range(0, len(paths), team.size):
-        block = paths[start : start + team.size]
-        found = gather(judge(block[team.rank]) if team.rank < len(block) else None)
-        yield from zip(block, found, strict=False)  # the last block may be shorter
+    return score_videos(paths, lambda path: score_video(path, sampling, finder, view, score, batch_size))
 
 
 def _prepare(

@@ -6,6 +6,7 @@ once, degraded once per tier and prepared once per tier and geometry.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.faces import highest_of_each
+from datasets.faces import Finder, highest_of_each
 from datasets.framing import Box
 from datasets.loading import ImageDataset, make_loader
 from datasets.perturbations import CLEAN, apply_tier, content_seed, move_box
-from datasets.spec import Record
+from datasets.records import Listing, Record, Sampling
 from datasets.transforms import Geometry
 from models.detector import Detector
 from models.operating_point import OperatingPoint
 from utils.distributed import ScoredBatch, share_batches, team
 from utils.scoring.table import ScoreTable
+from utils.scoring.tracks import Track, highest, score_video, score_videos
 
 
 class Job(NamedTuple):
@@ -109,8 +111,7 @@ def stream(jobs: Sequence[Job], records: Sequence[Record], settings: Settings | 
         ``(indices, logits, unreadable)`` of a batch, as in :class:`Scores`, with logits ``(jobs, N)``.
     """
     settings = settings or Settings()
-    for detector in {id(detector): detector for detector, _ in jobs}.values():
-        detector.eval().to(memory_format=torch.channels_last)
+    set_up(jobs)
     if team.size == 1:
         return _score(jobs, records, settings)
     return share_batches(
@@ -120,22 +121,34 @@ def stream(jobs: Sequence[Job], records: Sequence[Record], settings: Settings | 
     )
 
 
+def set_up(jobs: Sequence[Job]) -> None:
+    """Bring the detectors into the state in which they score."""
+    for detector in {id(detector): detector for detector, _ in jobs}.values():
+        detector.eval().to(memory_format=torch.channels_last)
+
+
 def _score(jobs: Sequence[Job], records: Sequence[Record], settings: Settings) -> Iterator[ScoredBatch]:
     """Score records in this process."""
-    device, views = jobs[0].detector.mean.device, Views(jobs, settings.every_face)
+    views, is_cuda = Views(jobs, settings.every_face), jobs[0].detector.mean.device.type == "cuda"
     dataset = ImageDataset(records, views, every_face=settings.every_face)
-    loader = make_loader(dataset, settings.batch_size, workers=settings.workers, pin_memory=device.type == "cuda")
+    loader = make_loader(dataset, settings.batch_size, workers=settings.workers, pin_memory=is_cuda)
     for batch in loader:
-        indices, logits = batch.indices.numpy(), np.empty((len(jobs), len(batch.indices)))
-        for start in range(0, len(indices), settings.batch_size):  # a batch of pictures may hold many faces
-            part = slice(start, start + settings.batch_size)
-            for key, view in views.split(batch.images[part].to(device, non_blocking=True)):
-                for number, (detector, tier) in enumerate(jobs):
-                    if (tier, detector.geometry) == key:
-                        logits[number, part] = detector.score_views(view, settings.dtype)
+        indices, logits = batch.indices.numpy(), _logits(jobs, views, batch.images, settings)
         if settings.every_face:
             indices, logits = highest_of_each(indices, logits)
         yield indices, logits, [(item.index, item.reason) for item in batch.unreadable]
+
+
+def _logits(jobs: Sequence[Job], views: Views, images: Tensor, settings: Settings) -> np.ndarray:
+    """Score joined views ``(N, ...)`` with all jobs; returns logits ``(jobs, N)``."""
+    device, logits = jobs[0].detector.mean.device, np.empty((len(jobs), len(images)))
+    for start in range(0, len(images), settings.batch_size):  # a batch of pictures may hold many faces
+        part = slice(start, start + settings.batch_size)
+        for key, view in views.split(images[part].to(device, non_blocking=True)):
+            for number, (detector, tier) in enumerate(jobs):
+                if (tier, detector.geometry) == key:
+                    logits[number, part] = detector.score_views(view, settings.dtype)
+    return logits
 
 
 def score(
@@ -156,6 +169,44 @@ def score(
             bar.update(len(batch_indices) + len(failures))
     columns = np.concatenate(logits, axis=1)
     return [Scores(np.concatenate(indices), column, unreadable) for column in columns]
+
+
+def score_clips(
+    jobs: Sequence[Job], listing: Listing, finder: Finder, settings: Settings, description: str | None = None
+) -> list[Scores]:
+    """Score a listing of videos with all jobs; the logit of a video is that of its most suspicious face.
+
+    Frames are degraded like pictures. A line on stderr counts the videos without a face.
+    """
+    from tqdm import tqdm
+
+    views, sampling = Views(jobs, every_face=True), listing.sampling or Sampling()
+    set_up(jobs)
+
+    def view(frame: np.ndarray, box: Box | None) -> np.ndarray:
+        return views(frame, 0, box).numpy()
+
+    def score_views(images: np.ndarray) -> np.ndarray:
+        return _logits(jobs, views, torch.from_numpy(images), settings)
+
+    def score_one(path: str) -> list[Track]:
+        return score_video(path, sampling, finder, view, score_views, settings.batch_size)
+
+    logits: dict[int, np.ndarray] = {}
+    unreadable: list[tuple[int, str]] = []
+    faceless, paths = 0, [record.path for record in listing.records]
+    bar = tqdm(score_videos(paths, score_one), description, len(paths), unit="video", disable=None, leave=False)
+    for index, (_, found) in enumerate(bar):
+        if isinstance(found, str):
+            unreadable.append((index, found))
+        else:
+            logits[index] = highest(found)
+            faceless += not found[0].is_face
+    if faceless:
+        print(f"{description}: no face in {faceless} of {len(paths)} videos, scored as a whole", file=sys.stderr)
+    indices = np.fromiter(logits, np.int64, len(logits))
+    columns = np.stack([*logits.values()], 1) if logits else np.empty((len(jobs), 0))
+    return [Scores(indices, column, unreadable) for column in columns]
 
 
 def score_table(

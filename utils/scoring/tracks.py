@@ -12,7 +12,9 @@ import numpy as np
 from datasets.faces import Finder, overlap
 from datasets.framing import Box
 from datasets.records import Sampling
+from datasets.storage import UnreadableImage
 from datasets.video import sample_frames
+from utils.distributed import gather, team
 
 OVERLAP = 0.3  # of the boxes of one face in neighbouring samples: intersection over union
 GAP = 2  # samples in which a face may be turned away or hidden
@@ -112,6 +114,24 @@ def score_video(
             places.append(boxes[place])
             columns.append(scored[..., place])
     return [Track(times, places, np.stack(columns, -1)) for times, places, columns in tracks.values()]
+
+
+def score_videos(paths: Sequence[str], score: Callable[[str], list[Track]]) -> Iterator[ScoredVideo]:
+    """Score videos one after the other, in order.
+
+    Under torchrun each process scores every n-th video, and all of them yield all results.
+    """
+
+    def judge(path: str) -> list[Track] | str:
+        try:
+            return score(path)
+        except UnreadableImage as error:
+            return str(error)
+
+    for start in range(0, len(paths), team.size):
+        block = paths[start : start + team.size]
+        found = gather(judge(block[team.rank]) if team.rank < len(block) else None)
+        yield from zip(block, found, strict=False)  # the last block may be shorter
 
 
 def _prepared(path: str, sampling: Sampling, finder: Finder, view: View) -> Iterator[list[Prepared]]:
