@@ -4,9 +4,10 @@
   python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k data/openforensics --tiers clean web hard
   python evaluate.py --checkpoint a/best.pt --data demo --severity jpeg resize --output-dir results/ab
   python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k --compare --gallery
+  python evaluate.py --checkpoint a/best.pt --data clips:data/ff    a folder of videos, each one item
   python evaluate.py --from-scores results/ab/scores/*.csv.gz --output-dir results/again
 
-The first four forms write scores/<checkpoint>__<data>__<split>.csv.gz, one row per image and tier, and a JSON file of
+The first five forms write scores/<checkpoint>__<data>__<split>.csv.gz, one row per image and tier, and a JSON file of
 the same name with the threshold, unreadable images and data fingerprint. All else derives from these files, so
 --from-scores gives the same tables and figures without a model or an image: metrics.json; metrics and generators as
 .csv, .md and .tex; ROC, precision-recall, reliability and coverage figures per tier, and confusion and score figures

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datasets.colour import array_to_srgb, to_srgb
+from datasets.containers import looks_like_video
 from datasets.formats import check_cost, count_scans, jpeg_header, passes_of, png_chunks
 from datasets.heif import HEIC_SIGNATURE, register_decoder
 from datasets.records import Record
@@ -206,7 +207,9 @@ def _why_unidentified(data: bytes) -> str:
     if is_heic and "HEIF" not in readable_formats():
         return "HEIC needs the package pillow-heif; install it, or convert the file to JPEG or PNG"
     known = is_heic or data.startswith(_MAGIC) or data[8:12] == b"WEBP" or data[4:12] == b"ftypavif"
-    return "truncated or corrupt" if known else "not an image"
+    if known:
+        return "truncated or corrupt"
+    return "a video, not an image" if looks_like_video(data[:400]) else "not an image"
 
 
 def _rgb_from_pillow(image: Image.Image) -> np.ndarray:
