@@ -323,6 +323,6 @@ def test_bad_input_is_answered_in_one_line(flags, says, place, tmp_path, monkeyp
 
 def test_records_without_a_label_are_refused(place, monkeypatch):
     listing = Listing("x", "all", [Record("a.png", 0, "real"), Record("b.png", None, "")], "0" * 16, "", ())
-    monkeypatch.setattr(evaluate, "open_records", lambda spec: listing)
+    monkeypatch.setattr(evaluate, "open_records", lambda spec, videos: listing)
     with pytest.raises(UserError, match="got 1 without"):
         evaluate.open_labelled(["wild"])
