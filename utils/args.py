@@ -138,20 +138,18 @@ def add_base_weights(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
     """Add --base-weights, which sets an environment variable, so that it holds for the processes of a script too."""
     parser.add_argument(
         "--base-weights",
-        action=_SetBaseWeights,
+        type=_base_weights,
         metavar="FILE|DIR",
         help="public weights that a checkpoint of an adapted model leaves out "
         f"(default: ${BASE_WEIGHTS_VARIABLE}, their place in training, the user's cache, timm's hub)",
     )
 
 
-class _SetBaseWeights(argparse.Action):
-    """Check a path and put it into the environment."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        if not Path(values).exists():
-            parser.error(f"expected --base-weights to be a file or a folder, found none at {values!r}")
-        os.environ[BASE_WEIGHTS_VARIABLE] = values
+def _base_weights(text: str) -> str:
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"expected a file or a folder, found none at {text!r}")
+    os.environ[BASE_WEIGHTS_VARIABLE] = text
+    return text
 
 
 def add_face_group(parser: argparse.ArgumentParser) -> None:

@@ -260,7 +260,7 @@ def test_base_weights_that_are_others_are_one_line(content, found, trained, tmp_
 
 def test_base_weights_that_do_not_exist_are_a_usage_error(monkeypatch, capsys):
     code, error = exit_and_stderr(evaluate.main, ["--base-weights", "no/such"], monkeypatch, capsys)
-    assert code == 2 and "expected --base-weights to be a file or a folder, found none at 'no/such'" in error
+    assert code == 2 and "--base-weights: expected a file or a folder, found none at 'no/such'" in error
 
 
 @pytest.mark.parametrize("name", ["test_vit2", "test_resnet"])
