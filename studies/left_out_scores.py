@@ -72,6 +72,7 @@ def write_part(
     """Score some data sets and write their scores, with what the table needs, into one file."""
     from datasets.face_boxes import with_faces
     from datasets.faces import open_finder
+    from utils.checkpoints.slimming import without_paths
     from utils.evaluation.evaluate import load_candidates
     from utils.runtime import set_up
     from utils.scoring.table import ScoreTable, write_scores, write_sidecar
@@ -96,7 +97,7 @@ def write_part(
         trained_on=sorted(trained_on - names if part == "left-out" else trained_on),
         n_images=sum(len(listing.records) for listing in listings),
         unreadable=unreadable,
-        train_command=recipe.get("command"),
+        train_command=without_paths(recipe.get("command")),
     )
 
 

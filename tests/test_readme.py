@@ -111,12 +111,13 @@ def test_the_example_prints_what_the_readme_shows(monkeypatch, capsys):
     import predict
 
     monkeypatch.chdir(ROOT)
-    shown = re.search(r"\npath,p_fake,verdict,logit\n(\S+)\n(1 image: .*)\n", (ROOT / "README.md").read_text("utf-8"))
-    path, p_fake, verdict, logit = shown[1].split(",")
-    predict.main([path])
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = re.search(r"\npath,p_fake,verdict,logit,framed,finder\n(\S+)\n(1 image: .*)\n", readme)
+    path, p_fake, verdict, logit, *framed = shown[1].split(",")
+    predict.main([path, "--face-detector", "cascade"])
     printed = capsys.readouterr()
     found = printed.out.splitlines()[1].split(",")
-    assert (found[0], found[2], printed.err.splitlines()[-1]) == (path, verdict, shown[2])
+    assert (found[0], found[2], found[4:], printed.err.splitlines()[-1]) == (path, verdict, framed, shown[2])
     assert [float(found[1]), float(found[3])] == pytest.approx([float(p_fake), float(logit)], abs=0.01)
 
 

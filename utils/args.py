@@ -20,7 +20,8 @@ from utils.files import ROOT
 
 BASE_WEIGHTS_VARIABLE = "DEEPFAKE_BASE_WEIGHTS"
 EXIT_DONE, EXIT_PARTIAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-RELEASES = ("deepfake-v2",)  # files NAME.pt, NAME.json and NAME.md in checkpoints/, results in results/NAME
+# Files NAME.pt, NAME.json and NAME.md in checkpoints/, results in results/NAME.
+RELEASES = ("deepfake-v3-small", "deepfake-v3", "deepfake-v2")
 RELEASE_FILE = ROOT / "checkpoints" / f"{RELEASES[0]}.pt"  # what scripts use without --checkpoint
 DEFAULT_CHECKPOINT = f"(default: the released {RELEASE_FILE.relative_to(ROOT)})"  # for the help of --checkpoint
 
