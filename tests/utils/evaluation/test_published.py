@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from studies import leave_source_out
 from tests.pages import CHECKPOINT_PAGES, tables
 from tests.sources import FIGURE, shows
 from utils.files import ROOT
 from utils.scoring.table import read_scores
 
 RESULTS = ROOT / "results"
-FOLDERS = sorted({file.parent.parent for file in RESULTS.rglob("scores/*.csv.gz")})
+LEFT_OUT = RESULTS / "leave_source_out"
+FOLDERS = sorted({file.parent.parent for file in RESULTS.rglob("scores/*.csv.gz")} - {LEFT_OUT})
 KEYS = ("checkpoint", "dataset", "split", "tier", "generator")
 PAIR = ["--pair", "faces140k", "utkface"]
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *CHECKPOINT_PAGES]
@@ -43,6 +45,16 @@ def test_every_published_table_follows_from_its_scores(folder, tmp_path, monkeyp
         if (folder / made.name).exists() or made.name == "metrics.md":  # leave_one_out shows generators as a matrix
             # Compared as a set of lines: their order is that of the files on the command line.
             assert sorted(made.read_text().splitlines()) == sorted((folder / made.name).read_text().splitlines())
+
+
+def test_the_table_of_sources_left_out_follows_from_its_scores(tmp_path):
+    published = json.loads((LEFT_OUT / "sources.json").read_text())
+    names = [row["left_out"] for row in published["rows"] if row["left_out"] != "mean"]
+    groups = dict.fromkeys(name.replace(",", "+").replace(":", "-") for name in names)
+    files = [str(LEFT_OUT / "scores" / f"{group}__{part}.csv.gz") for group in groups for part in ("left-out", "valid")]
+    leave_source_out.main(["--from-scores", *files, "--output-dir", str(tmp_path)])  # their order seeds the bootstrap
+    found = json.loads((tmp_path / "sources.json").read_text())
+    assert found["rows"] == published["rows"]
 
 
 TABLES = sorted(file for file in RESULTS.rglob("*.md") if file.with_suffix(".csv").is_file())
