@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.operating_point import OperatingPoint
-from utils.figures import FAKE_COLOUR, GREY, legend_below, line_style, new_figure, save_figure, styled
+from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
 from utils.files import atomic_write_text
 from utils.scoring.tracks import ScoredVideo, Track
 from utils.tables import unique_names
@@ -57,7 +57,7 @@ def timeline_figure(tracks: Sequence[Track], point: OperatingPoint, threshold: s
     figure, (axes,) = new_figure(7.0, 3.2)
     value = point.threshold(threshold)
     low, high = point.band or (value, value) if threshold == "balanced" else (value, value)
-    axes.axhline(high, color=FAKE_COLOUR, linewidth=1, linestyle=(0, (4, 2)), label="fake from here on")
+    axes.axhline(high, color="black", linewidth=1, linestyle=(0, (4, 2)), label="fake above")
     if low < high:
         axes.axhspan(low, high, color=GREY, alpha=0.15, linewidth=0, label="unsure")
     for number, track in enumerate(tracks, 1):
