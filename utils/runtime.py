@@ -125,6 +125,8 @@ def set_threads(threads: int | None) -> None:
 LIBRARIES = {
     "torch": "torch",
     "timm": "timm",
+    "safetensors": "safetensors",
+    "huggingface_hub": "huggingface-hub",
     "numpy": "numpy",
     "cv2": "opencv-python-headless",
     "PIL": "Pillow",
