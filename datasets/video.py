@@ -61,12 +61,8 @@ def sample_frames(path: str, sampling: Sampling | None = None, max_pixels: int =
 
 def _frames(capture: cv2.VideoCapture, step: float, max_pixels: int) -> Iterator[Frame]:
     """The first frame of each step, among those that can be decoded."""
-    time, wanted = 0.0, 0.0
-    while True:
-        if wanted - time > FAR:
-            capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * wanted)
-        if not _grab(capture, max_pixels):
-            return
+    wanted = 0.0
+    while _grab(capture, max_pixels):
         time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if time < wanted - ROUNDING:
             continue
@@ -74,6 +70,8 @@ def _frames(capture: cv2.VideoCapture, step: float, max_pixels: int) -> Iterator
         if is_good:
             yield Frame(max(0.0, time), cv2.cvtColor(check_shape(image), cv2.COLOR_BGR2RGB))
             wanted = step * (math.floor((time + ROUNDING) / step) + 1)
+            if wanted - time > FAR:
+                capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * wanted)
 
 
 def _grab(capture: cv2.VideoCapture, max_pixels: int) -> bool:

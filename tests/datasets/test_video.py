@@ -13,7 +13,7 @@ import pytest
 
 import datasets.video
 from datasets.containers import is_video
-from datasets.images import UnreadableImage
+from datasets.images import UnreadableImage, read_image
 from datasets.video import Sampling, sample_frames
 from tests.clips import CODECS, retime, walk, write_clip
 
@@ -69,6 +69,19 @@ def test_times_of_a_variable_frame_rate_are_those_of_the_container():
     assert taken(clip, 1.0, count=20) == [(0, 0), (1.5, 5), (2, 9), (3, 10), (4.5, 15), (5, 19)]
 
 
+def test_absurd_rates_end(monkeypatch):
+    """A search for frames that are never reached must not repeat itself."""
+    clip = write_clip("clip.avi", numbered(40))
+    data, rate = bytearray(clip.read_bytes()), struct.pack("<II", 2**31 - 1, 1000)
+    at = data.index(b"strh") + 28
+    data[at : at + 8] = rate
+    clip.write_bytes(data)
+    calls = []
+    grab = cv2.VideoCapture.grab
+    monkeypatch.setattr(cv2.VideoCapture, "grab", lambda capture: (calls.append(1), grab(capture))[1])
+    assert 1 <= len(list(sample_frames(str(clip)))) <= 40 and len(calls) <= 100
+
+
 def test_a_container_without_a_duration_is_measured_first(monkeypatch):
     clip = write_clip("clip.mkv", numbered(40))
     monkeypatch.setattr(datasets.video, "_stated_duration", lambda capture: 0.0)
@@ -92,6 +105,11 @@ def test_sound_without_pictures_is_no_video_stream():
     clip = write_clip("sound.mp4", numbered(4))
     clip.write_bytes(clip.read_bytes().replace(b"vide", b"soun"))  # the type of its only track
     assert is_video(str(clip)) and reason(clip) == "no video stream that can be decoded"
+
+
+def test_a_video_among_pictures_is_named():
+    with pytest.raises(UnreadableImage, match="a video, not an image"):
+        read_image(write_clip("clip.jpg.mp4", numbered(4)))
 
 
 def test_other_files_are_no_videos(tmp_path):

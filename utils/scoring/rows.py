@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-
 from datasets.records import Record
 
 if TYPE_CHECKING:
@@ -64,6 +62,8 @@ def video_rows(
 
     Faces are numbered from 1 in the order of their appearance. Short tracks come after all others.
     """
+    import numpy as np
+
     for path, tracks in videos:
         if isinstance(tracks, str):
             yield [[{"path": path, "error": tracks}]]
