@@ -26,6 +26,9 @@ and a column `faces` holds their number. With --metadata, a column `metadata` li
 about itself, in JSON as {"what", "value", "where"}: generators, source types, Content Credentials, software, camera.
 Anybody can write or remove such statements, so they never change a score.
 
+If you know the right answer, --save-case DIR --label fake keeps each readable picture of the call as a regression test:
+`python evaluate.py --data csv:DIR/cases.csv` scores all that you kept. Nothing leaves this machine.
+
 Of a video, --every and --max-frames choose evenly spaced frames. Each face is followed through them and has a row with
 its number, its time and the number of frames that show it; its logit is their mean. The most suspicious face comes
 first and decides on the video, unless it is in fewer than 3 frames and another one is not. Without any face, whole
@@ -69,6 +72,7 @@ from utils.args import (
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.files import open_output
+from utils.scoring.cases import add_case_group, check_cases, save_cases
 from utils.scoring.rows import WRITERS, Item, columns_of, in_order, picture_rows, video_rows
 
 if TYPE_CHECKING:
@@ -112,6 +116,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add_face_group(parser)
     add_video_group(parser)
+    add_case_group(parser)
     add_device_group(parser, workers="threads that decode images (default: one per CPU core)")
     return parser
 
@@ -153,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     folder = check_output_dir(args.timeline, "--timeline") if args.timeline else None
     if args.output:
         check_output(args.output, [*(path.removeprefix("csv:") for path in args.paths), *(r.path for r in records)])
+    cases = check_cases(args.save_case, args.label, videos)
     counts: Counter[str] = Counter()
     with open_output(args.output) as stream:
         from datasets.faces import check_face_detector, open_finder
@@ -185,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
             from utils.metadata.findings import add_findings
 
             rows = add_findings(rows, as_text=args.format == "csv")
+        if cases:
+            rows = save_cases(rows, cases, args.label)
         columns = columns_of(args.faces, finder is not None, bool(videos), args.metadata)
         WRITERS[args.format](stream, rows, columns)
     print(summary(counts, len(records) - len(videos), len(videos)), file=sys.stderr)
