@@ -14,6 +14,9 @@ The first checkpoint is the default; exports of benchmark.py are the fastest. Th
 images, one or more), /api/explain and /api/stress (field image); GET /api/models, /api/health and /metrics
 (Prometheus). Requests are scored in batches; when too many are waiting, the answer is 503 with Retry-After.
 
+A detector that frames faces judges each face of a picture, and the most suspicious one decides; where it finds none,
+the verdict is `no face` unless the request says whole=true. --faces does the same for detectors of whole pictures.
+
 Only this machine can reach the server unless you pass --host. Before you open it to others, put a proxy with TLS in
 front of it and read docs/deployment.md. Uploads stay in memory until they are answered, and the log contains no file
 names. With --token-file, clients must send `Authorization: Bearer TOKEN`.
@@ -131,7 +134,7 @@ def create_app(
 
     Args:
         token: the bearer token that clients must send; None for anybody.
-        every_face: score each face of a picture, unless a client wants otherwise.
+        every_face: let detectors of whole pictures score each face, unless a client wants otherwise.
         face_detector: a YuNet file; None for the default of ``open_finder``.
         host_names: values of the Host header to serve; None for any.
         page: the built page; without one a plain form is served.

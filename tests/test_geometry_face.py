@@ -114,11 +114,11 @@ def test_all_entry_points_see_the_same_pixels(portraits, face_checkpoint, tmp_pa
         assert own == pytest.approx(logits_of(face_checkpoint, folder, tier), abs=1e-5)
 
     app = serve.create_app([face_checkpoint], threads=1, page=tmp_path)
-    client = app.test_client()
-    data = {"images": [(io.BytesIO(Path(file).read_bytes()), file) for file in wanted]}
+    client, whole = app.test_client(), {"whole": "true"}
+    data = {"images": [(io.BytesIO(Path(file).read_bytes()), file) for file in wanted], **whole}
     served = client.post("/api/predict", data=data).get_json()["images"]
     shown = [
-        client.post(f"/api/{what}", data={"image": (io.BytesIO(Path(file).read_bytes()), "a.png")}).get_json()
+        client.post(f"/api/{what}", data={"image": (io.BytesIO(Path(file).read_bytes()), "a.png"), **whole}).get_json()
         for what in ("explain", "stress")
         for file in wanted
     ]

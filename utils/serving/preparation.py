@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from datasets.transforms import Geometry
 from utils.metadata.findings import Finding, read_findings
 
 SHOWN_SIDE = 1024  # px, the longer side of an overlay
+SURROUNDINGS = 2  # side of an overlay : side of the judged square in it
 STRESS_PIXELS = 16_000_000  # of an image that is degraded a dozen times
 SCREENSHOTS = {0.75: 85, 1.25: 85}  # display scale to JPEG quality of the post
 SHARED = {"web": "one upload to a web site", "hard": "shared several times"}
@@ -25,39 +27,72 @@ Step = tuple[str, float | None, str, Callable[[np.ndarray], np.ndarray]]  # kind
 _finder = functools.cache(FaceFinder)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a client wants judged in a picture.
+
+    Attributes:
+        faces: each face, not only the largest; without effect unless faces are searched.
+        whole: the whole picture if no face is found; without it there is no verdict then.
+        face: the face to explain, counted from 0, the largest first; None for the most suspicious.
+    """
+
+    faces: bool = True
+    whole: bool = False
+    face: int | None = None
+
+
+class Part(NamedTuple):
+    """A part of a picture in px."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
 @dataclass
 class Prepared:
     """An upload ready to be scored.
 
     Attributes:
         size: height and width of the picture in px.
-        faces: the faces that are judged; ``[None]`` if the whole picture is.
+        faces: the faces that are judged; ``[None]`` if the whole picture is; empty if no face was found.
         views: the detector's view of each face, ``(N, size, size, 3)`` uint8 RGB.
-        shown: the picture reduced for the screen, if asked for.
+        shown: each face with its surroundings, or the whole picture, reduced for the screen; empty unless asked for.
         metadata: what the file says about itself.
     """
 
     size: tuple[int, int]
     faces: list[Face | None]
     views: np.ndarray
-    shown: np.ndarray | None = None
+    shown: list[tuple[Part, np.ndarray]] = field(default_factory=list)
     metadata: list[Finding] = field(default_factory=list)
 
 
 def prepare(
-    data: bytes, max_pixels: int, geometry: Geometry, finder: str | None, every_face: bool, show: bool = False
+    data: bytes,
+    max_pixels: int,
+    geometry: Geometry,
+    finder: str | None,
+    every_face: bool,
+    needs_face: bool = False,
+    show: bool = False,
 ) -> Prepared:
     """Decode an image and cut out what the detector sees of it, or of each face (``datasets.faces.face_views``).
+
+    With ``needs_face``, nothing is judged in a picture where no face is found.
 
     Raises:
         UnreadableImage: the image is damaged, or has more than ``max_pixels`` pixels.
     """
     cv2.setNumThreads(1)
     pixels = check_shape(decode_image(data, max_pixels))
-    views, faces = face_views(pixels, geometry, _finder(finder) if finder else None, every_face)
-    return Prepared(
-        pixels.shape[:2], [*faces] or [None], views, _reduced(pixels) if show else None, read_findings(data)
-    )
+    views, found = face_views(pixels, geometry, _finder(finder) if finder else None, every_face)
+    faces = [*found] or ([] if needs_face else [None])
+    parts = [_surroundings(geometry, pixels.shape, face) for face in faces] if show else []
+    shown = [(part, _reduced(_cut(pixels, part))) for part in parts]
+    return Prepared(pixels.shape[:2], faces, views[: len(faces)], shown, read_findings(data))
 
 
 def prepare_stress(data: bytes, max_pixels: int, geometry: Geometry, face: Face | None) -> np.ndarray:
@@ -87,6 +122,22 @@ def stress_steps() -> list[Step]:
     steps += [("resize", s, f"scaled to {s:.0%}", tier(severity_name("resize", s))) for s in smaller]
     steps += [("screenshot", s, f"screenshot at {s:.0%}", capture(s, q)) for s, q in SCREENSHOTS.items()]
     return steps + [("shared", None, label, tier(name)) for name, label in SHARED.items()]
+
+
+def _surroundings(geometry: Geometry, shape: tuple[int, ...], face: Face | None) -> Part:
+    """The part of a picture ``(H, W)`` that shows a face and what is around it; without a face, the whole picture."""
+    height, width = shape[:2]
+    if face is None:
+        return Part(0, 0, width, height)
+    top, left, side = geometry.square(shape, face.box)
+    margin = (SURROUNDINGS - 1) * side // 2
+    left, right = max(0, left - margin), min(width, left + side + margin)
+    top, bottom = max(0, top - margin), min(height, top + side + margin)
+    return Part(left, top, right - left, bottom - top)
+
+
+def _cut(pixels: np.ndarray, part: Part) -> np.ndarray:
+    return pixels[part.top : part.top + part.height, part.left : part.left + part.width]
 
 
 def _reduced(pixels: np.ndarray) -> np.ndarray:

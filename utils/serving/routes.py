@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from flask import Blueprint, Flask, Response, g, jsonify, render_template, reque
 from werkzeug.exceptions import HTTPException
 
 from utils.serving import guard, telemetry
+from utils.serving.preparation import Choice
 from utils.serving.service import Service
 from utils.serving.settings import Limits, Refused
 from utils.serving.uploads import ACCEPTED, read_uploads
@@ -30,20 +32,14 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     limits = service.limits
     document = make_document([offer.name for offer in service.offers], limits, token_needed)
 
-    def wants_faces() -> bool:
-        value = request.form.get("faces", "true")
-        if value not in ("true", "false"):
-            raise Refused(400, "bad_request", "Expected true or false in the field 'faces'.")
-        return value == "true"
-
     def one(work: Any) -> Response:
         (upload,) = read_uploads(request, "image", 1)
-        return jsonify(work(upload, service.offer(request.form.get("model")), wants_faces()))
+        return jsonify(work(upload, service.offer(request.form.get("model")), read_choice()))
 
     @api.post("/api/predict")
     def predict() -> Response:
         offer = service.offer(request.form.get("model"))
-        return jsonify(service.predict(read_uploads(request, "images", limits.max_files), offer, wants_faces()))
+        return jsonify(service.predict(read_uploads(request, "images", limits.max_files), offer, read_choice()))
 
     @api.post("/api/explain")
     def explain() -> Response:
@@ -57,7 +53,7 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     def models() -> Response:
         bounds = {"max_mb": limits.max_mb, "max_pixels": limits.max_pixels, "max_files": limits.max_files}
         cards = [offer.card for offer in service.offers]
-        return jsonify(models=cards, faces=service.every_face, token_needed=token_needed, limits=bounds)
+        return jsonify(models=cards, faces=service.finder is not None, token_needed=token_needed, limits=bounds)
 
     @api.get("/api/health")
     def health() -> Response:
@@ -75,6 +71,21 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
         return Response(text, content_type=telemetry.MEDIA_TYPE)
 
     return api
+
+
+def read_choice() -> Choice:
+    """The fields faces, whole and face of a request. Raises Refused (400): one of them has no such value."""
+
+    def is_true(name: str, default: str) -> bool:
+        value = request.form.get(name, default)
+        if value not in ("true", "false"):
+            raise Refused(400, "bad_request", f"Expected true or false in the field '{name}'.")
+        return value == "true"
+
+    number = request.form.get("face")
+    if number is not None and not re.fullmatch("[0-9]{1,4}", number):
+        raise Refused(400, "bad_request", "Expected the number of a face, from 0, in the field 'face'.")
+    return Choice(is_true("faces", "true"), is_true("whole", "false"), None if number is None else int(number))
 
 
 def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> dict[str, Any]:
@@ -114,7 +125,7 @@ def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
         try:
             guard.check_token(request.form.get("token", ""), token)
             uploads = read_uploads(request, "images", service.limits.max_files)
-            answer = service.predict(uploads, service.offer(request.form.get("model")), faces=True)
+            answer = service.predict(uploads, service.offer(request.form.get("model")), read_choice())
         except Refused as refusal:
             return form(error=refusal.message), refusal.status
         return form(images=answer["images"])
@@ -127,7 +138,8 @@ def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
             accepted=ACCEPTED,
             limits=service.limits,
             token_needed=bool(token),
-            chosen=request.form.get("model"),
+            faces=service.finder is not None,
+            chosen=request.form,
             **content,
         )
 

@@ -15,19 +15,20 @@ from datasets.images import UnreadableImage
 from utils.explanations.overlay import normalise, overlay, view_box
 from utils.serving.batching import MicroBatcher
 from utils.serving.offers import Offer
-from utils.serving.preparation import STRESS_PIXELS, Prepared, prepare, prepare_stress, stress_steps
+from utils.serving.preparation import STRESS_PIXELS, Choice, Part, Prepared, prepare, prepare_stress, stress_steps
 from utils.serving.settings import Limits, Refused
 from utils.serving.telemetry import Telemetry
 from utils.serving.uploads import Upload
 from utils.serving.workers import WorkerPool
+
+NO_FACE: dict[str, Any] = {"p_fake": None, "verdict": "no face", "logit": None}
 
 
 @dataclass
 class Service:
     """The detectors of a server and everything that its requests share.
 
-    ``finder`` searches faces for detectors that frame them, and, with ``every_face``, for clients that want each face
-    judged.
+    ``finder`` searches faces for detectors that frame them, and, with ``every_face``, for all others.
     """
 
     offers: Sequence[Offer]
@@ -53,7 +54,7 @@ class Service:
                 return offer
         raise Refused(400, "unknown_model", "There is no detector with this name; /api/models lists them.")
 
-    def predict(self, uploads: Sequence[Upload], offer: Offer, faces: bool) -> dict[str, Any]:
+    def predict(self, uploads: Sequence[Upload], offer: Offer, choice: Choice) -> dict[str, Any]:
         """Score uploads; an unreadable one has an ``error`` instead of scores.
 
         Raises:
@@ -62,7 +63,7 @@ class Service:
         found: list[Prepared | Refused] = []
         for upload in uploads:
             try:
-                found.append(self._prepare(upload, offer, faces))
+                found.append(self._prepare(upload, offer, choice))
             except Refused as refusal:
                 if refusal.status == 503 or len(uploads) == 1:
                     raise
@@ -74,15 +75,19 @@ class Service:
         images = []
         for upload, item in zip(uploads, found, strict=True):
             answer = (
-                {"error": item.to_dict()} if isinstance(item, Refused) else self._scored(item, offer, faces, answers)
+                {"error": item.to_dict()} if isinstance(item, Refused) else self._scored(item, offer, choice, answers)
             )
             images.append({"name": upload.name, **answer})
         return {**offer.decision, "images": images}
 
-    def explain(self, upload: Upload, offer: Offer, faces: bool) -> dict[str, Any]:
-        """Score an upload, or its most suspicious face, and show the evidence for the verdict."""
-        found = self._prepare(upload, offer, faces, show=True)
-        index = self._worst(found, offer)
+    def explain(self, upload: Upload, offer: Offer, choice: Choice) -> dict[str, Any]:
+        """Score an upload, or the chosen face, and show the evidence for the verdict.
+
+        Raises:
+            Refused: as :meth:`predict`; or no face was found, or none with this number.
+        """
+        found = self._prepare(upload, offer, choice, show=True)
+        index = self._chosen(found, offer, choice)
 
         def work(views: np.ndarray) -> list[tuple[dict[str, Any], str, np.ndarray, str]]:
             answer = offer.answers(offer.score(views))[0]
@@ -92,27 +97,32 @@ class Service:
         view, seconds = found.views[index : index + 1], self.limits.max_seconds
         answer, target, heat, method = self.batcher.score(work, view, seconds, offer.explain_cost)[0]
         self.telemetry.verdict(answer["verdict"])
-        assert found.shown is not None
+        face, (part, picture) = found.faces[index], found.shown[index]
         return {
             **offer.decision,
             "name": upload.name,
             **answer,
-            **self._framing(found.faces[index], offer, faces),
-            "face": _face_dict(found.faces[index], found.size, offer),
+            **self._framing([face], offer, choice),
+            "face": _face_dict(face, found.size, offer),
+            "view": part._asdict(),
             "target": target,
             "method": method,
             "all_zero": not bool(heat.any()),
-            "overlay": _encoded(_draw(found.shown, found.size, found.faces[index], offer, heat), ".jpg"),
+            "overlay": _encoded(_draw(picture, part, found.size, face, offer, heat), ".jpg"),
             "map": {**_encoded((normalise(heat) * 255).round().astype(np.uint8), ".png"), "max": float(heat.max())},
         }
 
-    def stress(self, upload: Upload, offer: Offer, faces: bool) -> dict[str, Any]:
-        """Score an upload, or its most suspicious face, unchanged and after each stress step."""
+    def stress(self, upload: Upload, offer: Offer, choice: Choice) -> dict[str, Any]:
+        """Score an upload, or the chosen face, unchanged and after each stress step.
+
+        Raises:
+            Refused: as :meth:`explain`.
+        """
         upload.check()
         face = None
-        if offer.geometry.needs_face or (faces and self.every_face):
-            found = self._prepare(upload, offer, faces)
-            face = found.faces[self._worst(found, offer)]
+        if self._is_searched(offer, choice):
+            found = self._prepare(upload, offer, choice)
+            face = found.faces[self._chosen(found, offer, choice)]
         limit = min(self.limits.max_pixels, STRESS_PIXELS)
         views = self._decode(limit, prepare_stress, upload.data, limit, offer.geometry, face)
         answers = offer.answers(self._score(offer, views))
@@ -123,11 +133,16 @@ class Service:
         held = sum(row["verdict"] == rows[0]["verdict"] for row in rows[1:])
         return {**offer.decision, "name": upload.name, "original": rows[0], "steps": rows[1:], "held": held}
 
-    def _prepare(self, upload: Upload, offer: Offer, faces: bool, show: bool = False) -> Prepared:
+    def _is_searched(self, offer: Offer, choice: Choice) -> bool:
+        """Whether faces are searched: a detector that judges whole pictures needs --faces and the client's wish."""
+        return offer.geometry.needs_face or (self.every_face and choice.faces)
+
+    def _prepare(self, upload: Upload, offer: Offer, choice: Choice, show: bool = False) -> Prepared:
         upload.check()
-        limit, finder = self.limits.max_pixels, self.finder.file if self.finder else None
-        every_face = faces and self.every_face
-        return self._decode(limit, prepare, upload.data, limit, offer.geometry, finder, every_face, show)
+        limit, searched = self.limits.max_pixels, self._is_searched(offer, choice)
+        finder = self.finder.file if self.finder and searched else None
+        faces = searched and choice.faces, searched and not choice.whole  # whether each is judged, and one is needed
+        return self._decode(limit, prepare, upload.data, limit, offer.geometry, finder, *faces, show)
 
     def _decode(self, max_pixels: int, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function in a worker. Raises Refused: no worker is free, or the image is unreadable or too large."""
@@ -144,29 +159,35 @@ class Service:
             raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
 
     def _score(self, offer: Offer, views: np.ndarray) -> np.ndarray:
-        return np.array(self.batcher.score(offer.score, views, self.limits.max_seconds))
+        return np.array(self.batcher.score(offer.score, views, self.limits.max_seconds)) if len(views) else np.empty(0)
 
-    def _worst(self, found: Prepared, offer: Offer) -> int:
-        """Index of the view with the highest score."""
-        return int(self._score(offer, found.views).argmax()) if len(found.views) > 1 else 0
+    def _chosen(self, found: Prepared, offer: Offer, choice: Choice) -> int:
+        """Index of the view that the client chose, or of the one with the highest score."""
+        if not found.faces:
+            raise Refused(422, "no_face", "No face was found. With whole=true, the whole picture is judged.")
+        if choice.face is not None and choice.face >= len(found.faces):
+            raise Refused(400, "no_such_face", f"Expected a face below {len(found.faces)}, got {choice.face}.")
+        if choice.face is not None or len(found.faces) == 1:
+            return choice.face or 0
+        return int(self._score(offer, found.views).argmax())
 
     def _scored(
-        self, found: Prepared, offer: Offer, every_face: bool, answers: Iterator[dict[str, Any]]
+        self, found: Prepared, offer: Offer, choice: Choice, answers: Iterator[dict[str, Any]]
     ) -> dict[str, Any]:
         """The scores of the most suspicious view, and of all faces."""
         rows = [(face, next(answers)) for face in found.faces]
-        highest = max((answer for _, answer in rows), key=lambda answer: answer["logit"])
+        highest = max((answer for _, answer in rows), key=lambda answer: answer["logit"], default=NO_FACE)
         self.telemetry.verdict(highest["verdict"])
         faces = [{**(_face_dict(face, found.size, offer) or {}), **answer} for face, answer in rows if face]
-        framing = self._framing(found.faces[0], offer, every_face)
+        framing = self._framing(found.faces, offer, choice)
         size = {"width": found.size[1], "height": found.size[0]}
         return {**size, **highest, **framing, "faces": faces, "metadata": found.metadata}
 
-    def _framing(self, face: Face | None, offer: Offer, every_face: bool) -> dict[str, str]:
+    def _framing(self, faces: Sequence[Face | None], offer: Offer, choice: Choice) -> dict[str, str]:
         """Whether a face or the whole picture was scored and what searched it; nothing if no face was searched."""
-        if not self.finder or not (offer.geometry.needs_face or (every_face and self.every_face)):
+        if not self.finder or not self._is_searched(offer, choice):
             return {}
-        return {"framed": "face" if face else "whole", "finder": self.finder.name}
+        return {**({"framed": "face" if faces[0] else "whole"} if faces else {}), "finder": self.finder.name}
 
 
 def _face_dict(face: Face | None, size: tuple[int, int], offer: Offer) -> dict[str, Any] | None:
@@ -177,11 +198,14 @@ def _face_dict(face: Face | None, size: tuple[int, int], offer: Offer) -> dict[s
     return {"left": left, "top": top, "side": side, "confidence": face.confidence}
 
 
-def _draw(picture: np.ndarray, size: tuple[int, int], face: Face | None, offer: Offer, heat: np.ndarray) -> np.ndarray:
-    """Draw the map of a face, or of the whole picture, over the picture reduced from ``size``."""
+def _draw(
+    picture: np.ndarray, part: Part, size: tuple[int, int], face: Face | None, offer: Offer, heat: np.ndarray
+) -> np.ndarray:
+    """Draw the map of a face, or of the whole picture, over a part of the picture, which may be reduced."""
     edges = np.reshape(view_box(offer.geometry, *size, face.box if face else None), (2, 2))  # top, left; bottom, right
+    edges -= (part.top, part.left)
     height, width = picture.shape[:2]
-    factor = max(height, width) / max(size)
+    factor = max(height, width) / max(part.width, part.height)
     top, left = np.minimum((edges[0] * factor).astype(int), (height - 1, width - 1))
     bottom, right = np.clip((edges[1] * factor).round().astype(int), (top + 1, left + 1), (height, width))
     placed, seen = np.zeros((height, width), np.float32), np.zeros((height, width), bool)
