@@ -5,20 +5,22 @@
 Reads the description that release.py wrote, checkpoints/NAME.json, and the results of the release in results/NAME:
 `python evaluate.py --checkpoint checkpoints/NAME.pt --data ... --tiers clean web hard common --pair faces140k utkface
 --output-dir results/NAME`. Writes the tables identity, overview, card and verdicts as .csv, .md and .tex to the same
-folder, and renews the tables in the card. Sets of fakes only have the AUC against the real images of --pair in the tier
+folder, renews the tables in the card, and writes the figures of the overview that the web page shows to
+checkpoints/NAME.sources.json. Sets of fakes only have the AUC against the real images of --pair in the tier
 common, because all images are in one format there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from models.operating_point import OperatingPoint
-from utils.args import RELEASE_FILE, check_output_dir, make_parser, run_script
+from utils.args import RELEASE_FILE, SOURCES_SUFFIX, check_output_dir, make_parser, run_script
 from utils.files import ROOT, atomic_write_text, read_json, read_text
 from utils.metrics.binary import wilson
 from utils.scoring.table import ScoreTable, read_scores, read_sidecar
@@ -34,6 +36,15 @@ VERDICT_COLUMNS = [
 ]
 VERDICT_TIERS = ("clean", "web")
 OVERVIEW_RATES = {"false_alarms": ("real", "fake"), "unsure": ("real", "unsure"), "found": ("fake", "fake")}
+ABOUT = {  # what the pictures of a source are, for readers
+    "faces140k": "photographs from Flickr, and faces made by StyleGAN",
+    "openforensics": "people in everyday photographs, and faces blended into such photographs",
+    "dfdc": "frames from videos of actors, and the same with swapped faces",
+    "photoshop": "portraits, and portraits changed by retouchers",
+    "generated_photos": "studio portraits made by a GAN",
+    "sfhq": "portraits made by StyleGAN2",
+    "utkface": "tight crops of faces from web photographs",
+}
 PAIRED = ROOT / "results" / "generalisation" / "one_class.json"  # of deepfake-v2 and its candidates
 PAIRED_TIER = "common"
 OVERVIEW_CAPTION = "The released detector; AUC with 95 % bootstrap intervals, rates with 95 % Wilson intervals."
@@ -76,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     write_table(identity(description, sidecars), IDENTITY_COLUMNS, folder / "identity", "The released file.")
     write_table(said, VERDICT_COLUMNS, folder / "verdicts", "What predict.py says; 95 % Wilson intervals.")
     write_table(measured, COLUMNS, folder / "card", "The released detector; 95 % bootstrap intervals.")
+    sources = (folder if args.output_dir else release.parent) / (release.stem + SOURCES_SUFFIX)
+    atomic_write_text(sources, json.dumps(for_readers(summary), indent=1) + "\n")
     if not args.output_dir:
         card = release.with_suffix(".md")
         atomic_write_text(card, with_current_tables(read_text(card, "the model card"), ROOT))
@@ -122,6 +135,25 @@ def overview(rows: list[dict], verdicts: list[dict], paired: list[dict]) -> list
                 line |= {key: said[verdict], f"{key}_ci": said[f"{verdict}_ci"]}
         table.append(line)
     return table
+
+
+def for_readers(summary: list[dict]) -> list[dict[str, Any]]:
+    """The rows of :func:`overview` as the web page shows them: what is in a source, and how often it is misjudged.
+
+    Shares of verdicts ``fake`` among the reals and the fakes, in [0, 1]; None where a source has no such pictures.
+    """
+    return [
+        {
+            "source": row["dataset"],
+            "about": ABOUT.get(row["dataset"], ""),
+            "seen": row["seen"] == "in-domain",
+            "n_real": row["n_real"],
+            "real_called_fake": row.get("false_alarms"),
+            "n_fake": row["n_fake"],
+            "fake_found": row.get("found"),
+        }
+        for row in summary
+    ]
 
 
 def identity(description: dict[str, Any], sidecars: Sequence[dict[str, Any]]) -> list[dict[str, str]]:

@@ -28,6 +28,7 @@ from tests.conftest import write_image
 from tests.datasets.heif_files import encode_heic
 from tests.utils.metadata.manifests import firefly_store, in_png
 from utils.errors import UserError
+from utils.serving.offers import open_offers
 from utils.serving.settings import Limits
 from utils.serving.wsgi import make_server
 
@@ -177,8 +178,19 @@ def test_models_say_what_a_reader_should_know_and_no_path(client):
     answer = client.get("/api/models").get_json()
     card = answer["models"][0]
     assert card["model"] == "cnn" and card["threshold"] == 0.5 and card["calibrated"]
+    assert card["seconds"] > 0 and card["sources"] == []
     assert answer["limits"] == {"max_mb": 2, "max_pixels": 1_000_000, "max_files": 4}
     assert "/" not in json.dumps(card)
+
+
+def test_the_card_shows_the_test_results_beside_a_checkpoint(tiny_checkpoint):
+    rows = [{"source": "faces", "seen": False, "n_real": 3, "real_called_fake": 0.1, "n_fake": 0, "fake_found": None}]
+    file = tiny_checkpoint.with_suffix(".sources.json")
+    file.write_text(json.dumps(rows))
+    assert open_offers([tiny_checkpoint])[0].card["sources"] == rows
+    file.write_text("[")
+    with pytest.raises(UserError, match=r"best\.sources\.json"):
+        open_offers([tiny_checkpoint])
 
 
 def test_metrics_count_requests_verdicts_and_the_queue(client, photos):

@@ -20,8 +20,9 @@ from utils.files import ROOT
 
 BASE_WEIGHTS_VARIABLE = "DEEPFAKE_BASE_WEIGHTS"
 EXIT_DONE, EXIT_PARTIAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-# Files NAME.pt, NAME.json and NAME.md in checkpoints/, results in results/NAME.
+# Files NAME.pt, NAME.json, NAME.md and NAME.sources.json in checkpoints/, results in results/NAME.
 RELEASES = ("deepfake-v3-small", "deepfake-v3", "deepfake-v2")
+SOURCES_SUFFIX = ".sources.json"  # of test results beside a checkpoint, one row per source, for readers
 RELEASE_FILE = ROOT / "checkpoints" / f"{RELEASES[0]}.pt"  # what scripts use without --checkpoint
 DEFAULT_CHECKPOINT = f"(default: the released {RELEASE_FILE.relative_to(ROOT)})"  # for the help of --checkpoint
 

@@ -7,7 +7,7 @@ import pytest
 
 from models.operating_point import OperatingPoint
 from studies import model_card, page_tables, releases_table
-from utils.args import RELEASES
+from utils.args import RELEASES, SOURCES_SUFFIX
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.scoring.table import ScoreTable, write_scores, write_sidecar
@@ -77,6 +77,10 @@ def test_the_summary_has_in_domain_sources_first_and_pairs_in_one_format(root):
     faces, gans = make(root)
     assert (faces["dataset"], faces["auc"], faces["auc_web"]) == ("faces", 0.9, 0.8)
     assert (gans["dataset"], gans["auc"], gans["auc_web"], gans["n_real"]) == ("gans", 0.85, None, 0)
+    shown = json.loads((root / "checkpoints" / "deepfake-v9.sources.json").read_text())
+    assert [(row["source"], row["seen"], row["n_real"]) for row in shown] == [("faces", True, 3), ("gans", False, 0)]
+    assert (shown[0]["real_called_fake"], shown[0]["fake_found"]) == (faces["false_alarms"], faces["found"])
+    assert shown[1]["real_called_fake"] is None and shown[1]["fake_found"] == gans["found"]
     rates = [faces[key] for key in ("false_alarms", "unsure", "found")]
     assert rates == pytest.approx([1 / 3, 1 / 3, 1 / 2])
     assert gans["found"] == 0.5 and "false_alarms" not in gans
@@ -112,7 +116,7 @@ def test_the_card_gets_its_tables_unless_they_go_elsewhere(root, tmp_path):
     make(root, "--output-dir", str(tmp_path / "elsewhere"))
     assert card.read_text() == SECTION
     names = {f"{name}{end}" for name in ("card", "identity", "overview", "verdicts") for end in (".csv", ".md", ".tex")}
-    assert {file.name for file in (tmp_path / "elsewhere").iterdir()} == names
+    assert {file.name for file in (tmp_path / "elsewhere").iterdir()} == names | {f"deepfake-v9{SOURCES_SUFFIX}"}
     make(root)
     text = card.read_text()
     assert text.count("\n| faces     | clean |") == 2 and "|\n\n## Limits\n" in text
@@ -173,3 +177,6 @@ def test_the_published_tables_of_a_release_are_those_of_its_results(name, tmp_pa
     model_card.main(["--release", str(ROOT / "checkpoints" / f"{name}.pt"), "--output-dir", str(tmp_path)])
     for table in ("card", "identity", "overview", "verdicts"):
         assert (tmp_path / f"{table}.md").read_text() == (ROOT / "results" / name / f"{table}.md").read_text()
+    shown = f"{name}{SOURCES_SUFFIX}"
+    assert (tmp_path / shown).read_text() == (ROOT / "checkpoints" / shown).read_text()
+    assert all(row["about"] for row in json.loads((tmp_path / shown).read_text()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,18 @@ import torch
 from datasets.transforms import Geometry
 from models.detector import as_inputs
 from models.operating_point import OperatingPoint
-from utils.args import check_checkpoint_file, is_export
+from utils.args import SOURCES_SUFFIX, check_checkpoint_file, is_export
 from utils.checkpoints.file import load_detector
 from utils.engines.exported import load_onnx_detector
 from utils.evaluation.evaluate import checkpoint_names
 from utils.explanations.maps import Question, explain
 from utils.explanations.methods.occlusion import occlusion
 from utils.explanations.registry import usable_methods
+from utils.files import read_json
 from utils.runtime import pick_device, pick_precision, set_threads
 
 TEST_FIGURES = ("dataset", "n_real", "n_fake", "auc", "auc_ci", "acc", "acc_ci", "real_acc", "fake_acc")
+TIMED = 5  # calls behind the seconds of a card
 COST = {"gradcam": 3, "occlusion": 51}  # of an explanation and its score, in forward passes
 
 # A view (size, size, 3) uint8 and the target ("fake" or "real") -> map (size, size), not below 0, and its method.
@@ -64,14 +68,38 @@ def open_offers(
     """Load checkpoints and exports; each is named after its run folder or file.
 
     Raises:
-        UserError: as ``load_detector`` and ``load_onnx_detector``.
+        UserError: as ``load_detector``, ``load_onnx_detector`` and ``read_sources``.
     """
     paths = [check_checkpoint_file(file) for file in files]
     set_threads(threads)
-    return [
+    sources = [read_sources(path) for path in paths]
+    offers = [
         _open_export(name, path, threads) if is_export(path) else _open_checkpoint(name, path, device, precision)
         for name, path in zip(checkpoint_names(paths), paths, strict=True)
     ]
+    for offer, rows in zip(offers, sources, strict=True):
+        offer.card |= {"seconds": round(_seconds(offer), 4), "sources": rows}
+    return offers
+
+
+def read_sources(checkpoint: Path) -> list[dict[str, Any]]:
+    """The test results beside a checkpoint that ``studies/model_card.py`` wrote, one row per source; [] without any.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = checkpoint.with_suffix(SOURCES_SUFFIX)
+    return read_json(file, "the test results of a checkpoint") if file.is_file() else []
+
+
+def _seconds(offer: Offer) -> float:
+    """The median time to score one face."""
+    view, times = np.zeros((1, offer.geometry.size, offer.geometry.size, 3), np.uint8), []
+    for _ in range(TIMED + 1):  # the first call warms up
+        started = time.perf_counter()
+        offer.score(view)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
 
 
 def _open_checkpoint(name: str, path: Path, device_name: str, precision: str) -> Offer:
