@@ -21,7 +21,7 @@ import os
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from datasets.colour import array_to_srgb, to_srgb
 from datasets.containers import looks_like_video
@@ -48,6 +48,15 @@ MIN_SIDE, MAX_RATIO = 16, 20  # px and long side : short side; beyond them an im
 # Only formats that hold plain pixels: Pillow would hand EPS to an external interpreter.
 _PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
+_TURNS = {  # by the EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
@@ -212,11 +221,16 @@ def _why_unidentified(data: bytes) -> str:
     return "a video, not an image" if looks_like_video(data[:400]) else "not an image"
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """As ``ImageOps.exif_transpose``, which would also write the EXIF block anew, in memory of ten times its size."""
+    turn = None
+    with contextlib.suppress(Exception):  # a damaged EXIF block; the pixels are still good
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    return image if turn is None else image.transpose(turn)
+
+
 def _rgb_from_pillow(image: Image.Image) -> np.ndarray:
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block; the pixels are still good
-        upright = image
+    upright = _upright(image)
     if upright.mode.startswith("I"):
         values = np.asarray(upright)
         if values.min() < 0 or values.max() > 65535:

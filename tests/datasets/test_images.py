@@ -310,8 +310,8 @@ def test_only_the_first_of_ten_thousand_frames_is_decoded():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
-def test_sixty_megabytes_of_exif_are_skipped(file_format):
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_sixty_megabytes_of_exif_are_skipped(file_format, monkeypatch):
     if file_format == "JPEG":  # a segment holds 64 KiB
         data, segment = encode(make_photo(), "JPEG"), b"\xff\xe1\xff\xff" + b"Exif\0\0MM\0*".ljust(65_533, b"\1")
         loaded = data[:2] + segment * 915 + data[2:]
@@ -321,6 +321,7 @@ def test_sixty_megabytes_of_exif_are_skipped(file_format):
         data, loaded = encode(make_photo(), file_format), encode(make_photo(), file_format, exif=exif)
         assert exif[0x0112] == 6
     assert len(loaded) > 58_000_000
+    monkeypatch.setattr(Image.Exif, "tobytes", None)  # the block is not written anew
     start = time.process_time()
     image = decode_image(loaded)
     assert time.process_time() - start < 2
