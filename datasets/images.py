@@ -18,6 +18,7 @@ import contextlib
 import functools
 import io
 import os
+import warnings
 
 import cv2
 import numpy as np
@@ -28,7 +29,7 @@ from datasets.containers import looks_like_video
 from datasets.formats import check_cost, count_scans, jpeg_header, passes_of, png_chunks
 from datasets.heif import HEIC_SIGNATURE, register_decoder
 from datasets.records import Record
-from datasets.storage import IMAGE_SUFFIXES, UnreadableImage, read_bytes
+from datasets.storage import IMAGE_SUFFIXES, UnreadableImage, looks_like_image, read_bytes
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -42,12 +43,12 @@ __all__ = [
     "readable_formats",
 ]
 
+warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, without the name of the file
 MAX_PIXELS = 64_000_000
 MIN_SIDE, MAX_RATIO = 16, 20  # px and long side : short side; beyond them an image gets no verdict
 
 # Only formats that hold plain pixels: Pillow would hand EPS to an external interpreter.
 _PIL_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
 _TURNS = {  # by the EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -215,8 +216,7 @@ def _why_unidentified(data: bytes) -> str:
     is_heic = HEIC_SIGNATURE.match(data) is not None
     if is_heic and "HEIF" not in readable_formats():
         return "HEIC needs the package pillow-heif; install it, or convert the file to JPEG or PNG"
-    known = is_heic or data.startswith(_MAGIC) or data[8:12] == b"WEBP" or data[4:12] == b"ftypavif"
-    if known:
+    if looks_like_image(io.BytesIO(data)):
         return "truncated or corrupt"
     return "a video, not an image" if looks_like_video(data[:400]) else "not an image"
 
