@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import IO, NamedTuple
 
 import cv2
@@ -31,15 +32,17 @@ class Frame(NamedTuple):
     image: np.ndarray
 
 
-def sample_frames(path: str, sampling: Sampling | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
-    """Yield evenly spaced frames of a video, one at a time, at least one.
+def sample_frames(
+    source: str | IO[bytes], sampling: Sampling | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[Frame]:
+    """Yield evenly spaced frames of a video, a path or an open file, one at a time, at least one.
 
     Raises UnreadableImage when the file is missing, truncated, without a video stream, or has frames that are too large
     (more than ``max_pixels``, checked before one is decoded) or too small for a verdict.
     """
     sampling = sampling or Sampling()
     try:
-        with open(path, "rb") as file:
+        with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
             if is_truncated(file):
                 raise UnreadableImage("truncated")
             capture = _open(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import struct
 import wave
@@ -47,6 +48,14 @@ def test_frames_are_evenly_spaced_and_upright_rgb(suffix):
     red[:16, :, 0] = 200  # above
     image = next(sample_frames(str(write_clip(f"red{suffix}", [red] * 3)))).image
     assert image[4, 30, 0] > 150 > 50 > image[4, 30, 2] and image[28, 30].max() < 50
+
+
+def test_an_open_file_is_as_good_as_a_path():
+    clip = write_clip("clip.mp4", numbered(20))
+    times = [frame.time for frame in sample_frames(io.BytesIO(clip.read_bytes()), Sampling(1.0))]
+    assert times == [time for time, _ in taken(clip, 1.0, count=20)]
+    with pytest.raises(UnreadableImage, match="truncated"):
+        next(sample_frames(io.BytesIO(clip.read_bytes()[:-200])))
 
 
 def test_few_frames_cover_the_whole_clip():

@@ -64,6 +64,8 @@ def video_rows(
     """
     import numpy as np
 
+    from utils.scoring.tracks import ranked
+
     for path, tracks in videos:
         if isinstance(tracks, str):
             yield [[{"path": path, "error": tracks}]]
@@ -80,8 +82,7 @@ def video_rows(
             row |= {"framed": "face" if track.is_face else "whole", "finder": finder}
             interval = round(track.times[0], 3), round(track.times[-1], 3)
             row |= zip(TRACK_COLUMNS, (number, *interval, len(track.times)), strict=True)
-        order = sorted(range(len(tracks)), key=lambda at: (tracks[at].is_long, logits[at]), reverse=True)
-        yield [[rows[at] for at in order]]
+        yield [[rows[at] for at in ranked(tracks)]]
 
 
 def in_order(

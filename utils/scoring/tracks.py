@@ -24,6 +24,7 @@ CHUNK = 16  # frames that are prepared while others are scored
 View = Callable[[np.ndarray, Box | None], np.ndarray]  # what a detector sees of a face, or of a whole frame (None)
 Score = Callable[[np.ndarray], np.ndarray]  # from views (N, ...) to logits (..., N)
 Prepared = tuple[float, list[Box], np.ndarray]  # a frame: its time, its faces and their views, or that of the whole
+Scored = tuple[float, list[Box], np.ndarray]  # the same with logits (..., N) instead of views
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,26 @@ def score_video(
 
     Frames are decoded, searched and cut in a thread while others are scored, and never kept. Raises UnreadableImage.
     """
-    faces: list[tuple[float, list[Box]]] = []  # of each frame
-    logits: list[np.ndarray] = []
-    for time, boxes, scored in _scored(_prepared(path, sampling, finder, view), score, batch_size):
-        faces.append((time, boxes))
-        logits.append(scored)
-    if not any(boxes for _, boxes in faces):
-        return [Track([time for time, _ in faces], [None] * len(faces), np.concatenate(logits, -1))]
+    return tracks_of(list(_scored(_prepared(path, sampling, finder, view), score, batch_size)))
+
+
+def tracks_of(frames: Sequence[Scored]) -> list[Track]:
+    """The faces in the frames of a video in the order of their appearance; without any, one track of whole frames."""
+    if not any(boxes for _, boxes, _ in frames):
+        return [Track([time for time, *_ in frames], [None] * len(frames), np.concatenate([f[2] for f in frames], -1))]
     tracks: dict[int, tuple[list[float], list[Box | None], list[np.ndarray]]] = {}
-    for (time, boxes), numbers, scored in zip(faces, follow([boxes for _, boxes in faces]), logits, strict=True):
+    for (time, boxes, scored), numbers in zip(frames, follow([boxes for _, boxes, _ in frames]), strict=True):
         for place, number in enumerate(numbers):
             times, places, columns = tracks.setdefault(number, ([], [], []))
             times.append(time)
             places.append(boxes[place])
             columns.append(scored[..., place])
     return [Track(times, places, np.stack(columns, -1)) for times, places, columns in tracks.values()]
+
+
+def ranked(tracks: Sequence[Track]) -> list[int]:
+    """The indices of tracks, the most suspicious first; short ones come after all others."""
+    return sorted(range(len(tracks)), key=lambda at: (tracks[at].is_long, float(tracks[at].logit)), reverse=True)
 
 
 def score_videos(paths: Sequence[str], score: Callable[[str], list[Track]]) -> Iterator[ScoredVideo]:
@@ -152,9 +158,7 @@ def _prepared(path: str, sampling: Sampling, finder: Finder, view: View) -> Iter
             yield chunk
 
 
-def _scored(
-    chunks: Iterator[list[Prepared]], score: Score, batch_size: int
-) -> Iterator[tuple[float, list[Box], np.ndarray]]:
+def _scored(chunks: Iterator[list[Prepared]], score: Score, batch_size: int) -> Iterator[Scored]:
     """Replace views by logits; those of whole frames are not needed, and are empty, once a face was found."""
     has_face = False
     for chunk in chunks:
