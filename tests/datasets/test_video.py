@@ -110,6 +110,17 @@ def test_truncated_files_say_so(suffix, share):
     assert reason(clip) == "truncated"
 
 
+@pytest.mark.parametrize("suffix", CODECS)
+def test_a_file_that_grows_while_it_is_read_has_the_frames_of_its_beginning(suffix):
+    clip = write_clip(f"clip{suffix}", numbered(40))
+    times, data = [], clip.read_bytes()
+    for frame in sample_frames(str(clip), Sampling(1.0)):
+        times.append(round(frame.time, 3))
+        with clip.open("ab") as file:
+            file.write(data)
+    assert times[:10] == list(range(10)) and len(times) <= 20
+
+
 def test_sound_without_pictures_is_no_video_stream():
     clip = write_clip("sound.mp4", numbered(4))
     clip.write_bytes(clip.read_bytes().replace(b"vide", b"soun"))  # the type of its only track
