@@ -24,9 +24,7 @@ demo: install
 	$(PY) predict.py --checkpoint $(RUN)/best.pt 'data/demo-*-n2400-*/test/real/*0.jpg' 'data/demo-*-n2400-*/test/fake/*/*0.jpg' --output $(RUN)/predictions.csv
 
 test: install
-	# In parts: a worker that had run three quarters of all tests died three times without a message; fresh ones do not.
-	$(PY) -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile --ignore tests/utils --ignore tests/test_tune.py
-	$(PY) -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile tests/utils tests/test_tune.py
+	$(PY) -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile --max-worker-restart 0
 
 test-slow: install
 	$(PY) -m pytest -m slow

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -147,14 +148,26 @@ def onnx_engine(file: Path, threads: int | None = None, providers: Sequence[str]
     return lambda images: session.run(["logits"], {"images": images})[0]
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return the OpenVINO core of this process, which is never closed.
+
+    The CPU plugin of each core installs an alternate signal stack. If cores are closed in another order than last in,
+    first out, that of the thread is left dangling, and the next handled signal kills the process.
+
+    Raises:
+        UserError: openvino is not installed.
+    """
+    return require("openvino").Core()
+
+
 def openvino_engine(file: Path, threads: int | None = None, precision: str = "f32") -> Engine:
     """Run an ONNX file, float or QDQ int8, in OpenVINO; layers that are not int8 compute in ``precision``.
 
     Raises:
         UserError: openvino is not installed, or cannot read the file.
     """
-    openvino = require("openvino")
-    core = openvino.Core()
+    core = openvino_core()
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",

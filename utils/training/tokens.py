@@ -29,6 +29,7 @@ from datasets.transforms import EvalTransform, TrainTransform, as_floats
 from models.detector import Detector
 from utils.args import check_output_dir
 from utils.distributed import gather
+from utils.engines.exported import openvino_core
 from utils.errors import UserError
 from utils.files import file_digest
 from utils.runtime import autocast
@@ -224,5 +225,5 @@ def in_openvino(detector: Detector, side: int) -> Callable[[Tensor], Tensor]:
         example = torch.zeros(2, 3, side, side)
         network = openvino.convert_model(Frozen().eval(), example_input=example, input=[-1, 3, side, side])
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.compile_model(network, "CPU", settings)
+    compiled = openvino_core().compile_model(network, "CPU", settings)
     return lambda images: torch.from_numpy(compiled([images.contiguous().numpy()])[0])

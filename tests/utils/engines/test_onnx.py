@@ -152,6 +152,22 @@ def test_openvino_gives_the_same_logits(exported):
     assert np.allclose(load_onnx_detector(exported, "openvino", 1)(images), expected, atol=FLOAT_BOUND)
 
 
+def test_signals_are_handled_after_openvino_networks_were_dropped(exported):
+    pytest.importorskip("openvino", reason="openvino is optional")
+    code = """
+import signal, sys
+from pathlib import Path
+from utils.engines.exported import load_onnx_detector
+networks = [load_onnx_detector(Path(sys.argv[1]), "openvino", 1) for _ in range(2)]
+while networks:
+    del networks[0]
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    run = subprocess.run([sys.executable, "-c", code, exported], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "handled\n")
+
+
 def test_predict_needs_no_torch_for_an_export(exported, image_folder):
     code = (
         "import sys; sys.modules['torch'] = None; import predict; from utils.args import run_script\n"
