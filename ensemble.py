@@ -6,7 +6,8 @@
   python ensemble.py --checkpoint checkpoints/a --views flip --data data/140k --output-dir checkpoints/a-flip
 
 Methods: `mean` of the members' calibrated logits; `weighted` by how far the validation AUC of each lies above chance;
-`stacked`, a logistic regression on the members' validation logits; `soup`, one network with the mean of the members'
+`stacked`, a logistic regression on the members' validation logits, in which sources count as in --balance of train.py
+if some have one class only; `soup`, one network with the mean of the members'
 weights (Wortsman et al., ICML 2022, arXiv 2203.05482). --views averages the logits of one detector over the image and
 its mirror image (flip), four corner crops or a slight blur (test-time augmentation).
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from datasets.spec import Listing
@@ -46,8 +47,10 @@ if TYPE_CHECKING:
 
     from models.detector import Detector
     from models.ensemble import Ensemble
+    from utils.scoring.scorer import Scores, Settings
 
 METHODS = ("mean", "weighted", "stacked", "soup")
+FITTED = ("weighted", "stacked")  # on validation logits
 VIEWS = ("flip", "crops", "blur")  # as in models/views.py, which imports torch
 
 
@@ -101,7 +104,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     elif args.method == "soup":
         result = soup(detectors)
     else:
-        result = combine(detectors, args.method, data.valid, args.batch_size, device)
+        result = combine(detectors)
+    scoring = Settings(args.batch_size, machine.workers, machine.dtype)
+    score_valid = None
+    if args.method in FITTED:
+        score_valid = fit_ensemble(cast("Ensemble", result), args.method, data.valid, scoring, device)
     settings = {
         "augmentation": strongest_augmentation(checkpoints),
         "command": command_line("ensemble.py", argv),
@@ -110,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     }
     description = describe_checkpoint(result, settings, training_data(checkpoints))
     save_checkpoint(target, {**description, "state_dict": result.state_dict()})
-    rows, unreadable = finalize(target, data, Settings(args.batch_size, machine.workers, machine.dtype), device)
+    rows, unreadable = finalize(target, data, scoring, device, score_valid=score_valid)
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
 
@@ -152,18 +159,14 @@ def soup(detectors: Sequence[Detector]) -> Detector:
     return detectors[0]
 
 
-def combine(
-    detectors: Sequence[Detector], method: str, valid: Sequence[Listing], batch_size: int, device: torch.device
-) -> Detector:
-    """Build the ensemble, with weights fitted on the validation images unless ``method`` is mean."""
-    import torch
-
+def combine(detectors: Sequence[Detector]) -> Ensemble:
+    """Build the ensemble of detectors, with equal weights."""
     from models.registry import create_model
 
     members = [
         {**describe_member(detector), "calibration": detector.operating_point.calibration} for detector in detectors
     ]
-    ensemble = cast("Ensemble", create_model("ensemble", members=members).to(device).eval())
+    ensemble = cast("Ensemble", create_model("ensemble", members=members).to(detectors[0].mean.device).eval())
     for member, detector in zip(ensemble.members, detectors, strict=True):
         cast("Detector", member).take_weights(detector)
     frame = ensemble.geometry
@@ -171,42 +174,69 @@ def combine(
     whole = ("crop", "resize") if frame.needs_face else ("resize",) if frame.mode == "crop" else ()
     if cut := [detector.name for detector in detectors if detector.geometry.mode in whole]:
         print(f"note: {', '.join(cut)} sees more of a picture alone, but only {seen} here", file=sys.stderr)
-    if method != "mean":
-        weights, bias = fit_weights(*member_logits(ensemble, valid, batch_size, device), method)
-        ensemble.weights.copy_(torch.tensor(weights))
-        ensemble.bias.fill_(bias)
     return ensemble
 
 
-def member_logits(
-    ensemble: Ensemble, valid: Sequence[Listing], batch_size: int, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the members' calibrated logits (N, M) on all readable validation images, and the labels (N,)."""
+def fit_ensemble(
+    ensemble: Ensemble, method: str, valid: Sequence[Listing], settings: Settings, device: torch.device
+) -> Callable[[Detector], list[Scores]]:
+    """Fit the weights of an ensemble on the validation images, and return what scores these without another pass."""
     import numpy as np
     import torch
 
+    from models.operating_point import OperatingPoint
+    from utils.evaluation.operating_point import image_weights
+    from utils.scoring.scorer import Scores, score_table
+    from utils.scoring.table import ScoreTable
+
+    found = [member_scores(ensemble, listing, settings, device) for listing in valid]
+    firsts = [Scores(scores.indices, scores.logits[:, 0], scores.unreadable) for scores in found]
+    rows = zip(valid, firsts, strict=True)
+    table = ScoreTable.join([score_table(item.records, one, OperatingPoint(), item.name) for item, one in rows])
+    logits = np.concatenate([scores.logits for scores in found])
+    weights, bias = fit_weights(logits, table.label, method, image_weights(table))
+    ensemble.weights.copy_(torch.tensor(weights))
+    ensemble.bias.fill_(bias)
+    return lambda _: [Scores(s.indices, s.logits @ np.array(weights) + bias, s.unreadable) for s in found]
+
+
+def member_scores(ensemble: Ensemble, listing: Listing, settings: Settings, device: torch.device) -> Scores:
+    """Return the members' calibrated logits (N, M) of the readable images of a listing."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
     from datasets.loading import ImageDataset, make_loader
     from datasets.transforms import EvalTransform
+    from utils.runtime import autocast
+    from utils.scoring.scorer import Scores
 
-    logits, labels = [], []
-    with torch.inference_mode():
-        for listing in valid:
-            for batch in make_loader(ImageDataset(listing.records, EvalTransform(ensemble.geometry)), batch_size):
-                if len(batch.images):
-                    logits.append(ensemble.member_logits(batch.images.to(device)).cpu().numpy())
-                    labels.append(batch.labels.numpy())
-    return np.concatenate(logits), np.concatenate(labels)
+    dataset = ImageDataset(listing.records, EvalTransform(ensemble.geometry))
+    indices, logits, unreadable = [], [np.empty((0, len(ensemble.members)))], []
+    loader = make_loader(dataset, settings.batch_size, workers=settings.workers)
+    for batch in tqdm(loader, f"{listing.name} valid", disable=None, leave=False):
+        unreadable += [(item.index, item.reason) for item in batch.unreadable]
+        if len(batch.images):
+            indices += batch.indices.tolist()
+            with torch.inference_mode(), autocast(device, settings.dtype):
+                logits.append(ensemble.member_logits(batch.images.to(device)).cpu().numpy())
+    return Scores(np.array(indices, np.int64), np.concatenate(logits), unreadable)
 
 
-def fit_weights(logits: np.ndarray, labels: np.ndarray, method: str) -> tuple[list[float], float]:
-    """Return weights (M,) and bias for logits (N, M): by validation AUC (weighted) or logistic regression (stacked)."""
+def fit_weights(
+    logits: np.ndarray, labels: np.ndarray, method: str, counts: np.ndarray | None = None
+) -> tuple[list[float], float]:
+    """Return weights (M,) and bias for logits (N, M): by validation AUC (weighted) or logistic regression (stacked).
+
+    Each image enters the regression as often as ``counts`` ``(N,)`` says, by default once.
+    """
     from sklearn.linear_model import LogisticRegression
 
     from models.operating_point import sigmoid
     from utils.metrics.binary import auc
 
     if method == "stacked":
-        fitted = LogisticRegression(C=1.0, max_iter=1000).fit(logits, labels)
+        fitted = LogisticRegression(C=1.0, max_iter=1000).fit(logits, labels, counts)
         return fitted.coef_[0].tolist(), float(fitted.intercept_[0])
     # At least 0.01, so that members at chance still make an ensemble.
     merits = [max(0.01, (auc(labels, sigmoid(column)) or 0.5) - 0.5) for column in logits.T]

@@ -1,5 +1,6 @@
 """Ensembles and soups: what the members see, how their logits are joined, and the checkpoint that comes of it."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.scoring.scorer import Job, score
+from utils.scoring.table import ScoreTable
 
 SHARP = {"method": "temperature", "temperature": 0.5}
 SHIFTED = {"method": "temperature", "temperature": 4.0, "bias": -0.7}
@@ -135,6 +137,38 @@ def test_stacking_is_a_logistic_regression_on_validation(member, join, image_fol
     test = open_records(str(image_folder)).records
     columns = np.stack([calibrated(file, test) for file in files], axis=1)
     assert np.allclose(score([Job(detector)], test)[0].logits, fitted.decision_function(columns), atol=1e-3)
+
+
+def test_stacking_on_one_class_sources_weighs_sources(member, image_folder, tmp_path, monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+
+    from utils.evaluation.operating_point import image_weights
+    from utils.scoring.scorer import score_table
+
+    files = [member("a", 1), member("b", 2)]
+    shutil.copytree(image_folder, tmp_path / "photographs")
+    specs = [str(image_folder), f"{tmp_path / 'photographs'}@classes=real"]
+    listings = open_training_data(specs).valid
+    table = ScoreTable.join(
+        [
+            score_table(x.records, score([Job(load_detector(files[0])[0])], x.records)[0], OperatingPoint(), x.name)
+            for x in listings
+        ]
+    )
+    columns = np.stack([np.concatenate([calibrated(file, x.records) for x in listings]) for file in files], axis=1)
+    counts = image_weights(table)
+    assert len(set(counts.round(6))) > 1
+    fitted = LogisticRegression(max_iter=1000).fit(columns, table.label, counts)
+    argv = ["--checkpoint", *map(str, files), "--data", *specs, "--method", "stacked", "--device", "cpu"]
+    detector, _ = load_detector(Path(ensemble.main([*argv, "--output-dir", str(tmp_path / "mix")])["checkpoint"]))
+    assert np.allclose(detector.weights.numpy(), fitted.coef_[0], atol=1e-3)
+
+
+def test_the_operating_point_of_a_fitted_ensemble_is_that_of_its_own_scores(member, join, image_folder, tmp_path):
+    joined = join("stacked", member("a", 1, calibration=SHARP), member("b", 2, calibration=SHIFTED))
+    calibrate.main(["--checkpoint", str(joined), "--data", str(image_folder), "--output-dir", str(tmp_path / "again")])
+    points = [load_detector(file)[0].operating_point for file in (joined, tmp_path / "again" / "best.pt")]
+    assert points[0].thresholds == pytest.approx(points[1].thresholds, abs=1e-4)
 
 
 def test_perfect_and_useless_members_get_weights():

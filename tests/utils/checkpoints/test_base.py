@@ -113,7 +113,7 @@ def test_what_is_made_of_a_run_leaves_its_base_out_too(trained, tmp_path, tiny_c
     """Ensembles, views, a linear probe, a copy to train further."""
     tuned, _ = load_detector(trained[1] / "best.pt")
     small, _ = load_detector(tiny_checkpoint)
-    both = ensemble.combine([tuned, small], "mean", [], 1, torch.device("cpu"))
+    both = ensemble.combine([tuned, small])
     member = {"embedding": ensemble.describe_member(tuned), "features": "embedding"}
     probe = create_model("logistic_regression", **member)
     probe.get_submodule("embedder.detector").take_weights(tuned)
@@ -121,7 +121,7 @@ def test_what_is_made_of_a_run_leaves_its_base_out_too(trained, tmp_path, tiny_c
     assert load_weights(again, str(trained[1] / "best.pt")).random == []
     made = {
         "members.0.": both,
-        "members.0.members.0.": ensemble.combine([both, tuned], "mean", [], 1, torch.device("cpu")),
+        "members.0.members.0.": ensemble.combine([both, tuned]),
         "member.": ensemble.with_views(tuned, ["flip"]),
         "embedder.detector.": probe,
         "": again,
