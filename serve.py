@@ -44,6 +44,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
+from utils.cases import open_case_folder
 from utils.errors import UserError
 from utils.files import read_text
 from utils.serving.settings import Limits
@@ -56,9 +57,13 @@ MIN_TOKEN = 16  # characters
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 LIMITS = {
     "max_mb": (float_in(0.1, 1000, "MB"), "megabytes of one request"),
+    "max_video_mb": (float_in(0.1, 1000, "MB"), "megabytes of a request with a video"),
     "max_pixels": (int_in(1000, 1_000_000_000), "pixels of one image"),
     "max_files": (int_in(1, 1000), "images of one request"),
-    "max_seconds": (float_in(1, 3600, "s"), "for an upload, and to wait for its scores; decoding gets a third of it"),
+    "max_seconds": (
+        float_in(1, 3600, "s"),
+        "for an upload, and to wait for its scores; decoding a picture gets a third of it",
+    ),
     "queue": (int_in(1, 100_000), "images that may wait"),
     "per_minute": (int_in(0), "uploads of one address, 0 for any number"),
 }
@@ -71,6 +76,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--checkpoint", nargs="+", default=[], metavar="PT", help=f"run folders, files, exports {DEFAULT_CHECKPOINT}"
     )
     add_face_group(parser)
+    cases = "folder in which clients keep pictures with their right answer (default: no such folder)"
+    parser.add_argument("--cases", metavar="DIR", help=cases)
     net = parser.add_argument_group("network")
     net.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     net.add_argument("--port", type=int_in(0, 65535), default=5000, help="default: 5000; 0 for any free port")
@@ -91,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = get_args_parser().parse_args(argv)
     files = [check_checkpoint_file(path) for path in args.checkpoint or [None]]
     token = read_token(args.token_file)
+    cases = open_case_folder(args.cases, "--cases") if args.cases else None
     limits = Limits(**{name: getattr(args, name) for name in LIMITS})
     from utils.serving.wsgi import make_server
 
@@ -98,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     app = create_app(
         files,
         limits,
+        cases=cases,
         token=token,
         every_face=args.faces,
         face_detector=args.face_detector,
@@ -121,6 +130,7 @@ def create_app(
     checkpoints: Sequence[str | Path],
     limits: Limits | None = None,
     *,
+    cases: Path | None = None,
     token: str | None = None,
     every_face: bool = False,
     face_detector: str | None = None,
@@ -133,6 +143,7 @@ def create_app(
     """Build the WSGI app for some checkpoints; ``app.extensions["service"]`` answers its requests.
 
     Args:
+        cases: the folder of cases; None for none.
         token: the bearer token that clients must send; None for anybody.
         every_face: let detectors of whole pictures score each face, unless a client wants otherwise.
         face_detector: a YuNet file; None for the default of ``open_finder``.
@@ -144,18 +155,17 @@ def create_app(
     """
     from flask import Flask
 
-    from datasets.faces import FaceFinder, open_finder
+    from datasets.faces import open_finder
     from utils.serving.offers import open_offers
     from utils.serving.routes import add_guards, make_api, make_page
     from utils.serving.service import Service
     from utils.serving.uploads import MemoryRequest
 
-    if face_detector:
-        FaceFinder(face_detector)  # reports a file that is none before a model is loaded
+    finder = open_finder(face_detector)  # reports a file that is none before a model is loaded
     limits = limits or Limits()
     offers = open_offers(checkpoints, device, precision, threads)
-    finder = open_finder(face_detector, every_face or any(offer.geometry.needs_face for offer in offers))
-    service = Service(offers, limits, finder, every_face)
+    assert finder is not None
+    service = Service(offers, limits, finder, every_face, cases)
     plain = str(WEB / "plain")
     app = Flask("serve", static_folder=plain, static_url_path="/plain-files", template_folder=plain)
     app.request_class = MemoryRequest

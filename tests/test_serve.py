@@ -179,7 +179,8 @@ def test_models_say_what_a_reader_should_know_and_no_path(client):
     card = answer["models"][0]
     assert card["model"] == "cnn" and card["threshold"] == 0.5 and card["calibrated"]
     assert card["seconds"] > 0 and card["sources"] == []
-    assert answer["limits"] == {"max_mb": 2, "max_pixels": 1_000_000, "max_files": 4}
+    bounds = {"max_mb": 2, "max_pixels": 1_000_000, "max_files": 4, "max_video_mb": 100, "max_video_frames": 64}
+    assert answer["limits"] == bounds and not answer["faces"] and not answer["cases"]
     assert "/" not in json.dumps(card)
 
 
@@ -328,9 +329,10 @@ def test_every_answer_has_the_security_headers(client):
     assert client.get("/api/health").headers["Cache-Control"] == "no-store"
 
 
-def test_requests_of_other_sites_are_refused(client):
-    answer = client.post("/api/predict", headers={"Sec-Fetch-Site": "cross-site"})
-    assert answer.status_code == 403
+@pytest.mark.parametrize("site, status", [("cross-site", 403), ("same-site", 403), ("same-origin", 400)])
+def test_requests_of_other_sites_are_refused(client, site, status):
+    for name in ("predict", "cases", "video"):
+        assert client.post(f"/api/{name}", headers={"Sec-Fetch-Site": site}).status_code == status
 
 
 def test_token_guards_all_but_health_and_page(tiny_checkpoint, tmp_path):

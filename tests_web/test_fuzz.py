@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import serve
+from tests.clips import CODECS, walk, write_clip
 from utils.serving.settings import Limits
 
 EXAMPLES = 60  # of each operation
@@ -31,21 +34,39 @@ def image_bytes(draw) -> bytes:
     height, width = draw(st.integers(1, 48)), draw(st.integers(1, 48))
     kind = draw(st.sampled_from([".jpg", ".png", ".webp", ".bmp", ".gif", ".avif", "progressive"]))
     pixels = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 255, (height, width, 3), np.uint8)
-    data = bytearray(encoded(pixels, kind, draw(st.integers(0, 2000))))
+    return damaged(draw, encoded(pixels, kind, draw(st.integers(0, 2000))))
+
+
+@functools.cache
+def clip(suffix: str, n_frames: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return write_clip(Path(folder) / f"clip{suffix}", walk(n_frames / 4, 0)).read_bytes()
+
+
+@st.composite
+def video_bytes(draw) -> bytes:
+    """Short clips in several containers, some of them damaged."""
+    return damaged(draw, clip(draw(st.sampled_from(sorted(CODECS))), draw(st.integers(1, 3))))
+
+
+def damaged(draw, file: bytes) -> bytes:
+    """Overwrite up to three bytes of a file, and maybe cut it."""
+    data = bytearray(file)
     for _ in range(draw(st.integers(0, 3))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
     return bytes(data[: draw(st.integers(1, len(data)))] if draw(st.booleans()) else data)
 
 
-schemathesis.openapi.format("binary", st.one_of(image_bytes(), st.binary(max_size=64)))
+schemathesis.openapi.format("binary", st.one_of(image_bytes(), video_bytes(), st.binary(max_size=64)))
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
-OPERATIONS = [("POST", f"/api/{name}") for name in ("predict", "explain", "stress")]
+OPERATIONS = [("POST", f"/api/{name}") for name in ("predict", "explain", "stress", "video", "preview", "cases")]
 OPERATIONS += [("GET", path) for path in ("/api/models", "/api/health", "/metrics")]
 
 
 @pytest.fixture(scope="module")
-def api(_tiny_checkpoint_file: Path):
-    app = serve.create_app([_tiny_checkpoint_file], Limits(max_mb=1, max_files=3), threads=1)
+def api(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
+    limits, cases = Limits(max_mb=1, max_files=3), tmp_path_factory.mktemp("cases")
+    app = serve.create_app([_tiny_checkpoint_file], limits, threads=1, every_face=True, cases=cases)
     yield schemathesis.openapi.from_wsgi("/api/openapi.json", app)
     app.extensions["service"].close()
 

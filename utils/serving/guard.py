@@ -61,8 +61,8 @@ def check_token(given: str, token: str | None) -> None:
 
 
 def check_same_site(request: Request) -> None:
-    """Refuse requests that a page of another site makes a browser send; programs do not send the header."""
-    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+    """Refuse requests that a page of another site, or port, makes a browser send; programs do not send the header."""
+    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
         raise Refused(403, "cross_site", "Requests from other web sites are not accepted.")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,12 +12,18 @@ import cv2
 import numpy as np
 
 from datasets.faces import Face, FaceFinder, face_views
+from datasets.framing import Box
 from datasets.images import check_shape, decode_image
 from datasets.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
+from datasets.records import Sampling
 from datasets.transforms import Geometry
+from datasets.video import sample_frames
 from utils.metadata.findings import Finding, read_findings
 
 SHOWN_SIDE = 1024  # px, the longer side of an overlay
+STILL_SIDE = 256  # px, the longer side of a frame in an answer
+JPEG_QUALITY = 85
+VIDEO_CHUNK = 8  # frames that are handed over at once
 SURROUNDINGS = 2  # side of an overlay : side of the judged square in it
 STRESS_PIXELS = 16_000_000  # of an image that is degraded a dozen times
 SCREENSHOTS = {0.75: 85, 1.25: 85}  # display scale to JPEG quality of the post
@@ -91,8 +98,58 @@ def prepare(
     views, found = face_views(pixels, geometry, _finder(finder) if finder else None, every_face)
     faces = [*found] or ([] if needs_face else [None])
     parts = [_surroundings(geometry, pixels.shape, face) for face in faces] if show else []
-    shown = [(part, _reduced(_cut(pixels, part))) for part in parts]
+    shown = [(part, _reduced(_cut(pixels, part), SHOWN_SIDE)) for part in parts]
     return Prepared(pixels.shape[:2], faces, views[: len(faces)], shown, read_findings(data))
+
+
+class Still(NamedTuple):
+    """A picture ``(height, width)`` as a JPEG file."""
+
+    data: bytes
+    shape: tuple[int, int]
+
+
+def prepare_preview(data: bytes, max_pixels: int) -> Still:
+    """Decode an image and encode it for a browser, reduced to SHOWN_SIDE. Raises UnreadableImage."""
+    cv2.setNumThreads(1)
+    return _still(decode_image(data, max_pixels), SHOWN_SIDE)
+
+
+class PreparedFrame(NamedTuple):
+    """A frame of a video, ready to be scored.
+
+    Attributes:
+        time: in s.
+        boxes: of the faces in it.
+        views: the detector's view of each face, or of the whole frame as long as no frame showed a face, ``(N, ...)``.
+        stills: the same for people.
+    """
+
+    time: float
+    boxes: list[Box]
+    views: np.ndarray
+    stills: list[Still]
+
+
+def prepare_video(
+    data: bytes, max_pixels: int, geometry: Geometry, finder: str, sampling: Sampling
+) -> Iterator[list[PreparedFrame]]:
+    """Yield frames of a video in chunks, so that memory does not grow with their number. Raises UnreadableImage."""
+    cv2.setNumThreads(1)
+    chunk: list[PreparedFrame] = []
+    has_face = False
+    for time, pixels in sample_frames(io.BytesIO(data), sampling, max_pixels):
+        views, faces = face_views(pixels, geometry, _finder(finder), every_face=True)
+        has_face = has_face or bool(faces)
+        views = views if faces or not has_face else views[:0]
+        chunk.append(
+            PreparedFrame(time, [face.box for face in faces], views, [_still(view, STILL_SIDE) for view in views])
+        )
+        if len(chunk) == VIDEO_CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def prepare_stress(data: bytes, max_pixels: int, geometry: Geometry, face: Face | None) -> np.ndarray:
@@ -140,9 +197,15 @@ def _cut(pixels: np.ndarray, part: Part) -> np.ndarray:
     return pixels[part.top : part.top + part.height, part.left : part.left + part.width]
 
 
-def _reduced(pixels: np.ndarray) -> np.ndarray:
-    factor = SHOWN_SIDE / max(pixels.shape[:2])
+def _still(pixels: np.ndarray, side: int) -> Still:
+    small = _reduced(pixels, side)
+    file = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    return Still(file.tobytes(), small.shape[:2])
+
+
+def _reduced(pixels: np.ndarray, side: int) -> np.ndarray:
+    factor = side / max(pixels.shape[:2])
     if factor >= 1:
         return pixels
-    size = tuple(max(1, round(side * factor)) for side in pixels.shape[1::-1])
+    size = tuple(max(1, round(length * factor)) for length in pixels.shape[1::-1])
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

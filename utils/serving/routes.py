@@ -23,6 +23,7 @@ log = logging.getLogger("serve")
 OPENAPI = Path(__file__).with_name("openapi.json")
 
 OPEN_ENDPOINTS = {"api.health", "api.openapi", "page.index", "page.asset", "page.plain", "static"}  # need no token
+SHOWN_LIMITS = ("max_mb", "max_pixels", "max_files", "max_video_mb", "max_video_frames")
 REASONS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_many_bytes"}
 
 
@@ -49,11 +50,31 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     def stress() -> Response:
         return one(service.stress)
 
+    @api.post("/api/preview")
+    def preview() -> Response:
+        (upload,) = read_uploads(request, "image", 1)
+        return Response(service.preview(upload), content_type="image/jpeg")
+
+    @api.post("/api/video")
+    def video() -> Response:
+        offer = service.offer(request.form.get("model"))
+        (upload,) = read_uploads(request, "video", 1)
+        return jsonify(service.video(upload, offer))
+
+    @api.post("/api/cases")
+    def cases() -> Response:
+        (upload,) = read_uploads(request, "image", 1)
+        return jsonify(service.save_case(upload, request.form.get("label", "")))
+
     @api.get("/api/models")
     def models() -> Response:
-        bounds = {"max_mb": limits.max_mb, "max_pixels": limits.max_pixels, "max_files": limits.max_files}
-        cards = [offer.card for offer in service.offers]
-        return jsonify(models=cards, faces=service.finder is not None, token_needed=token_needed, limits=bounds)
+        return jsonify(
+            models=[offer.card for offer in service.offers],
+            faces=service.looks_for_faces,
+            cases=service.cases is not None,
+            token_needed=token_needed,
+            limits={name: getattr(limits, name) for name in SHOWN_LIMITS},
+        )
 
     @api.get("/api/health")
     def health() -> Response:
@@ -138,7 +159,7 @@ def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
             accepted=ACCEPTED,
             limits=service.limits,
             token_needed=bool(token),
-            faces=service.finder is not None,
+            faces=service.looks_for_faces,
             chosen=request.form,
             **content,
         )
@@ -154,6 +175,8 @@ def add_guards(app: Flask, service: Service, token: str | None) -> None:
     def check() -> None:
         g.started = time.perf_counter()
         guard.check_same_site(request)
+        if request.endpoint == "api.video":
+            request.max_content_length = service.limits.max_video_bytes
         guarded = request.endpoint not in OPEN_ENDPOINTS
         if guarded or request.method == "POST":
             rate.check(request.remote_addr or "")

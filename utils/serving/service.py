@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from datasets.faces import Face, FaceFinder
 from datasets.images import UnreadableImage
-from utils.explanations.overlay import normalise, overlay, view_box
+from datasets.records import LABEL_NAMES, Sampling
+from utils.cases import save_case
+from utils.explanations.overlay import normalise
 from utils.serving.batching import MicroBatcher
 from utils.serving.offers import Offer
-from utils.serving.preparation import STRESS_PIXELS, Choice, Part, Prepared, prepare, prepare_stress, stress_steps
+from utils.serving.pictures import draw_map, encoded, face_dict
+from utils.serving.preparation import (
+    STRESS_PIXELS,
+    Choice,
+    Prepared,
+    prepare,
+    prepare_preview,
+    prepare_stress,
+    prepare_video,
+    stress_steps,
+)
 from utils.serving.settings import Limits, Refused
 from utils.serving.telemetry import Telemetry
 from utils.serving.uploads import Upload
+from utils.serving.videos import judge_video
 from utils.serving.workers import WorkerPool
 
 NO_FACE: dict[str, Any] = {"p_fake": None, "verdict": "no face", "logit": None}
@@ -28,23 +41,32 @@ NO_FACE: dict[str, Any] = {"p_fake": None, "verdict": "no face", "logit": None}
 class Service:
     """The detectors of a server and everything that its requests share.
 
-    ``finder`` searches faces for detectors that frame them, and, with ``every_face``, for all others.
+    ``finder`` searches faces in videos and for detectors that frame them, and, with ``every_face``, for all others.
+    ``cases`` is the folder of cases, None for a server that keeps none.
     """
 
     offers: Sequence[Offer]
     limits: Limits
-    finder: FaceFinder | None = None
+    finder: FaceFinder
     every_face: bool = False
+    cases: Path | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
 
     def __post_init__(self) -> None:
         self.batcher = MicroBatcher(self.limits.queue, self.limits.max_batch)
         seconds = self.limits.max_seconds
         self.workers = WorkerPool(seconds, seconds / 3, "utils.serving.preparation")
+        self.video_worker = WorkerPool(seconds, seconds, "utils.serving.preparation", size=1, what="video")
+
+    @property
+    def looks_for_faces(self) -> bool:
+        """Whether faces are searched in pictures, by one detector at least."""
+        return self.every_face or any(offer.geometry.needs_face for offer in self.offers)
 
     def close(self) -> None:
         """Stop the threads and processes behind the server."""
         self.workers.close()
+        self.video_worker.close()
         self.batcher.close()
 
     def offer(self, name: str | None) -> Offer:
@@ -103,13 +125,13 @@ class Service:
             "name": upload.name,
             **answer,
             **self._framing([face], offer, choice),
-            "face": _face_dict(face, found.size, offer),
+            "face": face_dict(face, found.size, offer.geometry),
             "view": part._asdict(),
             "target": target,
             "method": method,
             "all_zero": not bool(heat.any()),
-            "overlay": _encoded(_draw(picture, part, found.size, face, offer, heat), ".jpg"),
-            "map": {**_encoded((normalise(heat) * 255).round().astype(np.uint8), ".png"), "max": float(heat.max())},
+            "overlay": encoded(draw_map(picture, part, found.size, face, offer.geometry, heat), ".jpg"),
+            "map": {**encoded((normalise(heat) * 255).round().astype(np.uint8), ".png"), "max": float(heat.max())},
         }
 
     def stress(self, upload: Upload, offer: Offer, choice: Choice) -> dict[str, Any]:
@@ -133,6 +155,39 @@ class Service:
         held = sum(row["verdict"] == rows[0]["verdict"] for row in rows[1:])
         return {**offer.decision, "name": upload.name, "original": rows[0], "steps": rows[1:], "held": held}
 
+    def preview(self, upload: Upload) -> bytes:
+        """An upload as a JPEG file for the screen. Raises Refused."""
+        upload.check()
+        return self._decode(self.limits.max_pixels, prepare_preview, upload.data, self.limits.max_pixels).data
+
+    def save_case(self, upload: Upload, label: str) -> dict[str, str]:
+        """Keep an upload with its right answer. Raises Refused: it is no readable image, or this server keeps none."""
+        if self.cases is None:
+            raise Refused(404, "no_cases", "This server keeps no cases; start it with --cases DIR.")
+        if label not in LABEL_NAMES:
+            raise Refused(400, "bad_request", "Expected real or fake in the field 'label'.")
+        self.preview(upload)  # what cannot be decoded is not kept
+        return {"saved": save_case(self.cases, upload.data, label)}
+
+    def video(self, upload: Upload, offer: Offer) -> dict[str, Any]:
+        """Score the faces in a video. Raises Refused: it is unreadable or takes too long, or the server is busy."""
+        upload.check_video()
+        limits, geometry = self.limits, offer.geometry
+        arguments = (
+            upload.data,
+            limits.max_pixels,
+            geometry,
+            self.finder.file,
+            Sampling(max_frames=limits.max_video_frames),
+        )
+        with closing(self.video_worker.stream(prepare_video, *arguments)) as chunks:
+            try:
+                found = judge_video(chunks, offer, lambda views: self._score(offer, views), self.finder.name)
+            except (UnreadableImage, MemoryError) as error:
+                raise _refusal(error, limits.max_pixels, "video") from None
+        self.telemetry.verdict(found["verdict"])
+        return {**offer.decision, "name": upload.name, **found}
+
     def _is_searched(self, offer: Offer, choice: Choice) -> bool:
         """Whether faces are searched: a detector that judges whole pictures needs --faces and the client's wish."""
         return offer.geometry.needs_face or (self.every_face and choice.faces)
@@ -140,7 +195,7 @@ class Service:
     def _prepare(self, upload: Upload, offer: Offer, choice: Choice, show: bool = False) -> Prepared:
         upload.check()
         limit, searched = self.limits.max_pixels, self._is_searched(offer, choice)
-        finder = self.finder.file if self.finder and searched else None
+        finder = self.finder.file if searched else None
         faces = searched and choice.faces, searched and not choice.whole  # whether each is judged, and one is needed
         return self._decode(limit, prepare, upload.data, limit, offer.geometry, finder, *faces, show)
 
@@ -149,14 +204,7 @@ class Service:
         try:
             return self.workers.run(function, *arguments)
         except (UnreadableImage, MemoryError) as error:
-            if str(error).startswith("too large"):
-                limit = f"{max_pixels / 1e6:g} megapixels"
-                raise Refused(413, "too_many_pixels", f"The picture has more than {limit}.") from None
-            if str(error).startswith("HEIC needs"):
-                raise Refused(415, "not_an_image", "This server cannot read HEIC; convert it to JPEG.") from None
-            if str(error).startswith("too costly"):
-                raise Refused(422, "too_complex", "The image takes too long to decode.") from None
-            raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
+            raise _refusal(error, max_pixels, "image") from None
 
     def _score(self, offer: Offer, views: np.ndarray) -> np.ndarray:
         return np.array(self.batcher.score(offer.score, views, self.limits.max_seconds)) if len(views) else np.empty(0)
@@ -178,48 +226,27 @@ class Service:
         rows = [(face, next(answers)) for face in found.faces]
         highest = max((answer for _, answer in rows), key=lambda answer: answer["logit"], default=NO_FACE)
         self.telemetry.verdict(highest["verdict"])
-        faces = [{**(_face_dict(face, found.size, offer) or {}), **answer} for face, answer in rows if face]
+        faces = [{**(face_dict(face, found.size, offer.geometry) or {}), **answer} for face, answer in rows if face]
         framing = self._framing(found.faces, offer, choice)
         size = {"width": found.size[1], "height": found.size[0]}
         return {**size, **highest, **framing, "faces": faces, "metadata": found.metadata}
 
     def _framing(self, faces: Sequence[Face | None], offer: Offer, choice: Choice) -> dict[str, str]:
         """Whether a face or the whole picture was scored and what searched it; nothing if no face was searched."""
-        if not self.finder or not self._is_searched(offer, choice):
+        if not self._is_searched(offer, choice):
             return {}
         return {**({"framed": "face" if faces[0] else "whole"} if faces else {}), "finder": self.finder.name}
 
 
-def _face_dict(face: Face | None, size: tuple[int, int], offer: Offer) -> dict[str, Any] | None:
-    """The square of a face that is judged in a picture of this height and width, in px."""
-    if face is None:
-        return None
-    top, left, side = offer.geometry.square(size, face.box)
-    return {"left": left, "top": top, "side": side, "confidence": face.confidence}
-
-
-def _draw(
-    picture: np.ndarray, part: Part, size: tuple[int, int], face: Face | None, offer: Offer, heat: np.ndarray
-) -> np.ndarray:
-    """Draw the map of a face, or of the whole picture, over a part of the picture, which may be reduced."""
-    edges = np.reshape(view_box(offer.geometry, *size, face.box if face else None), (2, 2))  # top, left; bottom, right
-    edges -= (part.top, part.left)
-    height, width = picture.shape[:2]
-    factor = max(height, width) / max(part.width, part.height)
-    top, left = np.minimum((edges[0] * factor).astype(int), (height - 1, width - 1))
-    bottom, right = np.clip((edges[1] * factor).round().astype(int), (top + 1, left + 1), (height, width))
-    placed, seen = np.zeros((height, width), np.float32), np.zeros((height, width), bool)
-    placed[top:bottom, left:right] = cv2.resize(heat, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
-    seen[top:bottom, left:right] = True
-    return overlay(picture, placed, seen)
-
-
-def _encoded(image: np.ndarray, suffix: str) -> dict[str, Any]:
-    """An RGB or grey image as base64 text."""
-    colours = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    return {
-        "media_type": "image/png" if suffix == ".png" else "image/jpeg",
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "base64": base64.b64encode(cv2.imencode(suffix, colours)[1].tobytes()).decode(),
-    }
+def _refusal(error: Exception, max_pixels: int, what: str) -> Refused:
+    """Why an image or video is refused, in words that reveal nothing about the server."""
+    reason = str(error)
+    if reason.startswith("too large"):
+        return Refused(413, "too_many_pixels", f"The {what} has more than {max_pixels / 1e6:g} megapixels.")
+    if reason.startswith("HEIC needs"):
+        return Refused(415, "not_an_image", "This server cannot read HEIC; convert it to JPEG.")
+    if reason.startswith("too costly"):
+        return Refused(422, "too_complex", f"The {what} takes too long to decode.")
+    if reason.startswith("no video stream"):
+        return Refused(422, "unreadable", "The file has no video that can be decoded.")
+    return Refused(422, "unreadable", f"The {what} is damaged or incomplete.")

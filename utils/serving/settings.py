@@ -11,15 +11,20 @@ class Limits:
 
     Attributes:
         max_mb: megabytes of one request, all images together.
-        max_pixels: of one image, checked in its header before anything is decoded.
+        max_video_mb: megabytes of a request with a video.
+        max_video_frames: frames of a video that are scored, evenly spaced.
+        max_pixels: of one image or frame, checked in its header before anything is decoded.
         max_files: images in one request.
-        max_seconds: for an upload, and to wait for a decoder and for scores; decoding may take a third of it.
+        max_seconds: for an upload, and to wait for a decoder and for scores; decoding an image may take a third of it,
+            judging a video all of it.
         queue: images that may wait for the detector; further requests are refused.
         max_batch: images that the detector scores at once.
         per_minute: API requests of one address per minute; 0 for no limit.
     """
 
     max_mb: float = 32
+    max_video_mb: float = 100
+    max_video_frames: int = 64
     max_pixels: int = 32_000_000
     max_files: int = 16
     max_seconds: float = 30
@@ -31,6 +36,11 @@ class Limits:
     def max_bytes(self) -> int:
         """Bytes of one request."""
         return int(self.max_mb * 1_000_000)
+
+    @property
+    def max_video_bytes(self) -> int:
+        """Bytes of a request with a video."""
+        return int(self.max_video_mb * 1_000_000)
 
 
 class Refused(Exception):  # noqa: N818

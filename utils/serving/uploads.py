@@ -12,6 +12,7 @@ from typing import IO
 
 from flask import Request
 
+from datasets.containers import looks_like_video
 from datasets.heif import HEIC_SIGNATURE
 from utils.serving.settings import Refused
 
@@ -34,7 +35,7 @@ class MemoryRequest(Request):
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a request: a name that is safe to show, and its bytes."""
+    """A file of a request, picture or video: a name that is safe to show, and its bytes."""
 
     name: str
     data: bytes
@@ -45,6 +46,13 @@ class Upload:
             raise Refused(422, "unreadable", "The file is empty.")
         if sniff(self.data) is None:
             raise Refused(415, "not_an_image", f"This is not a {ACCEPTED} file.")
+
+    def check_video(self) -> None:
+        """Raise Refused if the file is empty or not a video."""
+        if not self.data:
+            raise Refused(422, "unreadable", "The file is empty.")
+        if not looks_like_video(self.data[:400]):
+            raise Refused(415, "not_a_video", "This is not a video file.")
 
 
 def sniff(data: bytes) -> str | None:
@@ -78,11 +86,11 @@ def read_uploads(request: Request, field: str, max_files: int) -> list[Upload]:
     """
     files = request.files.getlist(field)
     if not files:
-        raise Refused(400, "no_image", f"Expected a multipart form with an image in the field '{field}', got none.")
+        raise Refused(400, "no_file", f"Expected a multipart form with a file in the field '{field}', got none.")
     if len(files) > max_files:
         raise Refused(
             413,
             "too_many_files",
-            f"Expected at most {max_files} {'images' if max_files > 1 else 'image'}, got {len(files)}.",
+            f"Expected at most {max_files} {'files' if max_files > 1 else 'file'}, got {len(files)}.",
         )
     return [Upload(shown_name(file.filename), file.stream.read()) for file in files]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -27,9 +29,13 @@ def _work(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            answer = True, function(*arguments)
+            answer = "done", function(*arguments)
+            if isinstance(answer[1], Iterator):
+                for part in answer[1]:
+                    connection.send(("part", part))  # waits until the server has read most of it
+                answer = "done", None
         except Exception as error:  # raised again in the server
-            answer = False, error
+            answer = "failed", error
         connection.send(answer)
 
 
@@ -46,21 +52,39 @@ class Worker:
             TimeoutError: it took longer than ``seconds``; the process was killed.
             EOFError: the process died.
         """
+        try:
+            next(self.stream(seconds, function, *arguments))
+        except StopIteration as answer:
+            return answer.value
+        raise TypeError("expected a function that returns, got a generator; call stream")
+
+    def stream(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Generator[Any, None, Any]:
+        """Yield what a generator function yields in the process; it is killed if it is not read to its end.
+
+        Raises:
+            TimeoutError, EOFError: as :meth:`call`.
+        """
         if self._process is None:
             self._connection, end = _context.Pipe()
             self._process = _context.Process(target=_work, args=(end,), daemon=True)
             self._process.start()
             end.close()
             self._connection.recv()
+        deadline, kind = time.monotonic() + seconds, "part"
         try:
             self._connection.send((function, arguments))
-            if not self._connection.poll(seconds):
-                raise TimeoutError
-            done, answer = self._connection.recv()
+            while kind == "part":
+                if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+                    raise TimeoutError
+                kind, answer = self._connection.recv()
+                if kind == "part":
+                    yield answer
         except (OSError, EOFError) as error:
-            self.stop()
             raise error if isinstance(error, TimeoutError) else EOFError from None
-        if not done:
+        finally:
+            if kind == "part":
+                self.stop()
+        if kind == "failed":
             raise answer
         return answer
 
@@ -80,10 +104,11 @@ class WorkerPool:
         wait: seconds that a call may wait for a free worker.
         seconds: seconds that a call may run; shorter than ``wait``, so that slow images do not starve other requests.
         preload: module that workers share; it must not start threads when imported.
+        what: what is decoded, for messages.
     """
 
-    def __init__(self, wait: float, seconds: float, preload: str, size: int | None = None) -> None:
-        self._wait, self._seconds = wait, seconds
+    def __init__(self, wait: float, seconds: float, preload: str, size: int | None = None, what: str = "image") -> None:
+        self._wait, self._seconds, self._what = wait, seconds, what
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         self._workers = [Worker() for _ in range(size or os.cpu_count() or 1)]
         for worker in self._workers:
@@ -96,16 +121,30 @@ class WorkerPool:
         Raises:
             Refused: no worker was free in time (503), or the image took too long or crashed the decoder (422).
         """
+        with self._worker() as worker:
+            return worker.call(self._seconds, function, *arguments)
+
+    def stream(self, function: Callable[..., Iterator[T]], *arguments: Any) -> Generator[T, None, None]:
+        """Yield what a generator function yields in a worker, which is blocked until the end or ``close``.
+
+        Raises:
+            Refused: as :meth:`run`.
+        """
+        with self._worker() as worker:
+            yield from worker.stream(self._seconds, function, *arguments)
+
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[Worker]:
         try:
             worker = self._idle.get(timeout=self._wait)
         except queue.Empty:
             raise Refused(503, "busy", "The server is busy. Please try again in a few seconds.", 2) from None
         try:
-            return worker.call(self._seconds, function, *arguments)
+            yield worker
         except TimeoutError:
-            raise Refused(422, "too_complex", "The image takes too long to decode.") from None
+            raise Refused(422, "too_complex", f"The {self._what} takes too long to decode.") from None
         except EOFError:
-            raise Refused(422, "unreadable", "The image is damaged or incomplete.") from None
+            raise Refused(422, "unreadable", f"The {self._what} is damaged or incomplete.") from None
         finally:
             self._idle.put(worker)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
+import weakref
 from typing import Any
 
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
+from waitress.utilities import Error, RequestEntityTooLarge
 
 from utils.errors import UserError
 from utils.serving.settings import Limits
@@ -15,6 +19,9 @@ REQUEST_THREADS = 16  # they wait for workers that decode and for the thread of 
 MAX_HEADER_BYTES = 16_384
 MAX_CONNECTIONS = 100
 BACKLOG = 256
+SLACK = 1_000_000  # bytes above the limits of the app, so that the app refuses larger requests, in JSON
+VIDEO_PATH = "/api/video"
+VIDEO_UPLOADS = 4  # requests with a video that may be in memory at a time
 
 
 def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: str | None = None) -> tuple[Any, int]:
@@ -36,10 +43,9 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
             channel_timeout=int(limits.max_seconds),
             cleanup_interval=5,
             max_request_header_size=MAX_HEADER_BYTES,
-            # Slightly above the limit of the app, so that the app refuses larger requests, in JSON.
-            max_request_body_size=limits.max_bytes + 1_000_000,
+            max_request_body_size=max(limits.max_bytes, limits.max_video_bytes) + SLACK,
             # Above this size waitress would write the body to a file; uploads stay in memory.
-            inbuf_overflow=limits.max_bytes + 2_000_000,
+            inbuf_overflow=max(limits.max_bytes, limits.max_video_bytes) + 2 * SLACK,
             outbuf_overflow=64_000_000,
             ident="",
             clear_untrusted_proxy_headers=True,
@@ -55,9 +61,38 @@ def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: s
     # A name such as localhost has several addresses, with one server for each behind this one.
     parts = [server, *getattr(server, "map", {}).values()]
     parts = [part for part in parts if hasattr(part, "channel_class")]
+    of_pictures = copy.copy(parts[0].adj)
+    of_pictures.max_request_body_size = limits.max_bytes + SLACK
+    parser = type("Request", (_Request,), {"of_pictures": of_pictures, "videos": weakref.WeakSet()})
+    known = {"max_seconds": limits.max_seconds, "parser_class": parser}
     for part in parts:
-        part.channel_class = type("TimedChannel", (_TimedChannel,), {"max_seconds": limits.max_seconds})
+        part.channel_class = type("TimedChannel", (_TimedChannel,), known)
     return server, int(parts[0].effective_port)
+
+
+class _Request(HTTPRequestParser):
+    """A request whose size is limited by its address: few requests at a time may be as large as videos."""
+
+    of_pictures: Any  # settings of waitress with the limit of all other requests
+    videos: weakref.WeakSet  # requests in memory that may be large
+
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        if self.path == VIDEO_PATH and len(self.videos) < VIDEO_UPLOADS:
+            self.videos.add(self)
+        else:
+            self.adj = self.of_pictures
+
+    def received(self, data: bytes) -> int:
+        consumed = super().received(data)
+        if isinstance(self.error, RequestEntityTooLarge) and self.path == VIDEO_PATH and self not in self.videos:
+            self.error = _BusyError("too many videos at a time; try again in a few seconds")
+        return consumed
+
+
+class _BusyError(Error):
+    code = 503
+    reason = "Service Unavailable"
 
 
 class _TimedChannel(HTTPChannel):

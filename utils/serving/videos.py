@@ -1,0 +1,50 @@
+"""Videos: the faces in them, each with a verdict, its score over time, and its most suspicious frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from datasets.framing import Box
+from utils.scoring.tracks import Scored, Track, ranked, tracks_of
+from utils.serving.offers import Offer
+from utils.serving.pictures import in_json
+from utils.serving.preparation import PreparedFrame, Still
+
+Stills = dict[tuple[float, Box | None], Still]  # by the time of a frame and the face in it
+
+
+def judge_video(
+    chunks: Iterable[list[PreparedFrame]], offer: Offer, score: Callable[[np.ndarray], np.ndarray], finder: str
+) -> dict[str, Any]:
+    """Score the frames of a video as they come, then its faces; those that predict.py lists first come first."""
+    frames: list[Scored] = []
+    stills: Stills = {}
+    for chunk in chunks:
+        logits = score(np.concatenate([frame.views for frame in chunk]))
+        parts = np.split(logits, np.cumsum([len(frame.views) for frame in chunk])[:-1])
+        for frame, part in zip(chunk, parts, strict=True):
+            frames.append((frame.time, frame.boxes, part))
+            stills |= zip([(frame.time, box) for box in frame.boxes or (None,)], frame.stills, strict=False)
+    tracks = tracks_of(frames)
+    rows = [{"track": at + 1, **_track_row(tracks[at], offer, stills)} for at in ranked(tracks)]
+    first = {key: rows[0][key] for key in ("verdict", "p_fake", "logit")}
+    return {**first, "seconds": round(frames[-1][0], 3), "frames": len(frames), "finder": finder, "tracks": rows}
+
+
+def _track_row(track: Track, offer: Offer, stills: Stills) -> dict[str, Any]:
+    (answer,) = offer.answers(np.array([float(track.logit)]))
+    worst = int(track.logits.argmax())
+    points = zip(track.times, offer.operating_point.p_fake(track.logits).tolist(), strict=True)
+    still = stills[track.times[worst], track.boxes[worst]]
+    return {
+        "start_s": round(track.times[0], 3),
+        "end_s": round(track.times[-1], 3),
+        "frames": len(track.times),
+        **answer,
+        "framed": "face" if track.is_face else "whole",
+        "points": [[round(time, 3), p_fake] for time, p_fake in points],
+        "picture": in_json(still.data, still.shape),
+    }
