@@ -8,8 +8,8 @@
 
 The best epoch has the highest AUC on the validation split: the mean over the datasets, or over pairs of them where some
 have one class only. Thresholds and calibration are fitted on the same split. With --adversarial, the best epoch has the
-highest validation accuracy under PGD; if robustness collapses, the run returns to its best epoch or stops (see
-utils/training/adversarial.py). The last lines on stdout are one row per test split and the checkpoint:
+highest validation accuracy under PGD; if robustness collapses, the run returns to its best epoch or stops. The last
+lines on stdout are one row per test split and the checkpoint:
 
   test demo n_real=240 n_fake=240 auc=0.981 [0.970,0.990] acc=0.931 [0.908,0.952] threshold=0.47
   checkpoint checkpoints/cnn-demo/best.pt
@@ -49,9 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_recipe_flags(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--output-dir", metavar="DIR", help="run folder (default: checkpoints/<model>-<data>)")
-    run.add_argument(
-        "--cache", metavar="DIR", help="cache for decoded images, tokens, or features of a classical model"
-    )
+    run.add_argument("--cache", metavar="DIR", help="cache for decoded images, tokens or classical features")
     run.add_argument("--resume", action="store_true", help="resume the run in --output-dir with its settings")
     run.add_argument("--overwrite", action="store_true", help="replace an existing run in --output-dir")
     add_device_group(parser)
