@@ -24,7 +24,7 @@ from datasets.records import Listing, Record
 from datasets.storage import file_state
 from utils.files import locked, user_cache
 
-FORMAT_VERSION = 1  # increase it when a finder changes: pictures are then searched again
+FORMAT_VERSION = 2  # increase it when a finder changes: pictures are then searched again
 BLOCK = 512  # pictures between two writes
 
 State = tuple[int, int]  # of a file: size and time of change

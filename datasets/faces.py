@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from datasets.face_search import SEARCHED_SIDE, Found, Search, search_faces
 from datasets.framing import Box
 from utils.errors import UserError
 from utils.files import file_digest, user_cache
@@ -29,16 +30,10 @@ if TYPE_CHECKING:
 CASCADE = "cascade"
 DETECTOR_VARIABLE = "DEEPFAKE_FACE_DETECTOR"
 YUNET_FILE = "face_detection_yunet_2023mar.onnx"  # in the user's cache
-MAX_FACES = 8
-SEARCHED_SIDE = 320  # px, the longer side of the searched picture; larger pictures are reduced
-BORDER = 0.25  # of each side, replicated around a picture without a face: a face that fills it is found then
+MAX_FACES = 32
 SCORE = 0.6
 CASCADE_FACE = 32  # px, the smallest face after reduction
 CASCADE_SCALE = 1.17  # boxes of YuNet are larger than those of the cascade, by the median over 113 portraits
-OVERLAP = 0.3  # two boxes that share more of their union are one face
-
-Found = tuple[float, float, float, float, float]  # left, top, width, height in px; score, NaN if unknown
-Search = Callable[[np.ndarray], list[Found]]  # of a small picture (H, W, 3) uint8 RGB
 
 
 @dataclass(frozen=True)
@@ -85,17 +80,10 @@ class FaceFinder:
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """The faces in ``(H, W, 3)`` uint8 RGB, the largest first, at most MAX_FACES."""
-        search, (height, width) = self._search(), image.shape[:2]
-        found = _search_reduced(search, image)
-        if not found:
-            rows, columns = math.ceil(height * BORDER), math.ceil(width * BORDER)
-            wide = cv2.copyMakeBorder(image, rows, rows, columns, columns, cv2.BORDER_REPLICATE)
-            found = [(left - columns, top - rows, *rest) for left, top, *rest in _search_reduced(search, wide)]
-        found = [each for each in found if 0 < each[0] + each[2] / 2 < width and 0 < each[1] + each[3] / 2 < height]
-        found.sort(key=lambda each: (-each[2] * each[3], each))
+        height, width = image.shape[:2]
         return [
             Face(Box(left / width, top / height, across / width, down / height), _confidence(score))
-            for left, top, across, down, score in distinct(found)[:MAX_FACES]
+            for left, top, across, down, score in search_faces(self._search(), image)[:MAX_FACES]
         ]
 
 
@@ -147,35 +135,8 @@ def highest_of_each(indices: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray
     return pictures, np.maximum.reduceat(logits, starts, axis=-1) if len(starts) else logits
 
 
-def distinct(found: Sequence[Found]) -> list[Found]:
-    """Drop boxes that overlap an earlier one."""
-    kept: list[Found] = []
-    for each in found:
-        if all(overlap(each, other) <= OVERLAP for other in kept):
-            kept.append(each)
-    return kept
-
-
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes that begin with left, top, width and height."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared) if shared else 0.0
-
-
 def _confidence(score: float) -> float | None:
     return None if math.isnan(score) else round(score, 4)
-
-
-def _search_reduced(search: Search, image: np.ndarray) -> list[Found]:
-    """Search a picture reduced to SEARCHED_SIDE; the boxes are those of the picture itself."""
-    factor = max(1.0, max(image.shape[:2]) / SEARCHED_SIDE)
-    if factor > 1.0:
-        size = (max(1, round(image.shape[1] / factor)), max(1, round(image.shape[0] / factor)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    found = search(image)
-    return [(left * factor, top * factor, w * factor, h * factor, score) for left, top, w, h, score in found]
 
 
 def _yunet(file: str) -> Search:

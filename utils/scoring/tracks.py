@@ -9,7 +9,8 @@ from itertools import islice
 
 import numpy as np
 
-from datasets.faces import Finder, overlap
+from datasets.face_search import overlap
+from datasets.faces import Finder
 from datasets.framing import Box
 from datasets.records import Sampling
 from datasets.storage import UnreadableImage

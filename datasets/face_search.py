@@ -1,0 +1,121 @@
+"""Searching pictures of any size for faces: where, at which scale, and which of the findings to believe.
+
+Small pictures are searched once, as those that detectors are trained on. In a large one, plain borders are left out;
+if what is found is small beside the picture, as in a screenshot, a collage or a crowd, it is searched once more at a
+larger size. Then a face counts if it is found again in its surroundings alone, which also gives it the box that it has
+in a picture of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+
+from datasets.borders import inside_borders
+from datasets.framing import MARGIN, Box, square_around
+
+SEARCHED_SIDE = 320  # px, the longer side of the searched picture; larger pictures are reduced
+BORDER = 0.25  # of each side, replicated around a picture without a face: a face that fills it is found then
+LARGE = 600  # px, the longer side of pictures that may have borders, or faces that the first search misses
+SMALL = 0.2  # of the longer side of the picture: if no face is larger, it is searched again
+FINE_SIDE = 960  # px, the longer side in that search
+SMALLEST = 40  # px, the longer side of faces in it: below, there is too little to judge
+SURROUNDINGS = 2.0  # side of the square that is searched around such a face : longer side of the face
+OVERLAP = 0.3  # two boxes that share more of their union are one face
+
+Found = tuple[float, float, float, float, float]  # left, top, width, height in px; score, NaN if unknown
+Search = Callable[[np.ndarray], list[Found]]  # of a small picture (H, W, 3) uint8 RGB
+
+
+def search_faces(search: Search, image: np.ndarray) -> list[Found]:
+    """The faces in ``(H, W, 3)`` uint8 RGB, the largest first."""
+    if max(image.shape[:2]) <= LARGE:
+        return distinct(_by_size(_search_once(search, image)))
+    top, left, height, width = inside_borders(image)
+    inner = image[top : top + height, left : left + width]
+    found = distinct(_by_size(_search_once(search, inner)))
+    if max(height, width) > LARGE and not any(max(each[2:4]) > SMALL * max(height, width) for each in found):
+        candidates = distinct(_by_size(_search_reduced(search, inner, FINE_SIDE)) + found)
+        again = [_search_again(search, inner, each) for each in candidates if max(each[2:4]) >= SMALLEST]
+        found = distinct(_by_size([each for each in again if each]))
+    is_bordered = inner.shape != image.shape
+    inside = [_inside_picture(inner, each, is_bordered) for each in found]
+    return [(x + left, y + top, *rest) for x, y, *rest in inside]
+
+
+def distinct(found: Sequence[Found]) -> list[Found]:
+    """Drop boxes that overlap an earlier one."""
+    kept: list[Found] = []
+    for each in found:
+        if all(overlap(each, other) <= OVERLAP for other in kept):
+            kept.append(each)
+    return kept
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes that begin with left, top, width and height."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared) if shared else 0.0
+
+
+def _by_size(found: list[Found]) -> list[Found]:
+    return sorted(found, key=lambda each: (-each[2] * each[3], each))
+
+
+def _search_once(search: Search, image: np.ndarray) -> list[Found]:
+    """Search a picture, and once more with its border extended if it shows no face."""
+    height, width = image.shape[:2]
+    found = _search_reduced(search, image)
+    if not found:
+        rows, columns = math.ceil(height * BORDER), math.ceil(width * BORDER)
+        wide = cv2.copyMakeBorder(image, rows, rows, columns, columns, cv2.BORDER_REPLICATE)
+        found = [(left - columns, top - rows, *rest) for left, top, *rest in _search_reduced(search, wide)]
+    return [each for each in found if 0 < each[0] + each[2] / 2 < width and 0 < each[1] + each[3] / 2 < height]
+
+
+def _search_reduced(search: Search, image: np.ndarray, side: int = SEARCHED_SIDE) -> list[Found]:
+    """Search a picture reduced to a longer side of at most ``side`` px; the boxes are those of the picture itself."""
+    factor = max(1.0, max(image.shape[:2]) / side)
+    if factor > 1.0:
+        size = (max(1, round(image.shape[1] / factor)), max(1, round(image.shape[0] / factor)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    found = search(image)
+    return [(left * factor, top * factor, w * factor, h * factor, score) for left, top, w, h, score in found]
+
+
+def _search_again(search: Search, image: np.ndarray, face: Found) -> Found | None:
+    """Search the surroundings of a face, and return what is found at its place."""
+    height, width = image.shape[:2]
+    top, left, side = square_around(image.shape, _box(face, width, height), SURROUNDINGS)
+    found = _search_once(search, image[top : top + side, left : left + side])
+    moved = [(x + left, y + top, *rest) for x, y, *rest in found]
+    best = max(moved, key=lambda each: overlap(each, face), default=None)
+    return best if best and overlap(best, face) > OVERLAP else None
+
+
+def _inside_picture(image: np.ndarray, face: Found, is_bordered: bool) -> Found:
+    """Move and reduce a face so that the square that detectors see ends where plain borders begin.
+
+    In the picture alone, the square ends at its edge (:func:`datasets.framing.square_around`).
+    """
+    height, width = image.shape[:2]
+    top, left, side = square_around(image.shape, _box(face, width, height), MARGIN)
+    first, start, rows, columns = inside_borders(image[top : top + side, left : left + side])
+    if not is_bordered and rows == columns == side:
+        return face
+    x, y, w, h, score = face
+    across, down = x + w / 2, y + h / 2
+    reach = min(MARGIN * max(w, h), rows, columns)
+    factor = reach / (MARGIN * max(w, h))
+    across = min(max(across, left + start + reach / 2), left + start + columns - reach / 2)
+    down = min(max(down, top + first + reach / 2), top + first + rows - reach / 2)
+    return across - factor * w / 2, down - factor * h / 2, factor * w, factor * h, score
+
+
+def _box(face: Found, width: int, height: int) -> Box:
+    return Box(face[0] / width, face[1] / height, face[2] / width, face[3] / height)
