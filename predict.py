@@ -20,19 +20,26 @@ a band around the checkpoint's balanced threshold, fitted on validation images. 
 band: p_fake >= threshold is fake, everything else is real. A verdict is the opinion of this detector, not proof:
 detectors miss more images of generators they have not seen in training.
 
-If the checkpoint frames faces (--geometry face of train.py), the largest face is scored: a column `framed` holds face,
-or whole for a picture without one, and `finder` what searched it: yunet or cascade. With --faces, every face is scored,
-and a column `faces` holds their number. With --metadata, a column `metadata` lists what the file of a picture says
-about itself, in JSON as {"what", "value", "where"}: generators, source types, Content Credentials, software, camera.
-Anybody can write or remove such statements, so they never change a score.
+If the checkpoint frames faces (--geometry face of train.py), the largest face is scored. With --faces, each face has a
+row, the most suspicious one first: its verdict is that of the picture, and the summary counts it. Faces are numbered
+by size; boxes are in px of the upright picture. A picture or video without a face gets the verdict `no face`, or with
+--whole that of the whole picture. The column `framed` holds face or whole, `finder` what searched: yunet or cascade.
+
+  path,p_fake,verdict,logit,framed,finder,face,left,top,width,height,confidence
+  party.jpg,0.9012450121180532,fake,2.2110357203781982,face,yunet,2,1210,388,212,251,0.9312
+  party.jpg,0.0502110061028434,real,-2.9399827003479004,face,yunet,1,402,311,230,284,0.9437
+  beach.jpg,,no face,,,yunet,,,,,,
+
+With --metadata, a column `metadata` lists what the file of a picture says about itself, in JSON as {"what", "value",
+"where"}: generators, source types, Content Credentials, software, camera. Anybody can write or remove such statements,
+so they never change a score.
 
 If you know the right answer, --save-case DIR --label fake keeps each readable picture of the call as a regression test:
 `python evaluate.py --data csv:DIR/cases.csv` scores all that you kept. Nothing leaves this machine.
 
 Of a video, --every and --max-frames choose evenly spaced frames. Each face is followed through them and has a row with
 its number, its time and the number of frames that show it; its logit is their mean. The most suspicious face comes
-first and decides on the video, unless it is in fewer than 3 frames and another one is not. Without any face, whole
-frames are scored.
+first and decides on the video, unless it is in fewer than 3 frames and another one is not.
 
   path,p_fake,verdict,logit,framed,finder,track,start_s,end_s,frames
   clip.mp4,0.8912045121192932,fake,2.1034152507781982,face,yunet,2,0.0,29.5,60
@@ -42,7 +49,7 @@ JSON output is an array of {"path", "p_fake", "verdict", "logit"}, with {"path",
 read. CSV output leaves these out. They are always listed on stderr, never scored, and make the exit code 1. The last
 line on stderr is a summary:
 
-  12 images: 5 real, 5 fake, 1 unsure; 1 unreadable
+  12 images: 5 real, 4 fake, 1 unsure, 1 no face; 1 unreadable
 """
 
 from __future__ import annotations
@@ -73,12 +80,12 @@ from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.files import open_output
 from utils.scoring.cases import add_case_group, check_cases, save_cases
-from utils.scoring.rows import WRITERS, Item, columns_of, in_order, picture_rows, video_rows
+from utils.scoring.rows import NO_FACE, WRITERS, Item, columns_of, in_order, picture_rows, video_rows
 
 if TYPE_CHECKING:
     from utils.scoring.tracks import ScoredVideo
 
-VERDICTS = ("real", "fake", "unsure")
+VERDICTS = ("real", "fake", "unsure", NO_FACE)
 THRESHOLDS = ("balanced", "fpr1", "fpr01")
 
 
@@ -114,7 +121,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metadata", action="store_true", help="list what each file says about its origin; changes no score"
     )
-    add_face_group(parser)
+    whole = "score the whole picture if it was searched and shows no face, instead of the verdict `no face`"
+    add_face_group(parser).add_argument("--whole", action="store_true", help=whole)
     add_video_group(parser)
     add_case_group(parser)
     add_device_group(parser, workers="threads that decode images (default: one per CPU core)")
@@ -172,20 +180,21 @@ def main(argv: Sequence[str] | None = None) -> dict:
         if args.threshold == "balanced" and not point.thresholds:
             print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
         is_searched = args.faces or predictor.geometry.needs_face
+        is_whole = args.whole or not is_searched
         finder = open_finder(args.face_detector, is_searched or bool(videos))
         name = finder.name if finder else ""
 
         def score_pictures(run: Sequence[Record]) -> Iterator[list[Item]]:
-            batches = predict_records(predictor, run, args.batch_size, args.workers, finder, args.faces)
+            batches = predict_records(predictor, run, args.batch_size, args.workers, finder, args.faces, is_whole)
             return picture_rows(batches, run, point, args.threshold, name if is_searched else None, args.faces)
 
         scored: Iterator[ScoredVideo] = iter(())
         if finder and videos:
             sampling = Sampling(args.every, args.max_frames)
-            scored = predict_videos(predictor, videos, sampling, finder, args.batch_size)
+            scored = predict_videos(predictor, videos, sampling, finder, args.batch_size, is_whole)
         if folder:
             scored = write_timelines(scored, videos, folder, point, args.threshold)
-        items = in_order(records, videos, score_pictures, video_rows(scored, point, args.threshold, name, args.faces))
+        items = in_order(records, videos, score_pictures, video_rows(scored, point, args.threshold, name))
         rows = report(items, len(records), counts, quiet=stream.isatty())
         if args.metadata:
             from utils.metadata.findings import add_findings
@@ -232,7 +241,7 @@ def report(batches: Iterator[list[Item]], total: int, counts: Counter[str], quie
 def summary(counts: Counter[str], n_images: int, n_videos: int) -> str:
     """The last line on stderr."""
     inputs = " and ".join(f"{n} {kind}{'s' * (n != 1)}" for n, kind in ((n_images, "image"), (n_videos, "video")) if n)
-    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict != NO_FACE or counts[verdict])
     faceless = f"; {counts['faceless']} without a face, scored as a whole" if counts["faceless"] else ""
     return f"{inputs}: {tally}; {counts['unreadable']} unreadable{faceless}"
 

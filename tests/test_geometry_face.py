@@ -95,7 +95,8 @@ def test_all_entry_points_see_the_same_pixels(portraits, face_checkpoint, tmp_pa
     benchmark.main(["--checkpoint", str(face_checkpoint), "--export", "onnx", "--output", str(exported)])
     for file in (face_checkpoint, exported):
         output = tmp_path / "rows.json"
-        predict.main(["--checkpoint", str(file), str(folder), "--format", "json", "--output", str(output)])
+        flags = ["--whole", "--format", "json", "--output", str(output)]
+        predict.main(["--checkpoint", str(file), str(folder), *flags])
         rows = json.loads(output.read_text())
         assert {row["path"]: row["logit"] for row in rows} == pytest.approx(wanted, abs=1e-5)
         assert {row["path"] for row in rows if row["framed"] == "whole"} >= {
@@ -149,7 +150,7 @@ def test_every_picture_without_a_face_is_counted_and_listed(portraits, face_chec
     assert "portraits test: 4 of 6 pictures show a face (cascade); others are whole" in capsys.readouterr().err
     info = read_sidecar(next((out / "scores").glob("*.csv.gz")))
     assert info["finder"] == "cascade" and info["without_face"] == [f"test/fake/{FACELESS}", f"test/real/{FACELESS}"]
-    predict.main([*flags, str(portraits / "test")])
+    predict.main([*flags, str(portraits / "test"), "--whole"])
     printed = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(printed.out)))
     assert [row["framed"] for row in rows].count("whole") == 2 and {row["finder"] for row in rows} == {"cascade"}

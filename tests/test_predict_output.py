@@ -199,7 +199,7 @@ def score(predictor, records, *_):
     for index, record in enumerate(records):
         bad = "bad" in record.path
         indices = np.arange(index, index + (not bad))
-        yield indices, np.tile([[40.0], [0.0]], len(indices)), [(index, "empty file")] * bad
+        yield indices, np.tile([[40.0], *[[np.nan]] * 5], len(indices)), [(index, "empty file")] * bad
 
 point = OperatingPoint(thresholds={"balanced": 0.5})
 prediction.open_predictor = lambda *_: prediction.Predictor(Geometry("crop", 32), point, None)

@@ -115,12 +115,20 @@ def test_a_detector_of_whole_pictures_judges_faces_of_videos_but_not_of_pictures
     assert (picture["framed"], picture["finder"]) == ("", "") and [face["framed"] for face in faces] == ["face"] * 2
     assert printed.err.startswith("1 image and 1 video: ") and "without" not in printed.err
     run(str(tiny_checkpoint), "a.png", "clip.mp4", "--faces")
-    assert [row["faces"] for row in csv_rows(capsys.readouterr().out)] == ["1", "1", "1"]
+    rows = csv_rows(capsys.readouterr().out)
+    assert [(row["face"], row["track"]) for row in rows] == [("1", ""), ("", rows[1]["track"]), ("", rows[2]["track"])]
 
 
-def test_without_a_face_whole_frames_are_scored_and_the_row_says_so(checkpoint, capsys):
+def test_without_a_face_there_is_no_verdict_unless_whole_frames_are_asked_for(checkpoint, tiny_checkpoint, capsys):
     write_clip("empty.mp4", [scene()] * 8)
-    run(checkpoint, "empty.mp4", "--timeline", "lines")
+    for detector, flags in ((checkpoint, []), (str(tiny_checkpoint), ["--faces"])):
+        result = run(detector, "empty.mp4", "--format", "json", "--timeline", "lines", *flags)
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row.pop("finder") == "cascade" and result["exit_code"] == 0 and not list(Path("lines").iterdir())
+        assert row == {"path": "empty.mp4", "p_fake": None, "verdict": "no face", "logit": None, "framed": None}
+    run(str(tiny_checkpoint), "empty.mp4")  # nobody asked for faces
+    assert csv_rows(capsys.readouterr().out)[0]["framed"] == "whole"
+    run(checkpoint, "empty.mp4", "--timeline", "lines", "--whole")
     printed = capsys.readouterr()
     (row,) = csv_rows(printed.out)
     assert (row["framed"], row["frames"]) == ("whole", "4")

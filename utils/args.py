@@ -154,8 +154,8 @@ def _base_weights(text: str) -> str:
     return text
 
 
-def add_face_group(parser: argparse.ArgumentParser) -> None:
-    """Add --faces and --face-detector."""
+def add_face_group(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add --faces and --face-detector; returns their group."""
     group = parser.add_argument_group("faces")
     group.add_argument(
         "--faces",
@@ -164,6 +164,7 @@ def add_face_group(parser: argparse.ArgumentParser) -> None:
         "the highest score of its faces is the score of a picture",
     )
     add_face_detector(group)
+    return group
 
 
 def add_face_detector(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -16,7 +17,8 @@ import evaluate
 import predict
 from datasets.demo_set.fakes import photograph
 from datasets.face_boxes import find_faces
-from datasets.faces import MAX_FACES, YUNET_FILE, Face, FaceFinder, distinct, face_views, highest_of_each, open_finder
+from datasets.face_search import distinct
+from datasets.faces import MAX_FACES, YUNET_FILE, Face, FaceFinder, face_views, highest_of_each, open_finder
 from datasets.framing import Box
 from datasets.images import read_image
 from datasets.records import Record
@@ -27,6 +29,7 @@ from tests.conftest import write_image
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.scoring.prediction import Predictor, predict_records
+from utils.scoring.rows import COLUMNS, FACE_COLUMNS
 
 TWO = [Face(Box(0.1, 0.1, 0.3, 0.5), 0.9), Face(Box(0.6, 0.2, 0.2, 0.4), 0.8)]
 
@@ -200,30 +203,58 @@ def test_each_picture_is_decoded_once_and_the_first_is_scored_at_once(photos, tw
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_predictions_take_the_highest_face_and_count_faces(photos, two_faces, batch_size):
+@pytest.mark.parametrize("whole", [False, True])
+def test_predictions_hold_each_face_with_its_box(photos, two_faces, batch_size, whole):
     two_faces[0] = read_image(photos / "real/1.png")[0, 0].sum()
     paths = [str(photos / name) for name in ("real/0.png", "real/1.png", "none.png", "fake/2.png")]
     records = [Record(path, None, "") for path in paths]
     predictor = Predictor(Geometry("crop", 32), OperatingPoint(), lambda views: views.mean((1, 2, 3)))
-    batches = list(predict_records(predictor, records, batch_size, 2, FaceFinder(), every_face=True))
-    assert np.concatenate([indices for indices, _, _ in batches]).tolist() == [0, 1, 3]
-    means, n_faces = np.concatenate([columns for _, columns, _ in batches], axis=1)
-    assert n_faces.tolist() == [2, 0, 2]
-    views = [predictor.geometry.of_face(read_image(paths[3]), face.box) for face in TWO]
-    assert means[2] == pytest.approx(max(view.mean() for view in views))
+    batches = list(predict_records(predictor, records, batch_size, 2, FaceFinder(), True, whole))
+    assert np.concatenate([indices for indices, _, _ in batches]).tolist() == [0, 0, 1, 3, 3]
+    means, *boxes, confidence = np.concatenate([columns for _, columns, _ in batches], axis=1)
+    expected = [predictor.geometry.of_face(read_image(paths[3]), face.box).mean() for face in TWO]
+    assert means[3:] == pytest.approx(expected)
+    alone = predictor.geometry(read_image(paths[1])).mean() if whole else np.nan
+    assert means[2] == pytest.approx(alone, nan_ok=True)
+    assert np.transpose(boxes)[0] == pytest.approx([9.6, 6.4, 28.8, 32]) and np.isnan(np.transpose(boxes)[2]).all()
+    assert confidence == pytest.approx([0.9, 0.8, np.nan, 0.9, 0.8], nan_ok=True)
     assert [found for _, _, unreadable in batches for found in unreadable] == [(2, "file not found")]
 
 
-def test_pictures_without_a_face_are_marked(photos, two_faces, tiny_checkpoint, capsys):
+def test_each_face_has_a_row_and_the_most_suspicious_decides(photos, two_faces, tiny_checkpoint, capsys):
     two_faces[0] = read_image(photos / "real/1.png")[0, 0].sum()
-    flags = ["--checkpoint", str(tiny_checkpoint), str(photos / "real"), "--threads", "1"]
-    predict.main([*flags, "--faces"])
+    flags = ["--checkpoint", str(tiny_checkpoint), str(photos), "--threads", "1", "--faces"]
+    result = predict.main(flags)
     printed = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(printed.out)))
-    assert [row["faces"] for row in rows] == ["2", "0"] and "1 without a face" in printed.err
-    predict.main([*flags, "--faces", "--format", "json"])
-    assert [row["faces"] for row in json.loads(capsys.readouterr().out)] == [2, 0]
-    predict.main(flags)
+    assert list(rows[0]) == [*COLUMNS, "framed", "finder", *FACE_COLUMNS]
+    for path, own in itertools.groupby(rows, lambda row: row["path"]):
+        own = list(own)
+        if path.endswith("real/1.png"):
+            (row,) = own
+            assert (row["verdict"], row["framed"], row["finder"]) == ("no face", "", "cascade")
+            assert not any(row[name] for name in ("p_fake", "logit", *FACE_COLUMNS))
+            continue
+        assert {row["face"] for row in own} == {"1", "2"} and {row["framed"] for row in own} == {"face"}
+        assert float(own[0]["logit"]) >= float(own[1]["logit"])
+        (first,) = (row for row in own if row["face"] == "1")
+        assert [first[name] for name in FACE_COLUMNS[1:]] == ["10", "6", "29", "32", "0.9"]
+    firsts = [next(own)["verdict"] for _, own in itertools.groupby(rows, lambda row: row["path"])]
+    assert result["verdicts"] == {name: firsts.count(name) for name in predict.VERDICTS}
+    assert result["n_images"] == 4 and result["exit_code"] == 0 and "1 no face; 0 unreadable" in printed.err
+    predict.main([*flags, "--format", "json", "--metadata"])
+    rows = json.loads(capsys.readouterr().out)
+    faceless = next(row for row in rows if row["path"].endswith("real/1.png"))
+    assert faceless | {"metadata": 0} == dict.fromkeys(("p_fake", "logit", "framed")) | {
+        "path": faceless["path"], "verdict": "no face", "finder": "cascade", "metadata": 0
+    }  # fmt: skip
+    predict.main([*flags, "--whole"])
+    printed = capsys.readouterr()
+    (row,) = (row for row in csv.DictReader(io.StringIO(printed.out)) if row["path"].endswith("real/1.png"))
+    assert row["framed"] == "whole" and row["verdict"] != "no face" and "1 without a face" in printed.err
+    two_faces[0] = None
+    capsys.readouterr()
+    predict.main(flags[:-1])
     assert capsys.readouterr().out.startswith("path,p_fake,verdict,logit\n")
 
 
@@ -239,6 +270,7 @@ def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoin
             "--checkpoint",
             str(tiny_checkpoint),
             "--faces",
+            "--whole",
             "--format",
             "json",
             "--output",
@@ -246,7 +278,9 @@ def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoin
             *files,
         ]
     )
-    predicted = {row["path"]: row["logit"] for row in json.loads((tmp_path / "out.json").read_text())}
+    predicted: dict[str, float] = {}  # the first row of a picture decides
+    for row in json.loads((tmp_path / "out.json").read_text()):
+        predicted.setdefault(row["path"], row["logit"])
     evaluate.main(
         [
             "--checkpoint",

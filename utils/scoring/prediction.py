@@ -5,6 +5,7 @@ An export is scored without importing torch.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +21,16 @@ from datasets.framing import Box
 from datasets.images import UnreadableImage, read_record
 from datasets.records import Record, Sampling
 from datasets.transforms import Geometry
-from models.operating_point import OperatingPoint
+from models.operating_point import OperatingPoint, check_logits
 from utils.args import is_export
 from utils.distributed import ScoredBatch, join_team, share_batches, team
 from utils.engines.registry import ENGINES, missing
 from utils.errors import UserError
-from utils.scoring.tracks import ScoredVideo, score_video, score_videos
+from utils.scoring.tracks import ScoredVideo, Track, score_video, score_videos
 
 READ_AHEAD = 2  # batches being decoded while one is scored
+
+Prepared = tuple[np.ndarray, np.ndarray]  # views (V, size, size, 3); (V, 5) as in `predict_records`, V = 1 without any
 
 
 @dataclass(frozen=True)
@@ -111,21 +114,26 @@ def predict_records(
     workers: int | None = None,
     finder: Finder | None = None,
     every_face: bool = False,
+    whole: bool = False,
 ) -> Iterator[ScoredBatch]:
     """Score images in the order of their records, in memory that does not grow with their number.
 
-    A detector that frames faces needs a ``finder``. With ``every_face``, the logit of an image is the highest logit of
-    its faces, or that of the whole image if it shows none. Under torchrun each process scores every n-th batch, and all
-    of them yield all results.
+    A detector that frames faces needs a ``finder``. With ``every_face``, each face of an image is scored. An image that
+    was searched and shows no face is scored if ``whole`` asks for that. Under torchrun each process scores every n-th
+    batch, and all of them yield all results.
 
     Args:
         workers: threads that decode, one per CPU core by default.
 
     Yields:
-        ``(indices, columns, unreadable)`` per batch: indices ``(N,)`` of the readable images, columns ``(2, N)`` with
-        their logits and numbers of scored faces (0: the whole image was scored), and ``(index, reason)`` of the others.
+        ``(indices, columns, unreadable)`` per batch: indices ``(N,)`` of the readable images, repeated for each scored
+        face, and ``(index, reason)`` of the others. Columns ``(6, N)`` are logit, left, top, width and height of the
+        face in px, and confidence: NaN where unknown, so the logit if nothing was scored, the box of a whole image.
     """
     cv2.setNumThreads(1)  # several images are decoded at a time
+
+    def prepare(record: Record) -> Prepared | str:
+        return _prepare(record, predictor.geometry, finder, every_face, whole)
 
     def score(indices: Sequence[int]) -> Iterator[ScoredBatch]:
         blocks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
@@ -134,9 +142,7 @@ def predict_records(
         try:
             for number in range(-READ_AHEAD, len(blocks)):
                 if number + READ_AHEAD < len(blocks):
-                    ahead = [records[index] for index in blocks[number + READ_AHEAD]]
-                    jobs = [pool.submit(_prepare, record, predictor.geometry, finder, every_face) for record in ahead]
-                    pending.append(jobs)
+                    pending.append([pool.submit(prepare, records[index]) for index in blocks[number + READ_AHEAD]])
                 if number >= 0:
                     prepared = [job.result() for job in pending.popleft()]
                     yield _score_batch(predictor, number * batch_size, prepared, batch_size)
@@ -149,9 +155,17 @@ def predict_records(
 
 
 def predict_videos(
-    predictor: Predictor, paths: Sequence[str], sampling: Sampling, finder: Finder, batch_size: int = 32
+    predictor: Predictor,
+    paths: Sequence[str],
+    sampling: Sampling,
+    finder: Finder,
+    batch_size: int = 32,
+    whole: bool = False,
 ) -> Iterator[ScoredVideo]:
-    """Score videos by their faces, in order; yields each with its tracks, or why it is unreadable."""
+    """Score videos by their faces, in order; yields each with its tracks, or why it is unreadable.
+
+    A video without a face has no track, but with ``whole`` one of its whole frames.
+    """
     geometry = predictor.geometry
 
     def view(frame: np.ndarray, box: Box | None) -> np.ndarray:
@@ -160,32 +174,38 @@ def predict_videos(
     def score(views: np.ndarray) -> np.ndarray:
         return np.asarray(predictor.score(views), np.float64).reshape(-1)
 
-    return score_videos(paths, lambda path: score_video(path, sampling, finder, view, score, batch_size))
+    def tracks(path: str) -> list[Track]:
+        found = score_video(path, sampling, finder, view, score, batch_size)
+        return found if whole or found[0].is_face else []
+
+    return score_videos(paths, tracks)
 
 
 def _prepare(
-    record: Record, geometry: Geometry, finder: Finder | None, every_face: bool
-) -> tuple[np.ndarray, int] | str:
-    """Decode an image; returns its views ``(V, size, size, 3)`` and its number of faces, or why it is unreadable."""
+    record: Record, geometry: Geometry, finder: Finder | None, every_face: bool, whole: bool
+) -> Prepared | str:
+    """Decode an image; returns its views and faces, or why it is unreadable."""
     try:
         image = read_record(record)
     except UnreadableImage as error:
         return str(error)
     views, faces = face_views(image, geometry, finder, every_face)
-    return views, len(faces)
+    if not faces and not whole and finder and (every_face or geometry.needs_face):
+        views = views[:0]
+    size = (image.shape[1], image.shape[0]) * 2
+    rows = [[*np.multiply(face.box, size), math.nan if face.confidence is None else face.confidence] for face in faces]
+    return views, np.array(rows or [[math.nan] * 5])
 
 
-def _score_batch(
-    predictor: Predictor, start: int, prepared: Sequence[tuple[np.ndarray, int] | str], batch_size: int
-) -> ScoredBatch:
+def _score_batch(predictor: Predictor, start: int, prepared: Sequence[Prepared | str], batch_size: int) -> ScoredBatch:
     """Score the views of consecutive images, the first of which has index ``start``."""
     good = [(start + place, *item) for place, item in enumerate(prepared) if not isinstance(item, str)]
     failures = [(start + place, item) for place, item in enumerate(prepared) if isinstance(item, str)]
     if not good:
-        return np.empty(0, np.int64), np.empty((2, 0)), failures
+        return np.empty(0, np.int64), np.empty((6, 0)), failures
     views = np.concatenate([views for _, views, _ in good])
     blocks = [views[first : first + batch_size] for first in range(0, len(views), batch_size)]
-    logits = np.concatenate([np.asarray(predictor.score(block), np.float64).reshape(-1) for block in blocks])
-    firsts = np.cumsum([0, *(len(views) for _, views, _ in good[:-1])])
-    columns = np.stack([np.maximum.reduceat(logits, firsts), [float(faces) for _, _, faces in good]])
-    return np.array([index for index, _, _ in good]), columns, failures
+    scored = iter([logit for block in blocks for logit in check_logits(predictor.score(block)).tolist()])
+    logits = [next(scored) if len(views) else math.nan for _, views, faces in good for _ in faces]
+    indices = np.repeat([index for index, *_ in good], [len(faces) for *_, faces in good])
+    return indices, np.stack([logits, *np.concatenate([faces for *_, faces in good]).T]), failures

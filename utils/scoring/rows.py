@@ -1,9 +1,10 @@
-"""The rows that predict.py reports, as CSV and JSON: one for each picture, one for each face in a video."""
+"""The rows that predict.py reports, as CSV and JSON: one for each picture, or for each face in a picture or video."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, TextIO
@@ -11,12 +12,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 from datasets.records import Record
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from models.operating_point import OperatingPoint
     from utils.distributed import ScoredBatch
     from utils.scoring.tracks import ScoredVideo
 
 COLUMNS = ("path", "p_fake", "verdict", "logit")
+FACE_COLUMNS = ("face", "left", "top", "width", "height", "confidence")
 TRACK_COLUMNS = ("track", "start_s", "end_s", "frames")
+
+NO_FACE = "no face"
 
 Row = dict[str, Any]  # the columns that apply to it; or path and error
 Item = list[Row]  # the rows of an input; the first one tells the verdict on it
@@ -26,8 +32,8 @@ def columns_of(faces: bool, framed: bool, tracks: bool, metadata: bool) -> tuple
     """The columns of a CSV file, which has those that apply to some of its rows."""
     return (
         *COLUMNS,
-        *(("faces",) if faces else ()),
         *(("framed", "finder") if framed else ()),
+        *(FACE_COLUMNS if faces else ()),
         *(TRACK_COLUMNS if tracks else ()),
         *(("metadata",) if metadata else ()),
     )
@@ -41,22 +47,40 @@ def picture_rows(
     finder: str | None,
     with_faces: bool,
 ) -> Iterator[list[Item]]:
-    """Turn each batch of ``predict_records`` into items of one row, in the order of the records."""
-    for indices, (logits, faces), unreadable in batches:
-        rows: dict[int, Row] = {index: {"path": records[index].path, "error": reason} for index, reason in unreadable}
-        p_fake = point.p_fake(logits)
-        columns = indices.tolist(), p_fake.tolist(), point.verdicts(p_fake, threshold), logits.tolist(), faces.tolist()
-        for index, *values, n_faces in zip(*columns, strict=True):
-            rows[index] = dict(zip(COLUMNS, (records[index].path, *values), strict=True))
-            if with_faces:
-                rows[index]["faces"] = int(n_faces)
-            if finder:
-                rows[index] |= {"framed": "face" if n_faces else "whole", "finder": finder}
-        yield [[rows[index]] for index in sorted(rows)]
+    """Turn each batch of ``predict_records`` into items in the order of the records.
+
+    The most suspicious face of a picture comes first; its faces are numbered from 1, the largest first.
+    """
+    import numpy as np
+
+    for indices, columns, unreadable in batches:
+        items = {index: [{"path": records[index].path, "error": reason}] for index, reason in unreadable}
+        for index in dict.fromkeys(indices.tolist()):
+            logits, *places = columns[:, indices == index]
+            rows = _scored_rows(records[index].path, logits, point, threshold)
+            for number, (row, place) in enumerate(zip(rows, np.transpose(places).tolist(), strict=True), 1):
+                is_face = not math.isnan(place[0])
+                if finder:
+                    row |= {"framed": "face" if is_face else "whole" if row["logit"] is not None else None}
+                    row["finder"] = finder
+                if with_faces and is_face:
+                    confidence = None if math.isnan(place[4]) else place[4]
+                    row |= zip(FACE_COLUMNS, (number, *map(round, place[:4]), confidence), strict=True)
+            items[index] = [rows[at] for at in np.argsort(-logits, kind="stable")]
+        yield [items[index] for index in sorted(items)]
+
+
+def _scored_rows(path: str, logits: np.ndarray, point: OperatingPoint, threshold: str | float) -> list[Row]:
+    """A row for each logit; one of NaN stands for a picture in which no face was found."""
+    if math.isnan(logits[0]):
+        return [dict(zip(COLUMNS, (path, None, NO_FACE, None), strict=True))]
+    p_fake = point.p_fake(logits)
+    values = zip(p_fake.tolist(), point.verdicts(p_fake, threshold), logits.tolist(), strict=True)
+    return [dict(zip(COLUMNS, (path, *row), strict=True)) for row in values]
 
 
 def video_rows(
-    videos: Iterable[ScoredVideo], point: OperatingPoint, threshold: str | float, finder: str, with_faces: bool
+    videos: Iterable[ScoredVideo], point: OperatingPoint, threshold: str | float, finder: str
 ) -> Iterator[list[Item]]:
     """Turn each video of ``predict_videos`` into an item, with a row for each face and the most suspicious one first.
 
@@ -70,19 +94,15 @@ def video_rows(
         if isinstance(tracks, str):
             yield [[{"path": path, "error": tracks}]]
             continue
-        logits = np.array([float(track.logit) for track in tracks])
-        p_fake = point.p_fake(logits)
-        values = zip(
-            [path] * len(tracks), p_fake.tolist(), point.verdicts(p_fake, threshold), logits.tolist(), strict=True
-        )
-        rows = [dict(zip(COLUMNS, row, strict=True)) for row in values]
-        for number, (row, track) in enumerate(zip(rows, tracks, strict=True), 1):
-            if with_faces:
-                row["faces"] = int(track.is_face)
-            row |= {"framed": "face" if track.is_face else "whole", "finder": finder}
+        logits = np.array([float(track.logit) for track in tracks] or [math.nan])
+        rows = _scored_rows(path, logits, point, threshold)
+        for row in rows:
+            row |= {"framed": None, "finder": finder}
+        for number, (row, track) in enumerate(zip(rows, tracks, strict=False), 1):  # without a face: no track
+            row["framed"] = "face" if track.is_face else "whole"
             interval = round(track.times[0], 3), round(track.times[-1], 3)
             row |= zip(TRACK_COLUMNS, (number, *interval, len(track.times)), strict=True)
-        yield [[rows[at] for at in ranked(tracks)]]
+        yield [[rows[at] for at in ranked(tracks)] or rows]
 
 
 def in_order(

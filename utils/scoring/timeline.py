@@ -28,7 +28,7 @@ def write_timelines(
     """Pass videos on in the order of their paths; write NAME.csv, NAME.pdf and NAME.png for each that was scored."""
     names = unique_names([os.path.basename(path) for path in paths])
     for name, (path, tracks) in zip(names, videos, strict=True):
-        if not isinstance(tracks, str):
+        if tracks and not isinstance(tracks, str):
             atomic_write_text(folder / f"{name}.csv", timeline_csv(tracks, point))
             save_figure(timeline_figure(tracks, point, threshold, name), folder / name)
         yield path, tracks

@@ -57,7 +57,7 @@ class Track:
         return len(self.times) >= LONG
 
 
-ScoredVideo = tuple[str, list[Track] | str]  # its path, and its tracks or why it is unreadable
+ScoredVideo = tuple[str, list[Track] | str]  # its path, and its tracks (none: no face) or why it is unreadable
 
 
 def highest(tracks: Sequence[Track]) -> np.ndarray:
