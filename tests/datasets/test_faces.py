@@ -298,7 +298,7 @@ def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoin
 
     table = read_scores(next((tmp_path / "evaluation" / "scores").glob("*.csv.gz")))
     app = serve.create_app([tiny_checkpoint], every_face=True, threads=1, page=tmp_path)
-    data = {"images": [(io.BytesIO(Path(file).read_bytes()), file) for file in files]}
+    data = {"images": [(io.BytesIO(Path(file).read_bytes()), file) for file in files], "whole": "true"}
     served = app.test_client().post("/api/predict", data=data).get_json()["images"]
     app.extensions["service"].batcher.close()
     assert list(predicted) == files and sorted(f"{photos}/{path}" for path in table.path) == files
