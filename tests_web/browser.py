@@ -1,4 +1,4 @@
-"""A server in a thread and a headless Chromium, for the tests of the page and for screenshots."""
+"""A server in a thread, a headless Chromium and common steps, for the tests of the page and for screenshots."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import ROOT
 from utils.serving.settings import Limits
 from utils.serving.wsgi import make_server
 
+AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # No sandbox, because tests run as root in containers; the browser only visits this server.
 FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -48,3 +50,16 @@ def chromium() -> Iterator[Any]:
             yield browser
         finally:
             browser.close()
+
+
+def choose(page: Any, files: list[str]) -> None:
+    """Upload files and wait until each has a verdict or an error."""
+    page.get_by_label("Pictures or videos", exact=True).set_input_files(files)
+    page.locator(".gallery-head [role=status]").wait_for()
+
+
+def serious(page: Any) -> list[str]:
+    """Violations that axe calls serious or critical."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))  # through the debugger, which the page's policy does not bind
+    found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
+    return [f"{item['id']}: {item['nodes'][0]['html']}" for item in found if item["impact"] in ("serious", "critical")]

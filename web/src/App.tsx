@@ -1,29 +1,30 @@
 import { useCallback, useEffect, useMemo, useState } from "react";
 
-import { ApiError, getServer, setToken, type Choice, type Server } from "./api";
+import { ApiError, getServer, setToken, type Server } from "./api";
 import { Detail } from "./Detail";
 import { DropZone } from "./DropZone";
 import { Gallery } from "./Gallery";
 import { HistoryList } from "./HistoryList";
 import { reasonOf, useItems } from "./items";
 import { ModelCard } from "./ModelCard";
+import { Options } from "./Options";
 import { ThemeButton } from "./ThemeButton";
 import { TokenForm } from "./TokenForm";
 
 export function App() {
   const [server, setServer] = useState<Server | null>(null);
   const [problem, setProblem] = useState<{ needsToken: boolean; message: string } | null>(null);
-  const [choice, setChoice] = useState<Choice | null>(null);
+  const [model, setModel] = useState<string>();
   const [selected, setSelected] = useState<number | null>(null);
-  const maxBytes = (server?.limits.max_mb ?? 32) * 1e6;
-  const { items, add, remove, clear, change } = useItems(choice, maxBytes);
+  const files = useItems(model, server?.limits);
+  const { items, add } = files;
 
   const connect = useCallback(() => {
     setProblem(null);
     getServer()
       .then((found) => {
         setServer(found);
-        setChoice({ model: found.models[0]!.name, faces: found.faces });
+        setModel(found.models[0]!.name);
       })
       .catch((error) => {
         const needsToken = error instanceof ApiError && error.status === 401;
@@ -41,7 +42,7 @@ export function App() {
   );
 
   const item = useMemo(() => items.find((one) => one.id === selected) ?? items[0], [items, selected]);
-  const card = server?.models.find((model) => model.name === choice?.model);
+  const card = server?.models.find(({ name }) => name === model);
 
   return (
     <>
@@ -57,8 +58,8 @@ export function App() {
         <div className={items.length ? "intro small" : "intro"}>
           <h1>Real or fake?</h1>
           <p>
-            Upload a picture of a face. A detector looks for the traces that AI image generators and face swaps leave
-            behind, and says how sure it is.
+            Upload a picture or video of people. A detector looks at each face for the traces that AI image generators
+            and face swaps leave behind, and says how sure it is.
           </p>
         </div>
 
@@ -79,59 +80,43 @@ export function App() {
           </p>
         )}
 
-        {server && choice && (
+        {server && card && (
           <>
-            <DropZone compact={items.length > 0} onFiles={addFiles} />
-            <Options server={server} choice={choice} onChange={setChoice} />
+            <DropZone compact={items.length > 0} limits={server.limits} onFiles={addFiles} />
+            <Options models={server.models} model={card.name} onChange={setModel} />
             {items.length > 0 && (
               <Gallery
                 items={items}
                 selected={item?.id}
                 onSelect={setSelected}
-                onRemove={remove}
-                onClear={clear}
+                onRemove={files.remove}
+                onClear={files.clear}
+                onCancel={files.cancel}
+                onResume={files.resume}
+                onUnshowable={files.substitute}
               />
             )}
-            {item && <Detail key={item.id} item={item} card={card} choice={choice} onChange={change} />}
-            {card && <ModelCard card={card} />}
+            {item && (
+              <Detail
+                key={item.id}
+                item={item}
+                card={card}
+                cases={server.cases ?? false}
+                onChange={files.change}
+                onAgain={files.again}
+              />
+            )}
+            <ModelCard card={card} />
           </>
         )}
         <HistoryList />
       </main>
       <footer>
         <p>
-          Pictures are sent to this server only, stay in memory until they are scored, and are never stored. A verdict is a
-          hint to look closer, not proof.
+          Files are sent to this server only, stay in memory until they are scored, and are not stored
+          {server?.cases ? " unless you keep one as a case" : ""}. A verdict is a hint to look closer, not proof.
         </p>
       </footer>
     </>
-  );
-}
-
-function Options({ server, choice, onChange }: { server: Server; choice: Choice; onChange: (choice: Choice) => void }) {
-  if (server.models.length < 2 && !server.faces) return null;
-  return (
-    <div className="options">
-      {server.models.length > 1 && (
-        <label>
-          Detector{" "}
-          <select value={choice.model} onChange={(event) => onChange({ ...choice, model: event.target.value })}>
-            {server.models.map((model) => (
-              <option key={model.name}>{model.name}</option>
-            ))}
-          </select>
-        </label>
-      )}
-      {server.faces && (
-        <label>
-          <input
-            type="checkbox"
-            checked={choice.faces}
-            onChange={(event) => onChange({ ...choice, faces: event.target.checked })}
-          />{" "}
-          Score each face
-        </label>
-      )}
-    </div>
   );
 }

@@ -1,25 +1,37 @@
-import type { Verdict } from "./api";
-import type { Item } from "./items";
+import type { Answer } from "./api";
+import { verdictOf, type Item } from "./items";
 
 /** A shape for each verdict, so that colour is not the only cue. */
-export function Sign({ verdict }: { verdict: Verdict }) {
+export function Sign({ verdict }: { verdict: Answer }) {
   return (
-    <svg className={`sign ${verdict}`} viewBox="0 0 16 16" aria-hidden="true">
+    <svg className={`sign ${nameOf(verdict)}`} viewBox="0 0 16 16" aria-hidden="true">
       {verdict === "real" && <circle cx="8" cy="8" r="6" />}
       {verdict === "fake" && <path d="M8 1.5 15 14H1z" />}
       {verdict === "unsure" && <path d="M8 1 15 8 8 15 1 8z" className="open" />}
+      {verdict === "no face" && <path d="M2 8h12" className="open" />}
     </svg>
   );
 }
 
-/** The state of a picture in one word. */
+/** Class of a verdict in the style sheet. */
+export const nameOf = (verdict: Answer) => verdict.replace(" ", "-");
+
+const STATES: Record<Item["status"], string> = {
+  waiting: "waiting",
+  working: "checking",
+  done: "",
+  failed: "not checked",
+  cancelled: "cancelled",
+};
+
+/** The state of a picture in one or two words. */
 export function Chip({ item }: { item: Item }) {
-  if (item.status === "failed") return <span className="chip failed">unreadable</span>;
-  if (!item.scored) return <span className="chip busy">checking</span>;
+  const verdict = verdictOf(item);
+  if (!verdict) return <span className={`chip ${item.status}`}>{STATES[item.status]}</span>;
   return (
-    <span className={`chip ${item.scored.verdict}`}>
-      <Sign verdict={item.scored.verdict} />
-      {item.scored.verdict}
+    <span className={`chip ${nameOf(verdict)}`}>
+      <Sign verdict={verdict} />
+      {verdict}
     </span>
   );
 }

@@ -1,18 +1,29 @@
 import { useEffect, useRef, useState, type DragEvent } from "react";
 
+import type { Limits } from "./api";
 import { Webcam } from "./Webcam";
+import { accepted } from "./words";
 
-const isImage = (file: File) => file.type.startsWith("image/") || file.type === "";
+const isMedia = (file: File) => /^(image|video)\//.test(file.type) || file.type === "";
 
-/** Input for pictures: dropped anywhere on the page, pasted, chosen or taken with the camera. */
-export function DropZone({ compact, onFiles }: { compact: boolean; onFiles: (files: File[]) => void }) {
+// The suffixes are for systems that know no media type for them.
+const ACCEPT = "image/*,video/*,.heic,.heif,.avif,.mkv";
+
+interface Props {
+  compact: boolean;
+  limits: Limits;
+  onFiles: (files: File[]) => void;
+}
+
+/** Input for pictures and videos: dropped anywhere on the page, pasted, chosen or taken with the camera. */
+export function DropZone({ compact, limits, onFiles }: Props) {
   const input = useRef<HTMLInputElement>(null);
   const [over, setOver] = useState(false);
   const [camera, setCamera] = useState(false);
 
   useEffect(() => {
     const paste = (event: ClipboardEvent) => {
-      const files = [...(event.clipboardData?.files ?? [])].filter(isImage);
+      const files = [...(event.clipboardData?.files ?? [])].filter(isMedia);
       if (files.length) onFiles(files);
     };
     // Otherwise a picture dropped outside the field would replace this page.
@@ -36,7 +47,7 @@ export function DropZone({ compact, onFiles }: { compact: boolean; onFiles: (fil
 
   return (
     <section
-      aria-label="Add pictures"
+      aria-label="Add pictures or videos"
       className={`drop${compact ? " compact" : ""}${over ? " over" : ""}`}
       onDragOver={(event) => {
         event.preventDefault();
@@ -46,12 +57,12 @@ export function DropZone({ compact, onFiles }: { compact: boolean; onFiles: (fil
       onDrop={drop}
     >
       <p className="drop-words">
-        <strong>Drop pictures here</strong>
+        <strong>Drop pictures or videos here</strong>
         <span>or paste them with Ctrl + V</span>
       </p>
       <div className="buttons">
         <button type="button" className="primary" onClick={() => input.current?.click()}>
-          Choose pictures
+          Choose files
         </button>
         <button type="button" onClick={() => setCamera(true)}>
           Use the camera
@@ -61,9 +72,9 @@ export function DropZone({ compact, onFiles }: { compact: boolean; onFiles: (fil
         ref={input}
         className="hidden"
         type="file"
-        accept="image/*"
+        accept={ACCEPT}
         multiple
-        aria-label="Pictures"
+        aria-label="Pictures or videos"
         tabIndex={-1}
         onChange={(event) => {
           const files = [...(event.target.files ?? [])];
@@ -71,6 +82,11 @@ export function DropZone({ compact, onFiles }: { compact: boolean; onFiles: (fil
           if (files.length) onFiles(files);
         }}
       />
+      <div className="limits">
+        {accepted(limits).map((sentence) => (
+          <p key={sentence}>{sentence}</p>
+        ))}
+      </div>
       {camera && <Webcam onPicture={(file) => onFiles([file])} onClose={() => setCamera(false)} />}
     </section>
   );

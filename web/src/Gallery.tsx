@@ -1,7 +1,7 @@
-import { VERDICTS } from "./words";
-import { save } from "./report";
-import type { Item } from "./items";
 import { Chip } from "./Chip";
+import { verdictOf, type Item } from "./items";
+import { save } from "./report";
+import { ANSWERS } from "./words";
 
 interface Props {
   items: Item[];
@@ -9,25 +9,34 @@ interface Props {
   onSelect: (id: number) => void;
   onRemove: (item: Item) => void;
   onClear: () => void;
+  onCancel: () => void;
+  onResume: () => void;
+  onUnshowable: (item: Item) => void;
 }
 
-/** All pictures with their verdicts; the selected one is shown in detail below. */
-export function Gallery({ items, selected, onSelect, onRemove, onClear }: Props) {
-  const open = items.filter((item) => item.status === "waiting" || item.status === "working").length;
-  const failed = items.filter((item) => item.status === "failed").length;
-  const counts = VERDICTS.map((verdict) => [verdict, items.filter((item) => item.scored?.verdict === verdict).length]);
-  const words = [
-    ...counts.filter(([, count]) => count).map(([verdict, count]) => `${count} ${verdict}`),
-    ...(failed ? [`${failed} could not be read`] : []),
-    ...(open ? [`${open} to go`] : []),
-  ];
+/** All files with their verdicts; the selected one is shown in detail below. */
+export function Gallery({ items, selected, onSelect, onRemove, onClear, onCancel, onResume, onUnshowable }: Props) {
+  const open = items.filter(({ status }) => status === "waiting" || status === "working").length;
+  const cancelled = items.filter(({ status }) => status === "cancelled").length;
   return (
-    <section className="gallery" aria-label="Pictures">
+    <section className="gallery" aria-label="Your files">
       <div className="gallery-head">
-        <p role="status">{words.join(" · ")}</p>
-        <button type="button" className="quiet" disabled={open === items.length} onClick={() => save(items)}>
-          Save as JSON
-        </button>
+        {open > 0 ? <Progress done={items.length - open} all={items.length} /> : <p role="status">{summary(items)}</p>}
+        {open > 0 && (
+          <button type="button" className="quiet" onClick={onCancel}>
+            Cancel
+          </button>
+        )}
+        {open === 0 && cancelled > 0 && (
+          <button type="button" className="quiet" onClick={onResume}>
+            Check the rest
+          </button>
+        )}
+        {open === 0 && (
+          <button type="button" className="quiet" onClick={() => save(items)}>
+            Save as JSON
+          </button>
+        )}
         <button type="button" className="quiet" onClick={onClear}>
           Remove all
         </button>
@@ -41,7 +50,7 @@ export function Gallery({ items, selected, onSelect, onRemove, onClear }: Props)
               aria-current={item.id === selected || undefined}
               onClick={() => onSelect(item.id)}
             >
-              {item.status === "failed" ? <span className="picture">?</span> : <img src={item.url} alt="" />}
+              <Thumbnail item={item} onUnshowable={onUnshowable} />
               <span className="name">{item.file.name}</span>
               <Chip item={item} />
             </button>
@@ -53,4 +62,31 @@ export function Gallery({ items, selected, onSelect, onRemove, onClear }: Props)
       </ul>
     </section>
   );
+}
+
+function Progress({ done, all }: { done: number; all: number }) {
+  return (
+    <p className="progress">
+      <progress value={done} max={all} aria-label="Files checked" /> {done} of {all}
+    </p>
+  );
+}
+
+function summary(items: Item[]): string {
+  const words = ANSWERS.map((answer) => [answer, items.filter((item) => verdictOf(item) === answer).length] as const)
+    .filter(([, count]) => count)
+    .map(([answer, count]) => `${count} ${answer}`);
+  for (const [status, word] of [["failed", "not checked"], ["cancelled", "cancelled"]] as const) {
+    const count = items.filter((item) => item.status === status).length;
+    if (count) words.push(`${count} ${word}`);
+  }
+  return words.join(" · ");
+}
+
+function Thumbnail({ item, onUnshowable }: { item: Item; onUnshowable: (item: Item) => void }) {
+  const frame = item.video?.tracks[0]?.picture;
+  if (frame) return <img src={`data:${frame.media_type};base64,${frame.base64}`} alt="" />;
+  if (item.isVideo) return <span className="picture">▶</span>;
+  if (item.status === "failed" || !item.url) return <span className="picture">?</span>;
+  return <img src={item.url} alt="" loading="lazy" decoding="async" onError={() => onUnshowable(item)} />;
 }

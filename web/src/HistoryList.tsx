@@ -18,14 +18,15 @@ export function HistoryList() {
       <ul>
         {past.map((entry) => (
           <li key={`${entry.time} ${entry.name}`}>
-            {entry.thumbnail && <img src={entry.thumbnail} alt="" />}
+            {entry.thumbnail ? <img src={entry.thumbnail} alt="" /> : <span className="picture" aria-hidden="true" />}
             <span className="name">{entry.name}</span>
             <span className="chip">
               <Sign verdict={entry.verdict} />
               {entry.verdict}
             </span>
             <span className="when">
-              {percent(entry.p_fake)} · {entry.model} · {new Date(entry.time).toLocaleString()}
+              {entry.p_fake !== null && `${percent(entry.p_fake)} · `}
+              {entry.model} · {new Date(entry.time).toLocaleString()}
             </span>
           </li>
         ))}

@@ -1,5 +1,5 @@
 import type { Card } from "./api";
-import { percent, sees, share } from "./words";
+import { duration, howSure, percent, sees, share } from "./words";
 
 /** Facts that help to decide how far to trust the detector. */
 export function ModelCard({ card }: { card: Card }) {
@@ -13,17 +13,23 @@ export function ModelCard({ card }: { card: Card }) {
         <dd>{card.trained_on.join(", ") || "not recorded"}</dd>
         <dt>Looks at</dt>
         <dd>{sees(card)}</dd>
+        {card.seconds !== undefined && (
+          <>
+            <dt>Takes</dt>
+            <dd>{duration(card.seconds)} per face on this server</dd>
+          </>
+        )}
         <dt>Says “fake” from</dt>
         <dd>{percent(card.unsure?.[1] ?? card.threshold)}</dd>
         <dt>Says “real” below</dt>
         <dd>{percent(card.unsure?.[0] ?? card.threshold)}</dd>
       </dl>
-      {card.tests.length > 0 && <Tests card={card} />}
+      {card.sources.length > 0 ? <Sources card={card} /> : card.tests.length > 0 && <Tests card={card} />}
       <h3>Where it fails</h3>
       <ul>
         <li>
-          On generators and cameras that it was not trained on. The figures above hold for pictures like those it was
-          tested on; elsewhere detectors of this kind often do little better than chance.
+          On generators and cameras that it was not trained on. There, detectors of this kind often do little better
+          than guessing.
         </li>
         <li>On pictures that were scaled down, compressed or captured from a screen. The stress test shows how much.</li>
         <li>When somebody tries to fool it: invisible changes are enough.</li>
@@ -33,6 +39,41 @@ export function ModelCard({ card }: { card: Card }) {
     </details>
   );
 }
+
+function Sources({ card }: { card: Card }) {
+  return (
+    <>
+      <p>{howSure(card.sources)}</p>
+      <div className="scroll" tabIndex={0} role="region" aria-label="Test results by source">
+        <table>
+          <caption>What it said about test pictures</caption>
+          <thead>
+            <tr>
+              <th scope="col">Source</th>
+              <th scope="col">In training</th>
+              <th scope="col">Real photographs called fake</th>
+              <th scope="col">Fakes called fake</th>
+            </tr>
+          </thead>
+          <tbody>
+            {card.sources.map((row) => (
+              <tr key={row.source}>
+                <th scope="row">
+                  {row.about} ({row.source})
+                </th>
+                <td>{row.seen ? "yes" : "no"}</td>
+                <td>{counted(row.real_called_fake, row.n_real)}</td>
+                <td>{counted(row.fake_found, row.n_fake)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </>
+  );
+}
+
+const counted = (part: number | null, count: number) => (part === null ? "–" : `${share(part)} of ${count}`);
 
 function Tests({ card }: { card: Card }) {
   return (

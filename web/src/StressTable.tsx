@@ -1,6 +1,8 @@
-import { Fragment } from "react";
+import { Fragment, useEffect, useState } from "react";
 
-import type { Step, Stress } from "./api";
+import { stress as runStress, type Step, type Stress } from "./api";
+import type { Shown } from "./faces";
+import { reasonOf, type Item } from "./items";
 import { Track } from "./Meter";
 import { percent } from "./words";
 
@@ -12,26 +14,46 @@ const GROUPS: Partial<Record<Step["kind"], string>> = {
 };
 
 interface Props {
-  stress: Stress | string | undefined; // an empty string while it is computed, or the reason why it failed
-  onStart: () => void;
+  item: Item;
+  shown: Shown;
+  model: string;
+  onChange: (change: Partial<Item>) => void;
 }
 
-/** Stress test as a chart that is also a table. */
-export function StressTable({ stress, onStart }: Props) {
+/** Stress test of the chosen face as a chart that is also a table. */
+export function StressTable({ item, shown, model, onChange }: Props) {
+  const { file, whole, stress } = item;
+  const { key, face } = shown;
+  const [busy, setBusy] = useState(false);
+  const result = stress[key];
+
+  useEffect(() => {
+    if (!busy) return;
+    const controller = new AbortController();
+    runStress({ file, model, whole, face: face && key }, controller.signal)
+      .catch((error) => reasonOf(error))
+      .then((found) => {
+        if (controller.signal.aborted) return;
+        setBusy(false);
+        onChange({ stress: { ...stress, [key]: found } });
+      });
+    return () => controller.abort();
+  }, [busy, file, model, whole, face, key, stress, onChange]);
+
   return (
     <section className="stress" aria-label="Stress test">
       <h3>Would this verdict survive sharing?</h3>
-      {typeof stress === "object" ? (
-        <Chart stress={stress} />
+      {typeof result === "object" ? (
+        <Chart stress={result} />
       ) : (
         <>
           <p>
             Messengers and social networks scale and compress pictures, which removes traces. See how that changes the
             score of your picture.
           </p>
-          {stress && <p role="alert">{stress}</p>}
-          <button type="button" disabled={stress === ""} onClick={onStart}>
-            {stress === "" ? "Testing …" : "Run the stress test"}
+          {result && <p role="alert">{result}</p>}
+          <button type="button" disabled={busy} onClick={() => setBusy(true)}>
+            {busy ? "Testing …" : "Run the stress test"}
           </button>
         </>
       )}

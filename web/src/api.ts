@@ -1,11 +1,19 @@
 /** The server's API: types as in /api/openapi.json, and one function per request. */
 
 export type Verdict = "real" | "fake" | "unsure";
+export type Answer = Verdict | "no face";
 
 export interface Scores {
   p_fake: number;
   verdict: Verdict;
   logit: number;
+}
+
+/** Scores of a picture or video; null where no face was found. */
+export interface MaybeScores {
+  p_fake: number | null;
+  verdict: Answer;
+  logit: number | null;
 }
 
 export interface FaceBox {
@@ -28,13 +36,16 @@ export interface Finding {
   where: string;
 }
 
-export interface Scored extends Scores {
+export type Finder = "yunet" | "cascade";
+export type Face = FaceBox & Scores;
+
+export interface Scored extends MaybeScores {
   name: string;
   framed?: "face" | "whole";
-  finder?: "yunet" | "cascade";
+  finder?: Finder;
   width: number;
   height: number;
-  faces: (FaceBox & Scores)[];
+  faces: Face[];
   metadata: Finding[];
 }
 
@@ -48,6 +59,7 @@ export interface Picture {
 export interface Explanation extends Decision, Scores {
   name: string;
   face: FaceBox | null;
+  view: { left: number; top: number; width: number; height: number }; // px of the picture that the overlay shows
   target: "real" | "fake";
   method: string;
   all_zero: boolean;
@@ -64,6 +76,36 @@ export interface Stress extends Decision {
   original: Step;
   steps: Step[];
   held: number;
+}
+
+/** A face followed through a video, or the whole frames if no face was found. */
+export interface Track extends Scores {
+  track: number;
+  start_s: number;
+  end_s: number;
+  frames: number;
+  framed?: "face" | "whole";
+  points: [seconds: number, p_fake: number][];
+  picture: Picture;
+}
+
+export interface Video extends Decision, MaybeScores {
+  name: string;
+  seconds: number;
+  frames: number;
+  finder?: Finder;
+  tracks: Track[];
+}
+
+/** How often the detector was right on test images of a source. */
+export interface SourceRow {
+  source: string;
+  about: string; // what it holds, for readers
+  seen: boolean; // in training
+  n_real: number;
+  n_fake: number;
+  real_called_fake: number | null;
+  fake_found: number | null;
 }
 
 export interface TestRow {
@@ -86,13 +128,23 @@ export interface Card {
   threshold: number;
   unsure: [number, number] | null;
   calibrated: boolean;
+  seconds?: number; // to score a face on this server
+  sources: SourceRow[];
+}
+
+export interface Limits {
+  max_mb: number;
+  max_pixels: number;
+  max_files: number;
+  max_video_mb: number;
+  max_video_frames: number;
 }
 
 export interface Server {
   models: Card[];
-  faces: boolean;
   token_needed: boolean;
-  limits: { max_mb: number; max_pixels: number; max_files: number };
+  cases?: boolean;
+  limits: Limits;
 }
 
 export interface Prediction extends Decision {
@@ -115,20 +167,18 @@ const TOKEN_KEY = "token";
 
 export const setToken = (token: string) => sessionStorage.setItem(TOKEN_KEY, token);
 
-async function request<T>(path: string, body?: FormData): Promise<T> {
+async function send(path: string, body?: FormData, signal?: AbortSignal): Promise<Response> {
   const token = sessionStorage.getItem(TOKEN_KEY);
+  const headers: HeadersInit = token ? { Authorization: `Bearer ${token}` } : {};
   let response: Response;
   try {
-    response = await fetch(path, {
-      method: body ? "POST" : "GET",
-      body,
-      headers: token ? { Authorization: `Bearer ${token}` } : {},
-    });
-  } catch {
+    response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal });
+  } catch (error) {
+    if (signal?.aborted) throw error;
     throw new ApiError("The server cannot be reached.", 0, 2);
   }
+  if (response.ok) return response;
   const answer = await response.json().catch(() => null);
-  if (response.ok && answer) return answer as T;
   const message = answer?.error?.message ?? `The server answered with error ${response.status}.`;
   throw new ApiError(message, response.status, Number(response.headers.get("Retry-After")) || 2);
 }
@@ -136,10 +186,10 @@ async function request<T>(path: string, body?: FormData): Promise<T> {
 const pause = (seconds: number) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
 /** Retry while the server is busy, after the delay that it asks for. */
-async function patient<T>(path: string, body?: FormData): Promise<T> {
+async function patient(path: string, body?: FormData, signal?: AbortSignal): Promise<Response> {
   for (let attempt = 1; ; attempt++) {
     try {
-      return await request<T>(path, body);
+      return await send(path, body, signal);
     } catch (error) {
       const busy = error instanceof ApiError && (error.status === 503 || error.status === 429);
       if (!busy || attempt === RETRIES) throw error;
@@ -148,22 +198,44 @@ async function patient<T>(path: string, body?: FormData): Promise<T> {
   }
 }
 
-export interface Choice {
-  model: string;
-  faces: boolean;
+async function ask<T>(path: string, body?: FormData, signal?: AbortSignal): Promise<T> {
+  return (await patient(path, body, signal)).json();
 }
 
-function form(field: string, file: File, choice: Choice): FormData {
+function form(fields: Record<string, File | string | number | boolean | undefined>): FormData {
   const body = new FormData();
-  body.append(field, file);
-  body.append("model", choice.model);
-  body.append("faces", String(choice.faces));
+  for (const [name, value] of Object.entries(fields)) {
+    if (value instanceof File) body.append(name, value);
+    else if (value !== undefined) body.append(name, String(value));
+  }
   return body;
 }
 
-export const getServer = () => patient<Server>("/api/models");
-export const predict = (file: File, choice: Choice) =>
-  patient<Prediction>("/api/predict", form("images", file, choice));
-export const explain = (file: File, choice: Choice) =>
-  patient<Explanation>("/api/explain", form("image", file, choice));
-export const stress = (file: File, choice: Choice) => patient<Stress>("/api/stress", form("image", file, choice));
+/** What a request is about: a picture, the detector, and one of the faces or the whole picture. */
+export interface Question {
+  file: File;
+  model: string;
+  whole: boolean;
+  face?: number;
+}
+
+export const getServer = () => ask<Server>("/api/models");
+
+export const predict = ({ file, model, whole }: Question, signal: AbortSignal) =>
+  ask<Prediction>("/api/predict", form({ images: file, model, whole }), signal);
+
+export const explain = ({ file, ...rest }: Question, signal: AbortSignal) =>
+  ask<Explanation>("/api/explain", form({ image: file, ...rest }), signal);
+
+export const stress = ({ file, ...rest }: Question, signal: AbortSignal) =>
+  ask<Stress>("/api/stress", form({ image: file, ...rest }), signal);
+
+export const scoreVideo = (file: File, model: string, signal: AbortSignal) =>
+  ask<Video>("/api/video", form({ video: file, model }), signal);
+
+export const keepCase = (file: File, label: "real" | "fake") =>
+  ask<{ saved: string }>("/api/cases", form({ image: file, label }));
+
+/** A JPEG of a picture that the browser cannot show. */
+export const preview = async (file: File, signal: AbortSignal): Promise<Blob> =>
+  (await patient("/api/preview", form({ image: file }), signal)).blob();

@@ -2,14 +2,15 @@
 
 import { useSyncExternalStore } from "react";
 
-import type { Scored, Verdict } from "./api";
+import type { Answer, MaybeScores } from "./api";
+import type { Item } from "./items";
 
 export interface Past {
   time: number;
   name: string;
   model: string;
-  verdict: Verdict;
-  p_fake: number;
+  verdict: Answer;
+  p_fake: number | null;
   thumbnail: string;
 }
 
@@ -39,10 +40,9 @@ function write(entries: Past[]) {
   listeners.forEach((listener) => listener());
 }
 
-export async function remember(url: string, scored: Scored, model: string) {
+export async function remember({ file, url }: Item, { verdict, p_fake }: MaybeScores, model: string) {
   const thumbnail = await shrink(url).catch(() => "");
-  const { name, verdict, p_fake } = scored;
-  write([{ time: Date.now(), name, model, verdict, p_fake, thumbnail }, ...past].slice(0, LENGTH));
+  write([{ time: Date.now(), name: file.name, model, verdict, p_fake, thumbnail }, ...past].slice(0, LENGTH));
 }
 
 async function shrink(url: string): Promise<string> {

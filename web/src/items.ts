@@ -1,28 +1,48 @@
-/** The pictures on the page and what is known about each. */
+/** The pictures and videos on the page, and what is known about each. */
 
 import { useCallback, useEffect, useReducer, useRef } from "react";
 
-import { ApiError, predict, type Choice, type Explanation, type Prediction, type Scored, type Stress } from "./api";
+import { ApiError, predict, preview, scoreVideo, type Answer, type Decision, type Limits } from "./api";
+import type { Explanation, Scored, Stress, Video } from "./api";
 import { remember } from "./history";
 
 export interface Item {
   id: number;
   file: File;
-  url: string;
-  status: "waiting" | "working" | "done" | "failed";
+  url: string; // of something that the browser can show; empty for a video
+  isVideo: boolean;
+  status: "waiting" | "working" | "done" | "failed" | "cancelled";
   error?: string;
-  prediction?: Prediction;
+  canRetry?: boolean; // the error may be gone the next time
+  whole: boolean; // judge the whole picture, because no face was found
+  face?: number; // chosen by the user; otherwise the most suspicious
+  decision?: Decision;
   scored?: Scored;
-  explanation?: Explanation | string; // a string is the reason why it failed
-  stress?: Stress | string;
+  video?: Video;
+  // By face, -1 for the whole picture; a string is the reason why it failed.
+  explanations: Record<number, Explanation | string>;
+  stress: Record<number, Stress | string>;
 }
+
+export const WHOLE = -1;
 
 type Action =
   | { type: "add"; items: Item[] }
   | { type: "change"; id: number; change: Partial<Item> }
   | { type: "remove"; id: number }
+  | { type: "cancel" }
+  | { type: "retry" }
   | { type: "reset" }
   | { type: "clear" };
+
+const isOpen = ({ status }: Item) => status === "waiting" || status === "working";
+
+const fresh = ({ id, file, url, isVideo }: Pick<Item, "id" | "file" | "url" | "isVideo">, whole = false): Item => ({
+  ...{ id, file, url, isVideo, whole },
+  status: "waiting",
+  explanations: {},
+  stress: {},
+});
 
 function reduce(items: Item[], action: Action): Item[] {
   switch (action.type) {
@@ -32,69 +52,129 @@ function reduce(items: Item[], action: Action): Item[] {
       return items.map((item) => (item.id === action.id ? { ...item, ...action.change } : item));
     case "remove":
       return items.filter((item) => item.id !== action.id);
+    case "cancel":
+      return items.map((item) => (isOpen(item) ? { ...item, status: "cancelled" } : item));
+    case "retry":
+      return items.map((item) => (item.status === "cancelled" ? fresh(item, item.whole) : item));
     case "reset":
-      return items.map(({ id, file, url }) => ({ id, file, url, status: "waiting" }));
+      return items.map((item) => fresh(item));
     case "clear":
       return [];
   }
 }
 
 const AT_ONCE = 3; // open requests of one page
+const VIDEO_NAME = /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|3gp|ogv)$/i;
 let nextId = 1;
+
+export const isVideo = (file: File) => file.type.startsWith("video/") || VIDEO_NAME.test(file.name);
 
 export const reasonOf = (error: unknown) =>
   error instanceof ApiError ? error.message : "Something went wrong in the browser.";
 
-/** Pictures and the queue that scores them. */
-export function useItems(choice: Choice | null, maxBytes: number) {
+/** Whether the server was busy or out of reach, rather than the file bad. */
+const mayPass = (error: unknown) => !(error instanceof ApiError) || ![413, 415, 422].includes(error.status);
+
+export const verdictOf = (item: Item): Answer | undefined => (item.scored ?? item.video)?.verdict;
+
+function tooLarge(item: Item, limits: Limits): string | undefined {
+  const most = item.isVideo ? limits.max_video_mb : limits.max_mb;
+  return item.file.size > most * 1e6 ? `This file is larger than ${most} MB.` : undefined;
+}
+
+async function score(item: Item, model: string, signal: AbortSignal): Promise<Partial<Item>> {
+  if (item.isVideo) {
+    const video = await scoreVideo(item.file, model, signal);
+    return { decision: video, video };
+  }
+  const prediction = await predict({ file: item.file, model, whole: item.whole }, signal);
+  return { decision: prediction, scored: prediction.images[0]! };
+}
+
+/** Pictures and videos, and the queue that scores them with a detector. */
+export function useItems(model: string | undefined, limits: Limits | undefined) {
   const [items, dispatch] = useReducer(reduce, []);
-  const round = useRef(0); // answers to an earlier round are ignored
+  const open = useRef(new Map<number, AbortController>());
 
   const change = useCallback((id: number, change: Partial<Item>) => dispatch({ type: "change", id, change }), []);
 
   const add = useCallback((files: File[]) => {
-    const added = files.map((file): Item => ({ id: nextId++, file, url: URL.createObjectURL(file), status: "waiting" }));
+    const added = files.map((file): Item => {
+      const video = isVideo(file);
+      return fresh({ id: nextId++, file, url: video ? "" : URL.createObjectURL(file), isVideo: video });
+    });
     dispatch({ type: "add", items: added });
     return added[0]?.id;
   }, []);
 
-  const remove = useCallback((item: Item) => {
-    URL.revokeObjectURL(item.url);
-    dispatch({ type: "remove", id: item.id });
+  const stop = useCallback((id?: number) => {
+    for (const [key, controller] of open.current) if (id === undefined || id === key) controller.abort();
   }, []);
 
+  const remove = useCallback(
+    (item: Item) => {
+      stop(item.id);
+      URL.revokeObjectURL(item.url);
+      dispatch({ type: "remove", id: item.id });
+    },
+    [stop],
+  );
+
   const clear = useCallback(() => {
+    stop();
     items.forEach((item) => URL.revokeObjectURL(item.url));
     dispatch({ type: "clear" });
-  }, [items]);
+  }, [items, stop]);
+
+  const cancel = useCallback(() => {
+    stop();
+    dispatch({ type: "cancel" });
+  }, [stop]);
+
+  const resume = useCallback(() => dispatch({ type: "retry" }), []);
+
+  const again = useCallback((item: Item, whole = item.whole) => change(item.id, fresh(item, whole)), [change]);
+
+  /** Fetch a picture that the browser can show instead of this one, such as a HEIC. */
+  const substitute = useCallback(
+    (item: Item) => {
+      preview(item.file, new AbortController().signal)
+        .then((blob) => change(item.id, { url: URL.createObjectURL(blob) }))
+        .catch(() => change(item.id, { url: "" }));
+    },
+    [change],
+  );
 
   useEffect(() => {
-    round.current++;
+    stop();
     dispatch({ type: "reset" });
-  }, [choice]);
+  }, [model, stop]);
 
   useEffect(() => {
-    if (!choice) return;
-    const open = items.filter((item) => item.status === "working").length;
-    const mine = round.current;
-    for (const item of items.filter((one) => one.status === "waiting").slice(0, Math.max(0, AT_ONCE - open))) {
-      if (item.file.size > maxBytes) {
-        change(item.id, { status: "failed", error: `This file is larger than ${maxBytes / 1e6} MB.` });
+    if (!model || !limits) return;
+    const working = items.filter((item) => item.status === "working").length;
+    for (const item of items.filter((one) => one.status === "waiting").slice(0, Math.max(0, AT_ONCE - working))) {
+      const error = tooLarge(item, limits);
+      if (error) {
+        change(item.id, { status: "failed", error });
         continue;
       }
+      const controller = new AbortController();
+      const { signal } = controller;
+      open.current.set(item.id, controller);
       change(item.id, { status: "working" });
-      predict(item.file, choice)
-        .then((prediction) => {
-          if (mine !== round.current) return;
-          const scored = prediction.images[0]!;
-          change(item.id, { status: "done", prediction, scored });
-          void remember(item.url, scored, prediction.model);
+      score(item, model, signal)
+        .then((found) => {
+          if (signal.aborted) return;
+          change(item.id, { status: "done", ...found });
+          void remember(item, (found.scored ?? found.video)!, model);
         })
         .catch((error) => {
-          if (mine === round.current) change(item.id, { status: "failed", error: reasonOf(error) });
-        });
+          if (!signal.aborted) change(item.id, { status: "failed", error: reasonOf(error), canRetry: mayPass(error) });
+        })
+        .finally(() => open.current.get(item.id) === controller && open.current.delete(item.id));
     }
-  }, [items, choice, maxBytes, change]);
+  }, [items, model, limits, change]);
 
-  return { items, add, remove, clear, change };
+  return { items, add, remove, clear, change, cancel, resume, again, substitute };
 }

@@ -2,7 +2,11 @@ import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 
 import { App } from "./App";
-import "./styles.css";
+import "./base.css";
+import "./layout.css";
+import "./gallery.css";
+import "./detail.css";
+import "./media.css";
 
 createRoot(document.getElementById("root")!).render(
   <StrictMode>

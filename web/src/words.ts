@@ -1,17 +1,18 @@
 /** Texts for numbers and verdicts. */
 
-import type { Card, Verdict } from "./api";
+import type { Answer, Card, Finder, Limits, SourceRow, Verdict } from "./api";
 
-export const VERDICTS: Verdict[] = ["fake", "unsure", "real"];
+export const ANSWERS: Answer[] = ["fake", "unsure", "real", "no face"];
 
-export const TITLES: Record<Verdict, string> = {
+export const TITLES: Record<Answer, string> = {
   real: "Looks like a real photograph",
   fake: "Looks AI-made or manipulated",
   unsure: "Cannot tell",
+  "no face": "No face found",
 };
 
-/** What searches the face in a picture. */
-export const FINDERS = { yunet: "YuNet", cascade: "a simple cascade" };
+/** What searches faces. */
+export const FINDERS: Record<Finder, string> = { yunet: "the face finder YuNet", cascade: "a simple face finder" };
 
 /** A probability that is never shown as certain. */
 export function percent(p: number): string {
@@ -25,12 +26,12 @@ export const share = (p: number | null) => (p === null ? "–" : `${(100 * p).to
 
 export function meaning(verdict: Verdict, p: number, card: Card | undefined): string {
   const calibrated = card?.calibrated
-    ? `Among pictures like the detector's validation images with a similar score, ${chance(p)} are fakes.`
+    ? `Among the pictures that the detector was tuned on, ${chance(p)} with such a score are fakes.`
     : "This detector's scores are not calibrated, so use the number to rank pictures, not as a probability.";
   const advice: Record<Verdict, string> = {
     real: "Finding no traces does not prove that there are none: new generators leave traces that the detector has never seen.",
     fake: "Look closer before you act on it: filters, heavy retouching and strong compression can also cause this verdict.",
-    unsure: "In this range of scores the detector made too many mistakes on its validation images, so it gives no verdict.",
+    unsure: "With scores in this range the detector was wrong too often, so it gives no verdict.",
   };
   return `${calibrated} ${advice[verdict]}`;
 }
@@ -43,8 +44,47 @@ function chance(p: number): string {
 
 export function sees(card: Card): string {
   const { mode, size, resize_to } = card.geometry;
-  if (mode === "face") return `the largest face with its surroundings, scaled to ${size} × ${size} pixels`;
+  if (mode === "face") return `each face with a little around it, scaled to ${size} × ${size} pixels`;
   if (mode === "resize") return `the whole picture, scaled to ${size} × ${size} pixels`;
   const centre = `the ${size} × ${size} pixels in the middle`;
   return resize_to ? `${centre}, after scaling the shorter side to ${resize_to}` : `${centre}, at full resolution`;
+}
+
+/** Time for one face in words. */
+export function duration(seconds: number): string {
+  if (seconds < 0.05) return "under 0.1 s";
+  return `about ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+}
+
+/** A time in a video, such as 1:05. */
+export const clock = (seconds: number) =>
+  `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+
+/** What may be uploaded: a sentence on pictures and one on videos. */
+export const accepted = (limits: Limits): string[] => [
+  `Pictures: JPEG, PNG, WebP, AVIF, HEIC, GIF or BMP, up to ${limits.max_mb} MB and ${limits.max_pixels / 1e6} megapixels.`,
+  `Videos: MP4, MOV, WebM, MKV or AVI, up to ${limits.max_video_mb} MB; at most ${limits.max_video_frames} frames are looked at, spread evenly over the video.`,
+];
+
+function range(values: number[]): string {
+  const [low, high] = [Math.min(...values), Math.max(...values)].map((value) => Math.round(100 * value));
+  return low === high ? `${low} %` : `${low} to ${high} %`;
+}
+
+/** How often the detector is right on pictures whose source it does not know, as those of a visitor. */
+export function howSure(sources: SourceRow[]): string {
+  const unseen = sources.filter((row) => !row.seen);
+  const rows = unseen.length ? unseen : sources;
+  const alarms = rows.map((row) => row.real_called_fake).filter((value) => value !== null);
+  const found = rows.map((row) => row.fake_found).filter((value) => value !== null);
+  const parts = [
+    ...(alarms.length ? [`called ${range(alarms)} of the real photographs fake`] : []),
+    ...(found.length ? [`found ${range(found)} of the fakes`] : []),
+  ];
+  if (!parts.length) return "This detector comes without test results, so nobody can say how often it is right on a picture like yours.";
+  const where = unseen.length
+    ? "We cannot know where your picture comes from. In tests on sources that the detector had not seen in training, it"
+    : "It was only tested on the sources that it was trained on. There it";
+  const rest = unseen.length ? "" : " Expect more mistakes on your picture.";
+  return `${where} ${parts.join(" and ")}, depending on the source.${rest}`;
 }

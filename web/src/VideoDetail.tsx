@@ -1,0 +1,89 @@
+import type { Card, Track, Video } from "./api";
+import { nameOf, Sign } from "./Chip";
+import { Meter } from "./Meter";
+import { NextSteps } from "./Reasons";
+import { Timeline } from "./Timeline";
+import { clock, FINDERS, howSure, meaning, percent, TITLES } from "./words";
+
+/** The verdict on a video, and a row for each face that was followed through it. */
+export function VideoDetail({ video, card }: { video: Video; card: Card }) {
+  const { verdict, p_fake, tracks, frames, seconds, finder } = video;
+  const worst = tracks[0];
+  const faces = tracks.filter(({ framed }) => framed !== "whole").length;
+  return (
+    <>
+      <div className="verdict wide">
+        <p className="file">{video.name}</p>
+        <h2 id="verdict" className={nameOf(verdict)} role="status">
+          <Sign verdict={verdict} />
+          {TITLES[verdict].replace("photograph", "recording")}
+        </h2>
+        {verdict !== "no face" && p_fake !== null && (
+          <>
+            <p className="score">
+              <strong>{percent(p_fake)}</strong> probability of a fake
+            </p>
+            <Meter p={p_fake} verdict={verdict} decision={video} />
+            <p>{meaning(verdict, p_fake, card)}</p>
+          </>
+        )}
+        <p>
+          {frames} {frames === 1 ? "frame" : "frames"} of {clock(seconds)} minutes were looked at.{" "}
+          {faces === 0 && finder && `${capital(FINDERS[finder])} found no face in them.`}
+          {faces === 0 && worst && " Whole frames were judged instead; trust this verdict less."}
+          {faces > 1 && `${faces} faces were followed; the video has the verdict of the first one below.`}
+        </p>
+      </div>
+      {tracks.length > 0 && (
+        <section className="tracks" aria-label="Faces in the video">
+          <h3>{faces === 0 ? "The frames" : faces === 1 ? "The face in this video" : "The faces in this video"}</h3>
+          <ol>
+            {tracks.map((track, index) => (
+              <Row key={track.track} track={track} number={index + 1} video={video} />
+            ))}
+          </ol>
+          <p className="legend">
+            Each line shows the scores of one face over time: the higher, the more suspicious. In the shaded band the
+            detector is unsure.
+          </p>
+        </section>
+      )}
+      <section className="reasons" aria-label="Reasons and next steps">
+        <div className="texts">
+          <h3>How sure it is</h3>
+          <p>
+            {howSure(card.sources)} Videos are compressed more than photographs, and the frames are judged one by one:
+            the detector does not look at movement or sound.
+          </p>
+        </div>
+        <div className="texts">
+          <NextSteps video />
+        </div>
+      </section>
+    </>
+  );
+}
+
+const capital = (text: string) => text[0]!.toUpperCase() + text.slice(1);
+
+function Row({ track, number, video }: { track: Track; number: number; video: Video }) {
+  const { verdict, p_fake, start_s, end_s, frames, picture, framed } = track;
+  return (
+    <li>
+      <img src={`data:${picture.media_type};base64,${picture.base64}`} alt="" />
+      <div>
+        <p>
+          <strong>{framed === "whole" ? "Whole frames" : `Face ${number}`}</strong>{" "}
+          <span className={`chip ${verdict}`}>
+            <Sign verdict={verdict} />
+            {verdict} · {percent(p_fake)}
+          </span>
+        </p>
+        <p className="when">
+          {clock(start_s)} to {clock(end_s)}, {frames} {frames === 1 ? "frame" : "frames"}
+        </p>
+      </div>
+      <Timeline track={track} seconds={video.seconds} decision={video} />
+    </li>
+  );
+}
