@@ -81,10 +81,15 @@ def test_the_faces_of_a_video_are_those_of_predict(app, checkpoint, tmp_path):
     assert answer["finder"] == wanted[0]["finder"] and answer["name"] == "a"
 
 
-def test_whole_frames_of_a_video_without_a_face_are_scored(app, tmp_path):
-    clip = write_clip(tmp_path / "noise.mp4", [np.full((64, 96, 3), 20 * level, np.uint8) for level in range(8)])
-    (track,) = send(app, "video", clip.read_bytes()).get_json()["tracks"]
+def test_a_video_without_a_face_is_judged_by_its_whole_frames_when_asked(app, tmp_path):
+    grey = write_clip(tmp_path / "grey.mp4", [np.full((64, 96, 3), 20 * level, np.uint8) for level in range(8)])
+    nothing = send(app, "video", grey.read_bytes()).get_json()
+    assert (nothing["verdict"], nothing["p_fake"], nothing["logit"]) == ("no face", None, None)
+    assert nothing["tracks"] == [] and nothing["frames"] == 4 and nothing["finder"] == "cascade"
+    whole = send(app, "video", grey.read_bytes(), whole="true").get_json()
+    (track,) = whole["tracks"]
     assert track["framed"] == "whole" and track["frames"] == len(track["points"]) == 4
+    assert whole["verdict"] == track["verdict"] != "no face"
 
 
 @pytest.mark.parametrize(

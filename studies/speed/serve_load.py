@@ -3,9 +3,10 @@
   python -m studies.speed.serve_load --checkpoint exported.onnx --data data/140k --requests 2000
 
 Runs four loads in turn: predict.py over the same files with the same engine; 32 clients that keep their connections
-open and send one image at a time (bounded by --requests and --seconds); 2,000 malformed uploads; and a server that is
-killed and restarted under load. The clients share the cores with the server. Results are written to
-results/benchmarks/serve_load.json.
+open and send one image at a time (bounded by --requests and --seconds), with one more that sends a video over and over;
+2,000 malformed and hostile uploads, videos among them; and a server that is killed and restarted under load. The images
+are encoded in the formats of phones and the web in turn. The clients share the cores with the server. Results are
+written to results/benchmarks/serve_load.json.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,17 +29,15 @@ import numpy as np
 
 from datasets.spec import open_records
 from studies.speed.summary import summary_row, write_results
+from studies.speed.upload_files import clip, hostile_pictures, hostile_videos, in_formats, mutations
 from utils.args import check_checkpoint_file, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import ROOT
 
 CLIENTS = 32
 HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
-HOSTILE = (
-    *(b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<!doctype html>", b"PK\x03\x04", b"%PDF-1.7", b"\0" * 5000),
-    *(b"\xff\xd8\xff", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"RIFF\xff\xff\xff\xffWEBPVP8 ", b"BM" + b"\xff" * 60),
-    b"\0\0\0 ftypavif" + b"\xff" * 40,
-)
+
+Upload = tuple[str, bytes]  # the address and the body of a request
 
 
 @dataclass
@@ -83,43 +83,33 @@ class Server:
         self.process.wait(timeout=30)
 
 
-def mutations(images: Sequence[bytes], count: int, seed: int = 0) -> Iterator[bytes]:
-    """Malformed uploads: real images cut, overwritten, spliced or with another header, and hostile files."""
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        data = bytearray(images[int(rng.integers(len(images)))])
-        kind = number % 5
-        if kind == 0:
-            data = data[: int(rng.integers(1, len(data)))]
-        elif kind == 1:
-            for place in rng.integers(0, len(data), int(rng.integers(1, 50))):
-                data[place] = int(rng.integers(256))
-        elif kind == 2:
-            start = int(rng.integers(len(data)))
-            data[start : start + 64] = rng.integers(0, 256, int(rng.integers(128)), np.uint8).tobytes()
-        elif kind == 3:
-            data[: int(rng.integers(2, 200))] = HOSTILE[int(rng.integers(len(HOSTILE)))]
-        else:
-            data = bytearray(HOSTILE[int(rng.integers(len(HOSTILE)))] + bytes(data[: int(rng.integers(64))]))
-        yield bytes(data)
+def upload_of(data: bytes, name: str = "a.jpg", what: str = "predict") -> Upload:
+    """A request with one file; ``whole``, so that each picture is scored."""
+    field = "video" if what == "video" else "images"
+    parts = 'name="whole"\r\n\r\ntrue', f'name="{field}"; filename="{name}"\r\n\r\n'
+    head = "\r\n".join(f"--x\r\nContent-Disposition: form-data; {part}" for part in parts)
+    return f"/api/{what}", head.encode("latin-1") + data + b"\r\n--x--\r\n"
 
 
-def body_of(data: bytes, name: str = "a.jpg") -> bytes:
-    """A multipart form with one image."""
-    head = f'--x\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'
-    return head.encode("latin-1") + data + b"\r\n--x--\r\n"
-
-
-def press(port: int, bodies: Sequence[bytes], requests: int, seconds: float, clients: int = CLIENTS) -> Load:
-    """Send requests from several clients until ``requests`` are sent or ``seconds`` have passed."""
+def press(
+    port: int,
+    uploads: Sequence[Upload],
+    requests: int,
+    seconds: float,
+    clients: int = CLIENTS,
+    end: threading.Event | None = None,
+) -> Load:
+    """Send requests from several clients until ``requests`` are sent, ``seconds`` have passed or ``end`` is set."""
     load, turns, started = Load(), iter(range(requests)), time.monotonic()  # next() on it is atomic
 
     def client() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         while time.monotonic() - started < seconds and (turn := next(turns, None)) is not None:
+            if end and end.is_set():
+                return
             sent = time.perf_counter()
             try:
-                connection.request("POST", "/api/predict", bodies[turn % len(bodies)], HEADERS)
+                connection.request("POST", *uploads[turn % len(uploads)], HEADERS)
                 answer = connection.getresponse()
                 answer.read()
             except (OSError, http.client.HTTPException):  # opened again by the next request
@@ -144,7 +134,7 @@ def predict_rate(checkpoint: Path, files: Sequence[str], threads: int | None) ->
 
     def seconds(paths: Sequence[str]) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "predict.py", "--checkpoint", str(checkpoint), "-"]
+            command = [sys.executable, "predict.py", "--checkpoint", str(checkpoint), "-", "--whole"]
             command += ["--output", f"{folder}/out.csv", *(["--threads", str(threads)] if threads else [])]
             started = time.perf_counter()
             subprocess.run(command, cwd=ROOT, input="\n".join(paths), text=True, check=True, capture_output=True)
@@ -153,38 +143,50 @@ def predict_rate(checkpoint: Path, files: Sequence[str], threads: int | None) ->
     return (len(files) - 1) / (seconds(files) - seconds(files[:1]))
 
 
-def steady_load(server: Server, bodies: Sequence[bytes], requests: int, seconds: float) -> dict:
-    """Load with valid images: throughput, latency, errors and memory."""
-    press(server.port, bodies, 4 * CLIENTS, 60)  # warm-up
-    before = server.memory_mb()
-    load = press(server.port, bodies, requests, seconds)
+def steady_load(server: Server, uploads: Sequence[Upload], video: bytes, requests: int, seconds: float) -> dict:
+    """Load with valid pictures, and a video beside them: throughput, latency, errors and memory."""
+    press(server.port, uploads, 4 * CLIENTS, 60)  # warm-up
+    press(server.port, [upload_of(video, what="video")], 1, 60)
+    before, end = server.memory_mb(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(press, server.port, [upload_of(video, what="video")], requests, seconds, 1, end)
+        load = press(server.port, uploads, requests, seconds)
+        end.set()
+        videos = beside.result()
     p50, p99 = np.percentile(load.seconds, [50, 99])
-    errors = load.broken + sum(count for status, count in load.statuses.items() if status != 200)
+    statuses = load.statuses + videos.statuses
+    errors = load.broken + videos.broken + sum(count for status, count in statuses.items() if status != 200)
     times = {"rate": len(load.seconds) / load.wall, "p50": float(p50), "p99": float(p99), "seconds": load.wall}
+    times |= {"video_p50": float(np.median(videos.seconds)), "videos": len(videos.seconds)}
     return {**times, "requests": len(load.seconds), "errors": errors, "memory_mb": [before, server.memory_mb()]}
 
 
-def hostile_load(server: Server, images: Sequence[bytes], count: int) -> dict:
-    """Malformed uploads: statuses and memory."""
-    bodies = [body_of(data, name="..\\..%00/evil.svg") for data in mutations(images, count)]
-    press(server.port, bodies[: count // 4], count // 4, 600, clients=4)  # fill pools and caches
+def hostile_load(server: Server, images: Sequence[bytes], video: bytes, count: int) -> dict:
+    """Malformed and hostile uploads, every fourth a video: statuses and memory."""
+    pictures = [*hostile_pictures().values(), *mutations(images, count)][: count - count // 4]
+    videos = [*hostile_videos().values(), *mutations([video], count)][: count // 4]
+    uploads = [upload_of(data, "..\\..%00/evil.svg") for data in pictures]
+    uploads += [upload_of(data, "..\\..%00/evil.svg", "video") for data in videos]
+    np.random.default_rng(0).shuffle(order := list(range(count)))
+    uploads = [uploads[place] for place in order]
+    press(server.port, uploads[: count // 4], count // 4, 600, clients=4)  # fill pools and caches
     before = server.memory_mb()
-    load = press(server.port, bodies, count, 600, clients=8)
+    load = press(server.port, uploads, count, 600, clients=8)
     facts = {"uploads": count, "statuses": load.counts(), "broken": load.broken}
     return {**facts, "alive": server.process.poll() is None, "memory_mb": [before, server.memory_mb()]}
 
 
-def restart_under_load(checkpoint: Path, threads: int | None, bodies: Sequence[bytes]) -> dict:
+def restart_under_load(checkpoint: Path, threads: int | None, uploads: Sequence[Upload]) -> dict:
     """Kill a busy server and start it again: what the clients see, and whether the next requests work."""
     server = Server(checkpoint, threads)
     result: list[Load] = []
-    presser = threading.Thread(target=lambda: result.append(press(server.port, bodies, 100_000, 25, clients=8)))
+    presser = threading.Thread(target=lambda: result.append(press(server.port, uploads, 100_000, 25, clients=8)))
     presser.start()
     time.sleep(4)
     server.stop(signal.SIGKILL)
     again = Server(checkpoint, threads, port=server.port)
     presser.join()
-    after = press(again.port, bodies, 8, 60, clients=1)
+    after = press(again.port, uploads, 8, 60, clients=1)
     again.stop()
     return {"statuses": result[0].counts(), "broken_connections": result[0].broken, "after": after.counts()}
 
@@ -201,6 +203,7 @@ def summarize(predict: Sequence[float], steady: Sequence[dict], hostile: dict, r
         ("serve.py against predict.py", ratios, "ratio of images/s"),
         (f"median latency with {CLIENTS} clients", [1000 * run["p50"] for run in steady], "ms"),
         ("p99 latency against the median", [run["p99"] / run["p50"] for run in steady], "ratio"),
+        ("median latency of a video beside them", [run["video_p50"] for run in steady], "s"),
         ("errors under load", [float(run["errors"]) for run in steady], "requests"),
         ("growth of memory under load", [run["memory_mb"][1] - run["memory_mb"][0] for run in steady], "MB"),
         (f"5xx other than 503 on {hostile['uploads']:,} malformed uploads", [float(fives)], "answers"),
@@ -217,28 +220,31 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--data", default="demo", metavar="SPEC", help="data set whose images are sent (default: demo)")
     parser.add_argument("--requests", type=int_in(100), default=2000, help="per repeat (default: 2000)")
     parser.add_argument("--seconds", type=int_in(1, 600), default=600, help="at most, per repeat (default: 600)")
-    parser.add_argument("--malformed", type=int_in(20), default=2000, help="malformed uploads (default: 2000)")
+    parser.add_argument("--malformed", type=int_in(100), default=2000, help="malformed uploads (default: 2000)")
     parser.add_argument("--repeats", type=int_in(1), default=3)
     parser.add_argument("--threads", type=int_in(1), help="CPU threads of the detector (default: all cores)")
     parser.add_argument("--output", default="results/benchmarks/serve_load.json")
     args = parser.parse_args(argv)
     checkpoint = check_checkpoint_file(args.checkpoint).resolve()
-    files = [str(Path(record.path).resolve()) for record in open_records(args.data).records]
-    images = [Path(file).read_bytes() for file in files]
-    bodies = [body_of(data) for data in images]
+    images, video = in_formats([record.path for record in open_records(args.data).records]), clip(40)
+    uploads = [upload_of(data) for data in images.values()]
     predict, steady = [], []
     server = Server(checkpoint, args.threads)
     try:
-        for _ in range(args.repeats):  # alternating, so that other work on the machine affects both
-            predict.append(predict_rate(checkpoint, files, args.threads))
-            steady.append(steady_load(server, bodies, args.requests, args.seconds))
-            print(f"{predict[-1]:.1f} images/s predict.py, {steady[-1]['rate']:.1f} serve.py", file=sys.stderr)
-        hostile = hostile_load(server, images, args.malformed)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in images.items():
+                Path(folder, name).write_bytes(data)
+            files = [str(Path(folder, name)) for name in images]
+            for _ in range(args.repeats):  # alternating, so that other work on the machine affects both
+                predict.append(predict_rate(checkpoint, files, args.threads))
+                steady.append(steady_load(server, uploads, video, args.requests, args.seconds))
+                print(f"{predict[-1]:.1f} images/s predict.py, {steady[-1]['rate']:.1f} serve.py", file=sys.stderr)
+        hostile = hostile_load(server, [*images.values()], video, args.malformed)
     finally:
         server.stop()
-    restart = restart_under_load(checkpoint, args.threads, bodies)
+    restart = restart_under_load(checkpoint, args.threads, uploads)
     summary = summarize(predict, steady, hostile, restart)
-    facts = {"model": checkpoint.name, "images": len(files), "clients": CLIENTS}
+    facts = {"model": checkpoint.name, "images": len(images), "clients": CLIENTS}
     loads = {"predict": predict, "steady": steady, "hostile": hostile, "restart": restart}
     write_results(args.output, "serve_load", argv, **facts, **loads, summary=summary)
     return {"summary": summary}

@@ -121,7 +121,7 @@ class PreparedFrame(NamedTuple):
     Attributes:
         time: in s.
         boxes: of the faces in it.
-        views: the detector's view of each face, or of the whole frame as long as no frame showed a face, ``(N, ...)``.
+        views: the detector's view of each face, or of the whole frame, ``(N, size, size, 3)``; possibly none.
         stills: the same for people.
     """
 
@@ -132,16 +132,22 @@ class PreparedFrame(NamedTuple):
 
 
 def prepare_video(
-    data: bytes, max_pixels: int, geometry: Geometry, finder: str, sampling: Sampling
+    data: bytes, max_pixels: int, geometry: Geometry, finder: str, sampling: Sampling, whole: bool
 ) -> Iterator[list[PreparedFrame]]:
-    """Yield frames of a video in chunks, so that memory does not grow with their number. Raises UnreadableImage."""
+    """Yield frames of a video in chunks, so that memory does not grow with their number.
+
+    With ``whole``, whole frames are views too until a face is found.
+
+    Raises:
+        UnreadableImage: as ``sample_frames``.
+    """
     cv2.setNumThreads(1)
     chunk: list[PreparedFrame] = []
-    has_face = False
+    needs_face = not whole
     for time, pixels in sample_frames(io.BytesIO(data), sampling, max_pixels):
         views, faces = face_views(pixels, geometry, _finder(finder), every_face=True)
-        has_face = has_face or bool(faces)
-        views = views if faces or not has_face else views[:0]
+        needs_face = needs_face or bool(faces)
+        views = views if faces or not needs_face else views[:0]
         chunk.append(
             PreparedFrame(time, [face.box for face in faces], views, [_still(view, STILL_SIDE) for view in views])
         )

@@ -59,7 +59,7 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     def video() -> Response:
         offer = service.offer(request.form.get("model"))
         (upload,) = read_uploads(request, "video", 1)
-        return jsonify(service.video(upload, offer))
+        return jsonify(service.video(upload, offer, read_choice()))
 
     @api.post("/api/cases")
     def cases() -> Response:

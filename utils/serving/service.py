@@ -31,10 +31,8 @@ from utils.serving.preparation import (
 from utils.serving.settings import Limits, Refused
 from utils.serving.telemetry import Telemetry
 from utils.serving.uploads import Upload
-from utils.serving.videos import judge_video
+from utils.serving.videos import NOTHING, judge_video
 from utils.serving.workers import WorkerPool
-
-NO_FACE: dict[str, Any] = {"p_fake": None, "verdict": "no face", "logit": None}
 
 
 @dataclass
@@ -169,24 +167,19 @@ class Service:
         self.preview(upload)  # what cannot be decoded is not kept
         return {"saved": save_case(self.cases, upload.data, label)}
 
-    def video(self, upload: Upload, offer: Offer) -> dict[str, Any]:
+    def video(self, upload: Upload, offer: Offer, choice: Choice) -> dict[str, Any]:
         """Score the faces in a video. Raises Refused: it is unreadable or takes too long, or the server is busy."""
         upload.check_video()
-        limits, geometry = self.limits, offer.geometry
-        arguments = (
-            upload.data,
-            limits.max_pixels,
-            geometry,
-            self.finder.file,
-            Sampling(max_frames=limits.max_video_frames),
-        )
+        limits, whole = self.limits, choice.whole or not self._is_searched(offer, choice)
+        sampling = Sampling(max_frames=limits.max_video_frames)
+        arguments = upload.data, limits.max_pixels, offer.geometry, self.finder.file, sampling, whole
         with closing(self.video_worker.stream(prepare_video, *arguments)) as chunks:
             try:
-                found = judge_video(chunks, offer, lambda views: self._score(offer, views), self.finder.name)
+                found = judge_video(chunks, offer, lambda views: self._score(offer, views))
             except (UnreadableImage, MemoryError) as error:
                 raise _refusal(error, limits.max_pixels, "video") from None
         self.telemetry.verdict(found["verdict"])
-        return {**offer.decision, "name": upload.name, **found}
+        return {**offer.decision, "name": upload.name, **found, "finder": self.finder.name}
 
     def _is_searched(self, offer: Offer, choice: Choice) -> bool:
         """Whether faces are searched: a detector that judges whole pictures needs --faces and the client's wish."""
@@ -224,7 +217,7 @@ class Service:
     ) -> dict[str, Any]:
         """The scores of the most suspicious view, and of all faces."""
         rows = [(face, next(answers)) for face in found.faces]
-        highest = max((answer for _, answer in rows), key=lambda answer: answer["logit"], default=NO_FACE)
+        highest = max((answer for _, answer in rows), key=lambda answer: answer["logit"], default=NOTHING)
         self.telemetry.verdict(highest["verdict"])
         faces = [{**(face_dict(face, found.size, offer.geometry) or {}), **answer} for face, answer in rows if face]
         framing = self._framing(found.faces, offer, choice)

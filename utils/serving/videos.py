@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 
 from datasets.framing import Box
+from utils.scoring.rows import NO_FACE
 from utils.scoring.tracks import Scored, Track, ranked, tracks_of
 from utils.serving.offers import Offer
 from utils.serving.pictures import in_json
 from utils.serving.preparation import PreparedFrame, Still
 
+NOTHING: dict[str, Any] = {"p_fake": None, "verdict": NO_FACE, "logit": None}  # scores where no face was found
 Stills = dict[tuple[float, Box | None], Still]  # by the time of a frame and the face in it
 
 
 def judge_video(
-    chunks: Iterable[list[PreparedFrame]], offer: Offer, score: Callable[[np.ndarray], np.ndarray], finder: str
+    chunks: Iterable[list[PreparedFrame]], offer: Offer, score: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, Any]:
-    """Score the frames of a video as they come, then its faces; those that predict.py lists first come first."""
+    """Score the frames of a video as they come, then its faces; those that predict.py lists first come first.
+
+    Without any face and views of whole frames, the verdict is ``no face``.
+    """
     frames: list[Scored] = []
     stills: Stills = {}
     for chunk in chunks:
@@ -28,10 +33,10 @@ def judge_video(
         for frame, part in zip(chunk, parts, strict=True):
             frames.append((frame.time, frame.boxes, part))
             stills |= zip([(frame.time, box) for box in frame.boxes or (None,)], frame.stills, strict=False)
-    tracks = tracks_of(frames)
+    tracks = tracks_of(frames) if stills else []
     rows = [{"track": at + 1, **_track_row(tracks[at], offer, stills)} for at in ranked(tracks)]
-    first = {key: rows[0][key] for key in ("verdict", "p_fake", "logit")}
-    return {**first, "seconds": round(frames[-1][0], 3), "frames": len(frames), "finder": finder, "tracks": rows}
+    first = {key: rows[0][key] for key in NOTHING} if rows else NOTHING
+    return {**first, "seconds": round(frames[-1][0], 3), "frames": len(frames), "tracks": rows}
 
 
 def _track_row(track: Track, offer: Offer, stills: Stills) -> dict[str, Any]:

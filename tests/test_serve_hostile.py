@@ -1,0 +1,61 @@
+"""serve.py and hostile files: none is an error of the server, and each gets a verdict or a reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flask")
+pytest.importorskip("waitress")
+
+import serve
+from studies.speed.upload_files import HEADERS, clip, hostile_pictures, hostile_videos, mutations
+from tests.test_serve import jpeg
+from utils.serving.settings import Limits
+
+PICTURES, VIDEOS = hostile_pictures(), hostile_videos()
+REFUSED = {  # all others may have a verdict, because their pixels are good
+    *(name for name in PICTURES if name.startswith("HEIC")),
+    "GIF of 60,000 px",
+    *("cut", "cut AVI", "without a video stream", "AVI of 16,000 px", "with a box that is too small"),
+}
+
+
+@pytest.fixture(scope="module")
+def client(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("cases")
+    limits = Limits(max_mb=8, max_video_frames=4)
+    app = serve.create_app([_tiny_checkpoint_file], limits, threads=1, every_face=True, page=folder, cases=folder)
+    yield app.test_client()
+    app.extensions["service"].close()
+
+
+def send(client, what: str, data: bytes, **fields: str):
+    field = {"predict": "images", "video": "video"}.get(what, "image")
+    return client.post(f"/api/{what}", data={field: (io.BytesIO(data), "photo.jpg"), **fields})
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_hostile_pictures(client, name):
+    for what in ("predict", "explain", "stress", "preview"):
+        answer = send(client, what, PICTURES[name], whole="true")
+        assert answer.status_code in ((413, 422) if name in REFUSED else (200,)), what
+    if name in REFUSED:  # and nothing of it is kept
+        assert send(client, "cases", PICTURES[name], label="fake").status_code in (413, 422)
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_hostile_videos(client, name):
+    answer = send(client, "video", VIDEOS[name])
+    assert answer.status_code in ((413, 422) if name in REFUSED else (200, 422))
+    assert send(client, "predict", VIDEOS[name]).status_code == 415
+
+
+def test_mutations(client):
+    for data in (*mutations([jpeg(), *PICTURES.values()], 60), *HEADERS):
+        assert send(client, "predict", data, whole="true").status_code in (200, 413, 415, 422)
+    for data in (*mutations([clip(2), clip(2, ".avi")], 40), *HEADERS):
+        assert send(client, "video", data).status_code in (200, 413, 415, 422)
+    assert send(client, "predict", jpeg()).status_code == 200
