@@ -78,6 +78,7 @@ def run_example():
     tables = [KINDS, registry._FACTORIES, attack_registry._ATTACKS, explanations._METHODS]
     registry.list_models()  # registers the project's own before the tables are copied
     explanations.all_methods()
+    attack_registry._register_all()
     before = [set(table) for table in tables]
 
     def run(path: str) -> dict:
