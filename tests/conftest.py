@@ -155,6 +155,14 @@ def no_curves() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def no_evaluation_figures() -> Iterator[None]:
+    """Skip the figures of evaluate.py: drawing them takes longer than scoring a few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.evaluation.report.write_figures", lambda sets, folder: None)
+        yield
+
+
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
     """Return a function that fills a folder: ``make_folder("faces", {"train/real": 4, "train/fake": 4})``."""

@@ -22,6 +22,8 @@ from utils.errors import UserError
 from utils.scoring.scorer import Job, score
 from utils.scoring.table import ScoreTable
 
+pytestmark = pytest.mark.usefixtures("no_evaluation_figures")
+
 SHARP = {"method": "temperature", "temperature": 0.5}
 SHIFTED = {"method": "temperature", "temperature": 4.0, "bias": -0.7}
 

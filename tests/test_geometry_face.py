@@ -33,6 +33,8 @@ from tests.conftest import exit_and_stderr, write_image
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.scoring.table import read_scores, read_sidecar
 
+pytestmark = pytest.mark.usefixtures("no_evaluation_figures")
+
 FACE = Geometry("face", 32, margin=1.4)
 FACELESS = "noise.png"
 SEEDS = (2, 4, 5, 6, 9, 10, 11, 12)  # of generated portraits whose faces the cascade finds

@@ -15,7 +15,7 @@ from tests.predicting import csv_rows, refused, run
 from utils.cases import LIST_NAME
 from utils.scoring.table import read_scores
 
-pytestmark = pytest.mark.usefixtures("in_empty_folder")
+pytestmark = pytest.mark.usefixtures("in_empty_folder", "no_evaluation_figures")
 
 
 def test_saved_cases_are_scored_and_calibrate_a_detector(tiny_checkpoint, capsys):

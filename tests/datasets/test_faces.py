@@ -31,6 +31,8 @@ from utils.files import ROOT
 from utils.scoring.prediction import Predictor, predict_records
 from utils.scoring.rows import COLUMNS, FACE_COLUMNS
 
+pytestmark = pytest.mark.usefixtures("no_evaluation_figures")
+
 TWO = [Face(Box(0.1, 0.1, 0.3, 0.5), 0.9), Face(Box(0.6, 0.2, 0.2, 0.4), 0.8)]
 
 

@@ -17,7 +17,7 @@ NOT_MADE, NEW = "not made", "not published"
 FAILURES = (DIFFERS, OTHER_IMAGES, MISSING)
 IDENTITY = (
     "checkpoint dataset split tier generator perturbation severity attack_name norm size direction engine batch_size "
-    "title check shots excluded tested name setting run sigma label fact left_out source"
+    "title check shots excluded tested name setting run sigma label fact left_out source network seed"
 ).split()
 COUNTS = ("n", "n_real", "n_fake", "n_mask", "n_grid", "n_face", "seeds")
 AUDIT_COUNTS = ("n_images", "n_leaks", "n_repeats", "n_counterparts")

@@ -33,6 +33,8 @@ OUTPUTS = {  # what a finished script has written to --output-dir; {stem} is tha
     "studies.summarize": "summary.md",
     "studies.candidates_table": "candidates.md",
     "studies.leave_source_out": "sources.json",
+    "studies.track_sequences": "sequences.json",
+    "studies.demo_clips": ".",  # folders named after the splits
     "studies.reconstruct": ".",  # folders named after the sources
     "studies.release": "{stem}.json",
     "studies.model_card": "card.md",

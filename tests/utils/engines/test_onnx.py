@@ -34,6 +34,9 @@ pytest.importorskip("onnxruntime", reason="exports need onnxruntime")
 FLOAT_BOUND, INT8_BOUND = 1e-4, 0.25  # of a logit
 
 
+pytestmark = pytest.mark.usefixtures("no_evaluation_figures")
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, _tiny_checkpoint_file):
     """The tiny checkpoint as float32 export, with the parity report of the export."""
