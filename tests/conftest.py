@@ -160,6 +160,7 @@ def no_evaluation_figures() -> Iterator[None]:
     """Skip the figures of evaluate.py: drawing them takes longer than scoring a few images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.evaluation.report.write_figures", lambda sets, folder: None)
+        patch.setattr("utils.evaluation.report.write_severity_figures", lambda rows, by_severity, folder: None)
         yield
 
 
