@@ -70,12 +70,14 @@ class Worker:
             self._process.start()
             end.close()
             self._connection.recv()
-        deadline, kind = time.monotonic() + seconds, "part"
+        kind = "part"
         try:
             self._connection.send((function, arguments))
             while kind == "part":
-                if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+                started = time.monotonic()
+                if not self._connection.poll(max(0.0, seconds)):
                     raise TimeoutError
+                seconds -= time.monotonic() - started  # what the caller does with a part does not count
                 kind, answer = self._connection.recv()
                 if kind == "part":
                     yield answer

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -173,3 +174,15 @@ def test_a_full_pool_answers_busy():
         pool.close()
         with pytest.raises(Refused):
             slow.result()
+
+
+def test_parts_come_as_they_are_made_and_a_reader_who_leaves_frees_the_worker(pool):
+    assert list(pool.stream(iter, [0, 1, 2])) == [0, 1, 2]
+    with closing(pool.stream(iter, [0, 1, 2])) as parts:
+        assert next(parts) == 0
+    assert pool.run(abs, -1) == 1
+    with pytest.raises(Refused, match="too long"):
+        list(pool.stream(map, time.sleep, [0, 60]))
+    with pytest.raises(ZeroDivisionError):
+        list(pool.stream(divmod, 1, 0))
+    assert pool.run(abs, -2) == 2
