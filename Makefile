@@ -46,7 +46,7 @@ test-web: web
 	$(PY) -m pytest tests_web -p no:schemathesis
 
 screenshots: web
-	$(PY) -m tests_web.screenshots --checkpoint $(RUN)
+	$(PY) -m tests_web.screenshots
 
 # QUICK=1 for the demo set alone; DATA and WEIGHTS are the folders of the data sets and of the ImageNet weights.
 reproduce: install

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 import serve
@@ -68,6 +69,15 @@ def test_video_has_a_row_with_picture_interval_and_timeline_for_each_face(page, 
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     assert not page.complaints
+
+
+def test_video_without_a_face_is_judged_as_a_whole_on_request(page, tmp_path):
+    frames = [np.full((90, 160, 3), 40 * step, np.uint8) for step in range(4)]
+    choose(page, [str(write_clip(tmp_path / "empty.mp4", frames))])
+    assert page.locator(".verdict h2").inner_text() == "No face found"
+    page.get_by_role("button", name="Judge whole frames").click()
+    page.get_by_role("heading", name="The frames").wait_for()
+    assert "trust this verdict less" in page.locator(".verdict").inner_text()
 
 
 def test_video_that_cannot_be_read_says_why(page, clip, tmp_path):

@@ -1,6 +1,6 @@
 import { useCallback } from "react";
 
-import type { Card } from "./api";
+import type { Card, Finder } from "./api";
 import { nameOf, Sign } from "./Chip";
 import { inReadingOrder, shownOf, worst, type Shown } from "./faces";
 import { FileSays, FileSaysLink, namesGenerator } from "./FileSays";
@@ -30,14 +30,14 @@ export function Detail({ item, card, cases, onChange, onAgain }: Props) {
   return (
     <article className="detail" aria-labelledby="verdict">
       {video ? (
-        <VideoDetail video={video} card={card} />
+        <VideoDetail video={video} card={card} whole={item.whole} onWhole={() => onAgain(item, true)} />
       ) : (
         <>
           {!item.isVideo && <Picture item={item} onChoose={(face) => change({ face })} />}
           <div className="verdict">
             <p className="file">{item.file.name}</p>
             {!scored && <Unscored item={item} onAgain={onAgain} />}
-            {scored?.verdict === "no face" && <NoFace item={item} onWhole={() => onAgain(item, true)} />}
+            {scored?.verdict === "no face" && <NoFace finder={scored.finder} onWhole={() => onAgain(item, true)} />}
             {shown && <Verdict item={item} shown={shown} card={card} />}
           </div>
           {shown && <Reasons item={item} shown={shown} card={card} onChange={change} />}
@@ -98,8 +98,7 @@ function Verdict({ item, shown, card }: { item: Item; shown: Shown; card: Card }
   );
 }
 
-function NoFace({ item, onWhole }: { item: Item; onWhole: () => void }) {
-  const finder = item.scored?.finder;
+function NoFace({ finder, onWhole }: { finder: Finder | undefined; onWhole: () => void }) {
   return (
     <>
       <h2 id="verdict" className={nameOf("no face")} role="status">

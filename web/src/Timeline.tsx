@@ -29,6 +29,9 @@ export function Timeline({ track, seconds, decision }: Props) {
       <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={label}>
         <rect className="rail" width={WIDTH} height={HEIGHT} rx="3" />
         <rect className="band" x="0" y={y(high)} width={WIDTH} height={Math.max(1, y(low) - y(high))} />
+        {[low, high].map((p, index) => (
+          <line key={index} x1="0" x2={WIDTH} y1={y(p)} y2={y(p)} />
+        ))}
         <polyline points={track.points.map(([time, p]) => `${x(time).toFixed(1)},${y(p).toFixed(1)}`).join(" ")} />
         {track.points.map(([time, p]) => (
           <circle key={time} cx={x(time)} cy={y(p)} r="2.2" />

@@ -5,10 +5,16 @@ import { NextSteps } from "./Reasons";
 import { Timeline } from "./Timeline";
 import { clock, FINDERS, howSure, meaning, percent, TITLES } from "./words";
 
+interface Props {
+  video: Video;
+  card: Card;
+  whole: boolean; // whether whole frames were asked for
+  onWhole: () => void;
+}
+
 /** The verdict on a video, and a row for each face that was followed through it. */
-export function VideoDetail({ video, card }: { video: Video; card: Card }) {
+export function VideoDetail({ video, card, whole, onWhole }: Props) {
   const { verdict, p_fake, tracks, frames, seconds, finder } = video;
-  const worst = tracks[0];
   const faces = tracks.filter(({ framed }) => framed !== "whole").length;
   return (
     <>
@@ -28,11 +34,18 @@ export function VideoDetail({ video, card }: { video: Video; card: Card }) {
           </>
         )}
         <p>
-          {frames} {frames === 1 ? "frame" : "frames"} of {clock(seconds)} minutes were looked at.{" "}
-          {faces === 0 && finder && `${capital(FINDERS[finder])} found no face in them.`}
-          {faces === 0 && worst && " Whole frames were judged instead; trust this verdict less."}
+          {frames === 1 ? "One frame was" : `${frames} frames, up to ${clock(seconds)}, were`} looked at.{" "}
+          {verdict === "no face" && finder && `The detector judges faces, and ${FINDERS[finder]} found none in them.`}
+          {faces === 0 && whole && "No face was found in them, so whole frames were judged: trust this verdict less."}
           {faces > 1 && `${faces} faces were followed; the video has the verdict of the first one below.`}
         </p>
+        {verdict === "no face" && (
+          <div className="buttons">
+            <button type="button" className="primary" onClick={onWhole}>
+              Judge whole frames
+            </button>
+          </div>
+        )}
       </div>
       {tracks.length > 0 && (
         <section className="tracks" aria-label="Faces in the video">
@@ -43,8 +56,8 @@ export function VideoDetail({ video, card }: { video: Video; card: Card }) {
             ))}
           </ol>
           <p className="legend">
-            Each line shows the scores of one face over time: the higher, the more suspicious. In the shaded band the
-            detector is unsure.
+            Each line shows the scores of one face over time: the higher, the more suspicious. Between the dashed lines
+            the detector is unsure.
           </p>
         </section>
       )}
@@ -63,8 +76,6 @@ export function VideoDetail({ video, card }: { video: Video; card: Card }) {
     </>
   );
 }
-
-const capital = (text: string) => text[0]!.toUpperCase() + text.slice(1);
 
 function Row({ track, number, video }: { track: Track; number: number; video: Video }) {
   const { verdict, p_fake, start_s, end_s, frames, picture, framed } = track;

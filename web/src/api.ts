@@ -230,8 +230,8 @@ export const explain = ({ file, ...rest }: Question, signal: AbortSignal) =>
 export const stress = ({ file, ...rest }: Question, signal: AbortSignal) =>
   ask<Stress>("/api/stress", form({ image: file, ...rest }), signal);
 
-export const scoreVideo = (file: File, model: string, signal: AbortSignal) =>
-  ask<Video>("/api/video", form({ video: file, model }), signal);
+export const scoreVideo = ({ file, model, whole }: Question, signal: AbortSignal) =>
+  ask<Video>("/api/video", form({ video: file, model, whole }), signal);
 
 export const keepCase = (file: File, label: "real" | "fake") =>
   ask<{ saved: string }>("/api/cases", form({ image: file, label }));

@@ -14,7 +14,7 @@ export interface Item {
   status: "waiting" | "working" | "done" | "failed" | "cancelled";
   error?: string;
   canRetry?: boolean; // the error may be gone the next time
-  whole: boolean; // judge the whole picture, because no face was found
+  whole: boolean; // judge the whole picture or frames, because no face was found
   face?: number; // chosen by the user; otherwise the most suspicious
   decision?: Decision;
   scored?: Scored;
@@ -83,11 +83,12 @@ function tooLarge(item: Item, limits: Limits): string | undefined {
 }
 
 async function score(item: Item, model: string, signal: AbortSignal): Promise<Partial<Item>> {
+  const question = { file: item.file, model, whole: item.whole };
   if (item.isVideo) {
-    const video = await scoreVideo(item.file, model, signal);
+    const video = await scoreVideo(question, signal);
     return { decision: video, video };
   }
-  const prediction = await predict({ file: item.file, model, whole: item.whole }, signal);
+  const prediction = await predict(question, signal);
   return { decision: prediction, scored: prediction.images[0]! };
 }
 
