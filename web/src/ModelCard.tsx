@@ -1,5 +1,5 @@
 import type { Card } from "./api";
-import { duration, howSure, percent, sees, share } from "./words";
+import { duration, percent, sees, share } from "./words";
 
 /** Facts that help to decide how far to trust the detector. */
 export function ModelCard({ card }: { card: Card }) {
@@ -42,34 +42,31 @@ export function ModelCard({ card }: { card: Card }) {
 
 function Sources({ card }: { card: Card }) {
   return (
-    <>
-      <p>{howSure(card.sources)}</p>
-      <div className="scroll" tabIndex={0} role="region" aria-label="Test results by source">
-        <table>
-          <caption>What it said about test pictures</caption>
-          <thead>
-            <tr>
-              <th scope="col">Source</th>
-              <th scope="col">In training</th>
-              <th scope="col">Real photographs called fake</th>
-              <th scope="col">Fakes called fake</th>
+    <div className="scroll" tabIndex={0} role="region" aria-label="Test results by source">
+      <table>
+        <caption>What it said about test pictures</caption>
+        <thead>
+          <tr>
+            <th scope="col">Source</th>
+            <th scope="col">In training</th>
+            <th scope="col">Real photographs called fake</th>
+            <th scope="col">Fakes called fake</th>
+          </tr>
+        </thead>
+        <tbody>
+          {card.sources.map((row) => (
+            <tr key={row.source}>
+              <th scope="row">
+                {row.about} ({row.source})
+              </th>
+              <td>{row.seen ? "yes" : "no"}</td>
+              <td className="number">{counted(row.real_called_fake, row.n_real)}</td>
+              <td className="number">{counted(row.fake_found, row.n_fake)}</td>
             </tr>
-          </thead>
-          <tbody>
-            {card.sources.map((row) => (
-              <tr key={row.source}>
-                <th scope="row">
-                  {row.about} ({row.source})
-                </th>
-                <td>{row.seen ? "yes" : "no"}</td>
-                <td>{counted(row.real_called_fake, row.n_real)}</td>
-                <td>{counted(row.fake_found, row.n_fake)}</td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
-    </>
+          ))}
+        </tbody>
+      </table>
+    </div>
   );
 }
 

@@ -30,6 +30,8 @@ export function Reasons({ item, shown, card, onChange }: Props) {
           <p>
             {shown.place > 0 && item.scored!.faces.length > 1 ? `Face ${shown.place}` : "The face"} with a little around
             it, and nothing else in the picture. It was found by {FINDERS[finder!]}.
+            {2 * shown.face.side < card.geometry.size &&
+              ` It is small, ${shown.face.side} pixels wide, and was enlarged: trust this verdict less.`}
           </p>
         ) : finder ? (
           <p>

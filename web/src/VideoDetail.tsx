@@ -62,13 +62,15 @@ export function VideoDetail({ video, card, whole, onWhole }: Props) {
         </section>
       )}
       <section className="reasons" aria-label="Reasons and next steps">
-        <div className="texts">
-          <h3>How sure it is</h3>
-          <p>
-            {howSure(card.sources)} Videos are compressed more than photographs, and the frames are judged one by one:
-            the detector does not look at movement or sound.
-          </p>
-        </div>
+        {tracks.length > 0 && (
+          <div className="texts">
+            <h3>How sure it is</h3>
+            <p>
+              {howSure(card.sources)} Videos are compressed more than photographs, and the frames are judged one by one:
+              the detector does not look at movement or sound.
+            </p>
+          </div>
+        )}
         <div className="texts">
           <NextSteps video />
         </div>

@@ -237,5 +237,5 @@ export const keepCase = (file: File, label: "real" | "fake") =>
   ask<{ saved: string }>("/api/cases", form({ image: file, label }));
 
 /** A JPEG of a picture that the browser cannot show. */
-export const preview = async (file: File, signal: AbortSignal): Promise<Blob> =>
-  (await patient("/api/preview", form({ image: file }), signal)).blob();
+export const preview = async (file: File): Promise<Blob> =>
+  (await patient("/api/preview", form({ image: file }))).blob();

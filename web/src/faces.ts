@@ -3,6 +3,8 @@
 import type { Face, Scores } from "./api";
 import { WHOLE, type Item } from "./items";
 
+const SAME_ROW = 0.6; // of the side of a face, between the middles of two faces
+
 /** Indexes of the faces, row by row from left to right. */
 export function inReadingOrder(faces: Face[]): number[] {
   const middle = (index: number) => faces[index]!.top + faces[index]!.side / 2;
@@ -11,7 +13,7 @@ export function inReadingOrder(faces: Face[]): number[] {
   for (const index of down) {
     const row = rows.at(-1);
     const first = row?.[0];
-    if (row && first !== undefined && middle(index) - middle(first) < faces[first]!.side) row.push(index);
+    if (row && first !== undefined && middle(index) - middle(first) < SAME_ROW * faces[first]!.side) row.push(index);
     else rows.push([index]);
   }
   return rows.flatMap((row) => row.sort((a, b) => faces[a]!.left - faces[b]!.left));

@@ -139,9 +139,10 @@ export function useItems(model: string | undefined, limits: Limits | undefined) 
   /** Fetch a picture that the browser can show instead of this one, such as a HEIC. */
   const substitute = useCallback(
     (item: Item) => {
-      preview(item.file, new AbortController().signal)
+      change(item.id, { url: "" });
+      preview(item.file)
         .then((blob) => change(item.id, { url: URL.createObjectURL(blob) }))
-        .catch(() => change(item.id, { url: "" }));
+        .catch(() => {}); // there is none of a broken file
     },
     [change],
   );
