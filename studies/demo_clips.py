@@ -13,6 +13,7 @@ real one. Writes {train,valid,test}/{real,fake/GENERATOR}/NUMBER.avi, and prints
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -33,15 +34,20 @@ RATE = 2  # frames per second: each is sampled by default
 QUALITY = 90  # of the JPEG file that a frame was before it became part of a clip
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
-    """Generate the clips; returns ``{"folder": path}``."""
+def get_args_parser() -> argparse.ArgumentParser:
+    """Declare the flags of demo_clips.py."""
     parser = make_parser(__doc__, "python -m studies.demo_clips")
     parser.add_argument("--n", type=int_in(60, 100_000), default=200, help="clips, half of them fake (default: 200)")
     parser.add_argument("--frames", type=int_in(2, 1000), default=8, help="of each clip, 2 per second (default: 8)")
     parser.add_argument("--size", type=int_in(64, 1024), default=128, help="side in px, even (default: 128)")
     add_seed(parser)
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="an empty or new folder")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Generate the clips; returns ``{"folder": path}``."""
+    args = get_args_parser().parse_args(argv)
     folder = check_output_dir(args.output_dir)
     if args.size % 2:
         raise UserError(f"expected an even --size, got {args.size}")

@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 COUNTS = {"train": 12, "valid": 6, "test": 6}
-FLAGS = "--data clips:clips --model-args width=4 hidden=8 --image-size 16 --frames 4 --epochs 30 --lr 0.01".split()
+FLAGS = "--data clips:clips --model-args width=4 hidden=8 --image-size 16 --frames 4 --epochs 18 --lr 0.02".split()
 
 
 @pytest.fixture(autouse=True)
