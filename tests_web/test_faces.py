@@ -156,7 +156,8 @@ def test_detectors_are_offered_with_their_time(page, couple, app):
     texts = offers.locator("option").all_text_contents()
     assert len(texts) == 2 and all(text.endswith(" s per face") for text in texts)
     offers.select_option(index=1)
-    page.locator(".gallery-head [role=status]").wait_for()
+    page.locator(".face").first.wait_for(state="detached")
+    page.locator(".gallery-head [role=status]:not(:empty)").wait_for()
     assert page.locator(".face").count() == 0  # this one judges whole pictures
 
 

@@ -98,7 +98,7 @@ def test_pasted_and_dropped_pictures_are_taken(page, photos):
             }""",
             [event, content],
         )
-    page.locator(".gallery-head p").filter(has_not_text=" of ").wait_for()
+    page.locator(".gallery-head [role=status]:not(:empty)").wait_for()
     assert [name.text_content() for name in page.locator(".thumb .name").all()] == ["paste.png", "drop.png"]
 
 
@@ -117,7 +117,7 @@ def test_files_that_cannot_be_checked_say_why(page, photos, tmp_path):
     assert "This is not a JPEG" in page.locator(".verdict").text_content()
     page.locator(".thumb").nth(1).click()
     assert "larger than 2 MB" in page.locator(".verdict").text_content()
-    assert page.locator(".gallery-head p").text_content().endswith("2 not checked")
+    assert page.locator(".gallery-head [role=status]").text_content().endswith("2 not checked")
 
 
 def test_busy_server_is_asked_again(page, app, photos, monkeypatch):

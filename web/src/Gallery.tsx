@@ -1,3 +1,4 @@
+import { dataUrl } from "./api";
 import { Chip } from "./Chip";
 import { verdictOf, type Item } from "./items";
 import { save } from "./report";
@@ -21,7 +22,10 @@ export function Gallery({ items, selected, onSelect, onRemove, onClear, onCancel
   return (
     <section className="gallery" aria-label="Your files">
       <div className="gallery-head">
-        {open > 0 ? <Progress done={items.length - open} all={items.length} /> : <p role="status">{summary(items)}</p>}
+        {open > 0 && <Progress done={items.length - open} all={items.length} />}
+        <p role="status" className={open > 0 ? "unseen" : ""}>
+          {open === 0 && summary(items)}
+        </p>
         {open > 0 && (
           <button type="button" className="quiet" onClick={onCancel}>
             Cancel
@@ -85,7 +89,7 @@ function summary(items: Item[]): string {
 
 function Thumbnail({ item, onUnshowable }: { item: Item; onUnshowable: (item: Item) => void }) {
   const frame = item.video?.tracks[0]?.picture;
-  if (frame) return <img src={`data:${frame.media_type};base64,${frame.base64}`} alt="" />;
+  if (frame) return <img src={dataUrl(frame)} alt="" />;
   if (item.isVideo) return <span className="picture">▶</span>;
   if (item.status === "failed" || !item.url) return <span className="picture">?</span>;
   return <img src={item.url} alt="" loading="lazy" decoding="async" onError={() => onUnshowable(item)} />;

@@ -1,6 +1,6 @@
 import { useEffect, useState } from "react";
 
-import { explain, type Explanation } from "./api";
+import { dataUrl, explain, type Explanation } from "./api";
 import type { Shown } from "./faces";
 import { reasonOf, type Item } from "./items";
 import { frame } from "./Picture";
@@ -66,7 +66,7 @@ function CloseUp({ item, explanation }: { item: Item; explanation: Explanation }
           <img
             className="heat"
             alt=""
-            src={`data:${overlay.media_type};base64,${overlay.base64}`}
+            src={dataUrl(overlay)}
             style={{ opacity: item.url ? strength / 100 : 1 }}
           />
         )}

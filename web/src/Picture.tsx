@@ -46,7 +46,7 @@ export function Picture({ item, onChoose }: { item: Item; onChoose: (face: numbe
           </fieldset>
         )}
       </div>
-      {many && <figcaption>{order.length} faces. Click one, or use the arrow keys, to see why.</figcaption>}
+      {many && <figcaption>{order.length} faces. Select one to see why.</figcaption>}
     </figure>
   );
 }

@@ -1,9 +1,11 @@
-import type { Card, Track, Video } from "./api";
-import { nameOf, Sign } from "./Chip";
+import { dataUrl, type Card, type Track, type Video } from "./api";
+import { Sign } from "./Chip";
 import { Meter } from "./Meter";
 import { NextSteps } from "./Reasons";
 import { Timeline } from "./Timeline";
-import { clock, FINDERS, howSure, meaning, percent, TITLES } from "./words";
+import { clock, FINDERS, howSure, meaning, percent } from "./words";
+
+const facesIn = (tracks: Track[]) => tracks.filter(({ framed }) => framed !== "whole").length;
 
 interface Props {
   video: Video;
@@ -12,41 +14,44 @@ interface Props {
   onWhole: () => void;
 }
 
-/** The verdict on a video, and a row for each face that was followed through it. */
-export function VideoDetail({ video, card, whole, onWhole }: Props) {
+/** What the verdict on a video means, and what was looked at. */
+export function VideoVerdict({ video, card, whole, onWhole }: Props) {
   const { verdict, p_fake, tracks, frames, seconds, finder } = video;
-  const faces = tracks.filter(({ framed }) => framed !== "whole").length;
+  const faces = facesIn(tracks);
   return (
     <>
-      <div className="verdict wide">
-        <p className="file">{video.name}</p>
-        <h2 id="verdict" className={nameOf(verdict)} role="status">
-          <Sign verdict={verdict} />
-          {TITLES[verdict].replace("photograph", "recording")}
-        </h2>
-        {verdict !== "no face" && p_fake !== null && (
-          <>
-            <p className="score">
-              <strong>{percent(p_fake)}</strong> probability of a fake
-            </p>
-            <Meter p={p_fake} verdict={verdict} decision={video} />
-            <p>{meaning(verdict, p_fake, card)}</p>
-          </>
-        )}
-        <p>
-          {frames === 1 ? "One frame was" : `${frames} frames, up to ${clock(seconds)}, were`} looked at.{" "}
-          {verdict === "no face" && finder && `The detector judges faces, and ${FINDERS[finder]} found none in them.`}
-          {faces === 0 && whole && "No face was found in them, so whole frames were judged: trust this verdict less."}
-          {faces > 1 && `${faces} faces were followed; the video has the verdict of the first one below.`}
-        </p>
-        {verdict === "no face" && (
-          <div className="buttons">
-            <button type="button" className="primary" onClick={onWhole}>
-              Judge whole frames
-            </button>
-          </div>
-        )}
-      </div>
+      {verdict !== "no face" && p_fake !== null && (
+        <>
+          <p className="score">
+            <strong>{percent(p_fake)}</strong> probability of a fake
+          </p>
+          <Meter p={p_fake} verdict={verdict} decision={video} />
+          <p>{meaning(verdict, p_fake, card)}</p>
+        </>
+      )}
+      <p>
+        {frames === 1 ? "One frame was" : `${frames} frames, up to ${clock(seconds)}, were`} looked at.{" "}
+        {verdict === "no face" && finder && `The detector judges faces, and ${FINDERS[finder]} found none in them.`}
+        {faces === 0 && whole && "No face was found in them, so whole frames were judged: trust this verdict less."}
+        {faces > 1 && `${faces} faces were followed; the video has the verdict of the first one below.`}
+      </p>
+      {verdict === "no face" && (
+        <div className="buttons">
+          <button type="button" className="primary" onClick={onWhole}>
+            Judge whole frames
+          </button>
+        </div>
+      )}
+    </>
+  );
+}
+
+/** A row for each face that was followed through a video, and next steps. */
+export function VideoFaces({ video, card }: { video: Video; card: Card }) {
+  const { tracks } = video;
+  const faces = facesIn(tracks);
+  return (
+    <>
       {tracks.length > 0 && (
         <section className="tracks" aria-label="Faces in the video">
           <h3>{faces === 0 ? "The frames" : faces === 1 ? "The face in this video" : "The faces in this video"}</h3>
@@ -83,7 +88,7 @@ function Row({ track, number, video }: { track: Track; number: number; video: Vi
   const { verdict, p_fake, start_s, end_s, frames, picture, framed } = track;
   return (
     <li>
-      <img src={`data:${picture.media_type};base64,${picture.base64}`} alt="" />
+      <img src={dataUrl(picture)} alt="" />
       <div>
         <p>
           <strong>{framed === "whole" ? "Whole frames" : `Face ${number}`}</strong>{" "}

@@ -56,6 +56,9 @@ export interface Picture {
   base64: string;
 }
 
+/** An address that shows a picture of an answer. */
+export const dataUrl = ({ media_type, base64 }: Picture) => `data:${media_type};base64,${base64}`;
+
 export interface Explanation extends Decision, Scores {
   name: string;
   face: FaceBox | null;

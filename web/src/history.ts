@@ -40,7 +40,8 @@ function write(entries: Past[]) {
   listeners.forEach((listener) => listener());
 }
 
-export async function remember({ file, url }: Item, { verdict, p_fake }: MaybeScores, model: string) {
+/** Add a verdict; `url` is of a picture that stands for the file. */
+export async function remember({ file }: Item, url: string, { verdict, p_fake }: MaybeScores, model: string) {
   const thumbnail = await shrink(url).catch(() => "");
   write([{ time: Date.now(), name: file.name, model, verdict, p_fake, thumbnail }, ...past].slice(0, LENGTH));
 }

@@ -2,7 +2,7 @@
 
 import { useCallback, useEffect, useReducer, useRef } from "react";
 
-import { ApiError, predict, preview, scoreVideo, type Answer, type Decision, type Limits } from "./api";
+import { ApiError, dataUrl, predict, preview, scoreVideo, type Answer, type Decision, type Limits } from "./api";
 import type { Explanation, Scored, Stress, Video } from "./api";
 import { remember } from "./history";
 
@@ -169,7 +169,8 @@ export function useItems(model: string | undefined, limits: Limits | undefined) 
         .then((found) => {
           if (signal.aborted) return;
           change(item.id, { status: "done", ...found });
-          void remember(item, (found.scored ?? found.video)!, model);
+          const still = found.video?.tracks[0]?.picture;
+          void remember(item, still ? dataUrl(still) : item.url, (found.scored ?? found.video)!, model);
         })
         .catch((error) => {
           if (!signal.aborted) change(item.id, { status: "failed", error: reasonOf(error), canRetry: mayPass(error) });

@@ -1,0 +1,111 @@
+import type { Card, Finder } from "./api";
+import { nameOf, Sign } from "./Chip";
+import { inReadingOrder, worst, type Shown } from "./faces";
+import { FileSaysLink, namesGenerator } from "./FileSays";
+import { verdictOf, type Item } from "./items";
+import { Meter } from "./Meter";
+import { save } from "./report";
+import { FINDERS, meaning, percent, TITLES } from "./words";
+
+/** The heading of a file: its verdict, that of the chosen face, or how far it is. */
+export function Heading({ item, shown }: { item: Item; shown: Shown | undefined }) {
+  const verdict = shown?.verdict ?? verdictOf(item);
+  if (!verdict) {
+    const open = item.status === "waiting" || item.status === "working";
+    return (
+      <h2 id="verdict" className={open ? "waiting" : ""}>
+        {stateOf(item)}
+      </h2>
+    );
+  }
+  const title = item.isVideo ? TITLES[verdict].replace("photograph", "recording") : TITLES[verdict];
+  const many = shown && item.scored!.faces.length > 1;
+  return (
+    <h2 id="verdict" className={nameOf(verdict)}>
+      <Sign verdict={verdict} />
+      <span>{many ? `Face ${shown.place}: ${title[0]!.toLowerCase()}${title.slice(1)}` : title}</span>
+    </h2>
+  );
+}
+
+function stateOf({ status, isVideo }: Item): string {
+  if (status === "waiting") return "Waiting its turn …";
+  if (status === "working") return "Looking at it …";
+  if (status === "cancelled") return "Cancelled";
+  return `This ${isVideo ? "video" : "picture"} could not be checked`;
+}
+
+/** What the verdict on the chosen face, or on the whole picture, means. */
+export function Verdict({ item, shown, card }: { item: Item; shown: Shown; card: Card }) {
+  const { verdict, p_fake, place } = shown;
+  const { faces, metadata } = item.scored!;
+  const first = inReadingOrder(faces).indexOf(worst(faces) ?? 0) + 1;
+  return (
+    <>
+      <p className="score">
+        <strong>{percent(p_fake)}</strong> probability of a fake
+      </p>
+      <Meter p={p_fake} verdict={verdict} decision={item.decision!} />
+      <p>{meaning(verdict, p_fake, card)}</p>
+      {faces.length > 1 && (
+        <p>
+          {faces.length} faces were found and judged one by one. The picture counts as “{item.scored!.verdict}”: that is
+          the verdict on its most suspicious face, {first === place ? "this one" : `face ${first}`}.
+        </p>
+      )}
+      {namesGenerator(metadata) && (
+        <p>
+          <strong>The file itself says that AI made it or a part of it.</strong> The verdict does not count that; see{" "}
+          <FileSaysLink>what the file says</FileSaysLink>.
+        </p>
+      )}
+      <div className="buttons">
+        <button type="button" onClick={() => window.print()}>
+          Print or save as PDF
+        </button>
+        <button type="button" onClick={() => save([item])}>
+          Save as JSON
+        </button>
+      </div>
+    </>
+  );
+}
+
+/** A picture without a face, which can be judged as a whole. */
+export function NoFace({ finder, onWhole }: { finder: Finder | undefined; onWhole: () => void }) {
+  return (
+    <>
+      <p>
+        The detector judges faces, and {finder && FINDERS[finder]} found none in this picture. Small, turned or covered
+        faces can be missed: crop the picture to the face and try again.
+        {finder === "cascade" && " This server runs without YuNet, which finds more."}
+      </p>
+      <p>You can also have the whole picture judged. The detector was made for faces, so trust that verdict less.</p>
+      <div className="buttons">
+        <button type="button" className="primary" onClick={onWhole}>
+          Judge the whole picture
+        </button>
+      </div>
+    </>
+  );
+}
+
+/** A file that waits, failed or was cancelled. */
+export function Unscored({ item, onAgain }: { item: Item; onAgain: (item: Item) => void }) {
+  const cancelled = item.status === "cancelled";
+  return (
+    <>
+      {item.isVideo && item.status === "working" && (
+        <p>Faces are followed from frame to frame. A long video can take a minute.</p>
+      )}
+      {item.error && <p role="alert">{item.error}</p>}
+      {(cancelled || item.canRetry) && (
+        <div className="buttons">
+          <button type="button" onClick={() => onAgain(item)}>
+            {cancelled ? "Check it" : "Try again"}
+          </button>
+        </div>
+      )}
+    </>
+  );
+}
