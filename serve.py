@@ -11,15 +11,17 @@ prints the address as soon as it is ready:
 
 The first checkpoint is the default; exports of benchmark.py are the fastest. The page is in web/ and is built with
 `make web`; without a build there is a plain form. The API is described at /api/openapi.json: POST /api/predict (field
-images, one or more), /api/explain and /api/stress (field image); GET /api/models, /api/health and /metrics
-(Prometheus). Requests are scored in batches; when too many are waiting, the answer is 503 with Retry-After.
+images, one or more), /api/explain, /api/stress and /api/preview (field image), /api/video (field video), /api/cases
+(fields image and label, with --cases); GET /api/models, /api/health and /metrics (Prometheus). Requests are scored in
+batches; when too many are waiting, the answer is 503 with Retry-After.
 
 A detector that frames faces judges each face of a picture, and the most suspicious one decides; where it finds none,
 the verdict is `no face` unless the request says whole=true. --faces does the same for detectors of whole pictures.
 
 Only this machine can reach the server unless you pass --host. Before you open it to others, put a proxy with TLS in
-front of it and read docs/deployment.md. Uploads stay in memory until they are answered, and the log contains no file
-names. With --token-file, clients must send `Authorization: Bearer TOKEN`.
+front of it and read docs/deployment.md. Uploads stay in memory until they are answered, but for pictures that a client
+keeps with their right answer, with --cases DIR. The log contains no file names. With --token-file, clients must send
+`Authorization: Bearer TOKEN`.
 """
 
 from __future__ import annotations

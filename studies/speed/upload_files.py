@@ -49,7 +49,7 @@ def in_formats(paths: Sequence[str]) -> dict[str, bytes]:
 
 def clip(n_frames: int = 8, suffix: str = ".mp4") -> bytes:
     """The bytes of a video of noise."""
-    codec = cv2.VideoWriter_fourcc(*("mp4v" if suffix == ".mp4" else "MJPG"))
+    codec = cv2.VideoWriter.fourcc(*("mp4v" if suffix == ".mp4" else "MJPG"))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"clip{suffix}"
         writer = cv2.VideoWriter(str(file), codec, 4, (2 * SIDE, SIDE))

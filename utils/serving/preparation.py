@@ -96,7 +96,7 @@ def prepare(
     cv2.setNumThreads(1)
     pixels = check_shape(decode_image(data, max_pixels))
     views, found = face_views(pixels, geometry, _finder(finder) if finder else None, every_face)
-    faces = [*found] or ([] if needs_face else [None])
+    faces: list[Face | None] = [*found] or ([] if needs_face else [None])
     parts = [_surroundings(geometry, pixels.shape, face) for face in faces] if show else []
     shown = [(part, _reduced(_cut(pixels, part), SHOWN_SIDE)) for part in parts]
     return Prepared(pixels.shape[:2], faces, views[: len(faces)], shown, read_findings(data))

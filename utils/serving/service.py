@@ -54,7 +54,7 @@ class Service:
         self.batcher = MicroBatcher(self.limits.queue, self.limits.max_batch)
         seconds = self.limits.max_seconds
         self.workers = WorkerPool(seconds, seconds / 3, "utils.serving.preparation")
-        self.video_worker = WorkerPool(seconds, seconds, "utils.serving.preparation", size=1, what="video")
+        self.video_worker = WorkerPool(seconds, 2 * seconds, "utils.serving.preparation", size=1, what="video")
 
     @property
     def looks_for_faces(self) -> bool:

@@ -16,7 +16,7 @@ class Limits:
         max_pixels: of one image or frame, checked in its header before anything is decoded.
         max_files: images in one request.
         max_seconds: for an upload, and to wait for a decoder and for scores; decoding an image may take a third of it,
-            judging a video all of it.
+            decoding a video and finding its faces twice as long.
         queue: images that may wait for the detector; further requests are refused.
         max_batch: images that the detector scores at once.
         per_minute: API requests of one address per minute; 0 for no limit.

@@ -75,9 +75,12 @@ class _Request(HTTPRequestParser):
 
     of_pictures: Any  # settings of waitress with the limit of all other requests
     videos: weakref.WeakSet  # requests in memory that may be large
+    error: Any
 
     def parse_header(self, header_plus: bytes) -> None:
         super().parse_header(header_plus)
+        if not self.chunked and self.content_length < self.of_pictures.max_request_body_size:
+            return
         if self.path == VIDEO_PATH and len(self.videos) < VIDEO_UPLOADS:
             self.videos.add(self)
         else:
