@@ -39,15 +39,14 @@ If you know the right answer, --save-case DIR --label fake keeps each readable p
 
 Of a video, --every and --max-frames choose evenly spaced frames. Each face is followed through them and has a row with
 its number, its time and the number of frames that show it; its logit is their mean. The most suspicious face comes
-first and decides on the video, unless it is in fewer than 3 frames and another one is not.
+first and decides on the video, unless it is in fewer than 3 frames and another one is not:
 
   path,p_fake,verdict,logit,framed,finder,track,start_s,end_s,frames
   clip.mp4,0.8912045121192932,fake,2.1034152507781982,face,yunet,2,0.0,29.5,60
   clip.mp4,0.0711120068427124,real,-2.5698211193084717,face,yunet,1,4.5,21.0,34
 
-JSON output is an array of {"path", "p_fake", "verdict", "logit"}, with {"path", "error"} for files that cannot be
-read. CSV output leaves these out. They are always listed on stderr, never scored, and make the exit code 1. The last
-line on stderr is a summary:
+JSON output is an array of such objects, and of {"path", "error"} for files that cannot be read. CSV output leaves these
+out. They are always listed on stderr, never scored, and make the exit code 1. The last line on stderr is a summary:
 
   12 images: 5 real, 4 fake, 1 unsure, 1 no face; 1 unreadable
 """
@@ -109,7 +108,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="balanced, fpr1 or fpr01 (1 %% or 0.1 %% false alarms on validation), or a p_fake in "
         "[0, 1] (default: balanced)",
     )
-    parser.add_argument("--batch-size", type=int_in(1), default=32)
+    batch = "images per batch; a larger one needs more memory and is faster on a GPU only (default: 8)"
+    parser.add_argument("--batch-size", type=int_in(1), default=8, help=batch)
     parser.add_argument(
         "--engine",
         choices=("auto", *ENGINES),

@@ -14,35 +14,37 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from datasets.borders import inside_borders
+from datasets.borders import Area, inside_borders
 from datasets.framing import MARGIN, Box, square_around
 
 SEARCHED_SIDE = 320  # px, the longer side of the searched picture; larger pictures are reduced
 BORDER = 0.25  # of each side, replicated around a picture without a face: a face that fills it is found then
 LARGE = 600  # px, the longer side of pictures that may have borders, or faces that the first search misses
 SMALL = 0.2  # of the longer side of the picture: if no face is larger, it is searched again
-FINE_SIDE = 960  # px, the longer side in that search
+FINE_SIDE = {"yunet": 960, "cascade": 640}  # px, the longer side in that search; the cascade takes long
 SMALLEST = 40  # px, the longer side of faces in it: below, there is too little to judge
 SURROUNDINGS = 2.0  # side of the square that is searched around such a face : longer side of the face
+MAX_FACES = 32
+HALVED = 4  # times the longer side in a search; pictures from there on are halved before they are reduced to it
 OVERLAP = 0.3  # two boxes that share more of their union are one face
 
 Found = tuple[float, float, float, float, float]  # left, top, width, height in px; score, NaN if unknown
 Search = Callable[[np.ndarray], list[Found]]  # of a small picture (H, W, 3) uint8 RGB
 
 
-def search_faces(search: Search, image: np.ndarray) -> list[Found]:
-    """The faces in ``(H, W, 3)`` uint8 RGB, the largest first."""
+def search_faces(search: Search, image: np.ndarray, finder: str) -> list[Found]:
+    """The faces in ``(H, W, 3)`` uint8 RGB, the largest first, at most MAX_FACES, by the search of this finder."""
     if max(image.shape[:2]) <= LARGE:
-        return distinct(_by_size(_search_once(search, image)))
+        return distinct(_by_size(_search_once(search, image)))[:MAX_FACES]
     top, left, height, width = inside_borders(image)
     inner = image[top : top + height, left : left + width]
     found = distinct(_by_size(_search_once(search, inner)))
     if max(height, width) > LARGE and not any(max(each[2:4]) > SMALL * max(height, width) for each in found):
-        candidates = distinct(_by_size(_search_reduced(search, inner, FINE_SIDE)) + found)
+        candidates = distinct(_by_size(_search_reduced(search, inner, FINE_SIDE[finder])) + found)[:MAX_FACES]
         again = [_search_again(search, inner, each) for each in candidates if max(each[2:4]) >= SMALLEST]
         found = distinct(_by_size([each for each in again if each]))
     is_bordered = inner.shape != image.shape
-    inside = [_inside_picture(inner, each, is_bordered) for each in found]
+    inside = [_inside_picture(inner, each, is_bordered) for each in found[:MAX_FACES]]
     return [(x + left, y + top, *rest) for x, y, *rest in inside]
 
 
@@ -80,9 +82,13 @@ def _search_once(search: Search, image: np.ndarray) -> list[Found]:
 
 def _search_reduced(search: Search, image: np.ndarray, side: int = SEARCHED_SIDE) -> list[Found]:
     """Search a picture reduced to a longer side of at most ``side`` px; the boxes are those of the picture itself."""
-    factor = max(1.0, max(image.shape[:2]) / side)
+    height, width = image.shape[:2]
+    factor = max(1.0, max(height, width) / side)
+    while max(image.shape[:2]) >= HALVED * side:  # several times faster than a single step
+        rows, columns = (length // 2 for length in image.shape[:2])
+        image = cv2.resize(image[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
     if factor > 1.0:
-        size = (max(1, round(image.shape[1] / factor)), max(1, round(image.shape[0] / factor)))
+        size = (max(1, round(width / factor)), max(1, round(height / factor)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     found = search(image)
     return [(left * factor, top * factor, w * factor, h * factor, score) for left, top, w, h, score in found]
@@ -90,9 +96,8 @@ def _search_reduced(search: Search, image: np.ndarray, side: int = SEARCHED_SIDE
 
 def _search_again(search: Search, image: np.ndarray, face: Found) -> Found | None:
     """Search the surroundings of a face, and return what is found at its place."""
-    height, width = image.shape[:2]
-    top, left, side = square_around(image.shape, _box(face, width, height), SURROUNDINGS)
-    found = _search_once(search, image[top : top + side, left : left + side])
+    (top, left, height, width), _ = _surroundings(image, face, SURROUNDINGS)
+    found = distinct(_by_size(_search_once(search, image[top : top + height, left : left + width])))
     moved = [(x + left, y + top, *rest) for x, y, *rest in found]
     best = max(moved, key=lambda each: overlap(each, face), default=None)
     return best if best and overlap(best, face) > OVERLAP else None
@@ -103,19 +108,23 @@ def _inside_picture(image: np.ndarray, face: Found, is_bordered: bool) -> Found:
 
     In the picture alone, the square ends at its edge (:func:`datasets.framing.square_around`).
     """
+    for scale in (SURROUNDINGS, MARGIN):
+        (top, left, height, width), has_border = _surroundings(image, face, scale)
+        if is_bordered or has_border:
+            x, y, w, h, score = face
+            side = MARGIN * max(w, h)
+            reach = min(side, height, width)
+            across = min(max(x + w / 2, left + reach / 2), left + width - reach / 2)
+            down = min(max(y + h / 2, top + reach / 2), top + height - reach / 2)
+            w, h = w * reach / side, h * reach / side
+            face = across - w / 2, down - h / 2, w, h, score
+    return face
+
+
+def _surroundings(image: np.ndarray, face: Found, scale: float) -> tuple[Area, bool]:
+    """The square around a face, of ``scale`` times its longer side, inside plain borders; whether it has any."""
     height, width = image.shape[:2]
-    top, left, side = square_around(image.shape, _box(face, width, height), MARGIN)
+    box = Box(face[0] / width, face[1] / height, face[2] / width, face[3] / height)
+    top, left, side = square_around(image.shape, box, scale)
     first, start, rows, columns = inside_borders(image[top : top + side, left : left + side])
-    if not is_bordered and rows == columns == side:
-        return face
-    x, y, w, h, score = face
-    across, down = x + w / 2, y + h / 2
-    reach = min(MARGIN * max(w, h), rows, columns)
-    factor = reach / (MARGIN * max(w, h))
-    across = min(max(across, left + start + reach / 2), left + start + columns - reach / 2)
-    down = min(max(down, top + first + reach / 2), top + first + rows - reach / 2)
-    return across - factor * w / 2, down - factor * h / 2, factor * w, factor * h, score
-
-
-def _box(face: Found, width: int, height: int) -> Box:
-    return Box(face[0] / width, face[1] / height, face[2] / width, face[3] / height)
+    return (top + first, left + start, rows, columns), (rows, columns) != (side, side)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 CASCADE = "cascade"
 DETECTOR_VARIABLE = "DEEPFAKE_FACE_DETECTOR"
 YUNET_FILE = "face_detection_yunet_2023mar.onnx"  # in the user's cache
-MAX_FACES = 32
 SCORE = 0.6
 CASCADE_FACE = 32  # px, the smallest face after reduction
 CASCADE_SCALE = 1.17  # boxes of YuNet are larger than those of the cascade, by the median over 113 portraits
@@ -83,7 +82,7 @@ class FaceFinder:
         height, width = image.shape[:2]
         return [
             Face(Box(left / width, top / height, across / width, down / height), _confidence(score))
-            for left, top, across, down, score in search_faces(self._search(), image)[:MAX_FACES]
+            for left, top, across, down, score in search_faces(self._search(), image, self.name)
         ]
 
 

@@ -17,8 +17,8 @@ import evaluate
 import predict
 from datasets.demo_set.fakes import photograph
 from datasets.face_boxes import find_faces
-from datasets.face_search import distinct
-from datasets.faces import MAX_FACES, YUNET_FILE, Face, FaceFinder, face_views, highest_of_each, open_finder
+from datasets.face_search import MAX_FACES, distinct
+from datasets.faces import YUNET_FILE, Face, FaceFinder, face_views, highest_of_each, open_finder
 from datasets.framing import Box
 from datasets.images import read_image
 from datasets.records import Record
