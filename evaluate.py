@@ -5,9 +5,10 @@
   python evaluate.py --checkpoint a/best.pt --data demo --severity jpeg resize --output-dir results/ab
   python evaluate.py --checkpoint a/best.pt b/best.pt --data data/140k --compare --gallery
   python evaluate.py --checkpoint a/best.pt --data clips:data/ff    a folder of videos, each one item
+  python evaluate.py --data csv:cases/cases.csv                     cases of predict.py, by the released detector
   python evaluate.py --from-scores results/ab/scores/*.csv.gz --output-dir results/again
 
-The first five forms write scores/<checkpoint>__<data>__<split>.csv.gz, one row per image and tier, and a JSON file of
+All forms but the last write scores/<checkpoint>__<data>__<split>.csv.gz, one row per image and tier, and a JSON file of
 the same name with the threshold, unreadable images and data fingerprint. All else derives from these files, so
 --from-scores gives the same tables and figures without a model or an image: metrics.json; metrics and generators as
 .csv, .md and .tex; ROC, precision-recall, reliability and coverage figures per tier, and confusion and score figures
@@ -35,6 +36,7 @@ from datasets.perturbations import pick_tiers
 from datasets.records import relative_path
 from datasets.spec import Listing, open_records
 from utils.args import (
+    DEFAULT_CHECKPOINT,
     EXIT_DONE,
     add_device_group,
     add_face_group,
@@ -65,7 +67,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of evaluate.py."""
     parser = make_parser(__doc__, "evaluate.py")
     what = parser.add_argument_group("what to evaluate")
-    what.add_argument("--checkpoint", nargs="+", default=[], metavar="PT", help="checkpoints, or run folders")
+    what.add_argument(
+        "--checkpoint", nargs="+", default=[], metavar="PT", help=f"checkpoints, or run folders {DEFAULT_CHECKPOINT}"
+    )
     what.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets (default split: test)")
     what.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="scores files, instead of both")
     what.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard common")
@@ -95,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Evaluate; returns ``{"rows": metrics rows, "scores": score files, "exit_code": 0 or 1}``."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    if bool(args.from_scores) == bool(args.checkpoint) or bool(args.checkpoint) != bool(args.data):
-        parser.error("expected either --checkpoint PT... with --data SPEC..., or --from-scores CSV...")
+    if bool(args.from_scores) == bool(args.data) or (args.from_scores and args.checkpoint):
+        parser.error("expected either --data SPEC... or --from-scores CSV..., and --checkpoint PT... only with --data")
     folder = check_output_dir(args.output_dir)
     if args.from_scores:
         if args.faces or args.face_detector:
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         files = [Path(path) for path in args.from_scores]
     else:
         tiers = pick_tiers(args.tiers, args.severity)
-        checkpoints = [check_checkpoint_file(path) for path in args.checkpoint]
+        checkpoints = [check_checkpoint_file(path) for path in args.checkpoint or [None]]
         data = open_labelled(args.data)
         check_pair(args.pair, data)
 

@@ -64,7 +64,7 @@ def write_clip(job: Job, n_frames: int) -> None:
     kind = f"fake/{job.generator}" if job.generator else "real"
     file = Path(job.folder, job.split, kind, f"{job.index:06d}.avi")
     file.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), RATE, (job.size, job.size))
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (job.size, job.size))
     writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 100)
     for frame in frames_of(job, n_frames):
         writer.write(np.ascontiguousarray(frame[:, :, ::-1]))

@@ -291,10 +291,10 @@ def test_warns_when_a_checkpoint_was_trained_on_the_images(place, tmp_path, caps
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("", "expected either --checkpoint"),
-        ("--checkpoint net", "expected either --checkpoint"),
-        ("--data wild", "expected either --checkpoint"),
-        ("--checkpoint net --data wild --from-scores s.csv", "expected either --checkpoint"),
+        ("", "expected either --data"),
+        ("--checkpoint net", "expected either --data"),
+        ("--checkpoint net --from-scores s.csv", "--checkpoint PT... only with --data"),
+        ("--data wild --from-scores s.csv", "expected either --data"),
         ("--checkpoint absent.pt --data wild", "found none at 'absent.pt'; train one"),
         ("--checkpoint wild --data wild", "found none at 'wild'"),
         ("--checkpoint empty.pt --data wild", "an empty file"),

@@ -18,8 +18,9 @@ from utils.scoring.table import read_scores
 pytestmark = pytest.mark.usefixtures("in_empty_folder", "no_evaluation_figures")
 
 
-def test_saved_cases_are_scored_and_calibrate_a_detector(tiny_checkpoint, capsys):
+def test_saved_cases_are_scored_and_calibrate_a_detector(tiny_checkpoint, monkeypatch, capsys):
     checkpoint = str(tiny_checkpoint)
+    monkeypatch.setattr("utils.args.RELEASE_FILE", tiny_checkpoint)  # what evaluate.py takes by default
     photos = write_images(*(f"photos/{number}.png" for number in range(6)))
     Path("photos/broken.png").write_bytes(b"no picture")
     result = run(checkpoint, *photos[:3], "photos/broken.png", "--save-case", "cases", "--label", "fake")
@@ -30,7 +31,7 @@ def test_saved_cases_are_scored_and_calibrate_a_detector(tiny_checkpoint, capsys
     wanted = {row["path"]: float(row["logit"]) for row in csv_rows(capsys.readouterr().out.rpartition("]\n")[2])}
 
     flags = ["--data", f"csv:cases/{LIST_NAME}", "--n-boot", "20", "--device", "cpu", "--output-dir", "out"]
-    evaluated = evaluate.main(["--checkpoint", checkpoint, *flags])
+    evaluated = evaluate.main(flags)
     (row,) = evaluated["rows"]
     assert (row["n_real"], row["n_fake"], row["unreadable"]) == (4, 2, 0)  # the third picture was fake at first
     table = read_scores(evaluated["scores"][0])
