@@ -6,6 +6,8 @@ import "./base.css";
 import "./layout.css";
 import "./gallery.css";
 import "./detail.css";
+import "./faces.css";
+import "./video.css";
 import "./media.css";
 
 createRoot(document.getElementById("root")!).render(
