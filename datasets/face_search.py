@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from datasets.borders import Area, inside_borders
+from datasets.borders import Area, inside_borders, up_to_borders
 from datasets.framing import MARGIN, Box, square_around
 
 SEARCHED_SIDE = 320  # px, the longer side of the searched picture; larger pictures are reduced
@@ -126,5 +126,7 @@ def _surroundings(image: np.ndarray, face: Found, scale: float) -> tuple[Area, b
     height, width = image.shape[:2]
     box = Box(face[0] / width, face[1] / height, face[2] / width, face[3] / height)
     top, left, side = square_around(image.shape, box, scale)
-    first, start, rows, columns = inside_borders(image[top : top + side, left : left + side])
+    x, y, w, h = face[0] - left, face[1] - top, face[2], face[3]
+    middle = round(y + h / 4), round(x + w / 4), round(h / 2), round(w / 2)  # the rest may be outside of the picture
+    first, start, rows, columns = up_to_borders(image[top : top + side, left : left + side], middle)
     return (top + first, left + start, rows, columns), (rows, columns) != (side, side)

@@ -128,10 +128,10 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
         raise UnreadableImage("truncated")
     if header.channels not in (1, 3):
         return None
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         return None
-    image = array_to_srgb(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), header.profile, header.channels == 1)
+    image = array_to_srgb(image, header.profile, header.channels == 1)
     return image if header.exif is None else _apply_orientation(image, header.exif)
 
 
@@ -166,8 +166,7 @@ def _decode_png(data: bytes, max_pixels: int) -> np.ndarray | None:
     elif colour_type in (4, 6):
         return None
     else:
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        image = None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if image is None else array_to_srgb(image, profile, colour_type in (0, 4))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import predict
-from datasets.borders import inside_borders
+from datasets.borders import inside_borders, up_to_borders
 from datasets.demo_set.fakes import photograph
 from datasets.face_search import LARGE
 from datasets.faces import FaceFinder
@@ -95,6 +95,14 @@ def test_borders_are_left_out_from_all_sides_and_within_each_other():
         -2, 3, (200, 300, 1)
     )
     assert inside_borders(np.clip(noisy, 0, 255).astype(np.uint8)) == (30, 50, 40, 60)
+
+
+def test_the_picture_around_a_place_ends_at_plain_lines_not_at_other_pictures():
+    rng = np.random.default_rng(0)
+    image = screens.grid(list(rng.integers(0, 256, (6, 40, 60, 3), np.uint8)), 3)
+    assert up_to_borders(image, (80, 100, 4, 9)) == (64, 84, 40, 60)
+    assert up_to_borders(image[20:], (-5, -3, 60, 50)) == (0, 0, 84, 72)  # with the lines in that place
+    assert up_to_borders(rng.integers(0, 256, (300, 900, 3), np.uint8), (9, 9, 9, 9)) == (0, 0, 300, 900)
 
 
 def test_pictures_of_ordinary_size_are_searched_once(monkeypatch):
