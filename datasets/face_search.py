@@ -45,7 +45,7 @@ def search_faces(search: Search, image: np.ndarray, finder: str) -> list[Found]:
         found = distinct(_by_size([each for each in again if each]))
     is_bordered = inner.shape != image.shape
     inside = [_inside_picture(inner, each, is_bordered) for each in found[:MAX_FACES]]
-    return [(x + left, y + top, *rest) for x, y, *rest in inside]
+    return [(x + left, y + top, w, h, score) for x, y, w, h, score in inside]
 
 
 def distinct(found: Sequence[Found]) -> list[Found]:
@@ -98,7 +98,7 @@ def _search_again(search: Search, image: np.ndarray, face: Found) -> Found | Non
     """Search the surroundings of a face, and return what is found at its place."""
     (top, left, height, width), _ = _surroundings(image, face, SURROUNDINGS)
     found = distinct(_by_size(_search_once(search, image[top : top + height, left : left + width])))
-    moved = [(x + left, y + top, *rest) for x, y, *rest in found]
+    moved = [(x + left, y + top, w, h, score) for x, y, w, h, score in found]
     best = max(moved, key=lambda each: overlap(each, face), default=None)
     return best if best and overlap(best, face) > OVERLAP else None
 

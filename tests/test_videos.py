@@ -128,10 +128,12 @@ def test_a_detector_of_whole_pictures_judges_faces_of_videos_but_not_of_pictures
 def test_without_a_face_there_is_no_verdict_unless_whole_frames_are_asked_for(checkpoint, tiny_checkpoint, capsys):
     write_clip("empty.mp4", [scene()] * 8)
     for detector, flags in ((checkpoint, []), (str(tiny_checkpoint), ["--faces"])):
-        result = run(detector, "empty.mp4", "--format", "json", "--timeline", "lines", *flags)
+        result = run(detector, "empty.mp4", "--format", "json", "--metadata", "--timeline", "lines", *flags)
         (row,) = json.loads(capsys.readouterr().out)
         assert row.pop("finder") == "cascade" and result["exit_code"] == 0 and not list(Path("lines").iterdir())
-        assert row == {"path": "empty.mp4", "p_fake": None, "verdict": "no face", "logit": None, "framed": None}
+        assert row == {"path": "empty.mp4", "p_fake": None, "verdict": "no face", "logit": None, "framed": None} | {
+            "track": None
+        }
     run(str(tiny_checkpoint), "empty.mp4")  # nobody asked for faces
     assert csv_rows(capsys.readouterr().out)[0]["framed"] == "whole"
     run(checkpoint, "empty.mp4", "--timeline", "lines", "--whole")

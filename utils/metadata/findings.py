@@ -97,14 +97,20 @@ def read_findings(data: bytes) -> list[Finding]:
 def add_findings(batches: Iterator[list[dict[str, Any]]], as_text: bool) -> Iterator[list[dict[str, Any]]]:
     """Add what the file of each picture says as its ``metadata``; rows with an ``error`` or of videos have none."""
     for rows in batches:
+        path, found = "", []
         for row in rows:
             if "error" not in row and "track" not in row:
-                try:
-                    found = read_findings(read_bytes(row["path"]))
-                except UnreadableImage:  # gone since it was scored
-                    found = []
+                if row["path"] != path:  # else another face in the same picture
+                    path, found = row["path"], _findings_of(row["path"])
                 row["metadata"] = findings_text(found) if as_text else found
         yield rows
+
+
+def _findings_of(path: str) -> list[Finding]:
+    try:
+        return read_findings(read_bytes(path))
+    except UnreadableImage:  # gone since it was scored
+        return []
 
 
 def findings_text(findings: list[Finding]) -> str:

@@ -58,16 +58,22 @@ def picture_rows(
         for index in dict.fromkeys(indices.tolist()):
             logits, *places = columns[:, indices == index]
             rows = _scored_rows(records[index].path, logits, point, threshold)
-            for number, (row, place) in enumerate(zip(rows, np.transpose(places).tolist(), strict=True), 1):
-                is_face = not math.isnan(place[0])
+            faces = [_face(number, *place) for number, place in enumerate(np.transpose(places).tolist(), 1)]
+            for row, face in zip(rows, faces, strict=True):
                 if finder:
-                    row |= {"framed": "face" if is_face else "whole" if row["logit"] is not None else None}
+                    row |= {"framed": "face" if face else "whole" if row["logit"] is not None else None}
                     row["finder"] = finder
-                if with_faces and is_face:
-                    confidence = None if math.isnan(place[4]) else place[4]
-                    row |= zip(FACE_COLUMNS, (number, *map(round, place[:4]), confidence), strict=True)
+                row |= face if with_faces else {}
             items[index] = [rows[at] for at in np.argsort(-logits, kind="stable")]
         yield [items[index] for index in sorted(items)]
+
+
+def _face(number: int, left: float, top: float, width: float, height: float, confidence: float) -> Row:
+    """The columns of a face, none without a box."""
+    if math.isnan(left):
+        return {}
+    values = number, round(left), round(top), round(width), round(height)
+    return dict(zip(FACE_COLUMNS, (*values, None if math.isnan(confidence) else confidence), strict=True))
 
 
 def _scored_rows(path: str, logits: np.ndarray, point: OperatingPoint, threshold: str | float) -> list[Row]:
@@ -97,7 +103,7 @@ def video_rows(
         logits = np.array([float(track.logit) for track in tracks] or [math.nan])
         rows = _scored_rows(path, logits, point, threshold)
         for row in rows:
-            row |= {"framed": None, "finder": finder}
+            row |= {"framed": None, "finder": finder, "track": None}
         for number, (row, track) in enumerate(zip(rows, tracks, strict=False), 1):  # without a face: no track
             row["framed"] = "face" if track.is_face else "whole"
             interval = round(track.times[0], 3), round(track.times[-1], 3)
