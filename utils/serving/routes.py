@@ -14,10 +14,11 @@ from flask import Blueprint, Flask, Response, g, jsonify, render_template, reque
 from werkzeug.exceptions import HTTPException
 
 from utils.serving import guard, telemetry
+from utils.serving.offers import Offer
 from utils.serving.preparation import Choice
 from utils.serving.service import Service
 from utils.serving.settings import Limits, Refused
-from utils.serving.uploads import ACCEPTED, read_uploads
+from utils.serving.uploads import ACCEPTED, Upload, read_uploads
 
 log = logging.getLogger("serve")
 OPENAPI = Path(__file__).with_name("openapi.json")
@@ -33,38 +34,35 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     limits = service.limits
     document = make_document([offer.name for offer in service.offers], limits, token_needed)
 
-    def one(work: Any) -> Response:
-        (upload,) = read_uploads(request, "image", 1)
-        return jsonify(work(upload, service.offer(request.form.get("model")), read_choice()))
+    def upload(field: str = "image") -> Upload:
+        return read_uploads(request, field, 1)[0]
+
+    def chosen() -> tuple[Offer, Choice]:
+        return service.offer(request.form.get("model")), read_choice()
 
     @api.post("/api/predict")
     def predict() -> Response:
-        offer = service.offer(request.form.get("model"))
-        return jsonify(service.predict(read_uploads(request, "images", limits.max_files), offer, read_choice()))
+        return jsonify(service.predict(read_uploads(request, "images", limits.max_files), *chosen()))
 
     @api.post("/api/explain")
     def explain() -> Response:
-        return one(service.explain)
+        return jsonify(service.explain(upload(), *chosen()))
 
     @api.post("/api/stress")
     def stress() -> Response:
-        return one(service.stress)
+        return jsonify(service.stress(upload(), *chosen()))
 
     @api.post("/api/preview")
     def preview() -> Response:
-        (upload,) = read_uploads(request, "image", 1)
-        return Response(service.preview(upload), content_type="image/jpeg")
+        return Response(service.preview(upload()), content_type="image/jpeg")
 
     @api.post("/api/video")
     def video() -> Response:
-        offer = service.offer(request.form.get("model"))
-        (upload,) = read_uploads(request, "video", 1)
-        return jsonify(service.video(upload, offer, read_choice()))
+        return jsonify(service.video(upload("video"), *chosen()))
 
     @api.post("/api/cases")
     def cases() -> Response:
-        (upload,) = read_uploads(request, "image", 1)
-        return jsonify(service.save_case(upload, request.form.get("label", "")))
+        return jsonify(service.save_case(upload(), request.form.get("label", "")))
 
     @api.get("/api/models")
     def models() -> Response:
