@@ -7,7 +7,6 @@ import http.client
 import io
 import json
 import struct
-import threading
 import time
 import zipfile
 import zlib
@@ -26,6 +25,7 @@ import serve
 from datasets.images import UnreadableImage
 from tests.conftest import write_image
 from tests.datasets.heif_files import encode_heic
+from tests.sockets import listening
 from tests.utils.metadata.manifests import firefly_store, in_png
 from utils.errors import UserError
 from utils.serving.offers import open_offers
@@ -366,9 +366,7 @@ def test_tokens_that_can_be_guessed_are_refused(tmp_path, text):
 
 
 def test_server_answers_over_a_socket_and_limits_headers(app):
-    server, port = make_server(app, "127.0.0.1", 0, LIMITS)
-    threading.Thread(target=server.run, daemon=True).start()
-    try:
+    with listening(app, LIMITS) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", "/api/health")
         assert json.loads(connection.getresponse().read())["status"] == "ok"
@@ -376,6 +374,3 @@ def test_server_answers_over_a_socket_and_limits_headers(app):
         assert connection.getresponse().status == 431
         with pytest.raises(UserError, match="expected a free address"):
             make_server(app, "127.0.0.1", port, LIMITS)
-    finally:
-        server.close()
-        server.task_dispatcher.shutdown(timeout=1)

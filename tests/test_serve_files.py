@@ -6,7 +6,6 @@ import base64
 import http.client
 import io
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from datasets.spec import open_records
 from tests.clips import walk, write_clip
 from tests.conftest import exit_and_stderr
 from tests.datasets.heif_files import encode_heic
+from tests.sockets import listening
 from tests.test_serve import jpeg
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.serving import wsgi
 from utils.serving.settings import Limits
-from utils.serving.wsgi import make_server
 
 LIMITS = Limits(max_mb=0.5, max_video_mb=2, max_video_frames=12)
 
@@ -120,8 +119,6 @@ def test_a_video_that_takes_too_long_is_refused_and_harms_nobody(app, monkeypatc
 
 
 def test_only_videos_may_be_large_and_few_of_them_at_a_time(app):
-    server, port = make_server(app, "127.0.0.1", 0, LIMITS)
-    threading.Thread(target=server.run, daemon=True).start()
     size = wsgi.SLACK + 1_500_000  # larger than pictures may be
 
     def begin(path: str) -> http.client.HTTPConnection:
@@ -131,11 +128,10 @@ def test_only_videos_may_be_large_and_few_of_them_at_a_time(app):
         connection.endheaders(b"-")
         return connection
 
-    try:
+    with listening(app, LIMITS) as port:
         assert begin("/api/predict").getresponse().status == 413
         waiting = [begin("/api/video") for _ in range(wsgi.VIDEO_UPLOADS)]
-        refused = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        while True:  # until the server has seen those that wait
+        for _ in range(20):  # until the server has seen those that wait
             refused = begin("/api/video")
             refused.sock.settimeout(0.5)
             try:
@@ -143,11 +139,10 @@ def test_only_videos_may_be_large_and_few_of_them_at_a_time(app):
                 break
             except TimeoutError:
                 waiting.append(refused)
+        else:
+            pytest.fail("expected 503")
         for connection in waiting:
             connection.close()
-    finally:
-        server.close()
-        server.task_dispatcher.shutdown(timeout=1)
 
 
 def test_a_preview_is_a_small_jpeg(app):

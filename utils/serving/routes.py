@@ -30,8 +30,7 @@ REASONS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413:
 
 def make_api(service: Service, token_needed: bool) -> Blueprint:
     """Build the blueprint of /api and /metrics."""
-    api = Blueprint("api", __name__)
-    limits = service.limits
+    api, limits = Blueprint("api", __name__), service.limits
     document = make_document([offer.name for offer in service.offers], limits, token_needed)
 
     def upload(field: str = "image") -> Upload:
@@ -86,8 +85,7 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     def metrics() -> Response:
         batcher = service.batcher
         values = {"queue_images": batcher.waiting, "batches_total": batcher.batches, "scored_total": batcher.scored}
-        text = service.telemetry.text(values)
-        return Response(text, content_type=telemetry.MEDIA_TYPE)
+        return Response(service.telemetry.text(values), content_type=telemetry.MEDIA_TYPE)
 
     return api
 
