@@ -2,7 +2,7 @@
 
   python -m studies.releases_table
 
-One row per source and release, also as .md and .tex. The tables of the releases are those of model_card.py.
+One row per source, also as .md and .tex. The tables of the releases are those of model_card.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 from studies.model_card import OVERVIEW_CAPTION, OVERVIEW_COLUMNS
 from utils.args import RELEASES, check_output_dir, make_parser, run_script
 from utils.files import ROOT, read_text
-from utils.tables import columns, write_table
+from utils.tables import write_table
 
-COLUMNS = [OVERVIEW_COLUMNS[0], *columns(checkpoint="Release"), *OVERVIEW_COLUMNS[1:]]
-FIGURES = [key for key, _ in OVERVIEW_COLUMNS[4:]]
+FACTS = ("dataset", "seen", "n_real", "n_fake")
+FIGURES = ("auc", "false_alarms")
+TITLES = dict(OVERVIEW_COLUMNS)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -36,25 +37,32 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Write the table; returns ``{"rows": rows}``."""
     args = get_args_parser().parse_args(argv)
-    found = [row for folder in args.results for row in read_overview(Path(folder))]
-    sources = list(dict.fromkeys(row["dataset"] for row in found))
-    rows = sorted(found, key=lambda row: sources.index(row["dataset"]))
+    tables = {Path(folder).name: read_overview(Path(folder)) for folder in args.results}
+    rows: dict[str, dict[str, Any]] = {}
+    for release, table in tables.items():
+        for dataset, (facts, figures) in table.items():
+            rows.setdefault(dataset, facts).update({f"{release} {key}": value for key, value in figures.items()})
+    chosen = [
+        (f"{name} {key}", f"{TITLES[key]}: {name.removeprefix('deepfake-')}") for key in FIGURES for name in tables
+    ]
+    shown = [*((key, TITLES[key]) for key in FACTS), *chosen]
     folder = check_output_dir(args.output_dir)
-    print(write_table(rows, COLUMNS, folder / "overview", OVERVIEW_CAPTION)[1].read_text(encoding="utf-8"), end="")
-    return {"rows": rows}
+    written = write_table(list(rows.values()), shown, folder / "overview", OVERVIEW_CAPTION)
+    print(written[1].read_text(encoding="utf-8"), end="")
+    return {"rows": list(rows.values())}
 
 
-def read_overview(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of overview.csv with their intervals; ``checkpoint`` is the name of the folder."""
-    rows = []
+def read_overview(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Read overview.csv: the facts and the figures, with their intervals, of each data set."""
+    found = {}
     for line in csv.DictReader(io.StringIO(read_text(folder / "overview.csv", "a table of model_card.py"))):
-        row: dict[str, Any] = {"checkpoint": folder.name, "dataset": line["dataset"], "seen": line["seen"]}
-        row |= {key: int(line[key]) for key in ("n_real", "n_fake")}
+        facts = {key: int(line[key]) if key.startswith("n_") else line[key] for key in FACTS}
+        figures: dict[str, Any] = {}
         for key in FIGURES:
             if line[key]:
-                row |= {key: float(line[key]), f"{key}_ci": [float(line[f"{key}_low"]), float(line[f"{key}_high"])]}
-        rows.append(row)
-    return rows
+                figures |= {key: float(line[key]), f"{key}_ci": [float(line[f"{key}_low"]), float(line[f"{key}_high"])]}
+        found[line["dataset"]] = facts, figures
+    return found
 
 
 if __name__ == "__main__":
