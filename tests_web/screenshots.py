@@ -25,7 +25,7 @@ PHONE = {"width": 390, "height": 844}
 DEMO_SET = "demo@n=240,size=256,split=train"
 PEOPLE = 6  # in a video conference
 TILE, GAP = 172, 16  # px
-FAKE = "upsampled/000000"  # one of them, which the detector calls fake at this size
+FAKE = "upsampled/000000"  # one of them, which the detector suspects most at this size
 
 
 def conference() -> np.ndarray:
