@@ -107,12 +107,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     turns = [measure(*files, paths, args.threads) for _ in range(args.repeats)]
     rows = [summary_row(what, turns, single[what], len(paths)) for what in single]
     fast = rows[-1]
-    speed_up = f"predict.py with an export over the plain script, {len(paths):,} JPEG files"
-    first = {
-        "what": "predict.py with an export, one image, start-up included",
-        "value": fast["first_image_s"],
-        "unit": "s",
-    }
+    export = f"predict.py with an export of {files[0].stem}"
+    speed_up = f"{export} over the plain script, {len(paths):,} JPEG files"
+    first = {"what": f"{export}, one image, start-up included", "value": fast["first_image_s"], "unit": "s"}
     summary = [
         {"what": speed_up, "value": fast["ratio"], "range": fast["ratio_ci"], "unit": "times the images/s"},
         {**first, "range": [fast["first_image_s"]] * 2},
