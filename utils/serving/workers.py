@@ -91,12 +91,18 @@ class Worker:
         return answer
 
     def stop(self) -> None:
-        """Kill the process, if there is one."""
+        """End the process, if there is one; only for the thread whose call it runs."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
             self._connection.close()
             self._process = None
+
+    def kill(self) -> None:
+        """Kill the process, if there is one, from any thread; a call that runs in it raises EOFError."""
+        process = self._process  # the thread of that call may stop it meanwhile, and alone closes the connection
+        if process is not None:
+            process.kill()
 
 
 class WorkerPool:
@@ -153,4 +159,4 @@ class WorkerPool:
     def close(self) -> None:
         """Kill all workers."""
         for worker in self._workers:
-            worker.stop()
+            worker.kill()

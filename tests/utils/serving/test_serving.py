@@ -176,6 +176,15 @@ def test_a_full_pool_answers_busy():
             slow.result()
 
 
+def test_closing_the_pool_leaves_connections_to_the_threads_that_use_them():
+    pool = WorkerPool(wait=1, seconds=20, preload="utils.serving.preparation", size=1)
+    assert pool.run(abs, -1) == 1
+    pool.close()  # closed twice, by two threads, a connection takes another file with it
+    assert not pool._workers[0]._connection.closed
+    with pytest.raises(Refused, match="damaged"):
+        pool.run(abs, -1)
+
+
 def test_parts_come_as_they_are_made_and_a_reader_who_leaves_frees_the_worker(pool):
     assert list(pool.stream(iter, [0, 1, 2])) == [0, 1, 2]
     with closing(pool.stream(iter, [0, 1, 2])) as parts:
