@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import io
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from tests.conftest import exit_and_stderr
 from tests.datasets.heif_files import encode_heic
 from tests.sockets import listening
 from tests.test_serve import jpeg
+from utils.cases import LIST_NAME
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.serving import wsgi
 from utils.serving.settings import Limits
@@ -176,6 +180,37 @@ def test_cases_are_kept_once_and_evaluate_reads_them(app):
     ):
         assert send(app, "cases", data, **fields).status_code == status
     assert sorted(file.name for file in folder.iterdir()) == sorted([name, "cases.csv"])
+
+
+def damage(folder: Path, _: pytest.MonkeyPatch) -> None:
+    (folder / LIST_NAME).write_text("name,answer\n")
+
+
+def remove(folder: Path, _: pytest.MonkeyPatch) -> None:
+    folder.rmdir()
+
+
+def fill(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+
+
+@pytest.mark.parametrize("spoil, says", [(damage, "the columns"), (remove, "No such file"), (fill, "No space left")])
+def test_a_folder_of_cases_that_fails_is_the_servers_problem(app, tmp_path, monkeypatch, caplog, spoil, says):
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    monkeypatch.setattr(app.extensions["service"], "cases", folder)
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        spoil(folder, patch)
+        answer = send(app, "cases", jpeg(), label="fake")
+    assert answer.status_code == 507 and answer.get_json()["error"]["code"] == "not_kept"
+    assert "case folder of this server" in answer.get_json()["error"]["message"]
+    assert str(tmp_path) not in answer.get_data(as_text=True)
+    (record,) = caplog.records  # one line, without a traceback
+    assert says in record.getMessage() and not record.exc_info
+    assert not list(folder.glob("*.jpg")) and not list(folder.glob("*.tmp"))
 
 
 def test_a_server_without_a_folder_keeps_no_cases(checkpoint, tmp_path):

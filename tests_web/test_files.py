@@ -133,3 +133,14 @@ def test_a_case_is_kept_with_its_answer(page, photos, cases):
     (row,) = (cases / "cases.csv").read_text().splitlines()[1:]
     assert ",fake" in row and (cases / row.split(",")[0]).read_bytes() == Path(photos[0]).read_bytes()
     assert not serious(page)
+
+
+def test_a_case_that_the_server_cannot_keep_says_why_and_can_be_sent_again(page, photos, cases):
+    (cases / "cases.csv").write_text("no list")
+    choose(page, photos[1:2])
+    part = page.get_by_role("region", name="Keep as a case")
+    part.get_by_role("button", name="Keep: it is real").click()
+    assert "not kept: the case folder of this server" in part.get_by_role("alert").inner_text()
+    (cases / "cases.csv").unlink()
+    part.get_by_role("button", name="Keep: it is real").click()
+    page.get_by_text("Kept as real").wait_for()

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def save_case(folder: Path, data: bytes, label: str) -> str:
     with locked(folder, f"waiting for another process that saves cases in {folder}"):
         header, rows = _read_list(file)
         case = next((row for row in rows if row["path"] == name), None)
-        if not (folder / name).exists():
+        if not os.path.exists(folder / name):
             atomic_write_bytes(folder / name, data)
         if case and case["label"] == label:
             return name
@@ -80,7 +81,7 @@ def save_case(folder: Path, data: bytes, label: str) -> str:
 
 def _read_list(file: Path) -> tuple[list[str], Rows]:
     """The header and the rows of a list, which a user may have edited. Raises UserError."""
-    if not file.exists():
+    if not os.path.exists(file):
         return list(COLUMNS), []
     reader = csv.DictReader(io.StringIO(read_text(file, "a list of cases"), newline=""), restval="")
     try:

@@ -122,14 +122,17 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
     Otherwise refuse; under torchrun, the first process then holds the lock for all of them.
 
     Raises:
-        UserError: another run is in progress in the folder.
+        UserError: another run is in progress in the folder, or the path is gone.
     """
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
         yield
         return
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"expected to lock {path}, got: {error.strerror}; check the path") from None
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from datasets.faces import Face, FaceFinder
 from datasets.images import UnreadableImage
 from datasets.records import LABEL_NAMES, Sampling
 from utils.cases import save_case
+from utils.errors import UserError
 from utils.explanations.overlay import normalise
 from utils.serving.batching import MicroBatcher
 from utils.serving.offers import Offer
@@ -28,11 +30,13 @@ from utils.serving.preparation import (
     prepare_video,
     stress_steps,
 )
-from utils.serving.settings import Limits, Refused
+from utils.serving.settings import Limits, Refused, refusal_of
 from utils.serving.telemetry import Telemetry
 from utils.serving.uploads import Upload
 from utils.serving.videos import NOTHING, judge_video
 from utils.serving.workers import WorkerPool
+
+log = logging.getLogger("serve")
 
 
 @dataclass
@@ -159,13 +163,22 @@ class Service:
         return self._decode(self.limits.max_pixels, prepare_preview, upload.data, self.limits.max_pixels).data
 
     def save_case(self, upload: Upload, label: str) -> dict[str, str]:
-        """Keep an upload with its right answer. Raises Refused: it is no readable image, or this server keeps none."""
+        """Keep an upload with its right answer.
+
+        Raises:
+            Refused: it is no readable image, or this server keeps none; or its folder is full, gone or damaged (507).
+        """
         if self.cases is None:
             raise Refused(404, "no_cases", "This server keeps no cases; start it with --cases DIR.")
         if label not in LABEL_NAMES:
             raise Refused(400, "bad_request", "Expected real or fake in the field 'label'.")
         self.preview(upload)  # what cannot be decoded is not kept
-        return {"saved": save_case(self.cases, upload.data, label)}
+        try:
+            return {"saved": save_case(self.cases, upload.data, label)}
+        except UserError as error:
+            log.error("a case was not kept: %s", error)
+            words = "The picture was not kept: the case folder of this server is full, not writable or damaged."
+            raise Refused(507, "not_kept", words) from None
 
     def video(self, upload: Upload, offer: Offer, choice: Choice) -> dict[str, Any]:
         """Score the faces in a video. Raises Refused: it is unreadable or takes too long, or the server is busy."""
@@ -177,7 +190,7 @@ class Service:
             try:
                 found = judge_video(chunks, offer, lambda views: self._score(offer, views))
             except (UnreadableImage, MemoryError) as error:
-                raise _refusal(error, limits.max_pixels, "video") from None
+                raise refusal_of(error, limits.max_pixels, "video") from None
         self.telemetry.verdict(found["verdict"])
         return {**offer.decision, "name": upload.name, **found, "finder": self.finder.name}
 
@@ -197,7 +210,7 @@ class Service:
         try:
             return self.workers.run(function, *arguments)
         except (UnreadableImage, MemoryError) as error:
-            raise _refusal(error, max_pixels, "image") from None
+            raise refusal_of(error, max_pixels, "image") from None
 
     def _score(self, offer: Offer, views: np.ndarray) -> np.ndarray:
         return np.array(self.batcher.score(offer.score, views, self.limits.max_seconds)) if len(views) else np.empty(0)
@@ -229,17 +242,3 @@ class Service:
         if not self._is_searched(offer, choice):
             return {}
         return {**({"framed": "face" if faces[0] else "whole"} if faces else {}), "finder": self.finder.name}
-
-
-def _refusal(error: Exception, max_pixels: int, what: str) -> Refused:
-    """Why an image or video is refused, in words that reveal nothing about the server."""
-    reason = str(error)
-    if reason.startswith("too large"):
-        return Refused(413, "too_many_pixels", f"The {what} has more than {max_pixels / 1e6:g} megapixels.")
-    if reason.startswith("HEIC needs"):
-        return Refused(415, "not_an_image", "This server cannot read HEIC; convert it to JPEG.")
-    if reason.startswith("too costly"):
-        return Refused(422, "too_complex", f"The {what} takes too long to decode.")
-    if reason.startswith("no video stream"):
-        return Refused(422, "unreadable", "The file has no video that can be decoded.")
-    return Refused(422, "unreadable", f"The {what} is damaged or incomplete.")

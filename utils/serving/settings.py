@@ -46,7 +46,7 @@ class Limits:
 class Refused(Exception):  # noqa: N818
     """A refused request: HTTP status, a code for programs and a sentence for people.
 
-    The sentence reveals nothing about the server. ``retry_after`` (seconds) is sent with a 429 or 503.
+    The sentence reveals no path or cause inside the server. ``retry_after`` (seconds) is sent with a 429 or 503.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
@@ -59,3 +59,17 @@ class Refused(Exception):  # noqa: N818
     def to_dict(self) -> dict[str, str]:
         """The error in an answer of the API."""
         return {"code": self.code, "message": self.message}
+
+
+def refusal_of(error: Exception, max_pixels: int, what: str) -> Refused:
+    """Why an image or video is refused, in words that reveal nothing about the server."""
+    reason = str(error)
+    if reason.startswith("too large"):
+        return Refused(413, "too_many_pixels", f"The {what} has more than {max_pixels / 1e6:g} megapixels.")
+    if reason.startswith("HEIC needs"):
+        return Refused(415, "not_an_image", "This server cannot read HEIC; convert it to JPEG.")
+    if reason.startswith("too costly"):
+        return Refused(422, "too_complex", f"The {what} takes too long to decode.")
+    if reason.startswith("no video stream"):
+        return Refused(422, "unreadable", "The file has no video that can be decoded.")
+    return Refused(422, "unreadable", f"The {what} is damaged or incomplete.")
