@@ -24,10 +24,7 @@ Files of a detector that was trained on the source are refused. One line per sou
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from datasets.perturbations import CLEAN, pick_tiers
 from datasets.splits import open_training_data
@@ -44,8 +41,7 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
-from utils.evaluation.scored_sets import IN_DOMAIN, read_evaluations
-from utils.scoring.table import ScoreTable
+from utils.evaluation.left_out import count_images, read_left_out, save_fitted
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -79,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     path = check_checkpoint_file(args.checkpoint, needs_weights=True)
     tiers = pick_tiers(args.tiers or [CLEAN])
     data = open_training_data(args.data) if args.data else None
-    unseen = read_unseen(args.from_scores, args.tiers) if args.from_scores else []
+    unseen = read_left_out(args.from_scores, args.tiers) if args.from_scores else []
     target = check_output_dir(args.output_dir) / "best.pt"
     if target.exists():
         raise UserError(f"expected no checkpoint in {args.output_dir}, found {target}; choose another --output-dir")
@@ -103,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     }
     checkpoint.pop("format_version")  # save_checkpoint writes its own
     if not data:
-        rows = fit_on_scores(target, checkpoint, unseen, args.calibration)
+        _, rows = save_fitted(target, checkpoint, unseen, args.calibration)
         return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_DONE}
     machine = set_up(args.device, args.precision, args.workers, args.threads)
     finder = open_finder(args.face_detector, Geometry(**checkpoint["geometry"]).needs_face)
@@ -112,55 +108,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
     settings = Settings(args.batch_size, machine.workers, machine.dtype)
     rows, unreadable = finalize(target, data, settings, machine.device, args.calibration, tiers)
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
-
-
-def read_unseen(files: Sequence[str], tiers: Sequence[str] | None) -> list[ScoreTable]:
-    """Read the scores of detectors on sources that they were not trained on, one table per file, source and tier.
-
-    Raises:
-        UserError: a file is none, a detector was trained on its source, or the files lack one of the ``tiers``.
-    """
-    sets = read_evaluations([Path(file) for file in files])
-    for scored in sets:
-        if scored.seen == IN_DOMAIN:
-            raise UserError(
-                f"expected scores of sources that were left out of training, got those of {scored.info['checkpoint']}, "
-                f"which was trained on {scored.info['dataset']}; pass the files *__left-out.csv.gz"
-            )
-    found = {scored.tier for scored in sets}
-    if missing := set(tiers or ()) - found:
-        raise UserError(f"expected scores of the tier {', '.join(sorted(missing))}, got {', '.join(sorted(found))}")
-    return [scored.table for scored in sets if scored.tier in (tiers or found)]
-
-
-def count_images(tables: Sequence[ScoreTable]) -> list[dict[str, Any]]:
-    """Return the sources of the tables and their numbers of images, whatever their tiers, for the checkpoint."""
-    images: dict[str, dict[str, int]] = {}
-    for table in tables:
-        images.setdefault(table.dataset[0], {}).update(zip(table.path, table.label.tolist(), strict=True))
-    return [
-        {"dataset": name, "split": "left-out", "n_real": len(labels) - sum(labels), "n_fake": sum(labels)}
-        for name, labels in ((name, list(found.values())) for name, found in images.items())
-    ]
-
-
-def fit_on_scores(
-    target: Path, checkpoint: dict[str, Any], tables: Sequence[ScoreTable], method: str
-) -> list[dict[str, Any]]:
-    """Fit the operating point on scores, write the checkpoint, and print and return the verdicts of each source."""
-    from utils.checkpoints.file import save_checkpoint
-    from utils.evaluation.operating_point import doubts, fit_operating_point, verdict_shares
-
-    point = fit_operating_point(tables, method)
-    metrics = {**checkpoint["metrics"], "valid": [], "test": []}  # these were of the former operating point
-    save_checkpoint(target, {**checkpoint, **point.to_checkpoint(), "metrics": metrics})
-    rows = verdict_shares(tables, point)
-    for row in rows:
-        print("{dataset} {label} n={n} called_fake={fake:.3f} unsure={unsure:.3f}".format(**row))
-    print(f"checkpoint {target}")
-    for doubt in doubts(tables, point):
-        print(f"warning: {doubt}", file=sys.stderr)
-    return rows
 
 
 if __name__ == "__main__":

@@ -16,19 +16,24 @@ training data are those of the members. The last lines on stdout are as in train
 
   test faces140k n_real=101 n_fake=125 auc=0.988 [0.975,0.997] acc=0.947 [0.916,0.973] threshold=0.480
   checkpoint checkpoints/both/best.pt
+
+With --method stacked --scores DIR DIR, weights, calibration and thresholds are fitted on sources left out of training
+instead: one folder for each member, with the scores that studies.leave_source_out wrote for its recipe. No image is
+scored; the scores of the ensemble go into scores/ of the run folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datasets.spec import Listing
 from datasets.splits import open_training_data
 from datasets.transforms import AUGMENTATIONS
 from utils.args import (
+    EXIT_DONE,
     add_device_group,
     add_face_detector,
     check_checkpoint_file,
@@ -42,12 +47,8 @@ from utils.args import (
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
     from models.detector import Detector
     from models.ensemble import Ensemble
-    from utils.scoring.scorer import Scores, Settings
 
 METHODS = ("mean", "weighted", "stacked", "soup")
 FITTED = ("weighted", "stacked")  # on validation logits
@@ -60,8 +61,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", nargs="+", required=True, metavar="PT", help="two or more members, or one with --views"
     )
+    parser.add_argument("--data", nargs="+", metavar="SPEC", help="valid and test splits (default: demo)")
     parser.add_argument(
-        "--data", nargs="+", default=["demo"], metavar="SPEC", help="valid and test splits (default: demo)"
+        "--scores", nargs="+", metavar="DIR", help="scores of left-out sources, one folder per member (stacked)"
     )
     parser.add_argument("--method", choices=METHODS, default="mean", help="default: mean")
     parser.add_argument("--views", nargs="+", choices=VIEWS, help="test-time augmentation of a single --checkpoint")
@@ -80,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
         raise UserError(f"expected one --checkpoint and no --method with --views, got {got}")
     if len(args.checkpoint) < 2 and not args.views:
         raise UserError(f"expected two or more --checkpoint, got {len(args.checkpoint)}")
+    if args.scores:
+        check_scores(args.scores, len(args.checkpoint), args.method, args.data)
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
-    data = open_training_data(args.data)
+    data = None if args.scores else open_training_data(args.data or ["demo"])
     target = check_output_dir(args.output_dir) / "best.pt"
     if any(path.resolve() == target.resolve() for path in paths):
         raise UserError(f"expected --output-dir other than the folder of a member, got {args.output_dir}")
@@ -90,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from datasets.faces import check_face_detector, open_finder
     from utils.checkpoints.file import describe_checkpoint, load_detector, save_checkpoint
     from utils.evaluation.finalize import finalize
+    from utils.evaluation.member_weights import fit_on_images, fit_on_left_out
     from utils.runtime import set_up
     from utils.scoring.scorer import Settings
 
@@ -97,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     machine = set_up(args.device, args.precision, args.workers, args.threads)
     device = machine.device
     detectors, checkpoints = zip(*(load_detector(path, device) for path in paths), strict=True)
-    finder = open_finder(args.face_detector, any(detector.geometry.needs_face for detector in detectors))
-    data = data.map(lambda listing: with_faces(listing, finder))
+    if data:
+        finder = open_finder(args.face_detector, any(detector.geometry.needs_face for detector in detectors))
+        data = data.map(lambda listing: with_faces(listing, finder))
     if args.views:
         result = with_views(detectors[0], args.views)
     elif args.method == "soup":
@@ -107,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         result = combine(detectors)
     scoring = Settings(args.batch_size, machine.workers, machine.dtype)
     score_valid = None
-    if args.method in FITTED:
-        score_valid = fit_ensemble(cast("Ensemble", result), args.method, data.valid, scoring, device)
+    if data and args.method in FITTED:
+        score_valid = fit_on_images(cast("Ensemble", result), args.method, data.valid, scoring, device)
     settings = {
         "augmentation": strongest_augmentation(checkpoints),
         "command": command_line("ensemble.py", argv),
@@ -116,9 +122,26 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "checkpoint": args.checkpoint,
     }
     description = describe_checkpoint(result, settings, training_data(checkpoints))
+    if not data:
+        rows = fit_on_left_out(cast("Ensemble", result), args.scores, target, description)
+        return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_DONE}
     save_checkpoint(target, {**description, "state_dict": result.state_dict()})
     rows, unreadable = finalize(target, data, scoring, device, score_valid=score_valid)
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
+
+
+def check_scores(folders: Sequence[str], members: int, method: str, data: Sequence[str] | None) -> None:
+    """Raise UserError unless --scores has a folder of scores for each member and fits the other flags."""
+    if method != "stacked" or data:
+        got = f"--method {method}" + (" and --data" if data else "")
+        raise UserError(f"expected --method stacked and no --data with --scores, got {got}")
+    if len(folders) != members:
+        raise UserError(f"expected --scores with one folder for each of {members} members, got {len(folders)}")
+    for folder in folders:
+        if not any(Path(folder).glob("*.csv.gz")):
+            raise UserError(
+                f"expected --scores with folders of *.csv.gz, got {folder}; pass those of studies.leave_source_out"
+            )
 
 
 def describe_member(detector: Detector) -> dict[str, Any]:
@@ -175,72 +198,6 @@ def combine(detectors: Sequence[Detector]) -> Ensemble:
     if cut := [detector.name for detector in detectors if detector.geometry.mode in whole]:
         print(f"note: {', '.join(cut)} sees more of a picture alone, but only {seen} here", file=sys.stderr)
     return ensemble
-
-
-def fit_ensemble(
-    ensemble: Ensemble, method: str, valid: Sequence[Listing], settings: Settings, device: torch.device
-) -> Callable[[Detector], list[Scores]]:
-    """Fit the weights of an ensemble on the validation images, and return what scores these without another pass."""
-    import numpy as np
-    import torch
-
-    from models.operating_point import OperatingPoint
-    from utils.evaluation.operating_point import image_weights
-    from utils.scoring.scorer import Scores, score_table
-    from utils.scoring.table import ScoreTable
-
-    found = [member_scores(ensemble, listing, settings, device) for listing in valid]
-    firsts = [Scores(scores.indices, scores.logits[:, 0], scores.unreadable) for scores in found]
-    rows = zip(valid, firsts, strict=True)
-    table = ScoreTable.join([score_table(item.records, one, OperatingPoint(), item.name) for item, one in rows])
-    logits = np.concatenate([scores.logits for scores in found])
-    weights, bias = fit_weights(logits, table.label, method, image_weights(table))
-    ensemble.weights.copy_(torch.tensor(weights))
-    ensemble.bias.fill_(bias)
-    return lambda _: [Scores(s.indices, s.logits @ np.array(weights) + bias, s.unreadable) for s in found]
-
-
-def member_scores(ensemble: Ensemble, listing: Listing, settings: Settings, device: torch.device) -> Scores:
-    """Return the members' calibrated logits (N, M) of the readable images of a listing."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
-    from datasets.loading import ImageDataset, make_loader
-    from datasets.transforms import EvalTransform
-    from utils.runtime import autocast
-    from utils.scoring.scorer import Scores
-
-    dataset = ImageDataset(listing.records, EvalTransform(ensemble.geometry))
-    indices, logits, unreadable = [], [np.empty((0, len(ensemble.members)))], []
-    loader = make_loader(dataset, settings.batch_size, workers=settings.workers)
-    for batch in tqdm(loader, f"{listing.name} valid", disable=None, leave=False):
-        unreadable += [(item.index, item.reason) for item in batch.unreadable]
-        if len(batch.images):
-            indices += batch.indices.tolist()
-            with torch.inference_mode(), autocast(device, settings.dtype):
-                logits.append(ensemble.member_logits(batch.images.to(device)).cpu().numpy())
-    return Scores(np.array(indices, np.int64), np.concatenate(logits), unreadable)
-
-
-def fit_weights(
-    logits: np.ndarray, labels: np.ndarray, method: str, counts: np.ndarray | None = None
-) -> tuple[list[float], float]:
-    """Return weights (M,) and bias for logits (N, M): by validation AUC (weighted) or logistic regression (stacked).
-
-    Each image enters the regression as often as ``counts`` ``(N,)`` says, by default once.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    from models.operating_point import sigmoid
-    from utils.metrics.binary import auc
-
-    if method == "stacked":
-        fitted = LogisticRegression(C=1.0, max_iter=1000).fit(logits, labels, counts)
-        return fitted.coef_[0].tolist(), float(fitted.intercept_[0])
-    # At least 0.01, so that members at chance still make an ensemble.
-    merits = [max(0.01, (auc(labels, sigmoid(column)) or 0.5) - 0.5) for column in logits.T]
-    return [merit / sum(merits) for merit in merits], 0.0
 
 
 def training_data(checkpoints: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

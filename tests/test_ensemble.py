@@ -19,6 +19,7 @@ from models.registry import create_model
 from utils.args import run_script
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
+from utils.evaluation.member_weights import fit_weights
 from utils.scoring.scorer import Job, score
 from utils.scoring.table import ScoreTable
 
@@ -117,7 +118,7 @@ def test_mean_is_the_mean_of_calibrated_logits(member, join, image_folder):
 def test_weights_follow_the_validation_auc(member, join, image_folder, monkeypatch):
     files = [member("a", 1, calibration=SHARP), member("b", 2), member("c", 3)]
     values = iter([0.9, 0.7, 0.2])
-    monkeypatch.setattr("utils.metrics.binary.auc", lambda labels, p_fake: next(values, 0.5))
+    monkeypatch.setattr("utils.evaluation.member_weights.auc", lambda labels, p_fake: next(values, 0.5))
     detector, _ = load_detector(join("weighted", *files))
     assert detector.weights.tolist() == pytest.approx([0.4 / 0.61, 0.2 / 0.61, 0.01 / 0.61])
     assert detector.bias == 0
@@ -176,10 +177,10 @@ def test_the_operating_point_of_a_fitted_ensemble_is_that_of_its_own_scores(memb
 def test_perfect_and_useless_members_get_weights():
     labels = np.array([0, 0, 1, 1])
     logits = np.array([[-1.0, 1.0], [-2.0, 2.0], [1.0, -1.0], [2.0, -2.0]])
-    weights, bias = ensemble.fit_weights(logits, labels, "weighted")
+    weights, bias = fit_weights(logits, labels, "weighted")
     assert weights == pytest.approx([0.5 / 0.51, 0.01 / 0.51])
     assert bias == 0
-    assert ensemble.fit_weights(-np.abs(logits), labels, "weighted")[0] == [0.5, 0.5]  # both below chance
+    assert fit_weights(-np.abs(logits), labels, "weighted")[0] == [0.5, 0.5]  # both below chance
 
 
 def test_a_soup_is_the_mean_of_the_weights(member, join):

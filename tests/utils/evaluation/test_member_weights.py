@@ -1,0 +1,112 @@
+"""Weights and operating point of an ensemble, fitted on scores of sources that its members were not trained on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import ensemble
+from models.operating_point import OperatingPoint
+from models.registry import create_model
+from studies import leave_source_out
+from tests.conftest import exit_and_stderr, make_table
+from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
+from utils.errors import UserError
+from utils.evaluation.operating_point import fit_operating_point
+from utils.scoring.table import ScoreTable, read_scores, write_scores, write_sidecar
+
+CENTRES = {"stock": -2.0, "web": -1.0, "sdxl": 1.5, "flux": 1.0}  # of the logits; above 0 are fakes
+SEEN = "140k"  # the source that all runs were trained on
+N = 60
+
+
+def write_member(folder, temperature):
+    """Write the checkpoint of a random network with a calibration."""
+    torch.manual_seed(int(temperature))
+    model = create_model("cnn", width=4)
+    checkpoint = {
+        "model": "cnn",
+        "model_args": {"width": 4},
+        "state_dict": model.state_dict(),
+        "geometry": {**model.geometry.to_dict(), "size": 32},
+        "thresholds": None,
+        "calibration": {"method": "temperature", "temperature": temperature},
+        "train_args": {},
+        "data": [{"dataset": SEEN, "split": "train", "fingerprint": "x"}],
+    }
+    save_checkpoint(folder / "best.pt", checkpoint)
+    return str(folder / "best.pt")
+
+
+def source(name, seed):
+    """Return the scores of a source of one class."""
+    logits = np.random.default_rng([seed, len(name)]).normal(CENTRES[name], 1, N)
+    return make_table([f"{name}/{i}.jpg" for i in range(N)], [int(CENTRES[name] > 0)] * N, logits, "clean", name)
+
+
+def write_member_scores(folder, seed):
+    """Write what two runs of a recipe say about the sources that each left out, and about one of its training."""
+    seen = [replace(source(name, seed), dataset=[SEEN] * N) for name in ("stock", "flux")]
+    for out in (("stock", "sdxl"), ("web", "flux")):
+        for part, tables in (("left-out", [source(name, seed) for name in out]), ("valid", seen)):
+            file = folder / f"{'+'.join(out)}__{part}.csv.gz"
+            write_scores(file, ScoreTable.join(tables))
+            trained_on = [name for name in (*CENTRES, SEEN) if name not in out]
+            facts = {"left_out": ",".join(out), "trained_on": trained_on, "thresholds": {}, "threshold": 0.5}
+            write_sidecar(file, checkpoint="+".join(out), split=part, unreadable=[], **facts)
+    return str(folder)
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """Return the flags that join two members by their scores."""
+    paths = [write_member(tmp_path / name, temperature) for name, temperature in (("a", 1.0), ("b", 2.0))]
+    scores = [write_member_scores(tmp_path / f"scores-{seed}", seed) for seed in (1, 2)]
+    return ["--checkpoint", *paths, "--method", "stacked", "--output-dir", f"{tmp_path}/both", "--scores", *scores]
+
+
+def test_weights_and_verdicts_follow_sources_that_were_left_out(flags, tmp_path, capsys):
+    result = ensemble.main(flags)
+    tables = [ScoreTable.join([source(name, seed) for name in ("stock", "sdxl", "web", "flux")]) for seed in (1, 2)]
+    calibrated = np.stack([tables[0].logit, tables[1].logit / 2], axis=1)
+    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(calibrated, tables[0].label)
+    detector, checkpoint = load_detector(result["checkpoint"])
+    assert detector.weights.tolist() == pytest.approx(fitted.coef_[0].tolist(), rel=1e-3)
+    joined = calibrated @ detector.weights.numpy() + detector.bias.numpy()
+    order = ["stock", "sdxl", "web", "flux"]
+    expected = fit_operating_point([replace(tables[0], logit=joined)])
+    assert dict(detector.operating_point.thresholds) == pytest.approx(dict(expected.thresholds))
+    assert sorted(checkpoint["fitted_on"]) == sorted(order)
+    assert [row["dataset"] for row in checkpoint["train_args"]["calibrated_on"]] == order
+    assert "stock real n=60 called_fake=" in capsys.readouterr().out
+    scores = read_scores(tmp_path / "both" / "scores" / "stock+sdxl__left-out.csv.gz")
+    assert scores.logit == pytest.approx(joined[: 2 * N])
+    assert scores.p_fake == pytest.approx(detector.operating_point.p_fake(joined[: 2 * N]))
+    files = [str(file) for file in (tmp_path / "both" / "scores").glob("*.csv.gz")]
+    table = leave_source_out.main(["--from-scores", *files, "--n-boot", "0", "--output-dir", f"{tmp_path}/table"])
+    assert {row["source"] for row in table["rows"]} == {*CENTRES, "all"}
+
+
+def test_images_that_a_member_lacks_do_not_count(flags, tmp_path):
+    file = tmp_path / "scores-2" / "stock+sdxl__left-out.csv.gz"
+    write_scores(file, read_scores(file).take(range(N, 2 * N)))
+    checkpoint = load_checkpoint(ensemble.main(flags)["checkpoint"])
+    assert OperatingPoint.from_checkpoint(checkpoint).fitted_on == ("sdxl", "web", "flux")
+    for file in (tmp_path / "scores-2").glob("*__left-out.csv.gz"):
+        file.unlink()
+    with pytest.raises(UserError, match="expected scores of the same left-out images by all members, got none in"):
+        ensemble.main(flags)
+
+
+def test_wrong_scores_are_refused_at_once(flags, tmp_path, monkeypatch, capsys):
+    at = flags.index("--scores")
+    for wrong, message in (
+        ([*flags[:-1]], "expected --scores with one folder for each of 2 members, got 1"),
+        ([*flags, "--data", "demo"], "expected --method stacked and no --data with --scores, got --method stacked and"),
+        ([*flags, "--method", "mean"], "expected --method stacked and no --data with --scores, got --method mean"),
+        ([*flags[: at + 2], str(tmp_path)], f"expected --scores with folders of *.csv.gz, got {tmp_path}; pass"),
+    ):
+        code, says = exit_and_stderr(ensemble.main, wrong, monkeypatch, capsys)
+        assert code == 2 and message in says

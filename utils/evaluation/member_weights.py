@@ -1,0 +1,157 @@
+"""Fit the weights of an ensemble's members: on validation images, or on sources that no member was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+from datasets.loading import ImageDataset, make_loader
+from datasets.records import Listing
+from datasets.transforms import EvalTransform
+from models.detector import Detector
+from models.ensemble import Ensemble, calibrated_logits
+from models.operating_point import Calibration, OperatingPoint, sigmoid
+from utils.errors import UserError
+from utils.evaluation.left_out import count_images, save_fitted
+from utils.evaluation.operating_point import image_weights
+from utils.metrics.binary import auc
+from utils.runtime import autocast
+from utils.scoring.scorer import Scores, Settings, score_table
+from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
+
+
+def fit_on_images(
+    ensemble: Ensemble, method: str, valid: Sequence[Listing], settings: Settings, device: torch.device
+) -> Callable[[Detector], list[Scores]]:
+    """Fit the weights on the validation images, and return what scores these without another pass."""
+    found = [member_scores(ensemble, listing, settings, device) for listing in valid]
+    firsts = [Scores(scores.indices, scores.logits[:, 0], scores.unreadable) for scores in found]
+    rows = zip(valid, firsts, strict=True)
+    table = ScoreTable.join([score_table(item.records, one, OperatingPoint(), item.name) for item, one in rows])
+    join = fit(ensemble, np.concatenate([scores.logits for scores in found]), table, method)
+    return lambda _: [Scores(s.indices, join(s.logits), s.unreadable) for s in found]
+
+
+def fit_on_left_out(
+    ensemble: Ensemble, folders: Sequence[str], target: Path, description: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Fit weights and operating point on the members' scores of sources left out; write checkpoint and scores.
+
+    Args:
+        folders: one for each member, see :func:`read_members`.
+        target: the checkpoint to write; the scores of the ensemble go into ``scores/`` beside it.
+        description: the entries of the checkpoint but for weights and operating point.
+
+    Returns:
+        The verdicts, one row per source and class.
+    """
+    members = cast("Sequence[Detector]", ensemble.members)
+    parts = read_members(folders, [member.operating_point.calibration for member in members])
+    unseen = [(part, part.left_out()) for part in parts]
+    table = ScoreTable.join([part.table.select(rows) for part, rows in unseen])
+    logits = np.concatenate([part.logits[rows] for part, rows in unseen])
+    join = fit(ensemble, logits, table, "stacked")
+    table = replace(table, logit=join(logits))
+    settings = {**description["train_args"], "calibrated_on": count_images([table])}
+    checkpoint = {**description, "train_args": settings, "state_dict": ensemble.state_dict()}
+    point, rows = save_fitted(target, checkpoint, [table], "temperature")
+    for part in parts:
+        file, own = target.parent / "scores" / part.file, join(part.logits)
+        write_scores(file, replace(part.table, logit=own, p_fake=point.p_fake(own)))
+        verdicts = {"thresholds": dict(point.thresholds), "threshold": point.threshold()}
+        write_sidecar(file, **{**part.info, **verdicts, "model": ensemble.name})
+    return rows
+
+
+def fit(ensemble: Ensemble, logits: np.ndarray, table: ScoreTable, method: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Set the weights of an ensemble; returns what joins the members' logits ``(N, M)`` to ``(N,)``."""
+    weights, bias = fit_weights(logits, table.label, method, image_weights(table))
+    ensemble.weights.copy_(torch.tensor(weights))
+    ensemble.bias.fill_(bias)
+    return lambda columns: columns @ np.array(weights) + bias
+
+
+def fit_weights(
+    logits: np.ndarray, labels: np.ndarray, method: str, counts: np.ndarray | None = None
+) -> tuple[list[float], float]:
+    """Return weights (M,) and bias for logits (N, M): by validation AUC (weighted) or logistic regression (stacked).
+
+    Each image enters the regression as often as ``counts`` ``(N,)`` says, by default once.
+    """
+    if method == "stacked":
+        fitted = LogisticRegression(C=1.0, max_iter=1000).fit(logits, labels, counts)
+        return fitted.coef_[0].tolist(), float(fitted.intercept_[0])
+    # At least 0.01, so that members at chance still make an ensemble.
+    merits = [max(0.01, (auc(labels, sigmoid(column)) or 0.5) - 0.5) for column in logits.T]
+    return [merit / sum(merits) for merit in merits], 0.0
+
+
+def member_scores(ensemble: Ensemble, listing: Listing, settings: Settings, device: torch.device) -> Scores:
+    """Return the members' calibrated logits (N, M) of the readable images of a listing."""
+    dataset = ImageDataset(listing.records, EvalTransform(ensemble.geometry))
+    indices, logits, unreadable = [], [np.empty((0, len(ensemble.members)))], []
+    loader = make_loader(dataset, settings.batch_size, workers=settings.workers)
+    for batch in tqdm(loader, f"{listing.name} valid", disable=None, leave=False):
+        unreadable += [(item.index, item.reason) for item in batch.unreadable]
+        if len(batch.images):
+            indices += batch.indices.tolist()
+            with torch.inference_mode(), autocast(device, settings.dtype):
+                logits.append(ensemble.member_logits(batch.images.to(device)).cpu().numpy())
+    return Scores(np.array(indices, np.int64), np.concatenate(logits), unreadable)
+
+
+@dataclass
+class MemberScores:
+    """The images of a scores file that all members have scored.
+
+    ``logits`` ``(N, M)`` are the members' calibrated logits. ``info`` is the JSON file of the first member, with the
+    training sources of all members under ``trained_on``.
+    """
+
+    file: str
+    info: dict[str, Any]
+    table: ScoreTable
+    logits: np.ndarray
+
+    def left_out(self) -> np.ndarray:
+        """Return which images are of a source that no member was trained on, ``(N,)``."""
+        return np.array([name not in self.info["trained_on"] for name in self.table.dataset], bool)
+
+
+def read_members(folders: Sequence[str], calibrations: Sequence[Calibration]) -> list[MemberScores]:
+    """Read the scores of the members, one folder each, in files of the same names.
+
+    Raises:
+        UserError: the members have no image of a source left out in common.
+    """
+    names = [{file.name for file in Path(folder).glob("*.csv.gz")} for folder in folders]
+    parts = []
+    for name in sorted(set.intersection(*names)):
+        files = [Path(folder) / name for folder in folders]
+        tables, infos = [read_scores(file) for file in files], [read_sidecar(file) for file in files]
+        rows = [
+            {key: row for row, key in enumerate(zip(table.dataset, table.path, table.tier, strict=True))}
+            for table in tables
+        ]
+        common = [key for key in rows[0] if all(key in of_member for of_member in rows)]
+        if not common:
+            continue
+        columns = [
+            calibrated_logits(torch.tensor(table.logit[[of_member[key] for key in common]]), calibration).numpy()
+            for table, of_member, calibration in zip(tables, rows, calibrations, strict=True)
+        ]
+        info = {**infos[0], "trained_on": sorted({source for info in infos for source in info["trained_on"]})}
+        parts.append(MemberScores(name, info, tables[0].take([rows[0][key] for key in common]), np.stack(columns, 1)))
+    if not any(part.left_out().any() for part in parts):
+        raise UserError(
+            f"expected scores of the same left-out images by all members, got none in {', '.join(folders)}; run "
+            "studies.leave_source_out with the same --data and --groups for each member"
+        )
+    return parts
