@@ -38,7 +38,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.inputs import list_inputs
+from datasets.inputs import list_inputs, name_others
 from datasets.records import Listing
 from datasets.spec import open_limited
 from utils.args import (
@@ -121,7 +121,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.faithfulness:
         listings, folder = [open_limited(text, args.limit) for text in args.data], check_output_dir(args.output_dir)
     else:
-        paths, folder = list_inputs(args.paths), empty_output_dir(args.output_dir, args.overwrite)
+        paths, others = list_inputs(args.paths)
+        folder = empty_output_dir(args.output_dir, args.overwrite)
+        for line in name_others(others, "not an image"):
+            print(line, file=sys.stderr)
 
     from datasets.faces import check_face_detector
     from utils.explanations.maps import Settings

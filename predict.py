@@ -6,9 +6,10 @@
   find . -name '*.jpg' -print0 | python predict.py --checkpoint best.pt - --null --format json
   python predict.py --checkpoint exported.onnx photos/          an export of benchmark.py starts and runs faster
 
-PATH is an image or video file with any suffix, a folder (all images and videos below it), a pattern, quoted or not, a
-CSV list with a column `path` (relative paths start from the folder of the list; write `csv:FILE` if it has another
-suffix), or - for paths on standard input. Results come in this order, each batch as soon as it is scored:
+PATH is an image or video file with any suffix, a folder (all images and videos below it, but not in hidden folders or
+those named masks), a pattern, quoted or not, a CSV list with a column `path` (relative paths start from the folder of
+the list; write `csv:FILE` if it has another suffix), or - for paths on standard input. Results come in this order, each
+batch as soon as it is scored:
 
   path,p_fake,verdict,logit
   photos/a.jpg,0.9310963137134937,fake,2.6027159690856934
@@ -45,23 +46,24 @@ first and decides on the video, unless it is in fewer than 3 frames and another 
   clip.mp4,0.8912045121192932,fake,2.1034152507781982,face,yunet,2,0.0,29.5,60
   clip.mp4,0.0711120068427124,real,-2.5698211193084717,face,yunet,1,4.5,21.0,34
 
-JSON output is an array of such objects, and of {"path", "error"} for files that cannot be read. CSV output leaves these
-out. They are always listed on stderr, never scored, and make the exit code 1. The last line on stderr is a summary:
+JSON output is an array of such objects, and of {"path", "error"} for files that cannot be read and, at its end, for
+files in a folder that are neither images nor videos. CSV output leaves these out. They are always listed on stderr
+(more than 20 of the latter by suffix), never scored, and make the exit code 1. The last line there is a summary:
 
-  12 images: 5 real, 4 fake, 1 unsure, 1 no face; 1 unreadable
+  12 images: 5 real, 4 fake, 1 unsure, 1 no face; 1 unreadable; 2 other files left out
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from datasets.containers import is_video
-from datasets.inputs import list_inputs
+from datasets.inputs import NEITHER, check_output, list_inputs, name_others
 from datasets.records import Record, Sampling
 from utils.args import (
     DEFAULT_CHECKPOINT,
@@ -151,21 +153,22 @@ def threshold_value(text: str) -> str | float:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Predict; returns ``{"n_images", "n_unreadable", "verdicts": {verdict: count}, "exit_code": 0 or 1}``.
+    """Predict; returns ``{"n_images", "n_unreadable", "n_left_out", "verdicts": {verdict: n}, "exit_code": 0 or 1}``.
 
-    ``n_images`` counts all requested images, readable or not.
+    ``n_images`` counts all requested images, readable or not, but not the other files that were left out.
     """
     args = get_args_parser().parse_args(argv)
     checkpoint = check_checkpoint_file(args.checkpoint)
     if args.null and "-" not in args.paths:
         raise UserError("expected - among the PATHs with --null, got none; --null describes paths on stdin")
-    records = [Record(path, None, "") for path in list_inputs(args.paths, args.null, videos=True)]
+    paths, others = list_inputs(args.paths, args.null, videos=True)
+    records = [Record(path, None, "") for path in paths]
     videos = [record.path for record in records if is_video(record.path)]
     if args.timeline and not videos:
         raise UserError("expected a video among the PATHs with --timeline, got pictures only; drop the flag")
     folder = check_output_dir(args.timeline, "--timeline") if args.timeline else None
     if args.output:
-        check_output(args.output, [*(path.removeprefix("csv:") for path in args.paths), *(r.path for r in records)])
+        check_output(args.output, args.paths, paths)
     cases = check_cases(args.save_case, args.label, videos)
     counts: Counter[str] = Counter()
     with open_output(args.output) as stream:
@@ -195,7 +198,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
         if folder:
             scored = write_timelines(scored, videos, folder, point, args.threshold)
         items = in_order(records, videos, score_pictures, video_rows(scored, point, args.threshold, name))
-        rows = report(items, len(records), counts, quiet=stream.isatty())
+        rows = chain(
+            report(items, len(records), counts, quiet=stream.isatty()),
+            ([{"path": path, "error": NEITHER}] for path in others),
+        )
         if args.metadata:
             from utils.metadata.findings import add_findings
 
@@ -204,22 +210,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
             rows = save_cases(rows, cases, args.label)
         columns = columns_of(args.faces, finder is not None, bool(videos), args.metadata)
         WRITERS[args.format](stream, rows, columns)
-    print(summary(counts, len(records) - len(videos), len(videos)), file=sys.stderr)
+    end = summary(counts, len(records) - len(videos), len(videos), len(others))
+    print(*name_others(others, NEITHER), end, sep="\n", file=sys.stderr)
     return {
         "n_images": len(records),
         "n_unreadable": counts["unreadable"],
+        "n_left_out": len(others),
         "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
-        "exit_code": exit_code(counts["unreadable"]),
+        "exit_code": exit_code(counts["unreadable"] + len(others)),
     }
-
-
-def check_output(output: str, inputs: Sequence[str]) -> None:
-    """Raise UserError if --output would replace a list or an image that is about to be read."""
-    if not os.path.isfile(output):
-        return
-    for path in inputs:
-        if os.path.isfile(path) and os.path.samefile(output, path):
-            raise UserError(f"expected --output to differ from the inputs, got {output}; choose another name")
 
 
 def report(batches: Iterator[list[Item]], total: int, counts: Counter[str], quiet: bool = False) -> Iterator[Item]:
@@ -238,12 +237,13 @@ def report(batches: Iterator[list[Item]], total: int, counts: Counter[str], quie
             bar.update(len(items))
 
 
-def summary(counts: Counter[str], n_images: int, n_videos: int) -> str:
+def summary(counts: Counter[str], n_images: int, n_videos: int, n_others: int) -> str:
     """The last line on stderr."""
     inputs = " and ".join(f"{n} {kind}{'s' * (n != 1)}" for n, kind in ((n_images, "image"), (n_videos, "video")) if n)
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict != NO_FACE or counts[verdict])
     faceless = f"; {counts['faceless']} without a face, scored as a whole" if counts["faceless"] else ""
-    return f"{inputs}: {tally}; {counts['unreadable']} unreadable{faceless}"
+    others = f"; {n_others:,} other file{'s' * (n_others != 1)} left out" if n_others else ""
+    return f"{inputs}: {tally}; {counts['unreadable']} unreadable{others}{faceless}"
 
 
 if __name__ == "__main__":

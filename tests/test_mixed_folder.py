@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from datasets.faces import FaceFinder
 from datasets.images import readable_formats
 from tests.clips import CODECS, find, portrait, walk, write_clip
+from tests.conftest import write_images
 from tests.datasets.heif_files import encode_heic
 from tests.predicting import run
 from tests.utils.metadata import manifests
@@ -89,27 +89,45 @@ def fill(folder: Path) -> tuple[set[str], dict[str, str]]:
 
 
 @pytest.mark.usefixtures("in_empty_folder")
-def test_every_file_is_scored_or_named_with_the_reason(tiny_checkpoint, monkeypatch, capsys, caplog):
+def test_every_file_is_scored_or_named_with_the_reason(tiny_checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(FaceFinder, "__call__", lambda _, image: find(image))
     folder = Path("mixed")
     folder.mkdir()
     good, bad = fill(folder)
+    neither = ("drawing.svg", "program")
     shutil.copy("/bin/sh", folder / "program")
     (folder / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "Thumbs.db").write_bytes(b"not worth a word")
     assert len(good) + len(bad) + 2 == 60 or "HEIF" not in readable_formats()
-    with caplog.at_level(logging.WARNING):
-        result = run(str(tiny_checkpoint), str(folder), "--format", "json", "--metadata", "--batch-size", "7")
+    result = run(str(tiny_checkpoint), str(folder), "--format", "json", "--metadata", "--batch-size", "7")
     printed = capsys.readouterr()
     rows = {Path(row["path"]).name: row for row in json.loads(printed.out)}
     assert {name for name, row in rows.items() if "error" not in row} == good
-    assert {name for name, row in rows.items() if "error" in row} == bad.keys()
+    assert {name for name, row in rows.items() if "error" in row} == {*bad, *neither}
     for name, reasons in bad.items():
         assert any(reason in rows[name]["error"] for reason in reasons), rows[name]
         assert f"unreadable: mixed/{name}: {rows[name]['error']}\n" in printed.err
-    assert "(2): drawing.svg, program" in caplog.text
-    assert (result["exit_code"], result["n_unreadable"]) == (1, len(bad))
+    for name in neither:
+        assert rows[name]["error"] == "neither an image nor a video"
+        assert f"left out: mixed/{name}: neither an image nor a video\n" in printed.err
+    assert (result["exit_code"], result["n_unreadable"], result["n_left_out"]) == (1, len(bad), 2)
+    assert printed.err.splitlines()[-1].endswith(f"; {len(bad)} unreadable; 2 other files left out")
     assert (rows["one-frame.mp4"]["frames"], rows["one-frame.mp4"]["end_s"]) == (1, 0.0)
     for name in ("noise-credentials.jpg", "credentials.png"):
         assert "C2PA block, damaged" in rows[name]["metadata"][0]["value"]
     same = {rows[name]["logit"] for name in ("PNG.jpg", "BMP.jpg", "PPM.jpg", "TIFF.jpg", "PNG-profile.jpg")}
     assert max(same) - min(same) < 1e-4
+
+
+@pytest.mark.usefixtures("in_empty_folder")
+def test_files_of_other_kinds_alone_make_the_exit_code_1(tiny_checkpoint, capsys):
+    write_images("photos/a.png")
+    for number in range(5_000):
+        Path(f"photos/{number:04d}.xmp").touch()
+    result = run(str(tiny_checkpoint), "photos", "--output", "out.json", "--format", "json")
+    assert result["exit_code"] == 1 and result["n_unreadable"] == 0 and result["n_images"] == 1
+    first, *rest = json.loads(Path("out.json").read_text())
+    assert "p_fake" in first and [row["path"] for row in rest] == [f"photos/{n:04d}.xmp" for n in range(5_000)]
+    lines = capsys.readouterr().err.splitlines()
+    assert "left out: 5,000 files (5,000 .xmp): neither an image nor a video" in lines and len(lines) < 5
+    assert run(str(tiny_checkpoint), "photos/a.png")["exit_code"] == 0

@@ -181,7 +181,7 @@ def write_bad_files():
 
 def test_odd_images_are_scored(checkpoint, capsys):
     names = write_odd_images()
-    assert run(checkpoint, *names) == {"n_images": 11, "n_unreadable": 0, "exit_code": 0} | {
+    assert run(checkpoint, *names) == {"n_images": 11, "n_unreadable": 0, "n_left_out": 0, "exit_code": 0} | {
         "verdicts": predict_counts(rows := csv_rows(capsys.readouterr().out))
     }
     assert [row["path"] for row in rows] == names

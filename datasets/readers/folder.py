@@ -11,8 +11,8 @@ Levels may come in any order and may be absent: split (`train`, `valid|val|valid
     {training_real,training_fake}                              "Real and Fake Face Detection"
 
 Files are recognised as images by their suffix or, without a usual one, by their first bytes; the others are counted
-and named in a warning. Hidden files and folders named `masks` are skipped; `masks/<split>/<stem>.png` is the mask of a
-fake.
+and named in a warning. Hidden files, those that systems leave in every folder, and folders named `masks` are skipped;
+`masks/<split>/<stem>.png` is the mask of a fake.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from datasets.containers import VIDEO_SUFFIXES
-from datasets.records import FAKE_NAMES, LABEL_NAMES, REAL_NAMES, SPLIT_NAMES, Record, Source, class_label
+from datasets.records import FAKE_NAMES, LABEL_NAMES, REAL_NAMES, SPLIT_NAMES, Record, Source, class_label, is_strewn
 from datasets.storage import IMAGE_SUFFIXES, is_image_file
 from utils.errors import UserError, closest_sibling
 
@@ -66,12 +66,13 @@ class _Place:
     generator: str | None = None
 
 
-def list_images(location: str | os.PathLike[str], wanted: Files = IMAGES) -> list[str]:
-    """Return the paths of all accepted files below a folder, sorted, whatever the layout. Raises UserError."""
-    folders = [_scan_location(os.fspath(location), wanted)]
+def list_images(location: str | os.PathLike[str], wanted: Files = IMAGES) -> tuple[list[str], list[str]]:
+    """Return the paths of all accepted files below a folder, and those of the others, each sorted. Raises UserError."""
+    folders = [tree := _scan_location(os.fspath(location), wanted)]
     for folder in folders:
         folders += folder.folders
-    return sorted(f"{folder.path}/{image}" for folder in folders for image in folder.images)
+    images = [f"{folder.path}/{image}" for folder in folders for image in folder.images]
+    return sorted(images), sorted(f"{tree.path}/{other}" for other in tree.others)
 
 
 def read_folder(location: str | os.PathLike[str], name: str | None = None, wanted: Files = IMAGES) -> Source:
@@ -82,6 +83,9 @@ def read_folder(location: str | os.PathLike[str], name: str | None = None, wante
     Raises UserError for a folder that is absent or empty and for class folders with unknown names.
     """
     tree = _scan_location(os.fspath(location), wanted)
+    if others := tree.others:
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        log.warning("%s: ignored files that are not %s (%d): %s", location, wanted.name, len(others), shown)
     root, place = _climb(tree)
     for _ in range(3):
         if tree.images or len(tree.folders) != 1 or place != _Place() or _has_role(tree.folders[0].name):
@@ -200,9 +204,6 @@ def _scan_location(location: str, wanted: Files) -> Folder:
     if not os.path.isdir(path):
         raise UserError(f"expected a folder of {wanted.name}, no such folder: {location}{closest_sibling(path)}")
     tree = _scan(path, frozenset(), wanted)
-    if others := [name for name in tree.others if name != "demo.json"]:
-        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        log.warning("%s: ignored files that are not %s (%d): %s", location, wanted.name, len(others), shown)
     if not tree.images and not tree.folders:
         hint = f"; write clips:{location}" if any(name.lower().endswith(VIDEO_SUFFIXES) for name in tree.others) else ""
         raise UserError(f"expected {wanted.name} ({', '.join(wanted.suffixes)}, ...) in {location}, got none{hint}")
@@ -214,7 +215,7 @@ def _scan(path: str, ancestors: frozenset[tuple[int, int]], wanted: Files) -> Fo
     try:
         status = os.stat(path)
         with os.scandir(path) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != ".")
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_strewn(entry.name))
     except OSError as error:
         raise UserError(f"expected a readable folder, got {path}: {error.strerror}") from None
     identity = (status.st_dev, status.st_ino)

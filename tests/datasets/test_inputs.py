@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.inputs import list_inputs
+from datasets.inputs import list_inputs, name_others
 from tests.conftest import write_images
 from utils.errors import UserError
 
@@ -27,7 +27,8 @@ def test_arguments_are_expanded_in_the_order_given(tmp_path):
     Path("lists/list.csv").write_text("path\ny.png\nx.png\n")
     os.rename("lists/list.csv", "lists/list.lst")
     Path("lists/labelled.csv").write_text("filename,label\nx.png,7\n")
-    assert list_inputs(["z.png", "photos", "csv:lists/list.lst", "lists/labelled.csv", "z.png"]) == [
+    inputs = list_inputs(["z.png", "photos", "csv:lists/list.lst", "lists/labelled.csv", "z.png"])
+    assert inputs.others == ["photos/notes.txt"] and inputs.paths == [
         "z.png",
         "photos/a.webp",
         "photos/b.png",
@@ -42,12 +43,33 @@ def test_arguments_are_expanded_in_the_order_given(tmp_path):
 def test_patterns(tmp_path):
     write_images("photos/b.png", "photos/a.png", "photos/c.jpg", "photos/sub/d.png", "odd[1].png")
     Path("photos/notes.txt").write_text("no image")
-    assert list_inputs(["photos/*.png"]) == ["photos/a.png", "photos/b.png"]
-    assert list_inputs(["photos/[bc].*"]) == ["photos/b.png", "photos/c.jpg"]
+    assert list_inputs(["photos/*.png"]).paths == ["photos/a.png", "photos/b.png"]
+    assert list_inputs(["photos/[bc].*"]).paths == ["photos/b.png", "photos/c.jpg"]
     assert list_inputs(["photos/**"]) == list_inputs(["photos"])
-    assert list_inputs(["**/?.png"]) == ["photos/a.png", "photos/b.png", "photos/sub/d.png"]
-    assert list_inputs(["photos/s*"]) == ["photos/sub/d.png"]
-    assert list_inputs(["odd[1].png"]) == ["odd[1].png"]  # a file of that name is no pattern
+    assert list_inputs(["**/?.png"]).paths == ["photos/a.png", "photos/b.png", "photos/sub/d.png"]
+    assert list_inputs(["photos/s*"]).paths == ["photos/sub/d.png"]
+    assert list_inputs(["odd[1].png"]).paths == ["odd[1].png"]  # a file of that name is no pattern
+
+
+def test_files_of_other_kinds_are_listed_apart_but_not_what_systems_leave_behind():
+    write_images("photos/a.png", "photos/sub/b.png")
+    names = ("notes.txt", "sub/raw.dng", "none/report.pdf", ".DS_Store", "Thumbs.db", "sub/desktop.ini", ".git/config")
+    for name in names:
+        Path("photos", name).parent.mkdir(exist_ok=True)
+        Path("photos", name).write_text("no image")
+    others = ["photos/none/report.pdf", "photos/notes.txt", "photos/sub/raw.dng"]
+    assert list_inputs(["photos"]) == list_inputs(["photos/**"]) == (["photos/a.png", "photos/sub/b.png"], others)
+    with pytest.raises(UserError, match="got none"):
+        list_inputs(["photos/none/**"])
+
+
+def test_few_files_are_named_one_by_one_and_many_by_their_suffixes():
+    assert name_others([], "no image") == []
+    assert name_others(["a.txt", "b"], "no image") == ["left out: a.txt: no image", "left out: b: no image"]
+    many = [f"{n}.XMP" for n in range(4_990)] + ["a"] + [f"b.{n}" for n in range(9)]
+    (line,) = name_others(many, "no image")
+    assert line.startswith("left out: 5,000 files (4,990 .xmp, 1 without a suffix, 1 .0, ")
+    assert line.endswith(", 3 more suffixes): no image")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +84,7 @@ def test_patterns(tmp_path):
 )
 def test_paths_on_stdin(monkeypatch, data, null, expected):
     monkeypatch.setattr(sys, "stdin", stdin(data))
-    assert list_inputs(["-"], null=null) == expected
+    assert list_inputs(["-"], null=null).paths == expected
 
 
 @pytest.mark.parametrize("null", [False, True])
