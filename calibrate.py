@@ -16,7 +16,8 @@ checkpoint; the last lines on stdout are
 
 --from-scores fits on scores files instead: those of detectors of the same recipe, each on a source that was left out of
 its training (studies/leave_source_out.py writes them). The verdicts then hold for sources that no detector has seen.
-Files of a detector that was trained on the source are refused. One line per source tells the verdicts:
+Files of a detector that was trained on the source are refused. Pass the checkpoint as it was trained: its calibration
+relates its logits to those of the scores. One line per source has the verdicts:
 
   stock real n=259 called_fake=0.027 unsure=0.154
 """
@@ -41,7 +42,7 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
-from utils.evaluation.left_out import count_images, read_left_out, save_fitted
+from utils.evaluation.left_out import count_images, on_scale_of, read_left_out, save_fitted
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     path = check_checkpoint_file(args.checkpoint, needs_weights=True)
     tiers = pick_tiers(args.tiers or [CLEAN])
     data = open_training_data(args.data) if args.data else None
-    unseen = read_left_out(args.from_scores, args.tiers) if args.from_scores else []
+    left_out = read_left_out(args.from_scores, args.tiers) if args.from_scores else []
     target = check_output_dir(args.output_dir) / "best.pt"
     if target.exists():
         raise UserError(f"expected no checkpoint in {args.output_dir}, found {target}; choose another --output-dir")
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     check_face_detector(args.face_detector)
     checkpoint = load_checkpoint(path)
+    unseen = on_scale_of(checkpoint["calibration"], left_out)
     calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"] if data else count_images(unseen)
     checkpoint["data"] = [entry for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
     checkpoint["train_args"] = {

@@ -92,6 +92,7 @@ def write_part(
         model=candidate.checkpoint["model"],
         thresholds=dict(point.thresholds),
         threshold=point.threshold(),
+        calibration=point.calibration,
         split=part,
         left_out=left_out,
         trained_on=sorted(trained_on - names if part == "left-out" else trained_on),

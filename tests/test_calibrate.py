@@ -1,6 +1,7 @@
 """calibrate.py: new thresholds and calibration, the same weights, nothing from the test split."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ import calibrate
 from datasets.spec import open_records
 from models.operating_point import OperatingPoint
 from tests.conftest import exit_and_stderr, make_table
-from utils.checkpoints.file import load_checkpoint, load_detector
+from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate, origin
 from utils.evaluation.operating_point import fit_operating_point
 from utils.scoring.scorer import Job, score, score_table
-from utils.scoring.table import read_scores, write_scores, write_sidecar
+from utils.scoring.table import ScoreTable, read_scores, write_scores, write_sidecar
 
 
 def test_weights_stay_and_the_operating_point_is_new(tiny_checkpoint, image_folder, tmp_path, capsys):
@@ -78,10 +79,10 @@ def test_a_set_that_a_detector_was_only_calibrated_on_is_unseen(tiny_checkpoint)
     assert origin(Candidate("tiny", detector, checkpoint, "digest"))["trained_on"] == ["a"]
 
 
-def scores_of(name, label, centre, folder, tier="common", **info):
+def scores_of(name, label, centre, folder, tier="common", factor=1, **info):
     """Write the scores of a source of one class, as a detector gave them that was not trained on it."""
     rng = np.random.default_rng(len(name))
-    table = make_table([f"{i}.jpg" for i in range(80)], [label] * 80, rng.normal(centre, 1, 80), tier, name)
+    table = make_table([f"{i}.jpg" for i in range(80)], [label] * 80, factor * rng.normal(centre, 1, 80), tier, name)
     write_scores(folder / f"{name}.csv.gz", table)
     write_sidecar(folder / f"{name}.csv.gz", **{"checkpoint": "run", "trained_on": ["other"], **info})
     return str(folder / f"{name}.csv.gz")
@@ -105,6 +106,30 @@ def test_verdicts_for_sources_that_were_left_out(tiny_checkpoint, tmp_path, caps
     assert sum(row["fake"] for row in result["rows"][:2]) / 2 <= 0.03 < result["rows"][2]["fake"]
     with pytest.raises(UserError, match="expected scores of the tier web, got common"):
         calibrate.main([*flags, "--tiers", "web", "--output-dir", f"{tmp_path}/no"])
+
+
+def test_runs_and_checkpoint_are_related_by_their_calibrations(tiny_checkpoint, tmp_path):
+    """A run whose logits are three times as large, and calibrated as such, changes nothing."""
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    scale = {"method": "temperature", "temperature": 2.0, "bias": 0.5}
+    checkpoint.pop("format_version")
+    save_checkpoint(tiny_checkpoint, {**checkpoint, "calibration": scale})
+    points = []
+    for factor in (1, 3):
+        own = {"method": "temperature", "temperature": float(factor)}
+        files = [
+            scores_of(name, label, centre, tmp_path / str(factor), factor=factor, calibration=own)
+            for name, label, centre in (("stock", 0, -2), ("web", 0, 0), ("sdxl", 1, 2))
+        ]
+        flags = ["--checkpoint", str(tiny_checkpoint), "--from-scores", *files, "--output-dir", f"{tmp_path}/c{factor}"]
+        points.append(OperatingPoint.from_checkpoint(load_checkpoint(calibrate.main(flags)["checkpoint"])))
+    assert dict(points[0].thresholds) == pytest.approx(dict(points[1].thresholds))
+    table = ScoreTable.join([read_scores(file) for file in files])
+    raw = (table.logit / 3 - 0.5) * 2  # what the checkpoint would have said: the same p_fake under its calibration
+    assert points[0].calibration == pytest.approx(fit_operating_point([replace(table, logit=raw)]).calibration)
+    isotonic = scores_of("stock", 0, -2, tmp_path, calibration={"method": "isotonic", "x": [0.0], "y": [0.5]})
+    with pytest.raises(UserError, match="expected a temperature as the calibration of runs and checkpoint, got iso"):
+        calibrate.main([*flags[:3], isotonic, "--output-dir", f"{tmp_path}/no"])
 
 
 def test_scores_of_a_source_in_training_are_refused(tiny_checkpoint, tmp_path, monkeypatch, capsys):

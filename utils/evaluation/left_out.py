@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.operating_point import OperatingPoint
+import numpy as np
+
+from models.operating_point import Calibration, OperatingPoint
 from utils.errors import UserError
 from utils.evaluation.operating_point import doubts, fit_operating_point, verdict_shares
-from utils.evaluation.scored_sets import IN_DOMAIN, read_evaluations
+from utils.evaluation.scored_sets import IN_DOMAIN, ScoredSet, read_evaluations
 from utils.scoring.table import ScoreTable
 
 
-def read_left_out(files: Sequence[str], tiers: Sequence[str] | None) -> list[ScoreTable]:
-    """Read the scores of detectors on sources that they were not trained on, one table per file, source and tier.
+def read_left_out(files: Sequence[str], tiers: Sequence[str] | None) -> list[ScoredSet]:
+    """Read the scores of detectors on sources that they were not trained on, one set per file, source and tier.
 
     Raises:
         UserError: a file is not a scores file, a detector was trained on its source, or a tier is missing.
@@ -30,7 +33,39 @@ def read_left_out(files: Sequence[str], tiers: Sequence[str] | None) -> list[Sco
     found = {scored.tier for scored in sets}
     if missing := set(tiers or ()) - found:
         raise UserError(f"expected scores of the tier {', '.join(sorted(missing))}, got {', '.join(sorted(found))}")
-    return [scored.table for scored in sets if scored.tier in (tiers or found)]
+    return [scored for scored in sets if scored.tier in (tiers or found)]
+
+
+def on_scale_of(calibration: Calibration, sets: Sequence[ScoredSet]) -> list[ScoreTable]:
+    """Return the scores of several runs with logits on the scale of a checkpoint that has this ``calibration``.
+
+    Runs of one recipe differ in how large their logits are. Run and checkpoint were both calibrated on validation
+    images: a logit is mapped to that of the same p_fake.
+
+    Raises:
+        UserError: a calibration is isotonic.
+    """
+    return [
+        replace(scored.table, logit=rescaled(scored.table.logit, scored.info.get("calibration"), calibration))
+        for scored in sets
+    ]
+
+
+def rescaled(logits: np.ndarray, own: Calibration, wanted: Calibration) -> np.ndarray:
+    """Map logits ``(N,)`` with the calibration ``own`` to those with the same p_fake under ``wanted``.
+
+    Without ``own``, their scale is unknown and they stay.
+    """
+    if own is None:
+        return logits
+    for calibration in (own, wanted):
+        if calibration and calibration["method"] != "temperature":
+            raise UserError(
+                f"expected a temperature as the calibration of runs and checkpoint, got {calibration['method']}; train "
+                "with --calibration temperature"
+            )
+    (t_own, b_own), (t, b) = ((c.get("temperature", 1.0), c.get("bias") or 0.0) for c in (own, wanted or {}))
+    return (logits / t_own + b_own - b) * t
 
 
 def count_images(tables: Sequence[ScoreTable]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from datasets.loading import ImageDataset, make_loader
 from datasets.records import Listing
 from datasets.transforms import EvalTransform
 from models.detector import Detector
-from models.ensemble import Ensemble, calibrated_logits
-from models.operating_point import Calibration, OperatingPoint, sigmoid
+from models.ensemble import Ensemble
+from models.operating_point import OperatingPoint, sigmoid
 from utils.errors import UserError
-from utils.evaluation.left_out import count_images, save_fitted
+from utils.evaluation.left_out import count_images, rescaled, save_fitted
 from utils.evaluation.operating_point import image_weights
 from utils.metrics.binary import auc
 from utils.runtime import autocast
@@ -52,8 +52,7 @@ def fit_on_left_out(
     Returns:
         The verdicts, one row per source and class.
     """
-    members = cast("Sequence[Detector]", ensemble.members)
-    parts = read_members(folders, [member.operating_point.calibration for member in members])
+    parts = read_members(folders)
     unseen = [(part, part.left_out()) for part in parts]
     table = ScoreTable.join([part.table.select(rows) for part, rows in unseen])
     logits = np.concatenate([part.logits[rows] for part, rows in unseen])
@@ -111,8 +110,8 @@ def member_scores(ensemble: Ensemble, listing: Listing, settings: Settings, devi
 class MemberScores:
     """The images of a scores file that all members have scored.
 
-    ``logits`` ``(N, M)`` are the members' calibrated logits. ``info`` is the JSON file of the first member, with the
-    training sources of all members under ``trained_on``.
+    ``logits`` ``(N, M)`` are the members' logits, each as calibrated by its run. ``info`` is the JSON file of the first
+    member, with the training sources of all members under ``trained_on``.
     """
 
     file: str
@@ -125,7 +124,7 @@ class MemberScores:
         return np.array([name not in self.info["trained_on"] for name in self.table.dataset], bool)
 
 
-def read_members(folders: Sequence[str], calibrations: Sequence[Calibration]) -> list[MemberScores]:
+def read_members(folders: Sequence[str]) -> list[MemberScores]:
     """Read the scores of the members, one folder each, in files of the same names.
 
     Raises:
@@ -144,8 +143,8 @@ def read_members(folders: Sequence[str], calibrations: Sequence[Calibration]) ->
         if not common:
             continue
         columns = [
-            calibrated_logits(torch.tensor(table.logit[[of_member[key] for key in common]]), calibration).numpy()
-            for table, of_member, calibration in zip(tables, rows, calibrations, strict=True)
+            rescaled(table.logit[[of_member[key] for key in common]], member.get("calibration"), None)
+            for table, of_member, member in zip(tables, rows, infos, strict=True)
         ]
         info = {**infos[0], "trained_on": sorted({source for info in infos for source in info["trained_on"]})}
         parts.append(MemberScores(name, info, tables[0].take([rows[0][key] for key in common]), np.stack(columns, 1)))

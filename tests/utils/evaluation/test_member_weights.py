@@ -46,7 +46,7 @@ def source(name, seed):
     return make_table([f"{name}/{i}.jpg" for i in range(N)], [int(CENTRES[name] > 0)] * N, logits, "clean", name)
 
 
-def write_member_scores(folder, seed):
+def write_member_scores(folder, seed, temperature):
     """Write what two runs of a recipe say about the sources that each left out, and about one of its training."""
     seen = [replace(source(name, seed), dataset=[SEEN] * N) for name in ("stock", "flux")]
     for out in (("stock", "sdxl"), ("web", "flux")):
@@ -54,7 +54,14 @@ def write_member_scores(folder, seed):
             file = folder / f"{'+'.join(out)}__{part}.csv.gz"
             write_scores(file, ScoreTable.join(tables))
             trained_on = [name for name in (*CENTRES, SEEN) if name not in out]
-            facts = {"left_out": ",".join(out), "trained_on": trained_on, "thresholds": {}, "threshold": 0.5}
+            own = {"method": "temperature", "temperature": temperature}
+            facts = {
+                "calibration": own,
+                "left_out": ",".join(out),
+                "trained_on": trained_on,
+                "thresholds": {},
+                "threshold": 0.5,
+            }
             write_sidecar(file, checkpoint="+".join(out), split=part, unreadable=[], **facts)
     return str(folder)
 
@@ -62,8 +69,8 @@ def write_member_scores(folder, seed):
 @pytest.fixture
 def flags(tmp_path):
     """Return the flags that join two members by their scores."""
-    paths = [write_member(tmp_path / name, temperature) for name, temperature in (("a", 1.0), ("b", 2.0))]
-    scores = [write_member_scores(tmp_path / f"scores-{seed}", seed) for seed in (1, 2)]
+    paths = [write_member(tmp_path / name, 1.5) for name in ("a", "b")]
+    scores = [write_member_scores(tmp_path / f"scores-{seed}", seed, float(seed)) for seed in (1, 2)]
     return ["--checkpoint", *paths, "--method", "stacked", "--output-dir", f"{tmp_path}/both", "--scores", *scores]
 
 
