@@ -6,10 +6,10 @@
   python train.py --adversarial fgsm --adv-eps 2/255           resist attacks of 2 grey levels
   python train.py --resume --output-dir checkpoints/cnn-demo   resume an interrupted run
 
-The best epoch has the highest AUC on the validation split: the mean over the datasets, or over pairs of them where some
-have one class only. Thresholds and calibration are fitted on the same split. With --adversarial, the best epoch has the
-highest validation accuracy under PGD; if robustness collapses, the run returns to its best epoch or stops. The last
-lines on stdout are one row per test split and the checkpoint:
+The best epoch has the highest validation AUC, averaged over the datasets, or over pairs of them where some have one
+class only. Thresholds and calibration are fitted on the same split. With --adversarial, the best epoch has the highest
+validation accuracy under PGD; if robustness collapses, the run returns to its best epoch or stops. stdout ends with
+one row per test split and the checkpoint:
 
   test demo n_real=240 n_fake=240 auc=0.981 [0.970,0.990] acc=0.931 [0.908,0.952] threshold=0.47
   checkpoint checkpoints/cnn-demo/best.pt
@@ -94,11 +94,7 @@ def train_detector(
     threads: int | None,
     on_epoch: Callable[[list[dict]], object] | None,
 ) -> dict[str, Any]:
-    """Open the data, fit the detector, and fit and report its operating point.
-
-    Args:
-        interrupted: last.pt of the run to resume, None for a new run.
-    """
+    """Fit the detector and its operating point, and report; ``interrupted`` is the last.pt of a run to resume."""
     data = open_training_data(recipe.data, recipe.exclude_generator)
 
     from datasets.face_boxes import with_faces

@@ -69,6 +69,17 @@ def make_scores(
     return labels, p_fake if decimals is None else np.round(p_fake, decimals)
 
 
+def make_logits(
+    n: int = 500, seed: int = 0, decimals: int | None = None, slope: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and badly calibrated logits of two classes."""
+    rng = np.random.default_rng(seed)
+    honest = 1.5 * rng.normal(size=n)
+    logits = slope * honest**3 / 4 + 1
+    labels = (rng.random(n) < 1 / (1 + np.exp(-honest))).astype(int)
+    return labels, logits if decimals is None else np.round(logits, decimals)
+
+
 def make_table(
     paths: Sequence[str], labels: Sequence[int], logits: Sequence[float], tier: str = "clean", dataset: str = "faces"
 ) -> ScoreTable:

@@ -1,7 +1,7 @@
 """Ensembles and soups: what the members see, how their logits are joined, and the checkpoint that comes of it."""
 
+import functools
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from datasets.spec import open_records
 from datasets.splits import open_training_data
 from datasets.transforms import EvalTransform, Geometry
 from models.operating_point import OperatingPoint
-from models.registry import create_model
-from utils.args import run_script
+from tests.conftest import exit_and_stderr
+from tests.members import join_members, write_classical_member, write_member
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.evaluation.member_weights import fit_weights
@@ -31,64 +31,17 @@ SHIFTED = {"method": "temperature", "temperature": 4.0, "bias": -0.7}
 
 @pytest.fixture
 def member(tmp_path):
-    """Write the checkpoint of a random ``cnn`` of width 4: ``member("a", seed, geometry, calibration)``.
-
-    It says that it was trained on a set named after it, and on the set ``shared``.
-    """
-
-    def write(name: str, seed: int = 0, geometry: Geometry | None = None, calibration: dict | None = None, width=4):
-        sets = [(name, "train"), ("shared", "train"), (name, "valid")]
-        torch.manual_seed(seed)
-        file = tmp_path / name / "best.pt"
-        save_checkpoint(
-            file,
-            {
-                "model": "cnn",
-                "model_args": {"width": width},
-                "state_dict": create_model("cnn", width=width).state_dict(),
-                "geometry": (geometry or Geometry("crop", 32)).to_dict(),
-                "thresholds": None,
-                "calibration": calibration,
-                "data": [{"dataset": name, "split": split, "fingerprint": name} for name, split in sets],
-            },
-        )
-        return file
-
-    return write
+    return functools.partial(write_member, tmp_path)
 
 
 @pytest.fixture
 def classical_member(tmp_path) -> Path:
-    detector = create_model("logistic_regression", features="color")
-    x = detector.features(torch.rand(20, 3, 32, 32) * torch.linspace(0.1, 1, 20).view(-1, 1, 1, 1))
-    y = np.arange(20) // 10
-    detector.fit((x, y), (x, y), 0)
-    save_checkpoint(
-        tmp_path / "classical" / "best.pt",
-        {
-            "model": "logistic_regression",
-            "model_args": {"features": "color"},
-            "state_dict": detector.state_dict(),
-            "geometry": Geometry("crop", 32).to_dict(),
-            "thresholds": None,
-            "calibration": None,
-        },
-    )
-    return tmp_path / "classical" / "best.pt"
+    return write_classical_member(tmp_path)
 
 
 @pytest.fixture
 def join(image_folder, tmp_path):
-    """Run ensemble.py on checkpoints; returns the path of the result."""
-
-    def run(method: str, *files: Path, output: str = "joined") -> Path:
-        argv = ["--checkpoint", *map(str, files), "--data", str(image_folder), "--method", method]
-        result = ensemble.main([*argv, "--output-dir", str(tmp_path / output), "--device", "cpu"])
-        assert result["exit_code"] == 0
-        assert result["rows"][0]["n_real"] == result["rows"][0]["n_fake"] == 4
-        return Path(result["checkpoint"])
-
-    return run
+    return functools.partial(join_members, image_folder, tmp_path)
 
 
 def calibrated(file: Path, records) -> np.ndarray:
@@ -297,13 +250,9 @@ def test_members_of_different_geometry_are_joined(member, join, image_folder):
 
 
 def fails(argv: list, monkeypatch, capsys) -> str:
-    monkeypatch.setattr(sys, "argv", ["ensemble.py", *map(str, argv)])
-    with pytest.raises(SystemExit) as exit_:
-        run_script(ensemble.main)
-    assert exit_.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    return lines[0]
+    code, error = exit_and_stderr(ensemble.main, argv, monkeypatch, capsys)
+    assert code == 2 and error.count("\n") == 1
+    return error
 
 
 def test_a_missing_member_is_named(member, image_folder, tmp_path, monkeypatch, capsys):
@@ -339,11 +288,6 @@ def test_soups_of_different_networks_are_refused(member, classical_member, join)
 def test_a_member_that_no_longer_sees_the_whole_image_is_named(member, join, capsys):
     join("mean", member("a", 1), member("b", 2, Geometry("resize", 40)))
     assert "note: cnn sees more of a picture alone, but only the central 48 px here" in capsys.readouterr().err
-
-
-def test_an_ensemble_is_made_of_checkpoints():
-    with pytest.raises(UserError, match=r"make one with: python ensemble\.py"):
-        create_model("ensemble")
 
 
 def test_the_result_is_marked_with_the_strongest_augmentation_of_its_members(member, join):

@@ -20,8 +20,7 @@ from tests.conftest import exit_and_stderr
 from utils.checkpoints.file import save_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.scoring.table import ScoreTable, read_scores, read_sidecar, sidecar_path, write_scores, write_sidecar
-from utils.tables import unique_names
+from utils.scoring.table import read_scores, read_sidecar, sidecar_path
 
 CONTRACT = """checkpoint model dataset split tier n_real n_fake auc auc_ci ap acc acc_ci real_acc fake_acc f1 eer
     tpr_at_fpr1 ece brier threshold unreadable""".split()
@@ -201,19 +200,6 @@ def test_two_splits_of_a_set_keep_their_own_figures(place, tmp_path, figures):
     assert len(figures) == len(set(figures)) == 4 + 2 * 2
 
 
-@pytest.mark.parametrize(
-    ("names", "wanted"),
-    [
-        (["a", "b"], ["a", "b"]),
-        (["a", "b", "a"], ["a-1", "b", "a-2"]),
-        (["a", "a", "a-1"], ["a-2", "a-3", "a-1"]),
-        (["a", "a", "a-1", "a-1"], ["a-2", "a-3", "a-1-1", "a-1-2"]),
-    ],
-)
-def test_unique_names(names, wanted):
-    assert unique_names(names) == wanted
-
-
 def test_unreadable_images_are_counted_listed_and_never_scored(place, tmp_path, monkeypatch, capsys):
     data = shutil.copytree(place / "wild", tmp_path / "wild")
     broken = data / "fake" / "3.png"
@@ -250,31 +236,6 @@ def test_scores_without_their_json_file_use_one_half(place, tmp_path):
     assert (row["model"], row["split"], row["threshold"]) == (None, None, 0.5)
     assert row["acc"] == np.mean((table.p_fake >= 0.5) == table.label)
     assert row["auc"] == result["rows"][0]["auc"]
-
-
-def test_file_of_several_sets_and_tiers_gives_a_row_and_figures_for_each(tmp_path, figures):
-    parts = [("a/b", "clean"), ("a/b", "web"), ("c", "clean")]
-    n = 6
-    table = ScoreTable(
-        path=[f"{i}.png" for _ in parts for i in range(n)],
-        label=np.tile([0, 1], n * len(parts) // 2),
-        dataset=[dataset for dataset, _ in parts for _ in range(n)],
-        generator=["real", "gan"] * (n * len(parts) // 2),
-        tier=[tier for _, tier in parts for _ in range(n)],
-        logit=np.linspace(-1, 1, n * len(parts)),
-        p_fake=np.linspace(0.1, 0.9, n * len(parts)),
-    )
-    write_scores(tmp_path / "s.csv", table)
-    broken = {"path": "x.png", "reason": "truncated", "dataset": "a/b", "tier": "web"}
-    write_sidecar(tmp_path / "s.csv", checkpoint="net", model="cnn", threshold=0.3, unreadable=[broken])
-    result = evaluate.main(["--from-scores", str(tmp_path / "s.csv"), "--n-boot", "0", "--output-dir", str(tmp_path)])
-    assert [(row["dataset"], row["tier"], row["unreadable"]) for row in result["rows"]] == [
-        ("a/b", "clean", 0),
-        ("a/b", "web", 1),
-        ("c", "clean", 0),
-    ]
-    assert result["exit_code"] == 1
-    assert "confusion__net__a_b__web" in figures and len(set(figures)) == 2 * 4 + 2 * 3
 
 
 def test_warns_when_a_checkpoint_was_trained_on_the_images(place, tmp_path, capsys):

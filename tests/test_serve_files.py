@@ -27,7 +27,7 @@ from tests.clips import walk, write_clip
 from tests.conftest import exit_and_stderr
 from tests.datasets.heif_files import encode_heic
 from tests.sockets import listening
-from tests.test_serve import jpeg
+from tests.uploads import jpeg
 from utils.cases import LIST_NAME
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.serving import wsgi

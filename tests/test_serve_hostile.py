@@ -12,7 +12,7 @@ pytest.importorskip("waitress")
 
 import serve
 from studies.speed.upload_files import HEADERS, clip, hostile_pictures, hostile_videos, mutations
-from tests.test_serve import jpeg
+from tests.uploads import jpeg
 from utils.serving.settings import Limits
 
 PICTURES, VIDEOS = hostile_pictures(), hostile_videos()

@@ -1,6 +1,5 @@
-"""tune.py: what is searched, that no finished trial is lost or repeated, and that workers share a study."""
+"""tune.py: no finished trial is lost or repeated, and workers share a study."""
 
-import functools
 import json
 import os
 import shlex
@@ -17,7 +16,6 @@ from utils.args import run_script
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.search.report import confirmation_rows
-from utils.search.space import BANKS, Dimension, build_space, default_values, draw, narrow_space, to_flags
 from utils.search.study import import_optuna, is_surplus, open_study, queue_once, run_trials
 
 optuna = import_optuna()
@@ -65,62 +63,6 @@ def fake_training(monkeypatch):
 def search(folder: Path, faces: Path, *flags: str) -> dict:
     base = ["--model", "cnn_baseline", "--model-args", "input_size=32", "--data", str(faces)]
     return tune.main([*base, "--output-dir", str(folder), *flags, "--train", *TINY])
-
-
-# ------------------------------------------------------------------------------------------------ what is searched
-
-
-@functools.cache
-def spaces() -> dict:
-    from models.registry import create_model, model_arguments
-
-    cases = {
-        "cnn": (224, False, 0),
-        "resnet10t": (224, True, 6),
-        "lightgbm": (256, False, 0),
-        "random_forest": (256, False, 0),
-    }
-    return {name: build_space(create_model(name), model_arguments(name), *facts) for name, facts in cases.items()}
-
-
-def test_the_model_decides_what_is_searched():
-    names = {name: {dimension.name for dimension in space} for name, space in spaces().items()}
-    assert {"lr", "weight-decay", "augmentation", "train-size", "dropout"} == names["cnn"]
-    assert names["resnet10t"] == names["cnn"] | {"freeze"}
-    assert names["lightgbm"] == {"rounds", "leaves", "learning_rate", *BANKS}
-    assert names["random_forest"] == {"trees", "depth", *BANKS}
-
-
-def test_every_default_can_be_drawn_and_is_what_train_does():
-    parser = train.get_args_parser()
-    for name, space in spaces().items():
-        values = draw(optuna.trial.FixedTrial(default_values(space)), space)
-        assert values == default_values(space)
-        parsed = vars(parser.parse_args(["--model", name, *to_flags(values, space, {})]))
-        plain = vars(parser.parse_args([]))
-        for dimension in space:
-            key = dimension.name.replace("-", "_")
-            if not dimension.is_model_arg and key != "train_size":  # None, which is the size of the input
-                assert parsed[key] == plain[key], key
-
-
-@pytest.mark.parametrize(
-    ("left_out", "features"), [((), BANKS), (("dct", "lbp"), ("spectrum", "srm", "color")), (BANKS, BANKS)]
-)
-def test_banks_become_one_argument(left_out, features):
-    space = spaces()["lightgbm"]
-    values = {**default_values(space), **dict.fromkeys(left_out, False)}
-    flags = to_flags(values, space, {"input_size": 128})
-    assert f"features={','.join(features)}" in flags and "input_size=128" in flags and "dct=False" not in flags
-
-
-def test_fixed_settings_are_not_searched():
-    space = [Dimension("lr", 1e-3, low=1e-4, high=1e-2), Dimension("augmentation", "light", ("none", "light"))]
-    assert [d.name for d in narrow_space(space, [], ["lr"])] == ["augmentation"]
-    with pytest.raises(UserError, match="expected --search of lr, augmentation"):
-        narrow_space(space, ["rate"], [])
-    with pytest.raises(UserError, match="found none"):
-        narrow_space(space, ["lr"], ["lr"])
 
 
 # --------------------------------------------------------------------------------------------- the study as a whole

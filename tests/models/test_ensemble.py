@@ -127,3 +127,8 @@ def test_members_that_see_images_at_different_scales_are_refused(others):
     geometries = others if others[-1].mode == "resize" else [Geometry("crop", 32), *others]
     with pytest.raises(UserError, match=r"expected members that crop with one --resize-to .*, got crop 32 px"):
         common_frame(geometries)
+
+
+def test_an_ensemble_is_made_of_checkpoints():
+    with pytest.raises(UserError, match=r"make one with: python ensemble\.py"):
+        create_model("ensemble")

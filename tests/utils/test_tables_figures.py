@@ -14,13 +14,26 @@ from utils import figures
 from utils.evaluation import figures as score_figures
 from utils.evaluation.curves import confusion, pr_curve, reliability, roc_curve
 from utils.files import ROOT
-from utils.tables import csv_table, format_value, latex_table, markdown_table, write_table
+from utils.tables import csv_table, format_value, latex_table, markdown_table, unique_names, write_table
 
 COLUMNS = [("model", "Model"), ("n_fake", "Fakes"), ("auc", "AUC"), ("acc", "Acc. %")]
 ROWS = [
     {"model": "efficientnet_b0", "n_fake": 100, "auc": 0.96812345678, "auc_ci": [0.951, 0.98349], "acc": None},
     {"model": "a|b & 50%", "n_fake": 7, "auc": np.float64("nan"), "auc_ci": None, "acc": np.float32(0.5)},
 ]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "b", "a"], ["a-1", "b", "a-2"]),
+        (["a", "a", "a-1"], ["a-2", "a-3", "a-1"]),
+        (["a", "a", "a-1", "a-1"], ["a-2", "a-3", "a-1-1", "a-1-2"]),
+    ],
+)
+def test_unique_names(names, wanted):
+    assert unique_names(names) == wanted
 
 
 @pytest.mark.parametrize(

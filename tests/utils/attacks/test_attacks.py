@@ -12,11 +12,10 @@ from torch import nn
 from datasets.records import Listing, Record
 from models.detector import Detector
 from models.operating_point import OperatingPoint
-from utils.attacks.checks import accuracy_without_bound, check_detector
+from tests.utils.attacks.linear import Linear
 from utils.attacks.export import recompressed, rounded
 from utils.attacks.gradient import DecisionLogit, attackable, check_change, check_images, input_gradient, margin_of, pgd
 from utils.attacks.registry import _ATTACKS, register_attack, run_attack
-from utils.attacks.report import compare_rows
 from utils.attacks.runs import boundary_logit, evenly_spaced
 from utils.attacks.smoothing import certified_radius, certify
 from utils.attacks.threat_model import Plan, attack_traits, check_linf_eps, parse_size, size_name
@@ -25,19 +24,6 @@ from utils.errors import UserError
 from utils.evaluation.operating_point import fit_isotonic
 
 EPS = 4 / 255
-
-
-class Linear(Detector):
-    """A detector whose robust accuracy is known: the logit is w . (x - 0.5) + bias."""
-
-    def __init__(self, scale: float = 1.0, bias: float = 0.0) -> None:
-        super().__init__(input_size=16, mean=(0.5,) * 3, std=(1.0,) * 3)
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(scale * torch.randn(3, 8, 8, generator=generator))
-        self.bias = bias
-
-    def forward(self, images):
-        return (self.normalize(images) * self.weight).sum((1, 2, 3)) + self.bias
 
 
 class Smooth(Detector):
@@ -50,11 +36,6 @@ class Smooth(Detector):
 
     def forward(self, images):
         return self.head(self.body(self.normalize(images)).mean((2, 3))).squeeze(1)
-
-
-@pytest.fixture
-def images():
-    return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -204,80 +185,6 @@ def test_threshold_becomes_the_boundary_of_the_attack(images):
     detector = Linear()
     x = images[..., :8, :8]
     assert torch.allclose(DecisionLogit(detector, 1.5)(x), detector(x) - 1.5)
-
-
-# Checks
-
-
-class Masked(Linear):
-    """Rounds its logit, which hides the gradient and defends nothing."""
-
-    def forward(self, images):
-        return super().forward(images).mul(16).round().div(16)
-
-
-class Restless(Linear):
-    def forward(self, images):
-        return super().forward(images) + 1e-3 * torch.randn(len(images))
-
-
-def failed_checks(detector, **changes) -> list[str]:
-    x = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    y = (detector(x) > 0).float().detach()
-    plan = Plan("pgd", "linf", 8 / 255, steps=5, **changes)
-    return [check["check"] for check in check_detector(detector, x, y, plan, True) if not check["passed"]]
-
-
-def test_checks_pass_an_honest_detector_and_name_what_is_wrong_with_others():
-    assert failed_checks(Linear(scale=0.3)) == []
-    masked = failed_checks(Masked(scale=0.3))
-    assert (
-        "gradients are not zero" in masked
-        and "eps = 1 leaves nothing" in masked
-        and "Square does not beat PGD" in masked
-    )
-    assert "logits are deterministic" in failed_checks(Restless(scale=0.3))
-
-
-def test_without_bound_a_detector_with_a_narrow_gap_falls():
-    x, y = torch.full((2, 3, 8, 8), 0.5), torch.ones(2)
-    detector = Linear()
-
-    def gap(images):  # wrong only close to the image: large steps jump over it
-        distance = (images - 0.5).abs().mean((1, 2, 3))
-        return torch.where((distance > 0.004) & (distance < 0.05), -1.0, 1.0) - 0.01 * detector(images)
-
-    assert accuracy_without_bound(gap, x, y, 20) == 0.0
-
-
-def test_change_outside_ball_or_box_is_named(images):
-    assert check_change(images, (images + 0.1).clamp(0, 1), 0.05, "linf") == ["left the ball"]
-    assert "left the box" in check_change(images, images - 0.9, 1.0, "linf")
-    assert check_change(images, images / 0, 1.0, "l2") == ["values are not finite"]
-
-
-def test_rows_that_contradict_each_other_are_marked():
-    def row(attack, eps, robust_acc):
-        same = dict.fromkeys(["checkpoint", "source", "dataset", "split", "data_fingerprint", "norm", "direction"], 1)
-        return {**same, "attack": attack, "eps": eps, "robust_acc": robust_acc, "failed": []}
-
-    rows = [
-        row("fgsm", 1, 0.5),
-        row("pgd", 1, 0.6),
-        row("pgd", 2, 0.3),
-        row("pgd", 4, 0.4),
-        row("strong", 2, 0.3),
-        row("square", 2, 0.1),
-    ]
-    compare_rows(rows)
-    assert [r["failed"] for r in rows] == [
-        [],
-        ["weaker than fgsm"],
-        ["weaker than square"],
-        ["larger eps helps the defender"],
-        ["weaker than square"],
-        [],
-    ]
 
 
 @pytest.mark.parametrize("n", [16, 31, 99, 200])
