@@ -11,9 +11,9 @@ prints the address as soon as it is ready:
 
 The first checkpoint is the default; exports of benchmark.py are the fastest. The page is in web/ and is built with
 `make web`; without a build there is a plain form. The API is described at /api/openapi.json: POST /api/predict (field
-images, one or more), /api/explain, /api/stress and /api/preview (field image), /api/video (field video), /api/cases
-(fields image and label, with --cases); GET /api/models, /api/health and /metrics (Prometheus). Requests are scored in
-batches; when too many are waiting, the answer is 503 with Retry-After.
+images, one or more), /api/explain, /api/stress and /api/preview (field image), /api/video (field video), /api/frame
+(fields video and time), /api/cases (fields image and label, with --cases); GET /api/models, /api/health and /metrics
+(Prometheus). Requests are scored in batches; when too many are waiting, the answer is 503 with Retry-After.
 
 A detector that frames faces judges each face of a picture, and the most suspicious one decides; where it finds none,
 the verdict is `no face` unless the request says whole=true. --faces does the same for detectors of whole pictures.

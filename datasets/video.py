@@ -22,6 +22,7 @@ from datasets.records import Sampling
 from datasets.storage import UnreadableImage
 
 FAR = 10.0  # s; on a longer way to the next sample, seeking is faster than decoding all frames in between
+LEAD = 1.0  # s before a start; seeking may end behind its target where the rate of frames varies
 ROUNDING = 0.001  # s, of times
 
 
@@ -33,9 +34,11 @@ class Frame(NamedTuple):
 
 
 def sample_frames(
-    source: str | IO[bytes], sampling: Sampling | None = None, max_pixels: int = MAX_PIXELS
+    source: str | IO[bytes], sampling: Sampling | None = None, max_pixels: int = MAX_PIXELS, start: float = 0.0
 ) -> Iterator[Frame]:
     """Yield evenly spaced frames of a video, a path or an open file, one at a time, at least one.
+
+    The first one is the first at ``start`` (s) or later: with the time of a frame, that frame again.
 
     Raises UnreadableImage when the file is missing, truncated, without a video stream, or has frames that are too large
     (more than ``max_pixels``, checked before one is decoded) or too small for a verdict.
@@ -51,7 +54,9 @@ def sample_frames(
                 duration = _measured_duration(capture, max_pixels)
                 capture = _open(file)
             step, n_frames = max(sampling.every, duration / sampling.max_frames), 0
-            for frame in _frames(capture, step, max_pixels):
+            if start > FAR:
+                capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (start - LEAD))
+            for frame in _frames(capture, start, step, max_pixels):
                 yield frame
                 n_frames += 1
                 if n_frames == sampling.max_frames:
@@ -62,9 +67,8 @@ def sample_frames(
         raise UnreadableImage("no frame can be decoded")
 
 
-def _frames(capture: cv2.VideoCapture, step: float, max_pixels: int) -> Iterator[Frame]:
-    """The first frame of each step, among those that can be decoded."""
-    wanted = 0.0
+def _frames(capture: cv2.VideoCapture, wanted: float, step: float, max_pixels: int) -> Iterator[Frame]:
+    """The first frame from the time ``wanted`` on, and of each step after it, among those that can be decoded."""
     while _grab(capture, max_pixels):
         time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if time < wanted - ROUNDING:

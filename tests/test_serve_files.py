@@ -55,7 +55,7 @@ def app(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def send(app, what: str, data: bytes, **fields: str) -> Any:
-    field = "video" if what == "video" else "image"
+    field = "video" if what in ("video", "frame") else "image"
     return app.test_client().post(f"/api/{what}", data={field: (io.BytesIO(data), "../a"), **fields})
 
 
@@ -84,6 +84,25 @@ def test_the_faces_of_a_video_are_those_of_predict(app, checkpoint, tmp_path):
     assert answer["finder"] == wanted[0]["finder"] and answer["name"] == "a"
 
 
+def test_the_most_suspicious_frame_of_a_face_is_judged_alike_as_a_picture(app, tmp_path):
+    data = write_clip(tmp_path / "clip.mp4", walk(6, 0, 2)).read_bytes()
+    for track in send(app, "video", data).get_json()["tracks"]:
+        time, p_fake = max(track["points"], key=lambda point: point[1])
+        frame = send(app, "frame", data, time=str(time))
+        assert frame.status_code == 200 and frame.mimetype == "image/png"
+        answer = app.test_client().post("/api/predict", data={"images": (io.BytesIO(frame.data), "frame.png")})
+        (image,) = answer.get_json()["images"]
+        (face,) = [face for face in image["faces"] if track["face"].items() <= face.items()]
+        assert face["p_fake"] == pytest.approx(p_fake, abs=1e-5)
+
+
+@pytest.mark.parametrize("time, status", [("", 400), ("-1", 400), ("nan", 400), ("1e3", 400), ("999999", 422)])
+def test_there_is_a_frame_only_at_a_time_of_the_video(app, tmp_path, time, status):
+    data = write_clip(tmp_path / "clip.mp4", walk(1, 0)).read_bytes()
+    assert send(app, "frame", data, time=time).status_code == status
+    assert send(app, "frame", jpeg(), time="0").status_code == 415
+
+
 def test_a_video_without_a_face_is_judged_by_its_whole_frames_when_asked(app, tmp_path):
     grey = write_clip(tmp_path / "grey.mp4", [np.full((64, 96, 3), 20 * level, np.uint8) for level in range(8)])
     nothing = send(app, "video", grey.read_bytes()).get_json()
@@ -91,7 +110,7 @@ def test_a_video_without_a_face_is_judged_by_its_whole_frames_when_asked(app, tm
     assert nothing["tracks"] == [] and nothing["frames"] == 4 and nothing["finder"] == "cascade"
     whole = send(app, "video", grey.read_bytes(), whole="true").get_json()
     (track,) = whole["tracks"]
-    assert track["framed"] == "whole" and track["frames"] == len(track["points"]) == 4
+    assert track["framed"] == "whole" and track["face"] is None and track["frames"] == len(track["points"]) == 4
     assert whole["verdict"] == track["verdict"] != "no face"
 
 

@@ -71,6 +71,33 @@ def test_video_has_a_row_with_picture_interval_and_timeline_for_each_face(page, 
     assert not page.complaints
 
 
+def test_the_most_suspicious_frame_of_a_face_is_explained_like_a_picture(page, clip):
+    with page.expect_response("**/api/video") as response:
+        choose(page, [clip])
+    track = response.value.json()["tracks"][-1]  # not the most suspicious one
+    time, p_fake = max(track["points"], key=lambda point: point[1])
+    row = page.get_by_role("region", name="Faces in the video").get_by_role("listitem").last
+    button = row.get_by_role("button", name="Open the frame at 0:0")
+    button.focus()
+    with page.expect_response("**/api/explain") as response:
+        page.keyboard.press("Enter")
+    assert {key: response.value.json()["face"][key] for key in track["face"]} == track["face"]
+    page.locator(".heat").wait_for()
+    assert page.evaluate("() => document.activeElement.id") == "verdict"
+    assert page.locator(".thumb").count() == 2
+    assert page.locator(".verdict .score").inner_text().startswith(f"{100 * p_fake:.0f} %")
+    assert f"one frame of clip.mp4, at 0:0{int(time)}" in page.locator(".verdict").inner_text()
+    words = page.locator(".reasons").inner_text()
+    assert "does not look at movement" in words and "Search for a frame of it yourself" in words
+    assert page.locator(".file-says").count() == 0  # the server wrote this file
+    assert not serious(page)
+    page.get_by_role("button", name="Back to the video").click()
+    button.click()
+    page.get_by_role("button", name="Back to the video").wait_for()
+    assert page.locator(".thumb").count() == 2  # it is opened once
+    assert not page.complaints
+
+
 def test_video_without_a_face_is_judged_as_a_whole_on_request(page, tmp_path):
     frames = [np.full((90, 160, 3), 40 * step, np.uint8) for step in range(4)]
     choose(page, [str(write_clip(tmp_path / "empty.mp4", frames))])

@@ -59,7 +59,8 @@ def damaged(draw, file: bytes) -> bytes:
 
 schemathesis.openapi.format("binary", st.one_of(image_bytes(), video_bytes(), st.binary(max_size=64)))
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
-OPERATIONS = [("POST", f"/api/{name}") for name in ("predict", "explain", "stress", "video", "preview", "cases")]
+NAMES = ("predict", "explain", "stress", "video", "frame", "preview", "cases")
+OPERATIONS = [("POST", f"/api/{name}") for name in NAMES]
 OPERATIONS += [("GET", path) for path in ("/api/models", "/api/health", "/metrics")]
 
 

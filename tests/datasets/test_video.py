@@ -50,6 +50,19 @@ def test_frames_are_evenly_spaced_and_upright_rgb(suffix):
     assert image[4, 30, 0] > 150 > 50 > image[4, 30, 2] and image[28, 30].max() < 50
 
 
+@pytest.mark.parametrize("suffix", [*CODECS, "variable.mp4"])
+def test_a_frame_is_found_again_by_its_time(suffix):
+    clip = write_clip(f"clip{suffix}" if suffix in CODECS else suffix, numbered(80))
+    if suffix not in CODECS:
+        retime(clip, [1000 + 3000 * (number % 3) for number in range(80)])
+    frames = list(sample_frames(str(clip), Sampling(0.01, 10_000)))
+    assert len(frames) == 80
+    for frame in (frames[0], frames[13], frames[57], frames[-1]):
+        again = next(sample_frames(str(clip), Sampling(max_frames=1), start=round(frame.time, 3)))
+        assert again.time == pytest.approx(frame.time) and np.array_equal(again.image, frame.image)
+    assert frames[57].time > datasets.video.FAR  # there, it is sought
+
+
 def test_an_open_file_is_as_good_as_a_path():
     clip = write_clip("clip.mp4", numbered(20))
     times = [frame.time for frame in sample_frames(io.BytesIO(clip.read_bytes()), Sampling(1.0))]

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from datasets.faces import Face
+from datasets.framing import Box
 from datasets.transforms import Geometry
 from utils.explanations.overlay import overlay, view_box
 from utils.serving.preparation import Part
@@ -16,10 +17,13 @@ from utils.serving.preparation import Part
 
 def face_dict(face: Face | None, size: tuple[int, int], geometry: Geometry) -> dict[str, Any] | None:
     """The square of a face that is judged in a picture of this height and width, in px."""
-    if face is None:
-        return None
-    top, left, side = geometry.square(size, face.box)
-    return {"left": left, "top": top, "side": side, "confidence": face.confidence}
+    return {**square_dict(face.box, size, geometry), "confidence": face.confidence} if face else None
+
+
+def square_dict(box: Box, size: tuple[int, int], geometry: Geometry) -> dict[str, int]:
+    """The square around a box that is judged, in px."""
+    top, left, side = geometry.square(size, box)
+    return {"left": left, "top": top, "side": side}
 
 
 def draw_map(

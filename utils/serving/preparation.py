@@ -120,12 +120,14 @@ class PreparedFrame(NamedTuple):
 
     Attributes:
         time: in s.
+        size: height and width in px.
         boxes: of the faces in it.
         views: the detector's view of each face, or of the whole frame, ``(N, size, size, 3)``; possibly none.
         stills: the same for people.
     """
 
     time: float
+    size: tuple[int, int]
     boxes: list[Box]
     views: np.ndarray
     stills: list[Still]
@@ -148,14 +150,24 @@ def prepare_video(
         views, faces = face_views(pixels, geometry, _finder(finder), every_face=True)
         needs_face = needs_face or bool(faces)
         views = views if faces or not needs_face else views[:0]
-        chunk.append(
-            PreparedFrame(time, [face.box for face in faces], views, [_still(view, STILL_SIDE) for view in views])
-        )
+        stills = [_still(view, STILL_SIDE) for view in views]
+        chunk.append(PreparedFrame(time, pixels.shape[:2], [face.box for face in faces], views, stills))
         if len(chunk) == VIDEO_CHUNK:
             yield chunk
             chunk = []
     if chunk:
         yield chunk
+
+
+def prepare_frame(data: bytes, max_pixels: int, time: float) -> bytes:
+    """The frame of a video at a time in s, as a PNG file: its pixels are those that were scored.
+
+    Raises:
+        UnreadableImage: as ``sample_frames``.
+    """
+    cv2.setNumThreads(1)
+    frame = next(sample_frames(io.BytesIO(data), Sampling(max_frames=1), max_pixels, time))
+    return cv2.imencode(".png", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def prepare_stress(data: bytes, max_pixels: int, geometry: Geometry, face: Face | None) -> np.ndarray:

@@ -59,6 +59,10 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     def video() -> Response:
         return jsonify(service.video(upload("video"), *chosen()))
 
+    @api.post("/api/frame")
+    def frame() -> Response:
+        return Response(service.frame(upload("video"), read_time()), content_type="image/png")
+
     @api.post("/api/cases")
     def cases() -> Response:
         return jsonify(service.save_case(upload(), request.form.get("label", "")))
@@ -103,6 +107,14 @@ def read_choice() -> Choice:
     if number is not None and not re.fullmatch("[0-9]{1,4}", number):
         raise Refused(400, "bad_request", "Expected the number of a face, from 0, in the field 'face'.")
     return Choice(is_true("faces", "true"), is_true("whole", "false"), None if number is None else int(number))
+
+
+def read_time() -> float:
+    """The field time of a request, in s. Raises Refused (400)."""
+    text = request.form.get("time", "")
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", text):
+        raise Refused(400, "bad_request", "Expected a time in seconds in the field 'time'.")
+    return float(text)
 
 
 def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> dict[str, Any]:
@@ -171,7 +183,7 @@ def add_guards(app: Flask, service: Service, token: str | None) -> None:
     def check() -> None:
         g.started = time.perf_counter()
         guard.check_same_site(request)
-        if request.endpoint == "api.video":
+        if request.endpoint in ("api.video", "api.frame"):
             request.max_content_length = service.limits.max_video_bytes
         guarded = request.endpoint not in OPEN_ENDPOINTS
         if guarded or request.method == "POST":

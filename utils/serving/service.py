@@ -25,6 +25,7 @@ from utils.serving.preparation import (
     Choice,
     Prepared,
     prepare,
+    prepare_frame,
     prepare_preview,
     prepare_stress,
     prepare_video,
@@ -148,7 +149,7 @@ class Service:
             found = self._prepare(upload, offer, choice)
             face = found.faces[self._chosen(found, offer, choice)]
         limit = min(self.limits.max_pixels, STRESS_PIXELS)
-        views = self._decode(limit, prepare_stress, upload.data, limit, offer.geometry, face)
+        views = self._decode(upload, limit, prepare_stress, offer.geometry, face)
         answers = offer.answers(self._score(offer, views))
         rows = [
             {"kind": kind, "level": level, "label": label, **answer}
@@ -160,14 +161,10 @@ class Service:
     def preview(self, upload: Upload) -> bytes:
         """An upload as a JPEG file for the screen. Raises Refused."""
         upload.check()
-        return self._decode(self.limits.max_pixels, prepare_preview, upload.data, self.limits.max_pixels).data
+        return self._decode(upload, self.limits.max_pixels, prepare_preview).data
 
     def save_case(self, upload: Upload, label: str) -> dict[str, str]:
-        """Keep an upload with its right answer.
-
-        Raises:
-            Refused: it is no readable image, or this server keeps none; or its folder is full, gone or damaged (507).
-        """
+        """Keep an upload with its right answer. Raises Refused: it is no image, or cannot be kept (404 or 507)."""
         if self.cases is None:
             raise Refused(404, "no_cases", "This server keeps no cases; start it with --cases DIR.")
         if label not in LABEL_NAMES:
@@ -194,23 +191,29 @@ class Service:
         self.telemetry.verdict(found["verdict"])
         return {**offer.decision, "name": upload.name, **found, "finder": self.finder.name}
 
+    def frame(self, upload: Upload, time: float) -> bytes:
+        """The frame of a video at a time in s, as a PNG file for the other requests. Raises Refused."""
+        upload.check_video()
+        return self._decode(upload, self.limits.max_pixels, prepare_frame, time, what="video")
+
     def _is_searched(self, offer: Offer, choice: Choice) -> bool:
         """Whether faces are searched: a detector that judges whole pictures needs --faces and the client's wish."""
         return offer.geometry.needs_face or (self.every_face and choice.faces)
 
     def _prepare(self, upload: Upload, offer: Offer, choice: Choice, show: bool = False) -> Prepared:
         upload.check()
-        limit, searched = self.limits.max_pixels, self._is_searched(offer, choice)
+        searched = self._is_searched(offer, choice)
         finder = self.finder.file if searched else None
         faces = searched and choice.faces, searched and not choice.whole  # whether each is judged, and one is needed
-        return self._decode(limit, prepare, upload.data, limit, offer.geometry, finder, *faces, show)
+        return self._decode(upload, self.limits.max_pixels, prepare, offer.geometry, finder, *faces, show)
 
-    def _decode(self, max_pixels: int, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function in a worker. Raises Refused: no worker is free, or the image is unreadable or too large."""
+    def _decode(self, upload: Upload, limit: int, function: Callable[..., Any], *more: Any, what: str = "image") -> Any:
+        """Run a function in a worker. Raises Refused: no worker is free, or the file is unreadable or too large."""
         try:
-            return self.workers.run(function, *arguments)
+            workers = self.video_worker if what == "video" else self.workers
+            return workers.run(function, upload.data, limit, *more)
         except (UnreadableImage, MemoryError) as error:
-            raise refusal_of(error, max_pixels, "image") from None
+            raise refusal_of(error, limit, what) from None
 
     def _score(self, offer: Offer, views: np.ndarray) -> np.ndarray:
         return np.array(self.batcher.score(offer.score, views, self.limits.max_seconds)) if len(views) else np.empty(0)

@@ -20,7 +20,7 @@ MAX_HEADER_BYTES = 16_384
 MAX_CONNECTIONS = 100
 BACKLOG = 256
 SLACK = 1_000_000  # bytes above the limits of the app, so that the app refuses larger requests, in JSON
-VIDEO_PATH = "/api/video"
+VIDEO_PATHS = ("/api/video", "/api/frame")
 VIDEO_UPLOADS = 4  # requests with a video that may be in memory at a time
 
 
@@ -81,14 +81,14 @@ class _Request(HTTPRequestParser):
         super().parse_header(header_plus)
         if not self.chunked and self.content_length < self.of_pictures.max_request_body_size:
             return
-        if self.path == VIDEO_PATH and len(self.videos) < VIDEO_UPLOADS:
+        if self.path in VIDEO_PATHS and len(self.videos) < VIDEO_UPLOADS:
             self.videos.add(self)
         else:
             self.adj = self.of_pictures
 
     def received(self, data: bytes) -> int:
         consumed = super().received(data)
-        if isinstance(self.error, RequestEntityTooLarge) and self.path == VIDEO_PATH and self not in self.videos:
+        if isinstance(self.error, RequestEntityTooLarge) and self.path in VIDEO_PATHS and self not in self.videos:
             self.error = _BusyError("too many videos at a time; try again in a few seconds")
         return consumed
 

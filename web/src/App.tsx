@@ -10,6 +10,7 @@ import { ModelCard } from "./ModelCard";
 import { Options } from "./Options";
 import { ThemeButton } from "./ThemeButton";
 import { TokenForm } from "./TokenForm";
+import type { OnFrame } from "./VideoDetail";
 
 export function App() {
   const [server, setServer] = useState<Server | null>(null);
@@ -17,7 +18,7 @@ export function App() {
   const [model, setModel] = useState<string>();
   const [selected, setSelected] = useState<number | null>(null);
   const files = useItems(model, server?.limits);
-  const { items, add } = files;
+  const { items, add, addFrame } = files;
 
   const connect = useCallback(() => {
     setProblem(null);
@@ -41,7 +42,18 @@ export function App() {
     [add],
   );
 
+  const [opened, setOpened] = useState<{ id: number }>(); // from another item, whose button had the focus
+  useEffect(() => {
+    if (opened) document.getElementById("verdict")?.focus();
+  }, [opened]);
+  const openItem = useCallback((id: number) => {
+    setSelected(id);
+    setOpened({ id });
+  }, []);
+  const openFrame = useCallback<OnFrame>((...frame) => openItem(addFrame(...frame)), [addFrame, openItem]);
+
   const item = useMemo(() => items.find((one) => one.id === selected) ?? items[0], [items, selected]);
+  const video = items.find(({ id }) => id === item?.origin?.video); // that the picture is a frame of
   const card = server?.models.find(({ name }) => name === model);
 
   return (
@@ -104,6 +116,8 @@ export function App() {
                 cases={server.cases ?? false}
                 onChange={files.change}
                 onAgain={files.again}
+                onFrame={openFrame}
+                onBack={video && (() => openItem(video.id))}
               />
             )}
             <ModelCard card={card} />

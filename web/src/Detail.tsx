@@ -8,8 +8,8 @@ import { KeepCase } from "./KeepCase";
 import { Picture } from "./Picture";
 import { Reasons } from "./Reasons";
 import { StressTable } from "./StressTable";
-import { Heading, NoFace, Unscored, Verdict } from "./Verdict";
-import { VideoFaces, VideoVerdict } from "./VideoDetail";
+import { FromVideo, Heading, NoFace, Unscored, Verdict } from "./Verdict";
+import { VideoFaces, VideoVerdict, type OnFrame } from "./VideoDetail";
 
 interface Props {
   item: Item;
@@ -17,11 +17,13 @@ interface Props {
   cases: boolean; // whether the server keeps cases
   onChange: (id: number, change: Partial<Item>) => void;
   onAgain: (item: Item, whole?: boolean) => void;
+  onFrame: OnFrame;
+  onBack?: () => void; // to the video that the picture is a frame of
 }
 
 /** One picture or video in detail: verdict, reasons, next steps and stress test. */
-export function Detail({ item, card, cases, onChange, onAgain }: Props) {
-  const { id, scored, video } = item;
+export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }: Props) {
+  const { id, scored, video, origin } = item;
   const change = useCallback((part: Partial<Item>) => onChange(id, part), [id, onChange]);
   const shown = shownOf(item);
   const judgeWhole = () => onAgain(item, true);
@@ -33,6 +35,7 @@ export function Detail({ item, card, cases, onChange, onAgain }: Props) {
         <div role="status">
           <Heading item={item} shown={shown} />
         </div>
+        {origin && <FromVideo origin={origin} onBack={onBack} />}
         {!scored && !video && <Unscored item={item} onAgain={onAgain} />}
         {scored?.verdict === "no face" && <NoFace finder={scored.finder} onWhole={judgeWhole} />}
         {shown && <Verdict item={item} shown={shown} card={card} />}
@@ -40,8 +43,8 @@ export function Detail({ item, card, cases, onChange, onAgain }: Props) {
       </div>
       {shown && <Reasons item={item} shown={shown} card={card} onChange={change} />}
       {shown && <StressTable key={shown.key} item={item} shown={shown} model={card.name} onChange={change} />}
-      {video && <VideoFaces video={video} card={card} />}
-      {scored && <FileSays metadata={scored.metadata} />}
+      {video && <VideoFaces item={item} video={video} card={card} onFrame={onFrame} />}
+      {scored && !origin && <FileSays metadata={scored.metadata} />}
       {scored && cases && <KeepCase file={item.file} />}
       {(scored || video) && (
         <p className="printed">

@@ -3,7 +3,7 @@ import { FileSaysLink } from "./FileSays";
 import type { Shown } from "./faces";
 import { HeatMap } from "./HeatMap";
 import type { Item } from "./items";
-import { FINDERS, howSure, sees } from "./words";
+import { FINDERS, howSure, OF_FRAMES, sees } from "./words";
 
 const SEARCHES = [
   ["Google Lens", "https://lens.google.com/"],
@@ -42,8 +42,10 @@ export function Reasons({ item, shown, card, onChange }: Props) {
           <p>In your picture: {sees(card)}.</p>
         )}
         <h3>How sure it is</h3>
-        <p>{howSure(card.sources)}</p>
-        <NextSteps />
+        <p>
+          {howSure(card.sources)} {item.origin && OF_FRAMES}
+        </p>
+        <NextSteps video={item.origin !== undefined} />
       </div>
     </section>
   );

@@ -2,10 +2,10 @@ import type { Card, Finder } from "./api";
 import { nameOf, Sign } from "./Chip";
 import { inReadingOrder, worst, type Shown } from "./faces";
 import { FileSaysLink, namesGenerator } from "./FileSays";
-import { verdictOf, type Item } from "./items";
+import { verdictOf, type Item, type Origin } from "./items";
 import { Meter } from "./Meter";
 import { save } from "./report";
-import { FINDERS, meaning, percent, TITLES } from "./words";
+import { clock, FINDERS, meaning, percent, TITLES } from "./words";
 
 /** The heading of a file: its verdict, that of the chosen face, or how far it is. */
 export function Heading({ item, shown }: { item: Item; shown: Shown | undefined }) {
@@ -13,15 +13,16 @@ export function Heading({ item, shown }: { item: Item; shown: Shown | undefined 
   if (!verdict) {
     const open = item.status === "waiting" || item.status === "working";
     return (
-      <h2 id="verdict" className={open ? "waiting" : ""}>
+      <h2 id="verdict" tabIndex={-1} className={open ? "waiting" : ""}>
         {stateOf(item)}
       </h2>
     );
   }
-  const title = item.isVideo ? TITLES[verdict].replace("photograph", "recording") : TITLES[verdict];
+  const title =
+    item.isVideo || item.origin ? TITLES[verdict].replace("photograph", "recording") : TITLES[verdict];
   const many = shown && item.scored!.faces.length > 1;
   return (
-    <h2 id="verdict" className={nameOf(verdict)}>
+    <h2 id="verdict" tabIndex={-1} className={nameOf(verdict)}>
       <Sign verdict={verdict} />
       <span>{many ? `Face ${shown.place}: ${title[0]!.toLowerCase()}${title.slice(1)}` : title}</span>
     </h2>
@@ -67,6 +68,25 @@ export function Verdict({ item, shown, card }: { item: Item; shown: Shown; card:
           Save as JSON
         </button>
       </div>
+    </>
+  );
+}
+
+/** Where a frame of a video comes from, and the way back. */
+export function FromVideo({ origin: { name, time }, onBack }: { origin: Origin; onBack?: () => void }) {
+  return (
+    <>
+      <p>
+        This is one frame of {name}, at {clock(time)}, judged as a picture. The verdict on the video counts all of its
+        frames.
+      </p>
+      {onBack && (
+        <div className="buttons">
+          <button type="button" onClick={onBack}>
+            Back to the video
+          </button>
+        </div>
+      )}
     </>
   );
 }

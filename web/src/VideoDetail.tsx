@@ -1,9 +1,12 @@
-import { dataUrl, type Card, type Track, type Video } from "./api";
+import { useEffect, useState } from "react";
+
+import { dataUrl, frameAt, type Card, type Track, type Video } from "./api";
 import { Sign } from "./Chip";
+import { reasonOf, type Item } from "./items";
 import { Meter } from "./Meter";
 import { NextSteps } from "./Reasons";
 import { Timeline } from "./Timeline";
-import { clock, FINDERS, howSure, meaning, percent } from "./words";
+import { clock, FINDERS, howSure, meaning, OF_FRAMES, percent } from "./words";
 
 const facesIn = (tracks: Track[]) => tracks.filter(({ framed }) => framed !== "whole").length;
 
@@ -46,8 +49,18 @@ export function VideoVerdict({ video, card, whole, onWhole }: Props) {
   );
 }
 
+/** Open a frame of a video as a picture. */
+export type OnFrame = (video: Item, picture: Blob, track: Track, time: number) => void;
+
+interface FacesProps {
+  item: Item;
+  video: Video;
+  card: Card;
+  onFrame: OnFrame;
+}
+
 /** A row for each face that was followed through a video, and next steps. */
-export function VideoFaces({ video, card }: { video: Video; card: Card }) {
+export function VideoFaces({ item, video, card, onFrame }: FacesProps) {
   const { tracks } = video;
   const faces = facesIn(tracks);
   return (
@@ -57,12 +70,12 @@ export function VideoFaces({ video, card }: { video: Video; card: Card }) {
           <h3>{faces === 0 ? "The frames" : faces === 1 ? "The face in this video" : "The faces in this video"}</h3>
           <ol>
             {tracks.map((track, index) => (
-              <Row key={track.track} track={track} number={index + 1} video={video} />
+              <Row key={track.track} item={item} track={track} number={index + 1} video={video} onFrame={onFrame} />
             ))}
           </ol>
           <p className="legend">
             Each line shows the scores of one face over time: the higher, the more suspicious. Between the dashed lines
-            the detector is unsure.
+            the detector is unsure. Open the most suspicious frame to see where it sees evidence.
           </p>
         </section>
       )}
@@ -71,8 +84,7 @@ export function VideoFaces({ video, card }: { video: Video; card: Card }) {
           <div className="texts">
             <h3>How sure it is</h3>
             <p>
-              {howSure(card.sources)} Videos are compressed more than photographs, and the frames are judged one by one:
-              the detector does not look at movement or sound.
+              {howSure(card.sources)} {OF_FRAMES}
             </p>
           </div>
         )}
@@ -84,14 +96,23 @@ export function VideoFaces({ video, card }: { video: Video; card: Card }) {
   );
 }
 
-function Row({ track, number, video }: { track: Track; number: number; video: Video }) {
+interface RowProps {
+  item: Item;
+  track: Track;
+  number: number;
+  video: Video;
+  onFrame: OnFrame;
+}
+
+function Row({ item, track, number, video, onFrame }: RowProps) {
   const { verdict, p_fake, start_s, end_s, frames, picture, framed } = track;
+  const name = framed === "whole" ? "Whole frames" : `Face ${number}`;
   return (
     <li>
       <img src={dataUrl(picture)} alt="" />
       <div>
         <p>
-          <strong>{framed === "whole" ? "Whole frames" : `Face ${number}`}</strong>{" "}
+          <strong>{name}</strong>{" "}
           <span className={`chip ${verdict}`}>
             <Sign verdict={verdict} />
             {verdict} · {percent(p_fake)}
@@ -100,8 +121,47 @@ function Row({ track, number, video }: { track: Track; number: number; video: Vi
         <p className="when">
           {clock(start_s)} to {clock(end_s)}, {frames} {frames === 1 ? "frame" : "frames"}
         </p>
+        <FrameButton item={item} track={track} name={name} onFrame={onFrame} />
       </div>
       <Timeline track={track} seconds={video.seconds} decision={video} />
     </li>
+  );
+}
+
+interface ButtonProps {
+  item: Item;
+  track: Track;
+  name: string;
+  onFrame: OnFrame;
+}
+
+/** Opens the most suspicious frame of a face, which the server takes out of the video. */
+function FrameButton({ item, track, name, onFrame }: ButtonProps) {
+  const [busy, setBusy] = useState(false);
+  const [problem, setProblem] = useState("");
+  const [time] = track.points.reduce((worst, point) => (point[1] > worst[1] ? point : worst));
+
+  useEffect(() => {
+    if (!busy) return;
+    const controller = new AbortController();
+    setProblem("");
+    frameAt(item.file, time, controller.signal)
+      .then((picture) => controller.signal.aborted || onFrame(item, picture, track, time))
+      .catch((error) => {
+        if (controller.signal.aborted) return;
+        setProblem(reasonOf(error));
+        setBusy(false);
+      });
+    return () => controller.abort();
+  }, [busy, item, track, time, onFrame]);
+
+  return (
+    <>
+      <button type="button" className="quiet" disabled={busy} onClick={() => setBusy(true)}>
+        {busy ? "Opening …" : `Open the frame at ${clock(time)}`}
+        <span className="unseen"> of {name}</span>
+      </button>
+      {problem && <p role="alert">{problem}</p>}
+    </>
   );
 }

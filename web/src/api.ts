@@ -16,10 +16,14 @@ export interface MaybeScores {
   logit: number | null;
 }
 
-export interface FaceBox {
+/** The part of a picture that is judged, in px. */
+export interface Square {
   left: number;
   top: number;
   side: number;
+}
+
+export interface FaceBox extends Square {
   confidence: number | null;
 }
 
@@ -89,6 +93,7 @@ export interface Track extends Scores {
   frames: number;
   framed?: "face" | "whole";
   points: [seconds: number, p_fake: number][];
+  face: Square | null; // in the most suspicious frame
   picture: Picture;
 }
 
@@ -235,6 +240,10 @@ export const stress = ({ file, ...rest }: Question, signal: AbortSignal) =>
 
 export const scoreVideo = ({ file, model, whole }: Question, signal: AbortSignal) =>
   ask<Video>("/api/video", form({ video: file, model, whole }), signal);
+
+/** The frame of a video at a time, as a picture without loss. */
+export const frameAt = async (video: File, time: number, signal: AbortSignal): Promise<Blob> =>
+  (await patient("/api/frame", form({ video, time }), signal)).blob();
 
 export const keepCase = (file: File, label: "real" | "fake") =>
   ask<{ saved: string }>("/api/cases", form({ image: file, label }));

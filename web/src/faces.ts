@@ -1,6 +1,6 @@
 /** The faces of a picture in reading order, and the one that is shown. */
 
-import type { Face, Scores } from "./api";
+import type { Face, Scores, Square } from "./api";
 import { WHOLE, type Item } from "./items";
 
 const SAME_ROW = 0.6; // of the side of a face, between the middles of two faces
@@ -23,6 +23,13 @@ export function inReadingOrder(faces: Face[]): number[] {
 export function worst(faces: Face[]): number | undefined {
   const logits = faces.map(({ logit }) => logit);
   return faces.length ? logits.indexOf(Math.max(...logits)) : undefined;
+}
+
+/** Index of the face that is closest to a square; undefined without any. */
+export function closest(faces: Face[], square: Square | null): number | undefined {
+  if (!square || !faces.length) return undefined;
+  const distances = faces.map(({ left, top }) => Math.hypot(left - square.left, top - square.top));
+  return distances.indexOf(Math.min(...distances));
 }
 
 /** What the page tells about a picture: the scores of the chosen face, or of the whole picture. */

@@ -3,14 +3,25 @@
 import { useCallback, useEffect, useReducer, useRef } from "react";
 
 import { ApiError, dataUrl, predict, preview, scoreVideo, type Answer, type Decision, type Limits } from "./api";
-import type { Explanation, Scored, Stress, Video } from "./api";
+import type { Explanation, Scored, Square, Stress, Track, Video } from "./api";
+import { closest } from "./faces";
 import { remember } from "./history";
+import { clock } from "./words";
+
+/** Where a picture comes from that is a frame of a video. */
+export interface Origin {
+  video: number; // id of the item
+  name: string; // of the video
+  time: number; // s
+  square: Square | null; // the face to show
+}
 
 export interface Item {
   id: number;
   file: File;
   url: string; // of something that the browser can show; empty for a video
   isVideo: boolean;
+  origin?: Origin;
   status: "waiting" | "working" | "done" | "failed" | "cancelled";
   error?: string;
   canRetry?: boolean; // the error may be gone the next time
@@ -27,7 +38,7 @@ export interface Item {
 export const WHOLE = -1;
 
 type Action =
-  | { type: "add"; items: Item[] }
+  | { type: "add"; items: Item[]; after?: number }
   | { type: "change"; id: number; change: Partial<Item> }
   | { type: "remove"; id: number }
   | { type: "cancel" }
@@ -37,8 +48,10 @@ type Action =
 
 const isOpen = ({ status }: Item) => status === "waiting" || status === "working";
 
-const fresh = ({ id, file, url, isVideo }: Pick<Item, "id" | "file" | "url" | "isVideo">, whole = false): Item => ({
-  ...{ id, file, url, isVideo, whole },
+type Source = Pick<Item, "id" | "file" | "url" | "isVideo" | "origin">;
+
+const fresh = ({ id, file, url, isVideo, origin }: Source, whole = false): Item => ({
+  ...{ id, file, url, isVideo, origin, whole },
   status: "waiting",
   explanations: {},
   stress: {},
@@ -46,8 +59,10 @@ const fresh = ({ id, file, url, isVideo }: Pick<Item, "id" | "file" | "url" | "i
 
 function reduce(items: Item[], action: Action): Item[] {
   switch (action.type) {
-    case "add":
-      return [...items, ...action.items];
+    case "add": {
+      const place = items.findIndex(({ id }) => id === action.after) + 1 || items.length;
+      return [...items.slice(0, place), ...action.items, ...items.slice(place)];
+    }
     case "change":
       return items.map((item) => (item.id === action.id ? { ...item, ...action.change } : item));
     case "remove":
@@ -89,7 +104,8 @@ async function score(item: Item, model: string, signal: AbortSignal): Promise<Pa
     return { decision: video, video };
   }
   const prediction = await predict(question, signal);
-  return { decision: prediction, scored: prediction.images[0]! };
+  const scored = prediction.images[0]!;
+  return { decision: prediction, scored, face: closest(scored.faces, item.origin?.square ?? null) };
 }
 
 /** Pictures and videos, and the queue that scores them with a detector. */
@@ -107,6 +123,18 @@ export function useItems(model: string | undefined, limits: Limits | undefined) 
     dispatch({ type: "add", items: added });
     return added[0]?.id;
   }, []);
+
+  /** Put a frame of a video beside it as a picture, once; returns its id. */
+  const addFrame = useCallback((video: Item, picture: Blob, { face }: Track, time: number) => {
+    const name = video.file.name;
+    const origin = { video: video.id, name, time, square: face };
+    const known = items.find((item) => JSON.stringify(item.origin) === JSON.stringify(origin));
+    if (known) return known.id;
+    const file = new File([picture], `${clock(time)} of ${name}`, { type: picture.type });
+    const source = { id: nextId++, file, url: URL.createObjectURL(file), isVideo: false };
+    dispatch({ type: "add", items: [fresh({ ...source, origin }, video.whole)], after: video.id });
+    return source.id;
+  }, [items]);
 
   const stop = useCallback((id?: number) => {
     for (const [key, controller] of open.current) if (id === undefined || id === key) controller.abort();
@@ -179,5 +207,5 @@ export function useItems(model: string | undefined, limits: Limits | undefined) 
     }
   }, [items, model, limits, change]);
 
-  return { items, add, remove, clear, change, cancel, resume, again, substitute };
+  return { items, add, addFrame, remove, clear, change, cancel, resume, again, substitute };
 }

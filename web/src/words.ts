@@ -60,6 +60,11 @@ export function duration(seconds: number): string {
 export const clock = (seconds: number) =>
   `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
+/** Why scores of frames mean less than those of photographs. */
+export const OF_FRAMES =
+  "Videos are compressed more than photographs, and the frames are judged one by one: the detector does not look at " +
+  "movement or sound.";
+
 /** What may be uploaded: a sentence on pictures and one on videos. */
 export const accepted = (limits: Limits): string[] => [
   `Pictures: JPEG, PNG, WebP, AVIF, HEIC, GIF or BMP, up to ${limits.max_mb} MB and ${limits.max_pixels / 1e6} megapixels.`,
