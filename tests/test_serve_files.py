@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,11 @@ def test_videos_that_are_none_are_refused(app, tmp_path, change, status, words):
 
 
 def test_a_video_that_takes_too_long_is_refused_and_harms_nobody(app, monkeypatch, tmp_path):
-    data = write_clip(tmp_path / "clip.mp4", walk(6, 0, 2)).read_bytes()
+    data = write_clip(tmp_path / "clip.mp4", walk(1, 0)).read_bytes()
+    worker = app.extensions["service"].video_worker
     with monkeypatch.context() as patch:
-        patch.setattr(app.extensions["service"].video_worker, "_seconds", 0.05)
+        patch.setattr(worker, "_seconds", 0.1)
+        patch.setattr(worker, "stream", lambda *_, stream=worker.stream: stream(map, time.sleep, [600]))
         refused = send(app, "video", data)
     assert refused.status_code == 422 and refused.get_json()["error"]["code"] == "too_complex"
     assert send(app, "video", data).status_code == 200

@@ -149,7 +149,7 @@ for main, line in ((train.main, "--epochs nought"), (train.main, "--model resnet
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
 

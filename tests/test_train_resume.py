@@ -92,19 +92,51 @@ def test_resume_is_exact(install, faces, whole_run, tmp_path):
     assert [row["auc"] for row in result["rows"]] == [row["auc"] for row in whole_run["rows"]]
 
 
-def start(argv: list, folder: Path) -> subprocess.Popen:
+def start(argv: list, folder: Path, script: str = str(ROOT / "train.py"), stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
     """Start train.py as a separate process, its stderr in a file, as if from a terminal.
 
     A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would too.
     """
     with open(folder.parent / "stderr.txt", "w") as stderr:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *map(str, argv)],
-            stdout=subprocess.DEVNULL,
+            [sys.executable, script, *map(str, argv)],
+            stdout=stdout,
             stderr=stderr,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+
+
+PAUSING = """
+import os, signal, train
+from utils.args import run_script
+
+replace = os.replace
+
+
+def pausing(source, target):
+    replace(source, target)
+    if os.path.basename(target) == "last.pt":
+        print("saved", flush=True)
+        signal.pause()
+
+
+os.replace = pausing
+run_script(train.main)
+"""
+
+
+def stop_after_an_epoch(argv: list, folder: Path, signal_: int) -> int:
+    """Start train.py, send it a signal when it has just replaced last.pt, and return its exit code."""
+    script = folder.parent / "pausing.py"
+    script.write_text(PAUSING)
+    with start(argv, folder, str(script), stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"saved\n"
+            process.send_signal(signal_)
+            return process.wait()
+        finally:
+            process.kill()
 
 
 def stop_when(event, process: subprocess.Popen, signal_: int) -> int:
@@ -135,16 +167,14 @@ def change_of(folder: Path, pattern: str):
 
 def test_ctrl_c_then_sigkill_of_real_processes(faces, whole_run, tmp_path):
     folder = tmp_path / "the run"
-    process = start([*FORENSIC, "--data", faces, "--output-dir", folder], folder)
-    assert stop_when(change_of(folder, "last.pt"), process, signal.SIGINT) == 130
-    assert load_checkpoint(folder / "last.pt")["training"]["epoch"] < 3
+    assert stop_after_an_epoch([*FORENSIC, "--data", faces, "--output-dir", folder], folder, signal.SIGINT) == 130
+    assert load_checkpoint(folder / "last.pt")["training"]["epoch"] == 1
     error = (tmp_path / "stderr.txt").read_text()
     assert "Traceback" not in error
     hint = next(line for line in error.splitlines() if "resume with: python train.py" in line)
     resume = shlex.split(hint.partition("train.py")[2])
 
-    process = start(resume, folder)
-    assert stop_when(change_of(folder, "last.pt"), process, signal.SIGKILL) == -signal.SIGKILL
+    assert stop_after_an_epoch(resume, folder, signal.SIGKILL) == -signal.SIGKILL
     assert {"curves.png", "curves.pdf"} <= {file.name for file in folder.iterdir()}
     train.main(resume)
     assert_same_run(folder, whole_run["folder"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
 from collections.abc import Iterator
 from typing import Any
 
+from tests.sockets import listening
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.serving.settings import Limits
-from utils.serving.wsgi import make_server
 
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -22,14 +21,8 @@ FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-fo
 @contextlib.contextmanager
 def running(app: Any, limits: Limits | None = None) -> Iterator[str]:
     """Serve an app on a free port of the loopback address; yields the URL."""
-    server, port = make_server(app, "127.0.0.1", 0, limits or Limits())
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
+    with listening(app, limits or Limits()) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        server.close()
-        server.task_dispatcher.shutdown(timeout=1)
 
 
 @contextlib.contextmanager

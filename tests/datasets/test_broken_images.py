@@ -157,7 +157,7 @@ def test_only_the_first_of_ten_thousand_frames_is_decoded():
     at = data.index(b"\x21\xf9", data.index(b"\x2c"))  # the second frame
     start = time.process_time()
     image = decode_image(data[:at] + data[at:-1] * 10_000 + b";")
-    assert (image == 200).all() and time.process_time() - start < 1
+    assert (image == 200).all() and time.process_time() - start < 5
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -175,7 +175,7 @@ def test_sixty_megabytes_of_exif_are_skipped(file_format, monkeypatch):
     monkeypatch.setattr(Image.Exif, "tobytes", None)  # the block is not written anew
     start = time.process_time()
     image = decode_image(loaded)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 5
     expected = decode_image(data)
     assert np.array_equal(image, expected if file_format == "JPEG" else np.rot90(expected, -1))
 

@@ -86,6 +86,7 @@ def server(monkeypatch):
     thread.start()
     monkeypatch.setitem(script.DOWNLOADS, "140k", script.Download("someone/faces", COUNTS))
     monkeypatch.setattr(transfer.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("no_proxy", "*")  # the server is this machine
     monkeypatch.setenv("KAGGLE_USERNAME", "me")
     monkeypatch.setenv("KAGGLE_KEY", "secret")
     yield server
@@ -204,6 +205,7 @@ def test_refusals_are_one_line_and_not_repeated(status, says, server, tmp_path):
 
 
 def test_nobody_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(transfer.time, "sleep", lambda seconds: None)
     with pytest.raises(UserError, match="no data arrived"):
         transfer.download("http://127.0.0.1:9/file", tmp_path / "file.zip", {})

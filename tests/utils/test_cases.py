@@ -75,16 +75,16 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def _save_many(folder: Path, first: int) -> None:
-    for shade in range(first, first + 20):
+    for shade in range(first, first + 8):
         save_case(folder, picture(shade), "fake")
 
 
 def test_two_processes_lose_no_case(tmp_path):
-    processes = [multiprocessing.get_context("fork").Process(target=_save_many, args=(tmp_path, at)) for at in (0, 10)]
+    processes = [multiprocessing.get_context("fork").Process(target=_save_many, args=(tmp_path, at)) for at in (0, 4)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(280)
     assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(row[0] for row in listed(tmp_path)) == sorted(file.name for file in tmp_path.glob("*.png"))
-    assert len(listed(tmp_path)) == 30
+    assert len(listed(tmp_path)) == 12

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +53,7 @@ class MicroBatcher:
         the number of views.
 
         Raises:
-            Refused: the queue is full, or ``seconds`` have passed.
+            Refused: the queue is full, ``seconds`` have passed, or the server stops.
         """
         ticket = Ticket(score, views, cost or len(views))
         with self._change:
@@ -65,7 +65,7 @@ class MicroBatcher:
             self._change.notify()
         try:
             return ticket.result.result(timeout=seconds)
-        except FutureTimeout:
+        except (FutureTimeout, CancelledError):  # cancelled by close
             ticket.result.cancel()
             raise Refused(503, "too_slow", "The server could not answer in time. Please try again.", 5) from None
 

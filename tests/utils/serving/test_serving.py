@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,9 @@ from utils.serving.settings import Limits, Refused
 from utils.serving.uploads import shown_name, sniff
 from utils.serving.workers import WorkerPool
 from utils.serving.wsgi import make_server
+
+PRELOAD = "utils.serving.preparation"
+PATIENCE = 200  # seconds, which no test waits unless it fails
 
 
 @pytest.mark.parametrize(
@@ -51,49 +56,60 @@ def test_rate_limit_refills_and_forgets_nobody_else():
     limit.check("a")
 
 
+def wait_for_queue(batcher: MicroBatcher, images: int) -> None:
+    with batcher._change:
+        assert batcher._change.wait_for(lambda: batcher.waiting >= images, PATIENCE)
+
+
+class Held:
+    """A score function that holds the thread of the detectors until ``gate`` is set."""
+
+    def __init__(self, answer: Callable[[np.ndarray], Any]) -> None:
+        self.started, self.gate, self.answer = threading.Event(), threading.Event(), answer
+        self.sizes: list[int] = []
+
+    def __call__(self, views: np.ndarray) -> Any:
+        self.started.set()
+        assert self.gate.wait(PATIENCE)
+        self.sizes.append(len(views))
+        return self.answer(views)
+
+
+def ones(views: np.ndarray) -> np.ndarray:
+    return np.ones(len(views))
+
+
+ONE = np.zeros((1, 1, 1, 3), np.uint8)
+
+
 def test_waiting_requests_are_scored_together():
-    gate, sizes = threading.Event(), []
-
-    def score(views: np.ndarray) -> np.ndarray:
-        gate.wait(10)
-        sizes.append(len(views))
-        return views[:, 0, 0, 0].astype(float)
-
+    held = Held(lambda views: views[:, 0, 0, 0].astype(float))
     batcher = MicroBatcher(capacity=16, max_batch=8)
-    views = [np.full((1, 1, 1, 3), number, np.uint8) for number in range(9)]
     with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(batcher.score, score, views[0], 10)
-        while batcher.waiting or not batcher._thread.is_alive():
-            pass
-        others = [pool.submit(batcher.score, score, view, 10) for view in views[1:]]
-        while batcher.waiting < 8:
-            pass
-        gate.set()
+        first = pool.submit(batcher.score, held, ONE, PATIENCE)
+        assert held.started.wait(PATIENCE)
+        others = [pool.submit(batcher.score, held, ONE + np.uint8(number), PATIENCE) for number in range(1, 9)]
+        wait_for_queue(batcher, 8)
+        held.gate.set()
         assert [float(job.result()[0]) for job in (first, *others)] == list(range(9))
-    assert sizes == [1, 8]
+    assert held.sizes == [1, 8]
     batcher.close()
 
 
 def test_full_queue_turns_away_and_a_crash_ends_only_its_own_request():
-    gate = threading.Event()
-    batcher = MicroBatcher(capacity=2, max_batch=1)
-    one = np.zeros((1, 1, 1, 3), np.uint8)
-
     def crash(views: np.ndarray) -> np.ndarray:
-        gate.wait(10)
         raise ValueError("broken")
 
+    held, batcher = Held(crash), MicroBatcher(capacity=2, max_batch=1)
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(batcher.score, crash, one, 10)
-        while batcher.waiting:
-            pass
-        waiting = [pool.submit(batcher.score, lambda views: np.ones(len(views)), one, 10) for _ in range(2)]
-        while batcher.waiting < 2:
-            pass
+        first = pool.submit(batcher.score, held, ONE, PATIENCE)
+        assert held.started.wait(PATIENCE)
+        waiting = [pool.submit(batcher.score, ones, ONE, PATIENCE) for _ in range(2)]
+        wait_for_queue(batcher, 2)
         with pytest.raises(Refused) as refusal:
-            batcher.score(crash, one, 10)
+            batcher.score(held, ONE, PATIENCE)
         assert refusal.value.status == 503 and refusal.value.retry_after
-        gate.set()
+        held.gate.set()
         with pytest.raises(ValueError, match="broken"):
             first.result()
         assert [job.result()[0] for job in waiting] == [1, 1]
@@ -101,27 +117,36 @@ def test_full_queue_turns_away_and_a_crash_ends_only_its_own_request():
 
 
 def test_expensive_requests_count_for_what_they_cost():
-    started, gate, one = threading.Event(), threading.Event(), np.zeros((1, 1, 1, 3), np.uint8)
-    batcher = MicroBatcher(capacity=60, max_batch=8)
-
-    def explain(views: np.ndarray) -> list[bool]:
-        started.set()
-        return [gate.wait(10)]
-
+    held, batcher = Held(ones), MicroBatcher(capacity=60, max_batch=8)
     with ThreadPoolExecutor(3) as pool:
-        running = pool.submit(batcher.score, explain, one, 10, 51)
-        assert started.wait(10)
-        waiting = pool.submit(batcher.score, explain, one, 10, 51)
-        while not batcher.waiting:
-            pass
+        running = pool.submit(batcher.score, held, ONE, PATIENCE, 51)
+        assert held.started.wait(PATIENCE)
+        waiting = pool.submit(batcher.score, held, ONE, PATIENCE, 51)
+        wait_for_queue(batcher, 51)
         with pytest.raises(Refused):
-            batcher.score(explain, one, 10, 51)
-        cheap = pool.submit(batcher.score, lambda views: np.ones(len(views)), one, 10)
-        while batcher.waiting < 52:
-            pass
-        gate.set()
-        assert running.result() == waiting.result() == [True] and cheap.result() == [1]
+            batcher.score(held, ONE, PATIENCE, 51)
+        cheap = pool.submit(batcher.score, ones, ONE, PATIENCE)
+        wait_for_queue(batcher, 52)
+        held.gate.set()
+        assert running.result() == waiting.result() == cheap.result() == [1]
     batcher.close()
+
+
+def test_closing_refuses_those_that_wait():
+    held, batcher = Held(ones), MicroBatcher(capacity=2, max_batch=1)
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(batcher.score, held, ONE, PATIENCE)
+        assert held.started.wait(PATIENCE)
+        waiting = pool.submit(batcher.score, ones, ONE, PATIENCE)
+        wait_for_queue(batcher, 1)
+        closing_ = pool.submit(batcher.close)
+        with pytest.raises(Refused) as refusal:
+            waiting.result()
+        assert refusal.value.status == 503
+        held.gate.set()
+        assert running.result() == [1] and closing_.result() is None
+    with pytest.raises(Refused):
+        batcher.score(ones, ONE, PATIENCE)
 
 
 def test_sniff_reads_content():
@@ -137,20 +162,30 @@ def test_a_host_that_does_not_exist_is_one_line():
 
 @pytest.fixture
 def pool():
-    pool = WorkerPool(wait=20, seconds=1, preload="utils.serving.preparation", size=1)
+    pool = WorkerPool(wait=PATIENCE, seconds=PATIENCE, preload=PRELOAD, size=1)
     yield pool
     pool.close()
 
 
-def test_a_worker_that_takes_too_long_is_replaced(pool):
+def test_a_worker_that_takes_too_long_is_replaced(pool, monkeypatch):
     assert pool.run(abs, -1) == 1
-    with ThreadPoolExecutor(2) as threads:
-        slow = threads.submit(pool.run, time.sleep, 60)
-        other = threads.submit(pool.run, abs, -2)  # waits for the only worker and gets it
-        assert other.result() == 2
-        with pytest.raises(Refused, match="too long") as refusal:
-            slow.result()
+    monkeypatch.setattr(pool, "_seconds", 0.1)
+    with pytest.raises(Refused, match="too long") as refusal:
+        pool.run(time.sleep, 600)
     assert refusal.value.status == 422
+    with pytest.raises(Refused, match="too long"):
+        list(pool.stream(map, time.sleep, [600]))
+    monkeypatch.undo()
+    assert pool.run(abs, -2) == 2
+
+
+def test_a_call_waits_for_the_only_worker(pool):
+    with ThreadPoolExecutor(1) as threads:
+        with closing(pool.stream(iter, [0, 1])) as parts:
+            assert next(parts) == 0
+            other = threads.submit(pool.run, abs, -2)
+            assert not other.done()
+        assert other.result() == 2
 
 
 def test_a_worker_that_dies_fails_its_own_image_only(pool):
@@ -162,27 +197,38 @@ def test_a_worker_that_dies_fails_its_own_image_only(pool):
         pool.run(divmod, 1, 0)
 
 
-def test_a_full_pool_answers_busy():
-    pool = WorkerPool(wait=0.1, seconds=20, preload="utils.serving.preparation", size=1)
-    with ThreadPoolExecutor(1) as threads:
-        slow = threads.submit(pool.run, time.sleep, 20)
-        while pool._idle.qsize():
-            pass
+def test_a_worker_that_cannot_be_started_is_started_by_the_next_call(pool, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._workers[0], "_preload", "no.such.module")
+        with pytest.raises(Refused, match="damaged"):
+            pool.run(abs, -1)
+    with monkeypatch.context() as patch:
+        patch.setattr("multiprocessing.context.ForkServerProcess.start", lambda self: os.open("/no/such/file", 0))
+        with pytest.raises(FileNotFoundError):
+            pool.run(abs, -1)
+    assert pool.run(abs, -1) == 1
+
+
+def test_a_full_pool_answers_busy(pool, monkeypatch):
+    with closing(pool.stream(iter, [0, 1])) as parts:
+        assert next(parts) == 0  # the only worker is taken
+        monkeypatch.setattr(pool, "_wait", 0.1)
         with pytest.raises(Refused) as refusal:
             pool.run(abs, -1)
-        assert refusal.value.status == 503 and refusal.value.retry_after
-        pool.close()
-        with pytest.raises(Refused):
-            slow.result()
+    assert refusal.value.status == 503 and refusal.value.retry_after
 
 
-def test_closing_the_pool_leaves_connections_to_the_threads_that_use_them():
-    pool = WorkerPool(wait=1, seconds=20, preload="utils.serving.preparation", size=1)
-    assert pool.run(abs, -1) == 1
-    pool.close()  # closed twice, by two threads, a connection takes another file with it
-    assert not pool._workers[0]._connection.closed
-    with pytest.raises(Refused, match="damaged"):
-        pool.run(abs, -1)
+def test_closing_the_pool_ends_a_running_call_and_leaves_its_connection_to_its_thread(pool):
+    with closing(pool.stream(map, time.sleep, [0, 600])) as parts:
+        assert next(parts) is None
+        pool.close()  # closed twice, by two threads, a connection takes another file with it
+        assert not pool._workers[0]._connection.closed
+        with pytest.raises(Refused, match="damaged"):
+            next(parts)
+    for _ in range(2):  # and none is started again
+        with pytest.raises(Refused, match="damaged"):
+            pool.run(abs, -1)
+        assert pool._workers[0]._process is None
 
 
 def test_parts_come_as_they_are_made_and_a_reader_who_leaves_frees_the_worker(pool):
@@ -190,8 +236,6 @@ def test_parts_come_as_they_are_made_and_a_reader_who_leaves_frees_the_worker(po
     with closing(pool.stream(iter, [0, 1, 2])) as parts:
         assert next(parts) == 0
     assert pool.run(abs, -1) == 1
-    with pytest.raises(Refused, match="too long"):
-        list(pool.stream(map, time.sleep, [0, 60]))
     with pytest.raises(ZeroDivisionError):
         list(pool.stream(divmod, 1, 0))
     assert pool.run(abs, -2) == 2
