@@ -51,6 +51,12 @@ def choose(page: Any, files: list[str]) -> None:
     page.locator(".gallery-head [role=status]:not(:empty)").wait_for()
 
 
+def boxes(page: Any, *queries: str) -> list[dict[str, float]]:
+    """Where the first element of each query lies, in px, at one moment."""
+    code = "queries => queries.map(query => document.querySelector(query).getBoundingClientRect().toJSON())"
+    return page.evaluate(code, queries)
+
+
 def serious(page: Any) -> list[str]:
     """Violations that axe calls serious or critical."""
     page.evaluate(AXE.read_text(encoding="utf-8"))  # through the debugger, which the page's policy does not bind

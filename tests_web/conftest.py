@@ -64,7 +64,7 @@ def browser():
 def page(browser, url):
     """A fresh page that must not contact third parties or violate the Content-Security-Policy."""
     context = browser.new_context(bypass_csp=False, permissions=["camera"])
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)

@@ -11,7 +11,7 @@ import pytest
 
 import serve
 from tests.clips import scene
-from tests_web.browser import choose, serious
+from tests_web.browser import boxes, choose, serious
 from tests_web.conftest import explain_something
 from utils.args import SOURCES_SUFFIX
 
@@ -71,7 +71,7 @@ def test_every_face_has_its_verdict_and_the_most_suspicious_one_is_shown(page, c
         assert label.startswith(f"Face {number} of 2: {face['verdict']}, ")
     assert chosen(page) == [face["logit"] == image["logit"] for face in left_to_right]
     assert page.locator(".gallery .chip").text_content() == image["verdict"]
-    picture, box = page.locator(".picture-frame .stack").bounding_box(), page.locator(".face").first.bounding_box()
+    picture, box = boxes(page, ".picture-frame .stack", ".face")
     assert (box["x"] - picture["x"]) / picture["width"] == pytest.approx(left_to_right[0]["left"] / 320, abs=0.01)
     assert box["width"] / picture["width"] == pytest.approx(left_to_right[0]["side"] / 320, abs=0.01)
 
@@ -101,7 +101,7 @@ def test_the_heat_map_shows_the_face_and_its_surroundings_only(page, couple):
         choose(page, [couple])
     answer = response.value.json()
     page.locator(".heat").wait_for()
-    stack, under = page.locator(".close-up .stack").bounding_box(), page.locator(".under").bounding_box()
+    stack, under = boxes(page, ".close-up .stack", ".under")
     view = answer["view"]
     assert view["width"] < 320 and answer["face"]["side"] < view["width"]
     assert stack["width"] / under["width"] == pytest.approx(view["width"] / 320, abs=0.01)

@@ -63,7 +63,8 @@ def test_video_has_a_row_with_picture_interval_and_timeline_for_each_face(page, 
         assert f"{track['verdict']} · " in row.inner_text() and f"{track['frames']} frames" in row.inner_text()
         assert row.locator("circle").count() == len(track["points"])
         assert row.get_by_role("img").last.get_attribute("aria-label").startswith("Scores from 0:0")
-        assert row.locator("img").evaluate("image => image.naturalWidth") == track["picture"]["width"]
+        width = row.locator("img").evaluate("async image => { await image.decode(); return image.naturalWidth; }")
+        assert width == track["picture"]["width"]
     assert page.locator(".gallery .chip").text_content() == video["verdict"]
     assert not serious(page)
     page.set_viewport_size({"width": 390, "height": 844})
@@ -120,28 +121,31 @@ def test_video_that_cannot_be_read_says_why(page, clip, tmp_path):
 
 @pytest.fixture
 def gate(app, monkeypatch):
-    """A lock that holds answers back."""
-    service, gate = app.extensions["service"], threading.Event()
+    """A lock that holds answers back, and the requests that have reached it."""
+    service, gate, reached = app.extensions["service"], threading.Event(), threading.Semaphore(0)
     answer = service.predict
 
     def wait(*args):
-        gate.wait(20)
+        reached.release()
+        gate.wait(120)
         return answer(*args)
 
     monkeypatch.setattr(service, "predict", wait)
-    yield gate
+    yield gate, reached
     gate.set()
 
 
 def test_progress_is_shown_and_can_be_cancelled_and_resumed(page, photos, gate):
+    gate, reached = gate
     page.get_by_label("Pictures or videos", exact=True).set_input_files(photos)
     progress = page.get_by_role("progressbar", name="Files checked")
     assert progress.get_attribute("max") == "6" and page.locator(".progress").inner_text().strip() == "0 of 6"
+    assert all(reached.acquire(timeout=60) for _ in range(3))  # the open requests
     stopped: list[str] = []
     page.on("requestfailed", lambda request: stopped.append(request.url))
-    page.get_by_role("button", name="Cancel").click()
+    with page.expect_event("requestfailed", lambda _: len(stopped) == 3):
+        page.get_by_role("button", name="Cancel").click()
     assert page.locator(".gallery-head [role=status]").text_content() == "6 cancelled"
-    assert len(stopped) == 3  # the open requests
     assert not serious(page)
     gate.set()
     page.get_by_role("button", name="Check the rest").click()

@@ -5,12 +5,12 @@ import struct
 
 from PIL import Image
 
+from datasets.heif import register_decoder
+
 
 def encode_heic(image: Image.Image, **options) -> bytes:
     """The bytes of a HEIC file; needs pillow-heif."""
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
+    register_decoder()
     buffer = io.BytesIO()
     image.save(buffer, "HEIF", **options)
     return buffer.getvalue()
