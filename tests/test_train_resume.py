@@ -92,7 +92,9 @@ def test_resume_is_exact(install, faces, whole_run, tmp_path):
     assert [row["auc"] for row in result["rows"]] == [row["auc"] for row in whole_run["rows"]]
 
 
-def start(argv: list, folder: Path, script: str = str(ROOT / "train.py"), stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
+def start(
+    argv: list, folder: Path, script: str = str(ROOT / "train.py"), stdout: int = subprocess.DEVNULL
+) -> subprocess.Popen:
     """Start train.py as a separate process, its stderr in a file, as if from a terminal.
 
     A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would too.
