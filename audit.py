@@ -51,7 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "audit.py")
     parser.add_argument("--data", nargs="+", required=True, metavar="SPEC", help="datasets, with all their splits")
     parser.add_argument("--output-dir", metavar="DIR", default="runs/audit", help="default: runs/audit")
-    parser.add_argument("--write-clean-list", metavar="CSV", help="list the images without broken files and copies")
+    parser.add_argument("--write-clean-list", metavar="CSV", help="write a list without broken files and copies")
     parser.add_argument("--workers", type=int_in(1, 256), help="processes that read images (default: one per core)")
     parser.add_argument(
         "--sample", type=int_in(2), metavar="N", help="examine N images of each spec only: fast, but misses most copies"

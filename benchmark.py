@@ -69,7 +69,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), metavar="NAME", help="default: all"
     )
-    measure.add_argument("--batch-sizes", nargs="+", type=int_in(1), default=[1, 8, 16], metavar="N", help="1 8 16")
+    measure.add_argument(
+        "--batch-sizes", nargs="+", type=int_in(1), default=[1, 8, 16], metavar="N", help="default: 1 8 16"
+    )
     measure.add_argument("--limit", type=int_in(2), metavar="N", help="score N test images, balanced (default: all)")
     measure.add_argument("--adversarial-images", type=int_in(0), default=32, metavar="N", help="default: 32")
     measure.add_argument("--repeats", type=int_in(1), default=5, help="turns of each engine (default: 5)")
@@ -78,7 +80,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     measure.add_argument("--overwrite", action="store_true", help="measure finished cells again")
     measure.add_argument("--output-dir", metavar="DIR", default="results/benchmark", help="default: results/benchmark")
     add_base_weights(parser)
-    parser.add_argument("--cache-dir", metavar="DIR", default=CACHE, help=f"exports, adversarial images ({CACHE})")
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", default=CACHE, help=f"keeps exports and attacks (default: {CACHE})"
+    )
     add_face_detector(parser)
     export = parser.add_argument_group("export")
     export.add_argument("--export", choices=sorted(EXPORTS), help="write one file instead of measuring")

@@ -48,9 +48,9 @@ from utils.evaluation.left_out import count_images, on_scale_of, read_left_out, 
 def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of calibrate.py."""
     parser = make_parser(__doc__, "calibrate.py")
-    parser.add_argument("--checkpoint", required=True, metavar="PT", help="its file or run folder")
+    parser.add_argument("--checkpoint", required=True, metavar="PT", help="a checkpoint or its run folder")
     parser.add_argument("--data", nargs="+", metavar="SPEC", help="data sets with validation images to fit on")
-    parser.add_argument("--from-scores", nargs="+", metavar="CSV", help="scores files of unseen sources, instead")
+    parser.add_argument("--from-scores", nargs="+", metavar="CSV", help="fit on scores of left-out sources instead")
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="run folder of the new checkpoint")
     parser.add_argument(
         "--tiers", nargs="+", metavar="TIER", help="clean web hard common (default: clean, or all in the files)"
@@ -99,7 +99,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "calibrated_by": command_line("calibrate.py", argv),
         "calibrated_on": calibrated_on,
     }
-    checkpoint.pop("format_version")  # save_checkpoint writes its own
     if not data:
         _, rows = save_fitted(target, checkpoint, unseen, args.calibration)
         return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_DONE}

@@ -72,7 +72,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--checkpoint", nargs="+", default=[], metavar="PT", help=f"checkpoints, or run folders {DEFAULT_CHECKPOINT}"
     )
     what.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets (default split: test)")
-    what.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="scores files, instead of both")
+    what.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="report on scores files instead")
     what.add_argument("--tiers", nargs="+", default=["clean"], metavar="TIER", help="clean web hard common")
     steps = "jpeg resize blur noise crop, or all: metrics over rising degradation"
     what.add_argument("--severity", nargs="+", default=[], metavar="KIND", help=steps)

@@ -89,7 +89,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     table = parser.add_argument_group("faithfulness")
     table.add_argument("--faithfulness", action="store_true", help="measure the methods on --data instead")
-    table.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets; their test split by default")
+    table.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets (default split: test)")
     table.add_argument("--from-raw", metavar="DIR", help="make the tables of an earlier --output-dir again")
     table.add_argument("--limit", type=int_in(2), metavar="N", help="images per data set, balanced over the classes")
     add_seed(table)

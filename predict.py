@@ -117,13 +117,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=("auto", *ENGINES),
         default="auto",
         metavar="NAME",
-        help="what runs the detector, see benchmark.py --help; auto is torch for a checkpoint, and for "
-        "an export the engine it was made for (default: auto)",
+        help="engine that runs the detector, see benchmark.py --help (default: auto, which is torch for "
+        "a checkpoint, and for an export the engine it was made for)",
     )
     parser.add_argument(
         "--metadata", action="store_true", help="list what each file says about its origin; changes no score"
     )
-    whole = "score the whole picture if it was searched and shows no face, instead of the verdict `no face`"
+    whole = "score the whole picture if no face is found in it, instead of the verdict `no face`"
     add_face_group(parser).add_argument("--whole", action="store_true", help=whole)
     add_video_group(parser)
     add_case_group(parser)
@@ -136,7 +136,7 @@ def add_video_group(parser: argparse.ArgumentParser) -> None:
     group, (every, most) = parser.add_argument_group("videos"), Sampling()
     interval = f"time between the frames that are scored (default: {every:g})"
     group.add_argument("--every", type=float_in(0.01, 3600, "s"), default=every, metavar="SECONDS", help=interval)
-    limit = f"frames of one video; those of a long one are further apart (default: {most})"
+    limit = f"frames of one video; in a longer one they are further apart (default: {most})"
     group.add_argument("--max-frames", type=int_in(1, 100_000), default=most, metavar="N", help=limit)
     group.add_argument("--timeline", metavar="DIR", help="write scores over time: a CSV file and a figure per video")
 

@@ -163,7 +163,7 @@ def create_app(
     from utils.serving.service import Service
     from utils.serving.uploads import MemoryRequest
 
-    finder = open_finder(face_detector)  # reports a file that is none before a model is loaded
+    finder = open_finder(face_detector)  # reports an invalid file before a model is loaded
     limits = limits or Limits()
     offers = open_offers(checkpoints, device, precision, threads)
     assert finder is not None

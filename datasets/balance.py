@@ -1,7 +1,7 @@
-"""What ``--balance`` samples: how large a share of an epoch each data set and label gets.
+"""What ``--balance`` samples: the share of an epoch that each data set and label gets.
 
-Sources count, not images: a set of 300 images by one generator says as much about the world as one of 3,000. A set may
-have one class only.
+Sources have equal weight, whatever their size: 300 images by one generator say as much about it as 3,000. A set may
+have only one class.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def shares(sizes: Sequence[int] | np.ndarray, labels: Sequence[int | None]) -> n
 
     A source that would have to repeat its images more than MAX_REPEATS times in an epoch (as many draws as there are
     images) gets no more than that, and the other sources of its class divide the rest: equal shares would show each of
-    50 images a hundred times while thousands are omitted, and the detector would learn these by heart. ``repeat=`` in
+    50 images a hundred times while thousands are omitted, and the detector would memorise these. ``repeat=`` in
     a spec multiplies the limit. Where a whole class is too small, all of its images come equally often. Sets of both
     classes and of similar size thus get equal shares.
     """

@@ -1,4 +1,4 @@
-"""Plain borders around a picture: of a letterbox, a collage, a screenshot."""
+"""Plain borders around a picture, as in a letterbox, a collage or a screenshot."""
 
 from __future__ import annotations
 

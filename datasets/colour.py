@@ -1,6 +1,6 @@
-"""Colour profiles: images are brought to sRGB, which is what the training sets of the field hold.
+"""Colour profiles: images are converted to sRGB, the space of nearly all training sets.
 
-A phone stores Display P3, a camera Adobe RGB. Read as sRGB, such an image is paler than it was taken. A profile that is
+A phone stores Display P3, a camera Adobe RGB. Read as sRGB, such an image looks too pale. A profile that is
 broken, too large, or made for another kind of pixels is ignored, as in browsers.
 """
 

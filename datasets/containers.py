@@ -41,13 +41,13 @@ def is_video(path: str) -> bool:
 
 
 def is_truncated(file: IO[bytes]) -> bool:
-    """Whether a file is shorter than its headers say; some containers do not tell."""
+    """Whether a file is shorter than its headers say; some containers do not state a size."""
     size = file.seek(0, os.SEEK_END)
     return _stated_size(file, size) > size
 
 
 def _stated_size(file: IO[bytes], size: int) -> int:
-    """The bytes that a file must have according to its headers; 0 if they do not tell."""
+    """The size in bytes that a file must have according to its headers; 0 if they do not state one."""
     file.seek(0)
     head = file.read(64)
     if head[:4] == b"RIFF":

@@ -60,7 +60,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=[*sorted(DOWNLOADS), "clip", "yunet"], help="the dataset or network")
     parser.add_argument("--output-dir", metavar="DIR", help="default: data/NAME; your cache for networks")
     parser.add_argument("--server", metavar="URL", help=f"default: {SERVER}; GitHub for yunet")
-    parser.add_argument("--keep-archive", action="store_true", help="keep the ZIP file next to the folder")
     return parser
 
 
@@ -86,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         if not archive.exists():
             download(f"{args.server or SERVER}/datasets/download/{wanted.path}", archive, basic_auth(*credentials()))
         unzip(archive, folder)
-        if not args.keep_archive:
-            archive.unlink()
+        archive.unlink()
     counts = check_counts(folder, wanted.images)
     parts = ", ".join(f"{split} " + " ".join(f"{n:,} {name}" for name, n in counts[split].items()) for split in counts)
     print(f"{folder}: {sum(sum(part.values()) for part in counts.values()):,} images: {parts}")

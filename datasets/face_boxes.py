@@ -1,6 +1,6 @@
 """The faces of a data set: each picture is searched once, with all cores, and its boxes are kept on disk.
 
-A cache is one text file per finder with a line per picture: path, size and time of change of its file, and the boxes
+A cache is one text file per finder with a line per picture: path, size and modification time of its file, and the boxes
 of its faces. Lines are only added, so that several processes may share it and a killed search loses little.
 """
 
@@ -27,14 +27,14 @@ from utils.files import locked, user_cache
 FORMAT_VERSION = 2  # increase it when a finder changes: pictures are then searched again
 BLOCK = 512  # pictures between two writes
 
-State = tuple[int, int]  # of a file: size and time of change
+State = tuple[int, int]  # of a file: size and modification time
 Known = dict[str, tuple[State, tuple[Box, ...]]]
 
 
 def with_faces(listing: Listing, finder: FaceFinder | None) -> Listing:
     """Return a listing whose records hold the faces in their pictures; without a finder, or of videos, it is returned.
 
-    A line on stderr says how many pictures show a face.
+    Prints to stderr how many pictures show a face.
     """
     if finder is None or listing.sampling:
         return listing

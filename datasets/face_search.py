@@ -1,9 +1,9 @@
-"""Searching pictures of any size for faces: where, at which scale, and which of the findings to believe.
+"""Search pictures of any size for faces: where, at which scale, and which results to keep.
 
-Small pictures are searched once, as those that detectors are trained on. In a large one, plain borders are left out;
-if what is found is small beside the picture, as in a screenshot, a collage or a crowd, it is searched once more at a
-larger size. Then a face counts if it is found again in its surroundings alone, which also gives it the box that it has
-in a picture of its own.
+Small pictures, like those that detectors are trained on, are searched once. In a large one, plain borders are removed;
+if the faces found are small in it, as in a screenshot, a collage or a crowd, it is searched once more at a
+larger size. A face is then kept only if it is found again in its surroundings alone. This also gives it the box that it
+would have in a separate picture.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 There are two finders. YuNet runs in OpenCV, from an ONNX file (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face
 Detector", Machine Intelligence Research 2023). The frontal cascade of local binary patterns that comes with
 scikit-image (Viola and Jones, "Rapid Object Detection using a Boosted Cascade of Simple Features", CVPR 2001) needs no
-file but misses more faces, above all those that are turned away from the camera.
+file but misses more faces, mainly those turned away from the camera.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The structure of image files, read from their bytes: headers, markers and chunks, and what decoding will cost.
+"""The structure of image files (headers, markers and chunks), and the cost of decoding that follows from it.
 
 Some files of a few kilobytes take minutes to decode, so the cost is bounded before any pixel is decoded.
 """

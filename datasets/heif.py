@@ -1,4 +1,4 @@
-"""HEIC, the pictures of many phones: its decoder is the optional package pillow-heif; its boxes tell what it will cost.
+"""HEIC, the format of many phones: the optional decoder pillow-heif, and the cost of decoding, read from the boxes.
 
 A HEIC file is a list of items: coded pictures, and grids and overlays that are put together from other items. A file of
 a few kilobytes can name the same large picture a thousand times, and its header shows only the size of the result.

@@ -1,6 +1,6 @@
 """Decoded images kept on disk as plain bytes and read through a memory map: a crop touches only its own pages.
 
-A cache is one folder per listing, named after its files (path, size, time of change):
+A cache is one folder per listing, named after its files (path, size, modification time):
 
     DIR/<key>/pixels-<part>.u8      the images one after another, (H, W, 3) uint8 RGB each, at their own sizes
     DIR/<key>/index.npz             per image: part, offset, height, width; the reasons for unreadable ones; the facts
@@ -98,7 +98,7 @@ def open_cache(listing: Listing, folder: Path, threads: int) -> ImageCache:
 
 
 def describe_files(paths: Sequence[str]) -> str:
-    """The files of a cache as text: every path with size and time of change."""
+    """The files of a cache as text: every path with size and modification time."""
     states = ((path, file_state(path) or ("missing",)) for path in paths)  # missing files are reported when read
     decoder = f"format {FORMAT_VERSION}, {' '.join(readable_formats())}"
     return "\n".join([decoder, *("\0".join([path, *map(str, state)]) for path, state in states)])

@@ -1,13 +1,13 @@
 """Decoding of image files into RGB arrays, strict about broken files.
 
 OpenCV decodes ordinary JPEG and PNG files (about twice as fast as Pillow, same pixels), Pillow all others.
-The content decides on the format, never the file name. For every decoded image:
+The format is recognised by content, never by file name. For every decoded image:
 
 - The EXIF orientation is applied exactly once.
 - Transparent pixels are composited over white, as a browser shows them.
 - 16-bit samples are scaled to 8 bits (divided by 257), not clipped.
-- The first frame of an animation or a multi-page file counts.
-- Colours are brought from the embedded profile to sRGB; without a profile, or with one of sRGB, they stay as they are.
+- The first frame of an animation or a multi-page file is used.
+- Colours are converted from the embedded profile to sRGB; without a profile, or in sRGB, they stay unchanged.
 - HEIC needs the optional package pillow-heif.
 - The cost of decoding is bounded before any pixel is decoded: a file of a few kilobytes may otherwise take minutes.
 """
@@ -64,7 +64,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 def read_record(record: Record) -> np.ndarray:
     """Read the pixels of a record as ``(H, W, 3)`` uint8 RGB, from its cache if it has one.
 
-    Raises UnreadableImage, also for an image of which no detector can tell anything (see :func:`check_shape`).
+    Raises UnreadableImage, also for an image that is too small or narrow for a verdict (see :func:`check_shape`).
     """
     return check_shape(record.pixels.read(record.path) if record.pixels else read_image(record.path))
 

@@ -7,7 +7,7 @@
 
 Files keep their bytes. Each image is two or three members: KEY.jpg, KEY.json (label, generator, group, original path)
 and KEY.mask.png for its mask. A shard holds one split with the classes mixed, and has an index next to it. Run the
-command again to resume after an interruption: shards of the same plan (images, sizes, times of change, images per
+command again to resume after an interruption: shards of the same plan (images, sizes, modification times, images per
 shard) are kept. A folder with shards of another plan is refused unless you pass --overwrite, which removes them.
 """
 

@@ -1,7 +1,7 @@
-"""Where the bytes of an image are: in a file, or in a tar shard as ``faces/train-00000.tar/000042.jpg``.
+"""Where the bytes of an image are stored: in a file, or in a tar shard as ``faces/train-00000.tar/000042.jpg``.
 
-Everything that reads bytes, sizes or times of change of an image goes through this module, so that no caller needs to
-know about shards.
+All code that reads bytes, sizes or modification times of an image goes through this module, so that no caller needs
+to know about shards.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def stat_image(path: str) -> os.stat_result:
 
 
 def file_state(path: str) -> tuple[int, int] | None:
-    """Size and time of change (ns) of an image file, or of the shard that holds the image; None if it is missing."""
+    """Size and modification time (ns) of an image file, or of the shard that holds the image; None if it is missing."""
     try:
         found = stat_image(path)
     except (OSError, ValueError):
@@ -177,7 +177,7 @@ def index_of(shard: str | os.PathLike[str]) -> Path:
 
 @functools.lru_cache(maxsize=4096)
 def _open_shard(file: str, labels: tuple[tuple[str, int], ...], _size: int, _changed: int) -> Shard:
-    """Size and time of change are part of the key: a shard that was overwritten is read again."""
+    """Size and modification time are part of the key: a shard that was overwritten is read again."""
     index = index_of(file)
     if not index.exists():
         return _scan(file, dict(labels))

@@ -1,6 +1,6 @@
 """Videos: some of their frames, with the times that the container gives them.
 
-Content decides whether a file is a video, never its name. OpenCV decodes with FFmpeg and reads through an open file, so
+Videos are recognised by content, never by file name. OpenCV decodes with FFmpeg and reads through an open file, so
 that neither a name such as ``http:...`` nor a playlist makes it open anything else. It turns frames upright.
 """
 

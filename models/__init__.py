@@ -1,1 +1,1 @@
-"""Detectors. A new architecture is one new file in this folder; `models.registry` finds it by itself."""
+"""Detectors. A new architecture is one new file in this folder, which `models.registry` finds."""

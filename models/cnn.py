@@ -13,7 +13,7 @@ the mean and deviation of the log-magnitudes, and of this network (one seed, 8 e
     160 px training crops on the JPEG grid / at any offset   0.780 / 0.723
     224 px training crops on the 8-pixel / 16-pixel grid     0.822 / 0.833
 
-Hence: train on large crops at offsets that are multiples of 16, the unit of JPEG with halved chroma.
+Therefore, train on large crops at offsets that are multiples of 16, the unit of JPEG with halved chroma.
 """
 
 from __future__ import annotations

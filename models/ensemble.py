@@ -22,7 +22,7 @@ class Ensemble(Detector):
     Images arrive in a common frame, the largest view that any member needs; each member crops or resizes its input from
     it. A cropping member sees the same pixels as alone if its size differs from the largest crop by a multiple of
     16 px, else pixels at most 8 px off, still on the JPEG grid. A resizing member sees only what is inside the frame.
-    If a member frames faces, the common frame is that of the widest margin, and others than it see the face alone.
+    If a member frames faces, the common frame is that of the widest margin.
 
     Class activation maps combine all members that see the whole frame, weighted by their share of the common logit.
     The weights are equal, follow validation, or come from a logistic regression on validation logits (stacking:

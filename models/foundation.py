@@ -1,7 +1,7 @@
-"""A vision transformer trained on the whole web, read at several blocks, whose own weights hardly change.
+"""A pretrained vision transformer, read at several blocks and mostly frozen, with a linear head.
 
-The tower stays frozen but for the LayerNorms, or all weights, of its last blocks: a detector that may change everything
-soon knows its training sources by heart. LayerNorm tuning and features of unit norm: A. Yermakov et al., "Deepfake
+Only the LayerNorms, or all weights, of the last blocks are tuned: a detector that may change all weights soon memorises
+its training sources. LayerNorm tuning and features of unit norm: A. Yermakov et al., "Deepfake
 Detection that Generalizes Across Benchmarks" (GenD), 2025 (arXiv 2508.06248). Features of several blocks with learnt
 weights: C. Koutlis, S. Papadopoulos, "Leveraging Representations from Intermediate Encoder-blocks for Synthetic Image
 Detection" (RINE), ECCV 2024 (arXiv 2402.19091).
@@ -99,7 +99,7 @@ class Foundation(Detector):
             return self.head((standard * self.weights).flatten(1)).squeeze(1)
 
     def _run(self, tokens: Tensor, start: int, stop: int) -> tuple[Tensor, list[Tensor]]:
-        """Put tokens ``(N, T, D)`` through some blocks; returns them and the read-outs ``(N, 1, D)`` on the way."""
+        """Pass tokens ``(N, T, D)`` through some blocks; returns them and the read-outs ``(N, 1, D)`` after each."""
         rotations = {}
         if start < stop and getattr(self.backbone, "rope", None) is not None:
             side = math.isqrt(tokens.shape[1] - self.prefix_tokens)
@@ -127,7 +127,7 @@ class Foundation(Detector):
         return [self.weights, *self.head.parameters()]
 
     def train(self, mode: bool = True) -> Self:
-        """Enter training mode, but for the frozen part, which has no dropout."""
+        """Enter training mode, except for the frozen part, which has no dropout."""
         super().train(mode)
         self.backbone.eval()
         for block in self.backbone.blocks[self.first_tuned :]:
@@ -151,7 +151,7 @@ def foundation(
             blocks up to the last one read) or ``last_K`` (all their weights).
 
     Raises:
-        UserError: an argument is none of these, or the backbone is no plain vision transformer.
+        UserError: an argument has another value, or the backbone is not a plain vision transformer.
     """
     if tokens not in TOKENS:
         raise UserError(f"expected --model-args tokens={' or tokens='.join(TOKENS)}, got {tokens!r}")

@@ -16,7 +16,6 @@ from models.detector import Detector
 from utils.errors import UserError
 
 Channels = dict[str, list[int]]  # layer to [outputs, inputs, groups]; [width] for a batch norm
-MAX_SHARE = 0.95
 ROUND_TO = 8  # channels: the block size of vector and matrix units
 
 

@@ -1,4 +1,4 @@
-"""Tiny autoencoders of latent diffusion models, which put the traces of such models on photographs; not detectors.
+"""Tiny autoencoders of latent diffusion models, which leave the traces of such models on photographs; not detectors.
 
 The architecture is that of TAESD (Stable Diffusion, SDXL), TAEF1 (FLUX.1) and TAEF2 (FLUX.2) by O. Boer Bohan
 (github.com/madebyollin/taesd, MIT), rebuilt here from the names and shapes of the published weights: residual blocks of

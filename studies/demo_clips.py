@@ -38,7 +38,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of demo_clips.py."""
     parser = make_parser(__doc__, "python -m studies.demo_clips")
     parser.add_argument("--n", type=int_in(60, 100_000), default=200, help="clips, half of them fake (default: 200)")
-    parser.add_argument("--frames", type=int_in(2, 1000), default=8, help="of each clip, 2 per second (default: 8)")
+    parser.add_argument("--frames", type=int_in(2, 1000), default=8, help="frames per clip, 2 per second (default: 8)")
     parser.add_argument("--size", type=int_in(64, 1024), default=128, help="side in px, even (default: 128)")
     add_seed(parser)
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="an empty or new folder")

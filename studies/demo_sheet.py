@@ -20,7 +20,7 @@ from PIL import Image
 from datasets.demo_set.fakes import GENERATORS
 from datasets.demo_set.generate import make_demo
 from datasets.images import UnreadableImage, read_image
-from utils.args import int_in, make_parser, run_script
+from utils.args import make_parser, run_script
 from utils.errors import UserError
 
 
@@ -77,10 +77,9 @@ def _outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Generate the demo set, unless it exists, and draw its sheet."""
     parser = make_parser(__doc__, "python -m studies.demo_sheet")
-    parser.add_argument("--columns", type=int_in(1, 20), default=8, help="images per row (default: 8)")
     parser.add_argument("--output", default="results/demo/contact_sheet.png", metavar="PNG")
     args = parser.parse_args(argv)
-    file = contact_sheet(make_demo(Path(os.environ.get("DEMO_DIR") or "data")), Path(args.output), args.columns)
+    file = contact_sheet(make_demo(Path(os.environ.get("DEMO_DIR") or "data")), Path(args.output))
     print(file)
     return {"figure": str(file)}
 

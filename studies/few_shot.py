@@ -53,7 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, metavar="PT", help="the detector to adapt")
     parser.add_argument("--data", required=True, metavar="SPEC", help="the new source, with train and test splits")
     parser.add_argument("--keep", nargs="+", default=[], metavar="SPEC", help="sources to test for forgetting")
-    parser.add_argument("--shots", type=int_in(4), nargs="+", default=[10, 50, 200], metavar="N", help="images")
+    parser.add_argument("--shots", type=int_in(4), nargs="+", default=[10, 50, 200], metavar="N", help="10 50 200")
     parser.add_argument("--seeds", type=int_in(1, 100), default=3, help="draws and runs per number (default: 3)")
     parser.add_argument("--epochs", type=int_in(1), default=8, help="passes over the drawn images (default: 8)")
     parser.add_argument("--runs-dir", default="runs/few_shot", metavar="DIR", help="default: runs/few_shot")

@@ -46,9 +46,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "python -m studies.leave_source_out")
     parser.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets to mix")
     parser.add_argument("--groups", nargs="+", default=[], metavar="NAME,...", help="what to leave out in turn")
-    parser.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="the files in scores/, instead")
+    parser.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="report on these scores only")
     parser.add_argument("--tiers", nargs="+", default=["common"], metavar="TIER", help="default: common, one format")
-    parser.add_argument("--limit", type=int_in(2), metavar="N", help="images to score of each data set and split")
+    parser.add_argument("--limit", type=int_in(2), metavar="N", help="images to score per data set and split")
     parser.add_argument("--n-boot", type=int_in(0, 100_000), default=1000, help="bootstrap resamples (default: 1000)")
     place = "leave_source_out"
     parser.add_argument("--runs-dir", default=f"runs/{place}", metavar="DIR", help=f"default: runs/{place}")
@@ -155,7 +155,7 @@ def kept_specs(group: Group, specs: Mapping[str, DatasetSpec]) -> list[str]:
 
 
 def left_out_listings(group: Group, specs: Mapping[str, DatasetSpec]) -> list[Listing]:
-    """Open the training and validation images of what a group leaves out, but for sets with use=train."""
+    """Open the training and validation images of what a group leaves out, except those of sets with use=train."""
     found = []
     for name, spec in specs.items():
         labels = group.labels(name) if parts_in_use(spec) != {"train"} else set()

@@ -62,7 +62,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "python -m studies.reconstruct")
     parser.add_argument("--data", nargs="+", required=True, metavar="SPEC", help="sources of real images")
     parser.add_argument("--autoencoder", required=True, metavar="FILE", help="the encoder: .pth or .safetensors")
-    parser.add_argument("--longer-side", type=int_in(64, 4096), default=320, metavar="PX", help="limit (default: 320)")
+    parser.add_argument(
+        "--longer-side", type=int_in(64, 4096), default=320, metavar="PX", help="at most (default: 320)"
+    )
     parser.add_argument("--output-dir", default="data/reconstructions", metavar="DIR", help="default: %(default)s")
     add_device_group(parser, workers="")
     return parser

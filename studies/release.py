@@ -1,7 +1,6 @@
 """Write the file that is released of a trained detector: small, without local paths, and verified.
 
   python -m studies.release --checkpoint checkpoints/tf_efficientnet_b0-all --output checkpoints/deepfake-v2.pt
-  python -m studies.release --checkpoint best.pt --output checkpoints/deepfake-v2.pt --notes facts.json
 
 The output is an ordinary checkpoint; predict.py, explain.py and serve.py use the first of utils.args.RELEASES by
 default. It keeps the weights (large kernels and matrices in half precision or int8, converted to float32 when
@@ -22,12 +21,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from utils.args import EXIT_DONE, add_base_weights, check_checkpoint_file, command_line, make_parser, run_script
 from utils.checkpoints.slimming import description_file
 from utils.errors import UserError
-from utils.files import read_json
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -39,9 +36,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp16",
-        help="of large kernels and matrices; int8 uses one scale per channel (default: fp16)",
+        help="type of large kernels and matrices; int8 has one scale per channel (default: fp16)",
     )
-    parser.add_argument("--notes", metavar="FILE.json", help="a JSON object of additional facts for both files")
     add_base_weights(parser)
     return parser
 
@@ -51,12 +47,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = get_args_parser().parse_args(argv)
     source = check_checkpoint_file(args.checkpoint, needs_weights=True)
     output = check_output(args.output, source)
-    notes = read_notes(args.notes) if args.notes else {}
     command = command_line("-m studies.release", argv)
 
     from utils.checkpoints.slimming import write_release
 
-    description = write_release(source, output, args.precision, command, notes)
+    description = write_release(source, output, args.precision, command)
     print(f"checkpoint {output}")
     print(f"description {description_file(output)}")
     print(f"sha256 {description['sha256']}")
@@ -73,14 +68,6 @@ def check_output(text: str, source: Path) -> Path:
     if output.exists() and output.samefile(source):
         raise UserError(f"expected --output to be another file than the source, got {text!r}; choose another name")
     return output
-
-
-def read_notes(path: str) -> dict[str, Any]:
-    """Read --notes. Raises UserError if it is not a JSON object."""
-    notes = read_json(path, "a JSON object of notes")
-    if not isinstance(notes, dict):
-        raise UserError(f'expected a JSON object {{"key": value}} in {path}, got {type(notes).__name__}')
-    return notes
 
 
 if __name__ == "__main__":

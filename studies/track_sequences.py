@@ -63,11 +63,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Declare the flags of track_sequences.py."""
     parser = make_parser(__doc__, "python -m studies.track_sequences")
     parser.add_argument("--data", required=True, metavar="SPEC", help="clips:DIR with train, valid and test")
-    parser.add_argument("--model-args", nargs="+", type=key_value, default=[], metavar="K=V", help="of cnn_lstm")
+    parser.add_argument("--model-args", nargs="+", type=key_value, default=[], metavar="K=V", help="for cnn_lstm")
     parser.add_argument("--image-size", type=int_in(16, 512), default=128, help="side of a view in px (default: 128)")
     parser.add_argument("--frames", type=int_in(2, 64), default=8, metavar="T", help="views per video (default: 8)")
     parser.add_argument("--epochs", type=int_in(1), default=10, help="default: 10")
-    parser.add_argument("--lr", type=float_in(1e-6, 1), default=1e-3, help="of AdamW (default: 1e-3)")
+    parser.add_argument("--lr", type=float_in(1e-6, 1), default=1e-3, help="peak learning rate (default: 1e-3)")
     parser.add_argument("--batch-size", type=int_in(2), default=16, help="videos per step (default: 16)")
     parser.add_argument("--seeds", type=int_in(1, 100), default=1, help="runs of each network (default: 1)")
     parser.add_argument("--output-dir", default="results/track_sequences", metavar="DIR")

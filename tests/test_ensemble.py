@@ -294,6 +294,5 @@ def test_the_result_is_marked_with_the_strongest_augmentation_of_its_members(mem
     files = [member("a"), member("b", 1)]
     for file, augmentation in zip(files, ("light", "forensic"), strict=True):
         checkpoint = load_checkpoint(file)
-        checkpoint.pop("format_version")
         save_checkpoint(file, {**checkpoint, "train_args": {"augmentation": augmentation}})
     assert load_checkpoint(join("mean", *files))["train_args"]["augmentation"] == "forensic"

@@ -29,7 +29,6 @@ def checkpoint(_tiny_checkpoint_file, tmp_path_factory):
     """A detector that frames faces and tells portraits apart."""
     content = load_checkpoint(_tiny_checkpoint_file)
     content["geometry"] = Geometry("face", 32).to_dict()
-    content.pop("format_version")
     save_checkpoint(path := tmp_path_factory.mktemp("faces") / "best.pt", content)
     return str(path)
 

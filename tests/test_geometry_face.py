@@ -60,7 +60,6 @@ def portraits(tmp_path_factory) -> Path:
 def face_checkpoint(tiny_checkpoint) -> Path:
     """The tiny checkpoint with a geometry that frames faces."""
     checkpoint = load_checkpoint(tiny_checkpoint)
-    checkpoint.pop("format_version")
     save_checkpoint(tiny_checkpoint, {**checkpoint, "geometry": FACE.to_dict()})
     return tiny_checkpoint
 
@@ -219,7 +218,6 @@ def test_a_member_that_frames_faces_can_be_joined_with_others(
     portraits, face_checkpoint, tmp_path, other, frame, capsys
 ):
     checkpoint = load_checkpoint(face_checkpoint)
-    checkpoint.pop("format_version")
     save_checkpoint(tmp_path / "other.pt", {**checkpoint, "geometry": other.to_dict()})
     members = ["--checkpoint", str(face_checkpoint), str(tmp_path / "other.pt"), "--data", str(portraits)]
     result = ensemble.main([*members, "--output-dir", str(tmp_path / "joint")])
@@ -243,7 +241,6 @@ def test_flags_that_find_no_use_are_one_line(portraits, face_checkpoint, tmp_pat
     wrong.write_bytes(b"no network")
     crop = tmp_path / "crop.pt"
     checkpoint = load_checkpoint(face_checkpoint)
-    checkpoint.pop("format_version")
     save_checkpoint(crop, {**checkpoint, "geometry": Geometry("crop", 32).to_dict()})
     for main, flags, message in (
         (evaluate.main, ["--from-scores", str(scores), "--faces", *folder], "expected pictures for --faces"),

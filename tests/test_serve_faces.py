@@ -26,7 +26,6 @@ def app(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
     """Two detectors: one that frames faces and is the default, and one that judges whole pictures."""
     folder = tmp_path_factory.mktemp("detectors")
     checkpoint = load_checkpoint(_tiny_checkpoint_file)
-    checkpoint.pop("format_version")
     geometry = {"mode": "face", "size": 32, "resize_to": None, "margin": 1.4}
     save_checkpoint(folder / "faces.pt", {**checkpoint, "geometry": geometry})
     app = serve.create_app([folder / "faces.pt", _tiny_checkpoint_file], threads=1, page=folder)

@@ -41,7 +41,6 @@ LIMITS = Limits(max_mb=0.5, max_video_mb=2, max_video_frames=12)
 def checkpoint(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector that frames faces."""
     content = load_checkpoint(_tiny_checkpoint_file)
-    content.pop("format_version")
     file = tmp_path_factory.mktemp("detector") / "faces.pt"
     save_checkpoint(file, {**content, "geometry": {"mode": "face", "size": 32, "resize_to": None, "margin": 1.4}})
     return file

@@ -32,7 +32,6 @@ def explain_something(app) -> None:
 def face_checkpoint(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained detector that frames faces."""
     checkpoint = load_checkpoint(_tiny_checkpoint_file)
-    checkpoint.pop("format_version")
     geometry = {"mode": "face", "size": 32, "resize_to": None, "margin": 1.4}
     file = tmp_path_factory.mktemp("detectors") / "faces.pt"
     save_checkpoint(file, {**checkpoint, "geometry": geometry})

@@ -128,7 +128,7 @@ def add_device_group(
         "--precision",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
-        help="arithmetic of the model; auto is fp32 for scoring, and bf16 for training if the processor is fast at it",
+        help="arithmetic of the model; auto is fp32 for scoring, and bf16 for training where that is fast",
     )
     if workers:
         group.add_argument("--workers", type=int_in(0, 256), help=workers)
@@ -143,7 +143,7 @@ def add_base_weights(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
         type=_base_weights,
         metavar="FILE|DIR",
         help="public weights that a checkpoint of an adapted model leaves out "
-        f"(default: ${BASE_WEIGHTS_VARIABLE}, their place in training, the user's cache, timm's hub)",
+        f"(default: ${BASE_WEIGHTS_VARIABLE}, their path in training, your cache, timm's hub)",
     )
 
 
@@ -161,7 +161,7 @@ def add_face_group(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--faces",
         action="store_true",
         help="score each face instead of the whole picture or its largest face; "
-        "the highest score of its faces is the score of a picture",
+        "a picture gets the highest score of its faces",
     )
     add_face_detector(group)
     return group
@@ -172,8 +172,8 @@ def add_face_detector(group: argparse.ArgumentParser | argparse._ArgumentGroup) 
     group.add_argument(
         "--face-detector",
         metavar="FILE",
-        help="YuNet as an ONNX file, to find faces (default: the one fetched by python -m datasets.download yunet, "
-        "else `cascade`: a bundled one, which finds fewer)",
+        help="ONNX file of YuNet, which finds faces (default: the file fetched by python -m datasets.download yunet, "
+        "else `cascade`, a bundled detector that finds fewer)",
     )
 
 

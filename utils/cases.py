@@ -1,4 +1,4 @@
-"""Cases: pictures whose right answer a user knows, kept in a folder that evaluate.py reads as ``csv:DIR/cases.csv``."""
+"""Cases: pictures whose right answer is known, saved in a folder that evaluate.py reads as ``csv:DIR/cases.csv``."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def open_case_folder(path: str | Path, flag: str) -> Path:
 
 
 def save_case(folder: Path, data: bytes, label: str) -> str:
-    """Keep the bytes of a picture as they are, with its label, real or fake; returns its name in the folder.
+    """Save the bytes of a picture unchanged, with its label, real or fake; returns its name in the folder.
 
-    The name is the hash of the bytes, so that a picture is one case however often it is saved. Its last label counts; a
+    The name is the hash of the bytes, so a picture is one case, however often it is saved. Its last label counts; a
     warning says when it differs from the one before. Several processes may save at once.
 
     Raises:

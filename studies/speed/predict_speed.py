@@ -93,8 +93,8 @@ def summary_row(what: str, turns: Sequence[dict[str, float]], single: float, n_i
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure and write the results files; returns ``{"rows": rows of the table}``."""
     parser = make_parser(__doc__, "python -m studies.speed.predict_speed")
-    parser.add_argument("--checkpoint", required=True, metavar="PT", help="for the plain script")
-    parser.add_argument("--exported", required=True, metavar="FILE.onnx", help="the same checkpoint for predict.py")
+    parser.add_argument("--checkpoint", required=True, metavar="PT", help="checkpoint for the plain script")
+    parser.add_argument("--exported", required=True, metavar="FILE.onnx", help="its export, for predict.py")
     parser.add_argument("--data", required=True, metavar="SPEC", help="JPEG files")
     parser.add_argument("--repeats", type=int_in(1), default=3, help="turns of each (default: 3)")
     parser.add_argument("--threads", type=int_in(1), default=2, help="CPU threads (default: 2)")

@@ -1,4 +1,4 @@
-"""Sanity checks that an attack must pass before you can trust a robust accuracy.
+"""Sanity checks that an attack must pass before a robust accuracy can be trusted.
 
 Carlini et al., "On Evaluating Adversarial Robustness", 2019 (arXiv 1902.06705), and Croce et al., "RobustBench",
 NeurIPS Datasets and Benchmarks 2021 (arXiv 2010.09670), list the symptoms of an attack that fails although the detector

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-BAND_BITS = 16
 CHUNK = 1 << 20  # pairs compared at a time
 MAX_BUCKET = 4096  # a key shared by more hashes is not informative
 

@@ -114,9 +114,9 @@ def divided_groups(entries: Sequence[Entry]) -> list[dict]:
 def clean_indices(entries: Sequence[Entry], pairs: Sequence[Pair], broken: Collection[int]) -> list[int]:
     """Choose the images without broken files, copies, contradicting labels and divided groups.
 
-    Of a set of copies one stays: that of the test split, else valid, else train; within a split the first. So do, of a
-    group, the images of one split. Equal pixels under both labels are all dropped, because nothing tells which label
-    is right. An original and its forgery in one split both stay.
+    One of each set of copies stays: that of the test split, else valid, else train; within a split the first. Of a
+    group, the images of one split stay. Equal pixels under both labels are all dropped, because either label may be
+    wrong. An original and its forgery in one split both stay.
     """
     dropped = set(broken)
     equal = [(pair.first, pair.second) for pair in pairs if pair.kind != "near"]

@@ -1,4 +1,4 @@
-"""The findings of an audit as Markdown for readers; programs use audit.json."""
+"""The findings of an audit as Markdown; programs use audit.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Can the label be read off the file? AUCs of container facts and of simple statistics, alone and together.
+"""Can the label be predicted from the file? AUCs of container facts and of simple statistics, alone and together.
 
 An AUC here is P(a value of group B is above one of group A), ties counting one half; 0.5 means no difference.
 Intervals: DeLong, DeLong, Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating

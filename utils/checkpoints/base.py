@@ -1,4 +1,4 @@
-"""Base weights: the checkpoint of an adapted model names the public weights it began with, and holds what differs.
+"""Base weights: the checkpoint of an adapted model names the public weights it started from and holds what differs.
 
 An entry of the checkpoint's list ``base`` describes one backbone: ``source``, timm's name of the architecture and, if
 known, of its weights; ``sha256``, which identifies them in any file and precision; ``prefix``, where they are in the
@@ -126,13 +126,13 @@ def _changed(checkpoint: Mapping[str, Any], change: Any) -> dict[str, Any]:
 
 
 def find_base(entry: Base, checkpoint_file: str | Path) -> dict[str, Tensor]:
-    """Find the weights of an entry: where --base-weights says, where they were, in the user's cache or on timm's hub.
+    """Find the weights of an entry: at --base-weights, at their path in training, in the user's cache or on timm's hub.
 
     Returns:
         All tensors by their bare names, rounded to half precision.
 
     Raises:
-        UserError: they are nowhere; the message says what was found instead, and how to get them.
+        UserError: they are not found; the message says what was found instead, and how to get them.
     """
     given = os.environ.get(BASE_WEIGHTS_VARIABLE)
     found = "none"

@@ -34,7 +34,7 @@ REQUIRED_KEYS = ("format_version", "model", "model_args", "state_dict", "geometr
 def describe_checkpoint(
     detector: Detector, train_args: Mapping[str, Any], data: list[dict], seed: int = 0, epoch: int = 0
 ) -> dict[str, Any]:
-    """Return everything in a new checkpoint but the weights; ``finalize`` fills in operating point and metrics.
+    """Return everything in a new checkpoint except the weights; ``finalize`` fills in operating point and metrics.
 
     ``train_args`` and ``data`` (see ``TrainingData.describe``) hold plain values only.
     """
@@ -72,7 +72,7 @@ def save_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     if checkpoint.get("base"):
         checkpoint = without_bases(checkpoint)
     try:
-        torch.save({"format_version": FORMAT_VERSION, **checkpoint}, buffer)
+        torch.save({**checkpoint, "format_version": FORMAT_VERSION}, buffer)
         buffer.seek(0)
         torch.load(buffer, map_location="meta", weights_only=True)
     except pickle.PickleError as error:

@@ -28,9 +28,7 @@ GOLDEN_SIDE, GOLDEN_SEED, GOLDEN_QUALITY = 256, 1, 90
 OUTSIDE = re.compile(r"(?<![\w./\\-])(?:[A-Za-z]:[\\/]|~?/|(?:\.\.[\\/])+)[^\s'\",@]*")
 
 
-def write_release(
-    source: Path, output: Path, precision: str, command: str, notes: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def write_release(source: Path, output: Path, precision: str, command: str) -> dict[str, Any]:
     """Write the slim file and its JSON description next to it; returns the content of the JSON file.
 
     The file is checked before it takes its name: a release that is too large or differs from its source leaves
@@ -46,7 +44,7 @@ def write_release(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
         draft = Path(folder) / output.name
-        save_checkpoint(draft, slim(checkpoint, precision, notes))
+        save_checkpoint(draft, slim(checkpoint, precision))
         size = draft.stat().st_size
         if size > MAX_BYTES:
             raise UserError(
@@ -76,7 +74,6 @@ def write_release(
         "parity": {"max_logit_difference": difference, "images": len(images)},
         "golden": [{"index": index, "logit": float(after[index])} for index in range(GOLDEN_COUNT)],
         "command": without_paths(command),
-        "notes": dict(notes or {}),
     }
     write_json(description_file(output), description)
     return description
@@ -87,14 +84,14 @@ def description_file(checkpoint: str | Path) -> Path:
     return Path(checkpoint).with_suffix(".json")
 
 
-def slim(checkpoint: Mapping[str, Any], precision: str, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def slim(checkpoint: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """Return the parts of a checkpoint that users need, without the paths of the machine that trained it.
 
-    Every float32 tensor of two or more dimensions and more than SMALL numbers, but for a last layer with one output, is
-    rounded, with ``fp16`` to half
-    precision, with ``int8`` to whole numbers times a scale for each output channel. Vectors stay, because the variances
-    among them can exceed the range of halves, and so do the small kernels of the first layers: they weigh little, and
-    rounding them alone moved a logit of EfficientNet-B0 by 0.1. ``load_checkpoint`` gives float32 back.
+    Large float32 tensors are rounded: with ``fp16`` to half precision, with ``int8`` to integers times a scale for each
+    output channel. Large means two or more dimensions and more than SMALL numbers, but not a last layer with one
+    output. Vectors are kept because the variances among them can exceed the range of half precision. The small kernels
+    of the first layers are kept because they save little: rounding them alone moved a logit of EfficientNet-B0 by 0.1.
+    ``load_checkpoint`` returns float32.
     """
     kept = {key: checkpoint[key] for key in (*DESCRIPTION_KEYS, "base", "state_dict") if key in checkpoint}
     if kept.get("base"):
@@ -105,7 +102,7 @@ def slim(checkpoint: Mapping[str, Any], precision: str, notes: Mapping[str, Any]
         kept["state_dict"] = {
             key: rounding(value) if _is_large(value) else value for key, value in kept["state_dict"].items()
         }
-    return {**kept, "notes": dict(notes or {})}
+    return kept
 
 
 def _is_large(value: Any) -> bool:
@@ -169,18 +166,3 @@ def logits_of(checkpoint_file: Path, images: Sequence[np.ndarray]) -> np.ndarray
 
     detector, _ = load_detector(checkpoint_file)
     return np.array([detector(to_tensor(detector.geometry(image))[None]).item() for image in images])
-
-
-def golden_problems(checkpoint_file: Path, description: Mapping[str, Any], tolerance: float = 1e-2) -> list[str]:
-    """Return what is wrong with a released file: its hash, its size or its logits on the golden images."""
-    problems = []
-    if file_digest(checkpoint_file) != description["sha256"]:
-        problems.append(f"expected sha256 {description['sha256']}, got {file_digest(checkpoint_file)}")
-    if checkpoint_file.stat().st_size > MAX_BYTES:
-        problems.append(f"expected at most {MAX_BYTES} bytes, got {checkpoint_file.stat().st_size}")
-    golden = description["golden"]
-    found = logits_of(checkpoint_file, sample_images(max(item["index"] for item in golden) + 1))
-    for item in golden:
-        if not abs(found[item["index"]] - item["logit"]) <= tolerance:
-            problems.append(f"golden image {item['index']}: {item['logit']:.4f}, got {found[item['index']]:.4f}")
-    return problems

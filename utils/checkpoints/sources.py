@@ -69,7 +69,7 @@ def prefixes(state_dict: Mapping[str, Any]) -> list[str]:
 
 
 def hub_config(name: str) -> Any:
-    """Return timm's entry for the pretrained weights ``architecture.tag``; None if there are none."""
+    """Return timm's entry for the pretrained weights ``architecture.tag``, or None."""
     import timm
 
     config = timm.get_pretrained_cfg(name) if name else None
@@ -80,7 +80,7 @@ def hub_tensors(name: str) -> dict[str, Tensor]:
     """Download the weights ``architecture.tag`` from timm's hub, or read them from its cache.
 
     Raises:
-        UserError: there is no network, which is found out at once, or the download fails.
+        UserError: there is no network, which is checked first, or the download fails.
     """
     import timm
 

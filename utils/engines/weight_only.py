@@ -1,7 +1,7 @@
 """Compact ONNX files whose arithmetic stays in float: int8 weights for transformers, half-precision constants.
 
 Eight bits are too few for the activations of a transformer: a few channels are a hundred times larger than the others,
-and one range for all of them leaves nothing of the rest (Dettmers et al., "LLM.int8()", NeurIPS 2022, arXiv
+so a common range rounds the rest to zero (Dettmers et al., "LLM.int8()", NeurIPS 2022, arXiv
 2208.07339). The weights alone, with a scale for each output channel, take a quarter of the space.
 """
 
@@ -23,7 +23,7 @@ def has_attention(graph: Any) -> bool:
 def quantize_weights(onnx: Any, graph: Any) -> None:
     """Store the large matrices of linear layers as int8 with a float32 scale for each output channel.
 
-    Kernels stay: the one that reads the patches of an image is small, and rounding it costs more than all else. So does
+    Convolution kernels stay: the one that reads the patches of an image is small, and rounding it costs most. So does
     a layer with one output, which is the head. A cast and a product give the weights back; engines fold both when they
     load the file, or keep the weights compressed.
     """

@@ -47,7 +47,7 @@ def fit_on_left_out(
     Args:
         folders: one for each member, see :func:`read_members`.
         target: the checkpoint to write; the scores of the ensemble go into ``scores/`` beside it.
-        description: the entries of the checkpoint but for weights and operating point.
+        description: the entries of the checkpoint without weights and operating point.
 
     Returns:
         The verdicts, one row per source and class.

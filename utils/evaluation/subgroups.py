@@ -1,4 +1,4 @@
-"""Does a detector serve everybody alike? Its metrics for each value of a metadata column, such as age or camera."""
+"""Metrics for each value of a metadata column, such as age or camera: does a detector work equally well for all?"""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from utils.scoring.rows import Item
 def add_case_group(parser: argparse.ArgumentParser) -> None:
     """Add --save-case and --label."""
     group = parser.add_argument_group("cases")
-    group.add_argument("--save-case", metavar="DIR", help="keep the pictures of this call in this folder")
-    group.add_argument("--label", choices=LABELS, help="the right answer for all of them, as you know it")
+    group.add_argument("--save-case", metavar="DIR", help="save the pictures of this call to this folder")
+    group.add_argument("--label", choices=LABELS, help="the right answer for all of them")
 
 
 def check_cases(folder: str | None, label: str | None, videos: Sequence[str]) -> Path | None:

@@ -37,10 +37,10 @@ def stages(detector: Detector) -> list[tuple[str, list[nn.Parameter]]]:
 
 
 def freeze(detector: Detector, value: str) -> None:
-    """Freeze none, the backbone, or the first ``value`` stages, and thaw the others but for what never trains.
+    """Freeze none, the backbone, or the first ``value`` stages, and unfreeze the others, except for what never trains.
 
     Raises:
-        UserError: it is none of these, or more stages than the model has before its head.
+        UserError: it has another value, or is more stages than the model has before its head.
     """
     parts = stages(detector)
     available = len(parts) - 1

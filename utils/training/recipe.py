@@ -105,9 +105,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a recipe, except --precision, which belongs to the device group."""
     data = parser.add_argument_group("model and data")
     data.add_argument("--model", default="cnn", help="a name from --list-models or any timm backbone (default: cnn)")
-    data.add_argument("--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="its arguments")
+    data.add_argument("--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="for the model")
     data.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="datasets to mix (default: demo)")
-    data.add_argument("--exclude-generator", nargs="+", default=[], metavar="NAME", help="keep their fakes for testing")
+    data.add_argument("--exclude-generator", nargs="+", default=[], metavar="NAME", help="do not train on their fakes")
     data.add_argument("--weights", metavar="FILE", help="initial weights: `imagenet` or a safetensors or pth file")
 
     shape = parser.add_argument_group("geometry and augmentation")
@@ -116,15 +116,15 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     )
     shape.add_argument("--image-size", type=int_in(16, 4096), help="input size in px (default: the model's)")
     shape.add_argument(
-        "--resize-to", type=int_in(16, 8192), help="first scale the shorter side to this size, px (crop)"
+        "--resize-to", type=int_in(16, 8192), help="scale the shorter side to this size before cropping, px (crop)"
     )
     shape.add_argument(
-        "--margin", type=float_in(0.5, 5), help="side of the frame : longer side of the face (face; default: 1.3)"
+        "--margin", type=float_in(0.5, 5), help="side of the frame / longer side of the face (face; default: 1.3)"
     )
     add_face_detector(shape)
     shape.add_argument("--train-size", type=int_in(16, 4096), help="size of training crops, px (default: --image-size)")
     shape.add_argument("--augmentation", choices=("none", "light", "forensic", "delivery", "wild"), default="light")
-    shape.add_argument("--balance", action="store_true", help="sample classes equally, and their sources")
+    shape.add_argument("--balance", action="store_true", help="sample classes, and the sources of each, equally")
 
     fit = parser.add_argument_group("optimisation")
     fit.add_argument("--epochs", type=int_in(1), default=12, help="default: 12")
@@ -133,7 +133,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--lr", type=float_in(0, 10), default=1e-3, help="peak learning rate (default: 0.001)")
     fit.add_argument("--weight-decay", type=float_in(0, 10), default=0.05, help="default: 0.05")
     fit.add_argument("--warmup", type=float_in(0, 1), default=0.1, help="share of warm-up steps (default: 0.1)")
-    fit.add_argument("--ema-decay", type=float_in(0, 1), default=0.998, help="weight average; 0: off (default: 0.998)")
+    fit.add_argument(
+        "--ema-decay", type=float_in(0, 1), default=0.998, help="of averaged weights; 0: off (default: 0.998)"
+    )
     fit.add_argument("--patience", type=int_in(0), default=0, metavar="N", help="epochs without improvement; 0: off")
     fit.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
     add_seed(fit)
@@ -145,9 +147,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         type=int_in(0, 1000),
         default=0,
         metavar="N",
-        help="train on N cached views of each image instead of the image itself (foundation); 0: off (default)",
+        help="train on cached tokens of N augmented views of each image (foundation); 0: off (default)",
     )
-    transfer.add_argument("--prune", type=float_in(0, 0.95), default=0.0, metavar="SHARE", help="of channels to remove")
+    transfer.add_argument("--prune", type=float_in(0, 0.95), default=0.0, metavar="SHARE", help="of channels to prune")
     transfer.add_argument("--teacher", metavar="PT", help="checkpoint to distil, a detector or an ensemble")
 
     attack = parser.add_argument_group("adversarial training")

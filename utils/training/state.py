@@ -24,7 +24,7 @@ MAX_GRADIENT = 1.0  # norm to which gradients are clipped
 
 
 class WeightAverage(ModelEmaV3):
-    """The moving average of the weights that train; what never trains is shared with the detector."""
+    """The moving average of the trained weights; frozen weights are shared with the detector."""
 
     def __init__(self, detector: Detector, decay: float) -> None:
         super().__init__(detector, decay=decay, use_warmup=True)
@@ -142,7 +142,7 @@ COUNTERS = ("epoch", "step", "best_score", "best_epoch", "history")
 
 
 def describe_run(recipe: Recipe, detector: Detector, data: list[dict], epoch: int) -> dict[str, Any]:
-    """Return everything in a checkpoint but its weights."""
+    """Return everything in a checkpoint except its weights."""
     return describe_checkpoint(detector, asdict(recipe), data, recipe.seed, epoch)
 
 

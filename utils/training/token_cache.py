@@ -1,7 +1,7 @@
-"""A folder with the tokens of one listing: what the frozen part of a detector makes of every view of its images.
+"""A folder with the tokens of one listing: the output of a detector's frozen part for every view of its images.
 
     rows.bin      one row per view: the label, the teacher's logit, and the tokens (R, D) float16
-    about.json    what the name of the folder, a digest, stands for: weights, geometry, augmentation, files...
+    about.json    the facts behind the digest in the folder's name: weights, geometry, augmentation, files...
 
 Rows are appended to ``rows.part``, which takes its final name when it is whole, so a killed build continues after its
 last whole row. Before an existing folder is used, a few of its rows are computed again and compared.
@@ -88,7 +88,7 @@ class TokenCache:
         return {key: value for key, value in self.__dict__.items() if key != "rows"}
 
     def reason(self, index: int) -> str:
-        """Why the image has no tokens."""
+        """The reason why the image has no tokens."""
         try:
             self.dataset.read(index)
         except UnreadableImage as error:

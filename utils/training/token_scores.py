@@ -1,6 +1,6 @@
-"""Scores from cached tokens: detectors that differ in what they learnt share the work of their frozen part.
+"""Scores from cached tokens: detectors with the same frozen part compute it only once.
 
-Leaving sources out in turn scores the same images with a dozen detectors on one frozen tower.
+Leave-one-source-out scores the same images with a dozen detectors on one frozen tower.
 """
 
 from __future__ import annotations

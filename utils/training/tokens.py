@@ -109,7 +109,7 @@ def open_cache(
     seeds: np.ndarray,
     shape: tuple[int, int],
 ) -> TokenCache:
-    """Open the cache of a listing, whose folder is named after all that decides its tokens."""
+    """Open the cache of a listing; its folder is named after everything that decides the tokens."""
     facts = {**facts, "listing": f"{listing.name} {listing.split}", "files": files_digest(listing)}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
     return TokenCache(root / digest, facts, dataset, seeds, shape)
@@ -144,7 +144,7 @@ def weights_digest(tensors: Iterable[Tensor]) -> str:
 
 
 def files_digest(listing: Listing) -> str:
-    """Return a digest of the images, wherever their folder is: paths, labels, sizes, times of change, faces."""
+    """Return a digest of the images, wherever their folder is: paths, labels, sizes, modification times, faces."""
     files = [
         (relative_path(item.path, listing.root), item.label, file_state(item.path), *(item.faces or ()))
         for item in listing.records

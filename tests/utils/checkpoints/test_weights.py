@@ -151,7 +151,6 @@ def test_a_released_file_gives_its_packed_weights(tiny_checkpoint, tmp_path):
     checkpoint["state_dict"] = {
         key: as_int8(value) if value.ndim > 1 else value for key, value in checkpoint["state_dict"].items()
     }
-    checkpoint.pop("format_version")
     save_checkpoint(tmp_path / "small.pt", checkpoint)
     assert load_weights(create_model("cnn", width=4), str(tmp_path / "small.pt")).random == []
 

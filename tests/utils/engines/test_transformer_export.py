@@ -80,7 +80,6 @@ def test_halves_that_a_file_holds_exactly_are_quantised_as_floats(tiny_checkpoin
     checkpoint["state_dict"] = {
         key: value.half() if value.ndim > 1 else value for key, value in checkpoint["state_dict"].items()
     }
-    checkpoint.pop("format_version")
     save_checkpoint(tmp_path / "half.pt", checkpoint)
     report = export(tmp_path / "half.pt", tmp_path / "a.onnx", "--export", "int8", "--data", image_folder)["parity"]
     assert 0 < report["max_logit_difference"] < INT8_BOUND
