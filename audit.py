@@ -1,4 +1,4 @@
-"""Find what spoils an experiment before it starts: broken files, leaks across splits, wrong and telling labels.
+"""Find problems in data before an experiment: broken files, leaks across splits, wrong labels, label shortcuts.
 
   python audit.py --data demo
   python audit.py --data data/140k data/wild --output-dir runs/audit-140k
@@ -12,8 +12,8 @@ alone tell real from fake; shifts in size, brightness and sharpness. The output 
 and figures (PDF and PNG); no image is copied.
 
   --write-clean-list writes path,label,generator,split without broken files, duplicates, contradicting labels and
-  divided groups, for --data csv:lists/140k-clean.csv. Of copies and groups in several splits those in test (else
-  valid) stay, within a split the first copy. Train and evaluate on the list instead of the folder.
+  divided groups, for --data csv:lists/140k-clean.csv. Of copies or groups in several splits, those in test (else
+  valid) stay; within a split, the first copy stays. Train and evaluate on the list instead of the folder.
 
 The summary goes to stdout:
 
@@ -23,7 +23,7 @@ The summary goes to stdout:
   clean
 
 Exit code 0: nothing found; 1: broken files, leaks, divided groups or contradicting labels; 2: bad usage. Labels that
-can be read off the file are a warning.
+can be predicted from file facts are only a warning.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
   python ensemble.py --checkpoint checkpoints/a --views flip --data data/140k --output-dir checkpoints/a-flip
 
 Methods: `mean` of the members' calibrated logits; `weighted` by how far the validation AUC of each lies above chance;
-`stacked`, a logistic regression on the members' validation logits, in which sources count, not images, if some have one
+`stacked`, a logistic regression on the members' validation logits, with equal weight for each source if some have one
 class only; `soup`, one network with the mean of the members' weights (Wortsman et al., ICML 2022, arXiv 2203.05482).
 --views averages the logits of one detector over the image and its mirror image (flip), four corner crops or a slight
 blur (test-time augmentation).

@@ -35,20 +35,20 @@ With --metadata, a column `metadata` lists what the file of a picture says about
 "where"}: generators, source types, Content Credentials, software, camera. Anybody can write or remove such statements,
 so they never change a score.
 
-If you know the right answer, --save-case DIR --label fake keeps each readable picture of the call as a regression test:
-`python evaluate.py --data csv:DIR/cases.csv` scores all that you kept. Nothing leaves this machine.
+If you know the right answer, --save-case DIR --label fake saves each readable picture of the call as a regression test:
+`python evaluate.py --data csv:DIR/cases.csv` scores all saved cases. Nothing leaves this machine.
 
-Of a video, --every and --max-frames choose evenly spaced frames. Each face is followed through them and has a row with
-its number, its time and the number of frames that show it; its logit is their mean. The most suspicious face comes
-first and decides on the video, unless it is in fewer than 3 frames and another one is not:
+In a video, evenly spaced frames are scored (--every, --max-frames). Each face is followed through them and has a row
+with its number, its interval and the number of frames that show it; its logit is the mean over these. The most
+suspicious face comes first and decides the verdict; faces in fewer than 3 frames count only if there are no others:
 
   path,p_fake,verdict,logit,framed,finder,track,start_s,end_s,frames
   clip.mp4,0.8912045121192932,fake,2.1034152507781982,face,yunet,2,0.0,29.5,60
   clip.mp4,0.0711120068427124,real,-2.5698211193084717,face,yunet,1,4.5,21.0,34
 
-JSON output is an array of such objects, and of {"path", "error"} for files that cannot be read and, at its end, for
-files in a folder that are neither images nor videos. CSV output leaves these out. They are always listed on stderr
-(more than 20 of the latter by suffix), never scored, and make the exit code 1. The last line there is a summary:
+JSON output is an array of such objects. Files that cannot be read are {"path", "error"} in it, and so, at its end, are
+files in a folder that are neither images nor videos. CSV output omits both. They are always listed on stderr (more than
+20 of the latter by suffix), never scored, and make the exit code 1. The last line on stderr is a summary:
 
   12 images: 5 real, 4 fake, 1 unsure, 1 no face; 1 unreadable; 2 other files left out
 """

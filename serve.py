@@ -19,8 +19,8 @@ A detector that frames faces judges each face of a picture, and the most suspici
 the verdict is `no face` unless the request says whole=true. --faces does the same for detectors of whole pictures.
 
 Only this machine can reach the server unless you pass --host. Before you open it to others, put a proxy with TLS in
-front of it and read docs/deployment.md. Uploads stay in memory until they are answered, but for pictures that a client
-keeps with their right answer, with --cases DIR. The log contains no file names. With --token-file, clients must send
+front of it and read docs/deployment.md. Uploads stay in memory until they are answered; with --cases DIR, clients can
+save pictures with their right answer. The log contains no file names. With --token-file, clients must send
 `Authorization: Bearer TOKEN`.
 """
 

@@ -1,4 +1,4 @@
-"""Search good settings of train.py for a model and its data, and retrain the best ones with several seeds.
+"""Search for good settings of train.py for a model and its data, and retrain the best ones with several seeds.
 
   python tune.py --model cnn --data data/140k --trials 30 --train --epochs 4
   python tune.py --model tf_efficientnet_b0 --data data/140k --train --weights imagenet --epochs 3

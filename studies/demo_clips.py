@@ -4,7 +4,7 @@
   python -m studies.track_sequences --data clips:data/demo-clips --output-dir results/mine
 
 Each clip shows one rendered person of the demo set who moves and turns for a few seconds. In a fake, one of the demo
-generators has forged each frame by itself, with new random choices, as methods for pictures do: its traces flicker.
+generators forges each frame separately, with new random choices, as methods for images do, so its traces flicker.
 Deviation from a real camera: noise and exposure are the same in all frames of a clip, so that nothing flickers in a
 real one. Writes {train,valid,test}/{real,fake/GENERATOR}/NUMBER.avi, and prints the folder:
 

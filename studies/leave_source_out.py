@@ -1,22 +1,22 @@
-"""Leave one source out: how well does a recipe detect fakes, and spare reals, of a source that it has never seen?
+"""Leave one source out: how well does a recipe tell real from fake on a source that it has never seen?
 
   python -m studies.leave_source_out --data data/140k data/sdxl data/stock --train --model cnn --balance
   python -m studies.leave_source_out --data data/* --groups sdxl flux 140k,swaps:real --limit 300 --train --model cnn
   python -m studies.leave_source_out --from-scores results/leave_source_out/scores/*.csv.gz --output-dir results/again
 
-Trains once without each group of sources; flags after --train are passed to train.py. A group is one or more names of
-data sets with commas between them, NAME:real or NAME:fake for one class of a set; it joins what was collected alike,
-such as the same photographs in two sets. By default each data set is a group. A set with use=train in its spec only
-helps in training: it is left out with its group but not scored. Each detector scores the training and validation
-images that were left out of its training, and the validation images of the other sources. No run looks at a test
-split, so a recipe may be chosen by this table.
+Trains once without each group of sources; flags after --train are passed to train.py. A group is a comma-separated list
+of data sets, with NAME:real or NAME:fake for one class of a set. Group what was collected in the same way, such as the
+same photographs in two sets. By default each data set is a group. A set with use=train in its spec only helps in
+training: it is left out with its group but not scored. Each detector scores the training and validation images that
+were left out of its training, and the validation images of the other sources. No run looks at a test split, so a recipe
+may be chosen by this table.
 
 You can interrupt and repeat the command: finished runs and scores are kept and interrupted ones resumed while data and
 code are unchanged. Writes sources.csv, .md, .tex and .json, and the scores: `*__left-out.csv.gz` is what calibrate.py
 --from-scores takes. Columns: the fakes of the source against the reals of all others, its reals against the fakes of
 all others, and its fakes against its own reals, each AUC with a 95 % bootstrap interval; then the verdicts at the
 operating point of the run. The last line on stdout has the mean of each AUC over the sources, and the figure to choose
-by, which weighs pairs of one source by half as validation does (utils/metrics/source_pairs.py):
+by: as in validation, half of it is the mean over pairs within one source (utils/metrics/source_pairs.py):
 
   common: fakes 0.871 [0.860, 0.883], reals 0.882 [0.870, 0.893], own 0.913 [0.890, 0.934]: 0.895 [0.882, 0.908]
 """

@@ -1,10 +1,10 @@
-"""Reconstruct real photographs by the autoencoder of an image generator: fakes that differ in nothing but its traces.
+"""Reconstruct real photographs with the autoencoder of an image generator: fakes that differ only by its traces.
 
   python -m studies.reconstruct --data data/140k data/wild --autoencoder weights/taef2_encoder.pth
 
 Each spec becomes a data set in --output-dir, {train,valid}/{real,fake}, for use with every script. `fake` holds the
 reconstructions of the real training and validation images; `real` holds the same images under the same names, scaled
-and saved in the same way, so that size, framing and format tell nothing. Fakes of the source are not used. A source
+and saved in the same way, so that size, framing and format reveal nothing. Fakes of the source are not used. A source
 without a validation split is divided as train.py divides it, so that no validation image is trained on.
 
 The autoencoder is tiny: TAESD (Stable Diffusion, SDXL), TAEF1 (FLUX.1) or TAEF2 (FLUX.2), from

@@ -1,4 +1,4 @@
-"""Write the file that is released of a trained detector: small, without local paths, and verified.
+"""Write the release of a trained detector: a small, verified file without local paths.
 
   python -m studies.release --checkpoint checkpoints/tf_efficientnet_b0-all --output checkpoints/deepfake-v2.pt
 

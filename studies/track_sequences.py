@@ -1,4 +1,4 @@
-"""Videos: does a network that reads the frames of a face in their order tell more than one that reads each alone?
+"""Compare a network that reads the frames of a face in order with one that reads each frame alone.
 
   python -m studies.track_sequences --data clips:data/ff --model-args backbone=efficientnet_b0 --frames 8 --seeds 3
 
@@ -6,8 +6,8 @@ The set needs training, validation and test videos. Of each video, the longest f
 does, and --frames views of it are taken, evenly spaced. Three networks are trained on the same views:
 
   sequence   cnn_lstm on whole sequences
-  mean       cnn_lstm with reader=mean on whole sequences: blind to their order
-  frames     cnn_lstm on single frames; the logit of a video is their mean, as predict.py does it
+  mean       cnn_lstm with reader=mean on whole sequences, which ignores their order
+  frames     cnn_lstm on single frames; the logit of a video is their mean, as in predict.py
 
 For each, the epoch with the best validation AUC is scored on the test videos, once. Videos without a face are left out
 and counted. Writes sequences.csv, .md, .tex and .json, and prints a line for each network and seed:

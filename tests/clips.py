@@ -13,6 +13,8 @@ import numpy as np
 from datasets.demo_set.fakes import photograph
 from datasets.faces import Face
 from datasets.framing import Box
+from datasets.transforms import Geometry
+from utils.checkpoints.file import load_checkpoint, save_checkpoint
 
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 SIDE = 96  # px, of a portrait; the cascade finds the people 0, 2 and 4
@@ -73,3 +75,10 @@ def retime(path: Path, durations: Sequence[int]) -> None:
         struct.pack_into(">I", data, place, struct.unpack_from(">I", data, place)[0] + len(table) - old)
     data[data.index(b"edts") : data.index(b"edts") + 4] = b"free"  # an edit list would cut the video
     path.write_bytes(data)
+
+
+def write_framing(checkpoint: Path, folder: Path) -> str:
+    """Write the checkpoint to a folder as one of a detector that frames faces; returns its path."""
+    geometry = Geometry("face", 32).to_dict()
+    save_checkpoint(folder / "best.pt", {**load_checkpoint(checkpoint), "geometry": geometry})
+    return str(folder / "best.pt")

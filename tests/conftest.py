@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads only get in each other's way here
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +21,6 @@ from utils.scoring.table import ScoreTable
 SIDE = 40  # px
 MakeFolder = Callable[[str, dict[str, int]], Path]
 FACES_PER_CLASS = {"train": 24, "valid": 12, "test": 12}
-TINY = shlex.split(  # a training run of seconds on the images of make_faces
-    "--model cnn_baseline --model-args input_size=32 --image-size 32 --batch-size 8 --epochs 3 --threads 1"
-)
-TIMES = ("train_seconds", "images_per_second", "data_share")
 
 
 def write_image(path: Path, seed: int, fake: bool, height: int = SIDE, width: int = SIDE) -> None:
@@ -108,40 +103,6 @@ def exit_and_stderr(
     return int(exit_.value.code or 0), capsys.readouterr().err
 
 
-def assert_same(found: Any, wanted: Any, where: str = "") -> None:
-    """Compare nested plain values and tensors to the last bit; times are left out."""
-    import torch
-
-    assert type(found) is type(wanted), where
-    if isinstance(wanted, torch.Tensor):
-        assert torch.equal(found, wanted), where
-    elif isinstance(wanted, dict):
-        assert found.keys() == wanted.keys(), where
-        for key in wanted.keys() - set(TIMES):
-            assert_same(found[key], wanted[key], f"{where}/{key}")
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted), where
-        for place, (one, other) in enumerate(zip(found, wanted, strict=True)):
-            assert_same(one, other, f"{where}/{place}")
-    else:
-        assert found == wanted, where
-
-
-def assert_same_run(found: Path, wanted: Path) -> None:
-    """Two run folders hold the same weights, averaged weights, optimiser, random state, history and thresholds."""
-    from utils.checkpoints.file import load_checkpoint
-
-    assert not list(found.glob(".*")), "half-written files are left"
-    for name, keys in (
-        ("last.pt", ("state_dict", "training", "epoch")),
-        ("best.pt", ("state_dict", "epoch", "thresholds", "calibration")),
-    ):
-        one, other = load_checkpoint(found / name), load_checkpoint(wanted / name)
-        for key in keys:
-            assert_same(one[key], other[key], f"{name}/{key}")
-    assert len((found / "log.csv").read_text().splitlines()) == len((wanted / "log.csv").read_text().splitlines())
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _no_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what tests compute apart from the user's cache, and take nothing from there."""
@@ -187,6 +148,12 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of make_faces."""
+    return make_faces(tmp_path_factory.mktemp("data") / "faces")
 
 
 @pytest.fixture

@@ -13,11 +13,9 @@ import utils.scoring.tracks
 from datasets.faces import FaceFinder
 from datasets.records import Sampling
 from datasets.spec import open_records
-from datasets.transforms import Geometry
-from tests.clips import find, scene, walk, write_clip
+from tests.clips import find, scene, walk, write_clip, write_framing
 from tests.conftest import exit_and_stderr, write_images
 from tests.predicting import csv_rows, run
-from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.scoring.table import read_scores, read_sidecar
 
@@ -26,11 +24,7 @@ pytestmark = pytest.mark.usefixtures("in_empty_folder", "no_evaluation_figures")
 
 @pytest.fixture(scope="module")
 def checkpoint(_tiny_checkpoint_file, tmp_path_factory):
-    """A detector that frames faces and tells portraits apart."""
-    content = load_checkpoint(_tiny_checkpoint_file)
-    content["geometry"] = Geometry("face", 32).to_dict()
-    save_checkpoint(path := tmp_path_factory.mktemp("faces") / "best.pt", content)
-    return str(path)
+    return write_framing(_tiny_checkpoint_file, tmp_path_factory.mktemp("faces"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from datasets.faces import FaceFinder
-from datasets.transforms import Geometry
-from tests.clips import find, scene, walk, write_clip
+from tests.clips import find, scene, walk, write_clip, write_framing
 from tests.conftest import write_images
 from tests.predicting import csv_rows, refused, run
-from utils.checkpoints.file import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder", "no_evaluation_figures")
 
@@ -24,11 +22,7 @@ TRACK = ["track", "start_s", "end_s", "frames"]
 
 @pytest.fixture(scope="module")
 def checkpoint(_tiny_checkpoint_file, tmp_path_factory):
-    """A detector that frames faces and tells portraits apart."""
-    content = load_checkpoint(_tiny_checkpoint_file)
-    content["geometry"] = Geometry("face", 32).to_dict()
-    save_checkpoint(path := tmp_path_factory.mktemp("faces") / "best.pt", content)
-    return str(path)
+    return write_framing(_tiny_checkpoint_file, tmp_path_factory.mktemp("faces"))
 
 
 @pytest.fixture(autouse=True)

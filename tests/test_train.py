@@ -11,17 +11,13 @@ import torch
 
 import train
 from models.registry import list_models
-from tests.conftest import FACES_PER_CLASS, TINY, assert_same_run, exit_and_stderr, make_faces
+from tests.conftest import FACES_PER_CLASS, exit_and_stderr
+from tests.runs import TINY, assert_same_run
 from utils.checkpoints.file import load_checkpoint
 from utils.files import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 FORENSIC = [*TINY, "--augmentation", "forensic"]  # uses all random numbers of training
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory) -> Path:
-    return make_faces(tmp_path_factory.mktemp("data") / "faces")
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,13 @@ import pytest
 import torch
 
 import train
-from tests.conftest import TINY, assert_same_run, exit_and_stderr, make_faces
+from tests.conftest import exit_and_stderr
+from tests.runs import TINY, Killed, assert_same_run
 from utils.checkpoints.file import load_checkpoint
 from utils.files import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 FORENSIC = [*TINY, "--augmentation", "forensic"]  # uses all random numbers of training
-
-
-class Killed(BaseException):
-    """Ends a run as abruptly as possible inside this process."""
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory) -> Path:
-    return make_faces(tmp_path_factory.mktemp("data") / "faces")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 
 import train
 import tune
+from tests.runs import Killed
 from utils.args import run_script
 from utils.errors import UserError
 from utils.files import ROOT
@@ -22,10 +23,6 @@ optuna = import_optuna()
 pytestmark = pytest.mark.usefixtures("no_curves")
 TINY = shlex.split("--image-size 32 --batch-size 8 --epochs 2 --threads 1")
 SETTING = {"search space": ["x in [0, 1]"]}
-
-
-class Killed(BaseException):
-    """Ends a worker as abruptly as can be had inside this process."""
 
 
 def all_trials(url: str, name: str) -> list:

@@ -29,7 +29,7 @@ def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature
     ``method`` is one of CALIBRATION_METHODS. A temperature has one parameter and cannot overfit; the isotonic curve
     takes any increasing shape and needs about a thousand images (Niculescu-Mizil and Caruana, "Predicting Good
     Probabilities with Supervised Learning", ICML 2005). Neither changes the order of the images, nor AUC. On a mix
-    with sources of one class, sources count and not images, see :func:`image_weights`.
+    with sources of one class, all sources have equal weight, see :func:`image_weights`.
 
     The band of a detector without skill (see :func:`auc_bound`) covers everything: each of its verdicts is unsure.
 
@@ -53,9 +53,9 @@ def fit_operating_point(tables: Sequence[ScoreTable], method: str = "temperature
 def image_weights(table: ScoreTable) -> np.ndarray:
     """Return how much each image counts, ``(N,)``, 1 on average.
 
-    Where each source (``dataset``) has both classes, all images count alike. Where some have one class only, both
-    classes count alike and within a class the sources, each as its share of a balanced epoch: the images of a very
-    small source count at most three times (see :func:`datasets.balance.shares`).
+    Where each source (``dataset``) has both classes, all images have equal weight. Where some have one class only, both
+    classes have equal weight, and so have the sources of a class, as in a balanced epoch: the images of a very small
+    source count at most three times (see :func:`datasets.balance.shares`).
     """
     sources = _sources(table)
     if all(len(set(part.label.tolist())) == 2 for part in sources.values()):

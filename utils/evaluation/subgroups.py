@@ -42,7 +42,7 @@ def write_subgroups(sets: Sequence[ScoredSet], request: str, folder: Path, n_boo
 def read_column(csv_path: str | os.PathLike[str], column: str) -> dict[str, str]:
     """Return one metadata column of a CSV list as path -> value; images without a value are left out.
 
-    ``generator`` and every column but path, label, split and mask will do, in upper or lower case. Paths are those
+    ``generator`` and all columns except path, label, split and mask can be used; case is ignored. Paths are those
     that the same list gives to evaluate.py.
 
     Raises:

@@ -1,6 +1,6 @@
 """The blocks of metadata in an image file: texts, EXIF, XMP, IPTC and C2PA, found without decoding a pixel.
 
-A file is hostile until proven otherwise: every read is bounded, and damage ends the search in silence.
+Files are untrusted: every read is bounded, and damage ends the search silently.
 """
 
 from __future__ import annotations

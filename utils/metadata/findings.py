@@ -1,6 +1,6 @@
 """What an image file says about itself: generators, editing programs, cameras, Content Credentials.
 
-Anybody can write or remove metadata, so findings stand beside a verdict and never change it.
+Anybody can write or remove metadata, so findings are shown beside a verdict and never change it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _MAKE, _MODEL, _EXIF_IFD, _USER_COMMENT = 0x010F, 0x0110, 0x8769, 0x9286
 def read_findings(data: bytes) -> list[Finding]:
     """List what the bytes of an image file say about its origin, without decoding it; never raises.
 
-    Each finding stands once. A file that names no camera has the finding ``camera: none named``.
+    Each finding is listed once. A file that names no camera has the finding ``camera: none named``.
     """
     found: list[Finding] = []
     blocks = read_blocks(data)

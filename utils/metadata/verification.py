@@ -1,7 +1,7 @@
 """Check of the signature in Content Credentials, by the optional package c2pa-python and without a network.
 
-A signature that fits shows that the file is as its signer left it. Who the signer is, only a trust list could tell, and
-none is used here: anybody can make a certificate under any name.
+A valid signature shows that the file has not changed since it was signed. Only a trust list could show who signed it,
+and none is used here: anybody can issue a certificate under any name.
 """
 
 from __future__ import annotations

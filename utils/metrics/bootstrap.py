@@ -15,7 +15,7 @@ def resample_counts(n_real: int, n_fake: int, n_boot: int, seed: int) -> Iterato
     """Yield blocks of resamples as counts ``(b, n_real)`` and ``(b, n_fake)``, float64.
 
     Reals are drawn with replacement from the reals and fakes from the fakes: each resample has both classes, and the
-    class balance, which whoever collected the set chose, is not treated as random. The same arguments give the same
+    class balance, which is a choice of the set's authors, is not treated as random. The same arguments give the same
     counts.
     """
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2)]

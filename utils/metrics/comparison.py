@@ -1,4 +1,4 @@
-"""Is one detector better than another on the same images, or was it luck? Tests for paired scores.
+"""Tests for paired scores: is one detector better than another on the same images, or is it chance?
 
 Two detectors make related errors on the same images, so their separate intervals say little about the difference: each
 test here works on the pairs. Every difference is a minus b: positive means that a is better.

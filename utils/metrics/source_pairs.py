@@ -1,8 +1,8 @@
 """AUC over pairs of sources: the fakes of one data set against the reals of another, or of the same one.
 
 A mix of sources may have some with fakes only and some with reals only. Pooling them would measure how far the sources
-are apart in format and framing, and the largest would decide. So each pair of sources has an AUC of its own, and
-sources count, not images.
+are apart in format and framing, and the largest would decide. So each pair of sources has a separate AUC, and all
+sources have equal weight.
 """
 
 from collections.abc import Sequence
@@ -62,11 +62,11 @@ def mix_auc(aucs: np.ndarray) -> np.ndarray:
     """Return the figure by which epochs, settings and recipes are chosen on a mix of sources, ``(B,)``.
 
     - Where all sources have both classes: the mean of their own AUCs, :func:`within`. Fakes and reals of one source
-      were collected alike, so their AUC is what one wants to know; that of a pair of sources also measures how far
+      were collected alike, so their AUC is the figure of interest; that of a pair of sources also measures how far
       these are apart. The published detectors were chosen by this figure.
     - Where some have one class only, they can be judged in pairs with others only: the mean of :func:`within` and
       :func:`across`, or the one that exists. Half of the weight is on pairs of one source, however few there are:
-      they are the harder ones, since nothing but the manipulation tells their fakes.
+      they are the harder ones, since only the manipulation distinguishes their fakes.
 
     NaN if there is no pair. The figure does not depend on the order of sources or images, nor on the number of images
     of a source.

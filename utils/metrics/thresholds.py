@@ -65,7 +65,7 @@ def fit_thresholds(labels: np.ndarray, p_fake: np.ndarray, weights: np.ndarray |
     distinct scores, or between an extreme score and 0 or 1. A threshold may be just above 1 where even a
     score of 1.0 must be called real.
 
-    The verdict is for a world in which most photographs are real: fake from ``unsure_high`` on, unsure from
+    The verdict is for use where most photographs are real: fake from ``unsure_high`` on, unsure from
     ``unsure_low`` on, else real.
 
     - ``unsure_high`` is ``balanced``, or higher where that calls more than MAX_CALLED_FAKE of the reals fake.

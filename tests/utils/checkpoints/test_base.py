@@ -14,7 +14,8 @@ import evaluate
 import train
 from models.registry import create_model
 from studies import release
-from tests.conftest import assert_same, exit_and_stderr, make_faces
+from tests.conftest import exit_and_stderr, make_faces
+from tests.runs import assert_same
 from utils.args import BASE_WEIGHTS_VARIABLE
 from utils.checkpoints import base as base_module
 from utils.checkpoints import sources

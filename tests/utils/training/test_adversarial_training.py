@@ -8,7 +8,7 @@ from torch import nn
 
 import train
 from models.detector import Detector
-from tests.conftest import TINY, assert_same_run, make_faces
+from tests.runs import TINY, assert_same_run
 from utils.attacks.gradient import DecisionLogit
 from utils.checkpoints.file import load_checkpoint
 from utils.errors import UserError
@@ -53,11 +53,6 @@ def recorder():
 def batch():
     generator = torch.Generator().manual_seed(1)
     return torch.rand(8, 3, 16, 16, generator=generator), torch.arange(8).float() % 2
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory):
-    return make_faces(tmp_path_factory.mktemp("data") / "faces")
 
 
 def row(pgd, fgsm, auc=0.9, loss=0.4, collapsed=0.0) -> dict:

@@ -14,7 +14,8 @@ import torch
 import train
 import utils.distributed as distributed
 from datasets.loading import Batch, EpochSampler, stand_in
-from tests.conftest import assert_same_run, write_image
+from tests.conftest import write_image
+from tests.runs import assert_same_run
 from tests.utils.training.distributed_worker import gradients
 from utils.distributed import check_enough, expecting_peers
 from utils.errors import UserError

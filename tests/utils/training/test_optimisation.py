@@ -14,7 +14,7 @@ from datasets.loading import Batch
 from datasets.spec import open_records
 from datasets.splits import open_training_data
 from models.registry import create_model
-from tests.conftest import TINY, assert_same, make_faces
+from tests.runs import TINY, assert_same
 from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.scoring.scorer import Job, score
 from utils.training.finetune import parameter_groups, warmup_cosine
@@ -22,11 +22,6 @@ from utils.training.recipe import make_recipe
 from utils.training.state import TrainingState, WeightAverage
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory) -> Path:
-    return make_faces(tmp_path_factory.mktemp("data") / "faces")
 
 
 @pytest.fixture

@@ -8,22 +8,14 @@ import pytest
 import torch
 
 import train
-from tests.conftest import TINY, exit_and_stderr, make_faces
+from tests.conftest import exit_and_stderr
+from tests.runs import TINY, Killed
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import locked
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 CLASSICAL = ["--model", "logistic_regression", "--model-args", "features=color", "--image-size", "32"]
-
-
-class Killed(BaseException):
-    """Ends a run as abruptly as possible inside this process."""
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory) -> Path:
-    return make_faces(tmp_path_factory.mktemp("data") / "faces")
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,12 @@ import train
 from datasets.framing import Box
 from datasets.splits import open_training_data
 from models.foundation import Foundation
-from tests.conftest import assert_same_run
+from tests.runs import Killed, assert_same_run
 from tests.utils.training.token_runs import AUGMENTED, VIEWS, flags, folders, open_tokens
 from utils.errors import UserError
 from utils.training.tokens import files_digest
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-
-
-class Killed(BaseException):
-    """Ends a build as abruptly as possible inside this process."""
 
 
 def rows_file(faces: Path) -> Path:

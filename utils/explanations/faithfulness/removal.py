@@ -1,4 +1,4 @@
-"""Faithfulness by removal: take the places marked by a map away and measure how the logit reacts."""
+"""Faithfulness by removal: remove the places that a map marks and measure how the logit changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Occlusion: blur one window after the other and watch the logit."""
+"""Occlusion: blur one window after the other and measure the change of the logit."""
 
 from __future__ import annotations
 
