@@ -24,7 +24,7 @@ _MEDIA_TYPES = (
 
 
 def verify_credentials(data: bytes) -> str:
-    """Say in a few words whether the signature of the active C2PA manifest fits the bytes of an image file."""
+    """Say in a few words whether the signature of the active C2PA manifest matches the bytes of an image file."""
     media_type = next((name for start, name in _MEDIA_TYPES if re.match(start, data, re.DOTALL)), None)
     try:
         from c2pa import Context, Reader
@@ -36,5 +36,5 @@ def verify_credentials(data: bytes) -> str:
     except Exception:  # not installed, or its many errors for damaged or unsigned manifests
         return UNVERIFIED
     if state == "Invalid":
-        return "the signature does not fit this file"
-    return f"the signature fits this file; its certificate names {signer or 'nobody'}, which is not verified"
+        return "the signature does not match this file"
+    return f"the signature matches this file; its certificate names {signer or 'nobody'}, which is not verified"

@@ -1,4 +1,4 @@
-"""Attacks: agreement with torchattacks, ball and box, what is restored, the checks, certificates."""
+"""Attacks: agreement with torchattacks, ball and box, what is restored, certificates."""
 
 import argparse
 import math

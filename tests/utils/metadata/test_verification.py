@@ -73,9 +73,9 @@ def make_certificates() -> tuple[bytes, bytes]:
     return certificate("signer") + certificate("authority"), key
 
 
-def test_a_signature_fits_the_file_that_was_signed(signed):
+def test_a_signature_matches_the_file_that_was_signed(signed):
     first, second, _ = read_findings(signed)
-    words = "the signature fits this file; its certificate names Test Press, which is not verified"
+    words = "the signature matches this file; its certificate names Test Press, which is not verified"
     assert first == {"what": "content credentials", "value": f"claim by test_app 1; {words}", "where": "JPEG APP11"}
     assert second["value"] == "trainedAlgorithmicMedia, made by a generator"
 
@@ -84,7 +84,7 @@ def test_a_signature_fits_the_file_that_was_signed(signed):
 def test_a_changed_file_is_noticed(signed, place):
     at = len(signed) - 300 if place == "pixels" else signed.index(b"test_app")
     changed = signed[:at] + bytes([signed[at] ^ 1]) + signed[at + 1 :]
-    assert read_findings(changed)[0]["value"].endswith("; the signature does not fit this file")
+    assert read_findings(changed)[0]["value"].endswith("; the signature does not match this file")
 
 
 def test_without_the_package_claims_are_not_verified(signed, monkeypatch):
@@ -101,4 +101,4 @@ def test_files_without_a_signature_are_not_verified():
         buffer.getvalue(),
         manifests.in_png(buffer.getvalue(), manifests.firefly_store()),
     ):
-        assert verify_credentials(data) in ("not verified", "the signature does not fit this file")
+        assert verify_credentials(data) in ("not verified", "the signature does not match this file")

@@ -1,4 +1,4 @@
-"""Training on cached tokens: the same as on images, and a cache that is never used for anything else."""
+"""Training on cached tokens: the same as on images, the answers of a teacher, and what is refused."""
 
 import numpy as np
 import pytest
