@@ -43,6 +43,27 @@ def test_gallery_shows_one_picture_in_full_and_lets_go_of_others(page, photos):
     assert page.locator(".thumb").count() == 0 and page.locator(".detail").count() == 0
 
 
+def test_the_theme_is_that_of_the_system_until_one_is_chosen(page):
+    def background() -> str:
+        return page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+
+    light = background()
+    page.emulate_media(color_scheme="dark")
+    dark = background()
+    page.reload()
+    page.get_by_role("button", name="Light").click()
+    assert dark != light == background()
+    page.reload()
+    page.get_by_role("button", name="Dark").wait_for()
+    assert background() == light  # the choice is kept
+    page.emulate_media(color_scheme="light")
+    page.get_by_role("button", name="Dark").click()
+    assert background() == dark
+    page.emulate_media(media="print")
+    ink = page.evaluate("() => getComputedStyle(document.body).color")
+    assert background() == "rgb(255, 255, 255)" and max(map(int, ink[4:-1].split(","))) < 80
+
+
 def test_slider_fades_the_heat_map_and_works_with_keys(page, photos):
     choose(page, photos[:1])
     slider = page.get_by_label("Strength of the heat map")
