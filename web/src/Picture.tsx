@@ -46,7 +46,7 @@ export function Picture({ item, onChoose }: { item: Item; onChoose: (face: numbe
           </fieldset>
         )}
       </div>
-      {many && <figcaption>{order.length} faces. Select one to see why.</figcaption>}
+      {many && <figcaption>Select a face to see why. Any face without a box was missed and not judged.</figcaption>}
     </figure>
   );
 }

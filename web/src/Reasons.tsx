@@ -43,7 +43,7 @@ export function Reasons({ item, shown, card, onChange }: Props) {
         )}
         <h3>How sure it is</h3>
         <p>
-          {howSure(card.sources)} {item.origin && OF_FRAMES}
+          {howSure(card.sources, item.origin && "video")} {item.origin && OF_FRAMES}
         </p>
         <NextSteps video={item.origin !== undefined} />
       </div>

@@ -84,7 +84,7 @@ export function VideoFaces({ item, video, card, onFrame }: FacesProps) {
           <div className="texts">
             <h3>How sure it is</h3>
             <p>
-              {howSure(card.sources)} {OF_FRAMES}
+              {howSure(card.sources, "video")} {OF_FRAMES}
             </p>
           </div>
         )}
@@ -157,7 +157,7 @@ function FrameButton({ item, track, name, onFrame }: ButtonProps) {
 
   return (
     <>
-      <button type="button" className="quiet" disabled={busy} onClick={() => setBusy(true)}>
+      <button type="button" className="open-frame" disabled={busy} onClick={() => setBusy(true)}>
         {busy ? "Opening …" : `Open the frame at ${clock(time)}`}
         <span className="unseen"> of {name}</span>
       </button>

@@ -79,7 +79,7 @@ function reduce(items: Item[], action: Action): Item[] {
 }
 
 const AT_ONCE = 3; // open requests of one page
-const VIDEO_NAME = /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|3gp|ogv)$/i;
+const VIDEO_NAME = /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|m2?ts|wmv|flv|3gp|ogv)$/i;
 let nextId = 1;
 
 export const isVideo = (file: File) => file.type.startsWith("video/") || VIDEO_NAME.test(file.name);

@@ -77,7 +77,7 @@ function range(values: number[]): string {
 }
 
 /** How often the detector is right on pictures whose source it does not know, as those of a visitor. */
-export function howSure(sources: SourceRow[]): string {
+export function howSure(sources: SourceRow[], what: "picture" | "video" = "picture"): string {
   const unseen = sources.filter((row) => !row.seen);
   const rows = unseen.length ? unseen : sources;
   const alarms = rows.map((row) => row.real_called_fake).filter((value) => value !== null);
@@ -86,10 +86,10 @@ export function howSure(sources: SourceRow[]): string {
     ...(alarms.length ? [`called ${range(alarms)} of the real photographs fake`] : []),
     ...(found.length ? [`found ${range(found)} of the fakes`] : []),
   ];
-  if (!parts.length) return "This detector comes without test results, so nobody can say how often it is right on a picture like yours.";
+  if (!parts.length) return `This detector comes without test results, so nobody can say how often it is right on a ${what} like yours.`;
   const where = unseen.length
-    ? "We cannot know where your picture comes from. In tests on sources that the detector had not seen in training, it"
+    ? `We cannot know where your ${what} comes from. In tests on sources that the detector had not seen in training, it`
     : "It was only tested on the sources that it was trained on. There it";
-  const rest = unseen.length ? "" : " Expect more mistakes on your picture.";
+  const rest = unseen.length ? "" : ` Expect more mistakes on your ${what}.`;
   return `${where} ${parts.join(" and ")}, depending on the source.${rest}`;
 }
