@@ -33,7 +33,7 @@ def client(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def send(client, what: str, data: bytes, **fields: str):
-    field = {"predict": "images", "video": "video"}.get(what, "image")
+    field = {"predict": "images", "video": "video", "frame": "video"}.get(what, "image")
     return client.post(f"/api/{what}", data={field: (io.BytesIO(data), "photo.jpg"), **fields})
 
 
@@ -50,6 +50,7 @@ def test_hostile_pictures(client, name):
 def test_hostile_videos(client, name):
     answer = send(client, "video", VIDEOS[name])
     assert answer.status_code in ((413, 422) if name in REFUSED else (200, 422))
+    assert send(client, "frame", VIDEOS[name], time="0").status_code == answer.status_code
     assert send(client, "predict", VIDEOS[name]).status_code == 415
 
 

@@ -1,132 +1,37 @@
 """Measure throughput, latency, memory and robustness of serve.py under load, on the loopback address.
 
-  python -m studies.speed.serve_load --checkpoint exported.onnx --data data/140k --requests 2000
+  python -m studies.speed.serve_load --checkpoint checkpoints/deepfake-v3-small.pt --seconds 600 --repeats 1
 
 Runs four loads in turn: predict.py over the same files with the same engine; 32 clients that keep their connections
-open and send one image at a time (bounded by --requests and --seconds), with one more that sends a video over and over;
-2,000 malformed and hostile uploads, videos among them; and a server that is killed and restarted under load. The images
-are encoded in the formats of phones and the web in turn. The clients share the cores with the server. Results are
-written to results/benchmarks/serve_load.json.
+open and send one image at a time for so many seconds, with one more that sends a video over and over; 2,000 malformed
+and hostile uploads, videos among them; and a server that is killed and restarted under load. The images are encoded in
+the formats of phones and the web in turn, HEIC among them. The clients share the cores with the server, whose memory is
+sampled. Results are written to results/benchmarks/serve_load.json.
 """
 
 from __future__ import annotations
 
-import http.client
-import re
+import itertools
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from datasets.spec import open_records
+from studies.speed.server_clients import CLIENTS, Load, Server, Upload, press, upload_of
 from studies.speed.summary import summary_row, write_results
 from studies.speed.upload_files import clip, hostile_pictures, hostile_videos, in_formats, mutations
 from utils.args import check_checkpoint_file, int_in, make_parser, run_script
-from utils.errors import UserError
 from utils.files import ROOT
 
-CLIENTS = 32
-HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
-
-Upload = tuple[str, bytes]  # the address and the body of a request
-
-
-@dataclass
-class Load:
-    """What the clients saw: seconds of each answered request, statuses, and broken connections."""
-
-    seconds: list[float] = field(default_factory=list)
-    statuses: Counter = field(default_factory=Counter)
-    broken: int = 0
-    wall: float = 0.0
-
-    def counts(self) -> dict[str, int]:
-        """Answers by status."""
-        return {str(status): count for status, count in sorted(self.statuses.items())}
-
-
-class Server:
-    """serve.py in a separate process."""
-
-    def __init__(self, checkpoint: Path, threads: int | None, port: int = 0) -> None:
-        command = [sys.executable, "serve.py", "--checkpoint", str(checkpoint), "--port", str(port)]
-        command += ["--threads", str(threads)] if threads else []
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert self.process.stdout is not None
-        match = re.search(r":(\d+)\s*$", self.process.stdout.readline())
-        if not match:
-            raise UserError(f"expected serve.py to start, got exit code {self.process.wait()}; run it by hand")
-        self.port = int(match.group(1))
-
-    def memory_mb(self) -> float:
-        """Resident memory of the server and its workers."""
-        processes = [self.process.pid]
-        for pid in processes:
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                processes += map(int, children.read_text().split())
-        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in processes]
-        return sum(int(match.group(1)) / 1024 for text in statuses if (match := re.search(r"VmRSS:\s+(\d+)", text)))
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End the process."""
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-        self.process.wait(timeout=30)
-
-
-def upload_of(data: bytes, name: str = "a.jpg", what: str = "predict") -> Upload:
-    """A request with one file; ``whole``, so that each picture is scored."""
-    field = "video" if what == "video" else "images"
-    parts = 'name="whole"\r\n\r\ntrue', f'name="{field}"; filename="{name}"\r\n\r\n'
-    head = "\r\n".join(f"--x\r\nContent-Disposition: form-data; {part}" for part in parts)
-    return f"/api/{what}", head.encode("latin-1") + data + b"\r\n--x--\r\n"
-
-
-def press(
-    port: int,
-    uploads: Sequence[Upload],
-    requests: int,
-    seconds: float,
-    clients: int = CLIENTS,
-    end: threading.Event | None = None,
-) -> Load:
-    """Send requests from several clients until ``requests`` are sent, ``seconds`` have passed or ``end`` is set."""
-    load, turns, started = Load(), iter(range(requests)), time.monotonic()  # next() on it is atomic
-
-    def client() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        while time.monotonic() - started < seconds and (turn := next(turns, None)) is not None:
-            if end and end.is_set():
-                return
-            sent = time.perf_counter()
-            try:
-                connection.request("POST", *uploads[turn % len(uploads)], HEADERS)
-                answer = connection.getresponse()
-                answer.read()
-            except (OSError, http.client.HTTPException):  # opened again by the next request
-                load.broken += 1
-                connection.close()
-                time.sleep(0.05)
-                continue
-            load.seconds.append(time.perf_counter() - sent)
-            load.statuses[answer.status] += 1
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    load.wall = time.monotonic() - started
-    return load
+SAMPLE = 10.0  # s between two samples of the memory
 
 
 def predict_rate(checkpoint: Path, files: Sequence[str], threads: int | None) -> float:
@@ -143,12 +48,22 @@ def predict_rate(checkpoint: Path, files: Sequence[str], threads: int | None) ->
     return (len(files) - 1) / (seconds(files) - seconds(files[:1]))
 
 
-def steady_load(server: Server, uploads: Sequence[Upload], video: bytes, requests: int, seconds: float) -> dict:
+def watch_memory(server: Server, end: threading.Event) -> list[tuple[float, float]]:
+    """The time in s and the memory in MB, every so many seconds until ``end`` is set, and then."""
+    started = time.monotonic()
+    samples = [(0.0, server.memory_mb())]
+    while not end.wait(SAMPLE):
+        samples.append((time.monotonic() - started, server.memory_mb()))
+    return [*samples, (time.monotonic() - started, server.memory_mb())]
+
+
+def steady_load(server: Server, uploads: Sequence[Upload], video: bytes, requests: int | None, seconds: float) -> dict:
     """Load with valid pictures, and a video beside them: throughput, latency, errors and memory."""
     press(server.port, uploads, 4 * CLIENTS, 60)  # warm-up
     press(server.port, [upload_of(video, what="video")], 1, 60)
-    before, end = server.memory_mb(), threading.Event()
-    with ThreadPoolExecutor(1) as pool:
+    end = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        memory = pool.submit(watch_memory, server, end)
         beside = pool.submit(press, server.port, [upload_of(video, what="video")], requests, seconds, 1, end)
         load = press(server.port, uploads, requests, seconds)
         end.set()
@@ -156,9 +71,10 @@ def steady_load(server: Server, uploads: Sequence[Upload], video: bytes, request
     p50, p99 = np.percentile(load.seconds, [50, 99])
     statuses = load.statuses + videos.statuses
     errors = load.broken + videos.broken + sum(count for status, count in statuses.items() if status != 200)
+    counts = {"statuses": load.counts(), "statuses_of_videos": videos.counts(), "broken": load.broken + videos.broken}
     times = {"rate": len(load.seconds) / load.wall, "p50": float(p50), "p99": float(p99), "seconds": load.wall}
     times |= {"video_p50": float(np.median(videos.seconds)), "videos": len(videos.seconds)}
-    return {**times, "requests": len(load.seconds), "errors": errors, "memory_mb": [before, server.memory_mb()]}
+    return {**times, "requests": len(load.seconds), "errors": errors, **counts, "memory_mb": memory.result()}
 
 
 def hostile_load(server: Server, images: Sequence[bytes], video: bytes, count: int) -> dict:
@@ -166,7 +82,8 @@ def hostile_load(server: Server, images: Sequence[bytes], video: bytes, count: i
     pictures = [*hostile_pictures().values(), *mutations(images, count)][: count - count // 4]
     videos = [*hostile_videos().values(), *mutations([video], count)][: count // 4]
     uploads = [upload_of(data, "..\\..%00/evil.svg") for data in pictures]
-    uploads += [upload_of(data, "..\\..%00/evil.svg", "video") for data in videos]
+    kinds = itertools.cycle(("video", "frame"))
+    uploads += [upload_of(data, "..\\..%00/evil.svg", kind) for data, kind in zip(videos, kinds, strict=False)]
     np.random.default_rng(0).shuffle(order := list(range(count)))
     uploads = [uploads[place] for place in order]
     press(server.port, uploads[: count // 4], count // 4, 600, clients=4)  # fill pools and caches
@@ -205,7 +122,8 @@ def summarize(predict: Sequence[float], steady: Sequence[dict], hostile: dict, r
         ("p99 latency against the median", [run["p99"] / run["p50"] for run in steady], "ratio"),
         ("median latency of a video beside them", [run["video_p50"] for run in steady], "s"),
         ("errors under load", [float(run["errors"]) for run in steady], "requests"),
-        ("growth of memory under load", [run["memory_mb"][1] - run["memory_mb"][0] for run in steady], "MB"),
+        ("memory under load, the highest", [max(mb for _, mb in run["memory_mb"]) for run in steady], "MB"),
+        ("growth of memory under load", [run["memory_mb"][-1][1] - run["memory_mb"][0][1] for run in steady], "MB"),
         (f"5xx other than 503 on {hostile['uploads']:,} malformed uploads", [float(fives)], "answers"),
         ("growth of memory on malformed uploads", [growth], "MB"),
         ("answers after a kill and restart that are not 200", [float(failed)], "answers"),
@@ -218,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser = make_parser(__doc__, "python -m studies.speed.serve_load")
     parser.add_argument("--checkpoint", required=True, metavar="PT", help="a checkpoint or an export")
     parser.add_argument("--data", default="demo", metavar="SPEC", help="data set whose images are sent (default: demo)")
-    parser.add_argument("--requests", type=int_in(100), default=2000, help="requests per repeat (default: 2000)")
-    parser.add_argument("--seconds", type=int_in(1, 600), default=600, help="time limit per repeat (default: 600)")
+    parser.add_argument("--seconds", type=int_in(1, 3600), default=600, help="time per repeat (default: 600)")
+    parser.add_argument("--requests", type=int_in(100), help="request limit per repeat (default: none)")
     parser.add_argument("--malformed", type=int_in(100), default=2000, help="malformed uploads (default: 2000)")
     parser.add_argument("--repeats", type=int_in(1), default=3)
     parser.add_argument("--threads", type=int_in(1), help="CPU threads of the detector (default: all cores)")
