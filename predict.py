@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         if folder:
             scored = write_timelines(scored, videos, folder, point, args.threshold)
         items = in_order(records, videos, score_pictures, video_rows(scored, point, args.threshold, name))
-        rows = chain(
+        rows: Iterator[Item] = chain(
             report(items, len(records), counts, quiet=stream.isatty()),
             ([{"path": path, "error": NEITHER}] for path in others),
         )
