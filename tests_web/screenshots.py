@@ -62,6 +62,7 @@ def take(browser: Any, url: str, files: list[str], folder: Path) -> None:
     """Write every screenshot."""
     for name, viewport, scheme in (("desktop", DESKTOP, "light"), ("phone", PHONE, "light"), ("dark", DESKTOP, "dark")):
         page = browser.new_page(viewport=viewport, device_scale_factor=1, color_scheme=scheme)
+        page.set_default_timeout(120_000)
         page.goto(url)
         choose(page, files)
         page.locator(".heat").wait_for()
