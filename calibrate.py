@@ -42,7 +42,13 @@ from utils.args import (
     run_script,
 )
 from utils.errors import UserError
-from utils.evaluation.left_out import count_images, on_scale_of, read_left_out, save_fitted
+from utils.evaluation.left_out import (
+    check_calibrated_on_training_sources,
+    count_images,
+    on_scale_of,
+    read_left_out,
+    save_fitted,
+)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -91,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     check_face_detector(args.face_detector)
     checkpoint = load_checkpoint(path)
+    if left_out:
+        check_calibrated_on_training_sources(path, checkpoint)
     unseen = on_scale_of(checkpoint["calibration"], left_out)
     calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"] if data else count_images(unseen)
     checkpoint["data"] = [entry for entry in checkpoint.get("data") or [] if entry["split"] == "train"]

@@ -19,7 +19,8 @@ training data are those of the members. The last lines on stdout are as in train
 
 With --method stacked --scores DIR DIR, weights, calibration and thresholds are fitted on sources left out of training
 instead: one folder for each member, with the scores that studies.leave_source_out wrote for its recipe. No image is
-scored; the scores of the ensemble go into scores/ of the run folder.
+scored; the scores of the ensemble go into scores/ of the run folder. Pass members as they were trained: their
+calibration relates their logits to those of the scores.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from datasets.faces import check_face_detector, open_finder
     from utils.checkpoints.file import describe_checkpoint, load_detector, save_checkpoint
     from utils.evaluation.finalize import finalize
+    from utils.evaluation.left_out import check_calibrated_on_training_sources
     from utils.evaluation.member_weights import fit_on_images, fit_on_left_out
     from utils.runtime import set_up
     from utils.scoring.scorer import Settings
@@ -102,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     machine = set_up(args.device, args.precision, args.workers, args.threads)
     device = machine.device
     detectors, checkpoints = zip(*(load_detector(path, device) for path in paths), strict=True)
+    if args.scores:
+        for path, checkpoint in zip(paths, checkpoints, strict=True):
+            check_calibrated_on_training_sources(path, checkpoint)
     if data:
         finder = open_finder(args.face_detector, any(detector.geometry.needs_face for detector in detectors))
         data = data.map(lambda listing: with_faces(listing, finder))

@@ -106,6 +106,8 @@ def test_verdicts_for_sources_that_were_left_out(tiny_checkpoint, tmp_path, caps
     assert sum(row["fake"] for row in result["rows"][:2]) / 2 <= 0.03 < result["rows"][2]["fake"]
     with pytest.raises(UserError, match="expected scores of the tier web, got common"):
         calibrate.main([*flags, "--tiers", "web", "--output-dir", f"{tmp_path}/no"])
+    with pytest.raises(UserError, match=r"expected a checkpoint as it was trained, got .*, which was calibrated on"):
+        calibrate.main(["--checkpoint", result["checkpoint"], *flags[2:], "--output-dir", f"{tmp_path}/no"])
 
 
 def test_runs_and_checkpoint_are_related_by_their_calibrations(tiny_checkpoint, tmp_path):

@@ -16,6 +16,8 @@ from utils.evaluation.operating_point import doubts, fit_operating_point, verdic
 from utils.evaluation.scored_sets import IN_DOMAIN, ScoredSet, read_evaluations
 from utils.scoring.table import ScoreTable
 
+LEFT_OUT = "left-out"  # the split of such scores
+
 
 def read_left_out(files: Sequence[str], tiers: Sequence[str] | None) -> list[ScoredSet]:
     """Read the scores of detectors on sources that they were not trained on, one set per file, source and tier.
@@ -34,6 +36,15 @@ def read_left_out(files: Sequence[str], tiers: Sequence[str] | None) -> list[Sco
     if missing := set(tiers or ()) - found:
         raise UserError(f"expected scores of the tier {', '.join(sorted(missing))}, got {', '.join(sorted(found))}")
     return [scored for scored in sets if scored.tier in (tiers or found)]
+
+
+def check_calibrated_on_training_sources(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint was calibrated on left-out sources, so that its scale is not that of the runs."""
+    if any(entry["split"] == LEFT_OUT for entry in checkpoint["train_args"].get("calibrated_on") or []):
+        raise UserError(
+            f"expected a checkpoint as it was trained, got {path}, which was calibrated on left-out sources; pass the "
+            "one it was made from"
+        )
 
 
 def on_scale_of(calibration: Calibration, sets: Sequence[ScoredSet]) -> list[ScoreTable]:
@@ -75,7 +86,7 @@ def count_images(tables: Sequence[ScoreTable]) -> list[dict[str, Any]]:
         for dataset, path, label in zip(table.dataset, table.path, table.label.tolist(), strict=True):
             images.setdefault(dataset, {})[path] = label
     return [
-        {"dataset": name, "split": "left-out", "n_real": len(labels) - sum(labels), "n_fake": sum(labels)}
+        {"dataset": name, "split": LEFT_OUT, "n_real": len(labels) - sum(labels), "n_fake": sum(labels)}
         for name, labels in ((name, list(found.values())) for name, found in images.items())
     ]
 

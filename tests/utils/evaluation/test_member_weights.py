@@ -94,6 +94,9 @@ def test_weights_and_verdicts_follow_sources_that_were_left_out(flags, tmp_path,
     files = [str(file) for file in (tmp_path / "both" / "scores").glob("*.csv.gz")]
     table = leave_source_out.main(["--from-scores", *files, "--n-boot", "0", "--output-dir", f"{tmp_path}/table"])
     assert {row["source"] for row in table["rows"]} == {*CENTRES, "all"}
+    again = ["--checkpoint", result["checkpoint"], *flags[2:-4], f"{tmp_path}/again", *flags[-3:]]
+    with pytest.raises(UserError, match="expected a checkpoint as it was trained, got"):
+        ensemble.main(again)
 
 
 def test_images_that_a_member_lacks_do_not_count(flags, tmp_path):
