@@ -43,8 +43,8 @@ with its number, its interval and the number of frames that show it; its logit i
 suspicious face comes first and decides the verdict; faces in fewer than 3 frames count only if there are no others:
 
   path,p_fake,verdict,logit,framed,finder,track,start_s,end_s,frames
-  clip.mp4,0.8912045121192932,fake,2.1034152507781982,face,yunet,2,0.0,29.5,60
-  clip.mp4,0.0711120068427124,real,-2.5698211193084717,face,yunet,1,4.5,21.0,34
+  clip.mp4,0.7547847931927464,fake,4.203415250778198,face,yunet,2,0.0,29.5,60
+  clip.mp4,0.3346216048876493,real,-2.5698211193084717,face,yunet,1,4.5,21.0,34
 
 JSON output is an array of such objects. Files that cannot be read are {"path", "error"} in it, and so, at its end, are
 files in a folder that are neither images nor videos. CSV output omits both. They are always listed on stderr (more than
