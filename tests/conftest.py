@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads only get in each other's way here
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,18 @@ def exit_and_stderr(
     with pytest.raises(SystemExit) as exit_:
         run_script(main)
     return int(exit_.value.code or 0), capsys.readouterr().err
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let each test, with the fixtures that it is the first to use, begin with the same random numbers.
+
+    Which tests of other files ran before in this process differs from run to run.
+    """
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,6 +26,7 @@ TOLERANCE = 1e-6  # of a gradient: a mean of two means against the mean over bot
 
 def torchrun(*command: str, processes: int = 2, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher += ["--local-addr", "127.0.0.1"]  # the name of this machine may have no address
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run([*launcher, *command], cwd=cwd, capture_output=True, text=True, timeout=280, env=environment)
 
