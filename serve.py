@@ -121,10 +121,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     service = app.extensions["service"]
     names = ", ".join(offer.name for offer in service.offers)
     shown = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"serving {names} at http://{shown}:{port}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_DONE))  # waitress then stops as on Ctrl-C
-    server.run()
-    service.close()
+    print(f"serving {names} at http://{shown}:{port}", flush=True)
+    try:
+        server.run()
+    finally:
+        service.close()
     return {"exit_code": EXIT_DONE}
 
 
