@@ -143,7 +143,7 @@ def test_report_is_made_again_from_scores_without_model_images_or_torch(place, t
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=280,
+        timeout=800,
     )
     for name in ("metrics.json", *(f"{t}.{e}" for t in ("metrics", "generators") for e in ("csv", "md", "tex"))):
         assert (again / name).read_bytes() == (first / name).read_bytes(), name

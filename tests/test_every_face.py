@@ -169,7 +169,7 @@ def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoin
     app = serve.create_app([tiny_checkpoint], every_face=True, threads=1, page=tmp_path)
     data = {"images": [(io.BytesIO(Path(file).read_bytes()), file) for file in files], "whole": "true"}
     served = app.test_client().post("/api/predict", data=data).get_json()["images"]
-    app.extensions["service"].batcher.close()
+    app.extensions["service"].close()
     assert list(predicted) == files and sorted(f"{photos}/{path}" for path in table.path) == files
     assert [len(image["faces"]) for image in served] == [0, 2, 2, 2]
     for image, file in zip(served, files, strict=True):

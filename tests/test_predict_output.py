@@ -180,7 +180,7 @@ for call in {calls!r}:
         raise AssertionError(call)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
 
 
@@ -212,7 +212,7 @@ run_script(predict.main)
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         **options,
     )
 

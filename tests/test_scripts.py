@@ -120,7 +120,7 @@ def test_processes_find_their_folder_and_hand_on_exit_codes(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=280,
+            timeout=800,
         )
 
     trained = script(

@@ -30,7 +30,7 @@ from utils.errors import UserError
 from utils.serving.offers import open_offers
 from utils.serving.settings import Limits
 
-LIMITS = Limits(max_mb=2, max_pixels=1_000_000, max_files=4)
+LIMITS = Limits(max_seconds=300, max_mb=2, max_pixels=1_000_000, max_files=4)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ pytest.importorskip("waitress")
 import serve
 from tests.clips import scene
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
+from utils.serving.settings import Limits
 
 FACES = (0, 2)  # people that the cascade finds
 
@@ -28,7 +29,9 @@ def app(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
     checkpoint = load_checkpoint(_tiny_checkpoint_file)
     geometry = {"mode": "face", "size": 32, "resize_to": None, "margin": 1.4}
     save_checkpoint(folder / "faces.pt", {**checkpoint, "geometry": geometry})
-    app = serve.create_app([folder / "faces.pt", _tiny_checkpoint_file], threads=1, page=folder)
+    app = serve.create_app(
+        [folder / "faces.pt", _tiny_checkpoint_file], Limits(max_seconds=300), threads=1, page=folder
+    )
     yield app
     app.extensions["service"].close()
 

@@ -34,7 +34,7 @@ from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.serving import wsgi
 from utils.serving.settings import Limits
 
-LIMITS = Limits(max_mb=0.5, max_video_mb=2, max_video_frames=12)
+LIMITS = Limits(max_seconds=300, max_mb=0.5, max_video_mb=2, max_video_frames=12)
 
 
 @pytest.fixture(scope="module")

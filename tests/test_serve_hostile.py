@@ -26,7 +26,7 @@ REFUSED = {  # all others may have a verdict, because their pixels are good
 @pytest.fixture(scope="module")
 def client(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("cases")
-    limits = Limits(max_mb=8, max_video_frames=4)
+    limits = Limits(max_seconds=300, max_mb=8, max_video_frames=4)
     app = serve.create_app([_tiny_checkpoint_file], limits, threads=1, every_face=True, page=folder, cases=folder)
     yield app.test_client()
     app.extensions["service"].close()

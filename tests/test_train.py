@@ -145,7 +145,7 @@ for main, line in ((train.main, "--epochs nought"), (train.main, "--model resnet
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr
 

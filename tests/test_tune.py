@@ -189,7 +189,7 @@ def test_workers_share_a_study_and_a_killed_one_is_replaced(url):
     dead.wait()
     other = start_worker(url)
     run_trials(study, lambda trial: trial.suggest_float("x", 0, 1), 12)
-    other.communicate(timeout=280)
+    other.communicate(timeout=800)
     trials = all_trials(url, "shared")
     done = finished(trials)
     assert len(done) == 12 and sum(trial.params["x"] == 0.5 for trial in done) == 1

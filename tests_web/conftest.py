@@ -41,7 +41,7 @@ def face_checkpoint(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="module")
 def app(_tiny_checkpoint_file: Path):
     """A detector of whole pictures; a module may have another one."""
-    app = serve.create_app([_tiny_checkpoint_file], Limits(max_mb=2), threads=1)
+    app = serve.create_app([_tiny_checkpoint_file], Limits(max_seconds=300, max_mb=2), threads=1)
     explain_something(app)
     yield app
     app.extensions["service"].close()

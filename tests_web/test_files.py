@@ -24,7 +24,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def app(face_checkpoint: Path, cases: Path):
     """A detector that frames faces, on a server that keeps cases."""
-    limits = Limits(max_mb=2, max_pixels=1_000_000, max_video_mb=3, max_video_frames=12)
+    limits = Limits(max_seconds=300, max_mb=2, max_pixels=1_000_000, max_video_mb=3, max_video_frames=12)
     app = serve.create_app([face_checkpoint], limits, threads=1, cases=cases)
     explain_something(app)
     yield app

@@ -66,7 +66,7 @@ OPERATIONS += [("GET", path) for path in ("/api/models", "/api/health", "/metric
 
 @pytest.fixture(scope="module")
 def api(_tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
-    limits, cases = Limits(max_mb=1, max_files=3), tmp_path_factory.mktemp("cases")
+    limits, cases = Limits(max_seconds=300, max_mb=1, max_files=3), tmp_path_factory.mktemp("cases")
     app = serve.create_app([_tiny_checkpoint_file], limits, threads=1, every_face=True, cases=cases)
     yield schemathesis.openapi.from_wsgi("/api/openapi.json", app)
     app.extensions["service"].close()

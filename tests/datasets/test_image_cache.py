@@ -162,7 +162,7 @@ def test_concurrent_builders_build_it_once(folder, tmp_path):
     ]
     for job in jobs:
         job.start()
-    results = [queue.get(timeout=280) for _ in jobs]
+    results = [queue.get(timeout=800) for _ in jobs]
     for job in jobs:
         job.join()
     assert sorted(count for count, _ in results) == [0, 0, 12] and all(same for _, same in results)

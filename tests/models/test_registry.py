@@ -83,7 +83,7 @@ def test_a_mistake_in_a_factory_is_not_blamed_on_the_user(monkeypatch):
 
 
 def run_python(code: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=280)
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=800)
 
 
 def test_names_are_checked_without_torch():

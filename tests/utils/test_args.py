@@ -231,7 +231,7 @@ def answer_without_torch(script: str, argv: list[str]) -> subprocess.CompletedPr
         "    slow = {'torch', 'timm', 'albumentations', 'sklearn', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         "    print('slow:', sorted(slow))\n"
     )
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=800)
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "predict"])

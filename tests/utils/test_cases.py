@@ -84,7 +84,7 @@ def test_two_processes_lose_no_case(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(280)
+        process.join(800)
     assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(row[0] for row in listed(tmp_path)) == sorted(file.name for file in tmp_path.glob("*.png"))
     assert len(listed(tmp_path)) == 12

@@ -174,7 +174,7 @@ def test_predict_needs_no_torch_for_an_export(exported, image_folder):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr

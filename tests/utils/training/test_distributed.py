@@ -28,7 +28,7 @@ def torchrun(*command: str, processes: int = 2, cwd: Path = ROOT) -> subprocess.
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher += ["--local-addr", "127.0.0.1"]  # the name of this machine may have no address
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([*launcher, *command], cwd=cwd, capture_output=True, text=True, timeout=280, env=environment)
+    return subprocess.run([*launcher, *command], cwd=cwd, capture_output=True, text=True, timeout=800, env=environment)
 
 
 @pytest.fixture(scope="module")
