@@ -17,7 +17,8 @@ checkpoint; the last lines on stdout are
 --from-scores fits on scores files instead: those of detectors of the same recipe, each on a source that was left out of
 its training (studies/leave_source_out.py writes them). The verdicts then hold for sources that no detector has seen.
 Files of a detector that was trained on the source are refused. Pass the checkpoint as it was trained: its calibration
-relates its logits to those of the scores. One line per source has the verdicts:
+relates its logits to those of the other runs. Scores that evaluate.py wrote for the checkpoint itself work as well. One
+line per source has the verdicts:
 
   stock real n=259 called_fake=0.027 unsure=0.154
 """
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     check_face_detector(args.face_detector)
     checkpoint = load_checkpoint(path)
-    if left_out:
+    if any(scored.info.get("calibration") for scored in left_out):  # of other runs, not of the checkpoint itself
         check_calibrated_on_training_sources(path, checkpoint)
     unseen = on_scale_of(checkpoint["calibration"], left_out)
     calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"] if data else count_images(unseen)

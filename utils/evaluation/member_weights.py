@@ -128,13 +128,19 @@ def read_members(folders: Sequence[str]) -> list[MemberScores]:
     """Read the scores of the members, one folder each, in files of the same names.
 
     Raises:
-        UserError: the members have no image of a source left out in common.
+        UserError: a file does not say how its run was calibrated, or the members have no image of a source left out in
+            common.
     """
     names = [{file.name for file in Path(folder).glob("*.csv.gz")} for folder in folders]
     parts = []
     for name in sorted(set.intersection(*names)):
         files = [Path(folder) / name for folder in folders]
         tables, infos = [read_scores(file) for file in files], [read_sidecar(file) for file in files]
+        for file, info in zip(files, infos, strict=True):
+            if not info.get("calibration"):
+                raise UserError(
+                    f"expected scores of a run with a calibration, got {file}; write them with studies.leave_source_out"
+                )
         rows = [
             {key: row for row, key in enumerate(zip(table.dataset, table.path, table.tier, strict=True))}
             for table in tables

@@ -15,7 +15,7 @@ from tests.conftest import exit_and_stderr, make_table
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.evaluation.operating_point import fit_operating_point
-from utils.scoring.table import ScoreTable, read_scores, write_scores, write_sidecar
+from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
 
 CENTRES = {"stock": -2.0, "web": -1.0, "sdxl": 1.5, "flux": 1.0}  # of the logits; above 0 are fakes
 SEEN = "140k"  # the source that all runs were trained on
@@ -104,6 +104,10 @@ def test_images_that_a_member_lacks_do_not_count(flags, tmp_path):
     write_scores(file, read_scores(file).take(range(N, 2 * N)))
     checkpoint = load_checkpoint(ensemble.main(flags)["checkpoint"])
     assert OperatingPoint.from_checkpoint(checkpoint).fitted_on == ("sdxl", "web", "flux")
+    facts = read_sidecar(file)
+    write_sidecar(file, **{**facts, "calibration": None})
+    with pytest.raises(UserError, match="expected scores of a run with a calibration, got"):
+        ensemble.main(flags)
     for file in (tmp_path / "scores-2").glob("*__left-out.csv.gz"):
         file.unlink()
     with pytest.raises(UserError, match="expected scores of the same left-out images by all members, got none in"):
