@@ -106,6 +106,11 @@ class OperatingPoint:
             low, high = self.thresholds.get("unsure_low", value), self.thresholds.get("unsure_high", value)
         return np.where(p_fake >= high, "fake", np.where(p_fake < low, "real", "unsure")).tolist()
 
+    def leans_to_fake(self, p_fake: np.ndarray) -> np.ndarray:
+        """Whether each p_fake is fake or, where the verdict is unsure, at least the balanced threshold."""
+        value = self.threshold()
+        return np.asarray(p_fake) >= np.clip(value, *(self.band or (value, value)))  # which may be outside the band
+
 
 def check_logits(logits: np.ndarray) -> np.ndarray:
     """Return logits as float64 ``(N,)``. Raises UserError if any is NaN or infinite."""

@@ -101,3 +101,12 @@ def test_the_isotonic_curve_at_the_edges():
 def test_a_damaged_isotonic_curve_is_refused(points):
     with pytest.raises(UserError, match="rising curve"):
         OperatingPoint({"method": "isotonic", **points}).p_fake([0.0])
+
+
+@pytest.mark.parametrize("balanced", [0.3, 0.5, 0.8])
+def test_what_leans_to_fake_agrees_with_the_verdict(balanced):
+    point = OperatingPoint(None, {"balanced": balanced, "unsure_low": 0.4, "unsure_high": 0.7})
+    p_fake = np.linspace(0, 1, 41)
+    for p, verdict, leans in zip(p_fake, point.verdicts(p_fake), point.leans_to_fake(p_fake), strict=True):
+        assert leans == (verdict == "fake" or (verdict == "unsure" and p >= balanced))
+    assert OperatingPoint().leans_to_fake(np.array([0.4, 0.6])).tolist() == [False, True]

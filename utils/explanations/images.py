@@ -106,7 +106,7 @@ def _explain_batch(
         logits = detector(inputs).double().cpu().numpy()
     point = detector.operating_point
     p_fake = point.p_fake(logits)
-    says_fake = torch.from_numpy(p_fake >= point.threshold("balanced")).to(inputs.device)
+    says_fake = torch.from_numpy(point.leans_to_fake(p_fake)).to(inputs.device)
     sign = targets_of(says_fake, settings.target)
     maps = explain(detector, inputs, settings.methods, sign, layer=settings.layer, dtype=settings.dtype)
     found = {}

@@ -116,7 +116,7 @@ class Service:
 
         def work(views: np.ndarray) -> list[tuple[dict[str, Any], str, np.ndarray, str]]:
             answer = offer.answers(offer.score(views))[0]
-            target = "fake" if answer["p_fake"] >= offer.decision["threshold"] else "real"
+            target = "fake" if offer.operating_point.leans_to_fake(answer["p_fake"]) else "real"
             return [(answer, target, *offer.explain(views[0], target))]
 
         view, seconds = found.views[index : index + 1], self.limits.max_seconds

@@ -5,7 +5,7 @@ import { FileSaysLink, namesGenerator } from "./FileSays";
 import { verdictOf, type Item, type Origin } from "./items";
 import { Meter } from "./Meter";
 import { save } from "./report";
-import { clock, FINDERS, meaning, percent, TITLES } from "./words";
+import { clock, FINDERS, meaning, percent, titleOf } from "./words";
 
 /** The heading of a file: its verdict, that of the chosen face, or how far it is. */
 export function Heading({ item, shown }: { item: Item; shown: Shown | undefined }) {
@@ -18,8 +18,8 @@ export function Heading({ item, shown }: { item: Item; shown: Shown | undefined 
       </h2>
     );
   }
-  const title =
-    item.isVideo || item.origin ? TITLES[verdict].replace("photograph", "recording") : TITLES[verdict];
+  const { p_fake } = shown ?? (item.scored ?? item.video)!;
+  const title = titleOf(verdict, p_fake, item.isVideo || item.origin !== undefined);
   const many = shown && item.scored!.faces.length > 1;
   return (
     <h2 id="verdict" tabIndex={-1} className={nameOf(verdict)}>

@@ -4,12 +4,20 @@ import type { Answer, Card, Finder, Limits, SourceRow, Verdict } from "./api";
 
 export const ANSWERS: Answer[] = ["fake", "unsure", "real", "no face"];
 
-export const TITLES: Record<Answer, string> = {
+const TITLES: Record<Answer, string> = {
   real: "Looks like a real photograph",
   fake: "Looks AI-made or manipulated",
   unsure: "Cannot tell",
   "no face": "No face found",
 };
+
+const CLEARLY_REAL = 0.25; // p_fake
+
+/** The verdict as a heading; a high score that still counts as real is not called a real photograph. */
+export function titleOf(verdict: Answer, p: number | null, isFilm: boolean): string {
+  if (verdict === "real" && p !== null && p >= CLEARLY_REAL) return "No clear traces of a fake";
+  return isFilm ? TITLES[verdict].replace("photograph", "recording") : TITLES[verdict];
+}
 
 /** What searches faces. */
 export const FINDERS: Record<Finder, string> = { yunet: "the face finder YuNet", cascade: "a simple face finder" };
