@@ -81,7 +81,7 @@ class Step:
     @property
     def inputs(self) -> list[str]:
         """What it reads below {out}."""
-        found = re.findall(r"(?<!--output )\{out\}/(\S+)", self.command)
+        found = re.findall(r"(?<!--output )\{out\}/([^\s@]+)", self.command)
         return [path for path in found if path not in self.folders]
 
     @property
