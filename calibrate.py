@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     checkpoint = load_checkpoint(path)
     if any(scored.info.get("calibration") for scored in left_out):  # of other runs, not of the checkpoint itself
         check_calibrated_on_training_sources(path, checkpoint)
-    unseen = on_scale_of(checkpoint["calibration"], left_out)
+    unseen = on_scale_of(checkpoint.get("calibration"), left_out)
     calibrated_on = [entry for entry in data.describe() if entry["split"] != "train"] if data else count_images(unseen)
     checkpoint["data"] = [entry for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
     checkpoint["train_args"] = {

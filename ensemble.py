@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if len(args.checkpoint) < 2 and not args.views:
         raise UserError(f"expected two or more --checkpoint, got {len(args.checkpoint)}")
     if args.scores:
-        check_scores(args.scores, len(args.checkpoint), args.method, args.data)
+        check_scores(args.scores, len(args.checkpoint), args.method, bool(args.data or args.face_detector))
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     data = None if args.scores else open_training_data(args.data or ["demo"])
     target = check_output_dir(args.output_dir) / "best.pt"
@@ -135,11 +135,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
 
-def check_scores(folders: Sequence[str], members: int, method: str, data: Sequence[str] | None) -> None:
+def check_scores(folders: Sequence[str], members: int, method: str, wants_images: bool) -> None:
     """Raise UserError unless --scores has a folder of scores for each member and fits the other flags."""
-    if method != "stacked" or data:
-        got = f"--method {method}" + (" and --data" if data else "")
-        raise UserError(f"expected --method stacked and no --data with --scores, got {got}")
+    if method != "stacked" or wants_images:
+        got = f"--method {method}" + (" and one of these" if wants_images else "")
+        raise UserError(f"expected --method stacked and no --data or --face-detector with --scores, got {got}")
     if len(folders) != members:
         raise UserError(f"expected --scores with one folder for each of {members} members, got {len(folders)}")
     for folder in folders:

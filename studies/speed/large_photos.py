@@ -62,14 +62,18 @@ def draw(folder: Path, count: int) -> None:
 
 
 def measure(command: Sequence[str]) -> tuple[float, float, int]:
-    """Run predict.py; returns the seconds to its first row and to its end, and the number of rows."""
+    """Run predict.py; returns the seconds to its first row and to its end, and the number of rows.
+
+    Raises:
+        UserError: it failed; the reason is on stderr.
+    """
     started, first, rows = time.perf_counter(), 0.0, -1  # the header is no row
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         for _ in process.stdout or ():
             rows += 1
             first = first or (time.perf_counter() - started if rows else 0.0)
     if process.returncode:
-        raise UserError(f"expected predict.py to read all pictures, got exit code {process.returncode}")
+        raise UserError(f"expected predict.py to read all pictures, got exit code {process.returncode}; see above")
     return first, time.perf_counter() - started, rows
 
 

@@ -51,11 +51,17 @@ def fit_on_left_out(
 
     Returns:
         The verdicts, one row per source and class.
+
+    Raises:
+        UserError: the left-out sources have one class only, or as :func:`read_members`.
     """
     parts = read_members(folders)
     unseen = [(part, part.left_out()) for part in parts]
     table = ScoreTable.join([part.table.select(rows) for part, rows in unseen])
     logits = np.concatenate([part.logits[rows] for part, rows in unseen])
+    if len(set(table.label.tolist())) < 2:
+        found = "fake" if table.label[0] else "real"
+        raise UserError(f"expected left-out sources with reals and with fakes, got only {found} images; leave out more")
     join = fit(ensemble, logits, table, "stacked")
     table = replace(table, logit=join(logits))
     settings = {**description["train_args"], "calibrated_on": count_images([table])}
@@ -137,7 +143,7 @@ def read_members(folders: Sequence[str]) -> list[MemberScores]:
         files = [Path(folder) / name for folder in folders]
         tables, infos = [read_scores(file) for file in files], [read_sidecar(file) for file in files]
         for file, info in zip(files, infos, strict=True):
-            if not info.get("calibration"):
+            if not (info.get("calibration") and info.get("trained_on")):
                 raise UserError(
                     f"expected scores of a run with a calibration, got {file}; write them with studies.leave_source_out"
                 )

@@ -104,6 +104,11 @@ def test_images_that_a_member_lacks_do_not_count(flags, tmp_path):
     write_scores(file, read_scores(file).take(range(N, 2 * N)))
     checkpoint = load_checkpoint(ensemble.main(flags)["checkpoint"])
     assert OperatingPoint.from_checkpoint(checkpoint).fitted_on == ("sdxl", "web", "flux")
+    write_scores(file, source("stock", 2))  # reals alone, in both files that all members have
+    other = tmp_path / "scores-2" / "web+flux__left-out.csv.gz"
+    write_scores(other, source("web", 2))
+    with pytest.raises(UserError, match="expected left-out sources with reals and with fakes, got only real images"):
+        ensemble.main(flags)
     facts = read_sidecar(file)
     write_sidecar(file, **{**facts, "calibration": None})
     with pytest.raises(UserError, match="expected scores of a run with a calibration, got"):
@@ -118,8 +123,9 @@ def test_wrong_scores_are_refused_at_once(flags, tmp_path, monkeypatch, capsys):
     at = flags.index("--scores")
     for wrong, message in (
         ([*flags[:-1]], "expected --scores with one folder for each of 2 members, got 1"),
-        ([*flags, "--data", "demo"], "expected --method stacked and no --data with --scores, got --method stacked and"),
-        ([*flags, "--method", "mean"], "expected --method stacked and no --data with --scores, got --method mean"),
+        ([*flags, "--data", "demo"], "no --data or --face-detector with --scores, got --method stacked and one"),
+        ([*flags, "--face-detector", "x.onnx"], "no --data or --face-detector with --scores, got --method stacked"),
+        ([*flags, "--method", "mean"], "expected --method stacked and no --data or --face-detector with --scores, got"),
         ([*flags[: at + 2], str(tmp_path)], f"expected --scores with folders of *.csv.gz, got {tmp_path}; pass"),
     ):
         code, says = exit_and_stderr(ensemble.main, wrong, monkeypatch, capsys)
