@@ -191,7 +191,7 @@ def fit(
             }
         )
         log("  ".join(f"{key} {value:.4g}" for key, value in state.history[-1].items()))
-        log(throughput_line(*epoch[1:], state.device.type, loader.num_workers, recipe.token_views > 0))
+        log(throughput_line(*epoch[1:], state.device.type, loader.num_workers, bool(state.valid_tokens)))
         description = describe_run(recipe, state.detector, data.describe(), state.epoch)
         if selection_score(valid) > state.best_score:
             state.best_score, state.best_epoch = selection_score(valid), state.epoch
@@ -223,7 +223,7 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
     Raises:
         UserError: the loss diverged, or no batch had two readable images.
     """
-    from torch import zeros
+    import torch
     from tqdm import tqdm
 
     from datasets.loading import stand_in
@@ -240,9 +240,10 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
     adversary = make_adversary(recipe.adversarial, recipe.adv_eps, recipe.adv_steps, state.history)
     total_steps = recipe.epochs * math.ceil(len(loader) / recipe.accumulate)
     warmup_steps = max(1, round(recipe.warmup * total_steps))
-    total_loss, images, has_gradient = zeros((), device=device), 0, False
+    total_loss, images, has_gradient = torch.zeros((), device=device), 0, False
     train_mode(state.detector)
-    model = parallel(OnTokens(state.detector) if recipe.token_views else state.detector, device)
+    model = parallel(OnTokens(state.detector) if state.valid_tokens else state.detector, device)
+    compiled = torch.compile(model) if recipe.compile else model
     watch = Stopwatch(loader, device)
     bar = tqdm(watch, f"epoch {state.epoch + 1}/{recipe.epochs}", len(loader), disable=None, leave=False)
     for number, batch in enumerate(bar, start=1):
@@ -258,7 +259,8 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
                     loss = adversary.loss(model, x, y, state.step / total_steps, state.dtype)
                 else:
                     with autocast(device, state.dtype):
-                        logits = model(x)  # (N,)
+                        # A batch of another size would be compiled anew.
+                        logits = (compiled if len(x) == recipe.batch_size else model)(x)  # (N,)
                         answers = state.teacher(x) if state.teacher else batch.answers
                     loss = training_loss(logits.float(), y, answers)
                 state.scaler.scale(weight * loss / recipe.accumulate).backward()

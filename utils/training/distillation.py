@@ -25,12 +25,16 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return calibrated logits ``(N,)`` float32 of images ``(N, 3, H, W)``, resized if the teacher needs it."""
-        detector = self.detector
-        if not detector.any_size:
-            frame = Geometry("crop", images.shape[-1])
-            images = member_view(images, frame, Geometry("resize", detector.geometry.size))
-        return calibrated_logits(detector(images).double(), detector.operating_point.calibration).float()
+        """Return calibrated logits ``(N,)`` float32 of a student's images ``(N, 3, H, W)``."""
+        logits = self.detector(self.view(images)).double()
+        return calibrated_logits(logits, self.detector.operating_point.calibration).float()
+
+    def view(self, images: Tensor) -> Tensor:
+        """Resize a student's images ``(N, 3, H, W)`` to the teacher's input, if it frames faces or takes no other."""
+        geometry = self.detector.geometry
+        if self.detector.any_size and not geometry.needs_face:
+            return images
+        return member_view(images, Geometry("crop", images.shape[-1]), Geometry("resize", geometry.size))
 
 
 def training_loss(logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> Tensor:

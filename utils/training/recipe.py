@@ -60,6 +60,7 @@ class Recipe:
     prune: float
     teacher: str | None
     precision: str
+    compile: bool = False
 
 
 def recipe_values(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +92,8 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
         recipe["teacher"] = str(check_checkpoint_file(recipe["teacher"], "--teacher"))
         if recipe["adversarial"]:
             raise UserError("expected either --teacher or --adversarial, got both; distil first, then harden")
+    if recipe["compile"] and recipe["adversarial"]:
+        raise UserError("expected either --compile or --adversarial, got both; attacks run uncompiled")
     return Recipe(command=command, **recipe)
 
 
@@ -139,6 +142,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--patience", type=int_in(0), default=0, metavar="N", help="epochs without improvement; 0: off")
     fit.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
     add_seed(fit)
+    fit.add_argument(
+        "--compile", action="store_true", help="compile the training step with torch.compile; the first one is slow"
+    )
 
     transfer = parser.add_argument_group("transfer learning and compression")
     transfer.add_argument("--freeze", default="none", metavar="N", help="freeze none, backbone, or the first N stages")
@@ -147,7 +153,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         type=int_in(0, 1000),
         default=0,
         metavar="N",
-        help="train on cached tokens of N augmented views of each image (foundation); 0: off (default)",
+        help="cache the frozen part of the model or its teacher (foundation) for N augmented views; 0: off (default)",
     )
     transfer.add_argument("--prune", type=float_in(0, 0.95), default=0.0, metavar="SHARE", help="of channels to prune")
     transfer.add_argument("--teacher", metavar="PT", help="checkpoint to distil, a detector or an ensemble")

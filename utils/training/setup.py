@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from torch.utils.data import Dataset
 
 from datasets.balance import label_groups
 from datasets.device_images import make_training_loader
@@ -29,6 +30,7 @@ from utils.training.finetune import freeze, parameter_groups
 from utils.training.log import log
 from utils.training.recipe import Recipe
 from utils.training.state import TrainingState, WeightAverage
+from utils.training.teacher_tokens import AnsweredImages, cache_answers
 from utils.training.tokens import TOKEN_CACHE, cache_tokens
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images to keep, so that small sets are decoded once
@@ -53,10 +55,10 @@ def build_detector(
     torch.manual_seed(recipe.seed)
     model_args, embedding = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
     detector = create_model(recipe.model, **model_args)
-    if recipe.token_views and not detector.caches_tokens:
+    if recipe.token_views and not detector.caches_tokens and not teaches_by_tokens(recipe, device):
         raise UserError(
-            f"expected a --model with a frozen part for --token-views, such as foundation, got {recipe.model}; drop "
-            "--token-views"
+            f"expected a --model or --teacher with a frozen part for --token-views, such as foundation, got "
+            f"{recipe.model}; drop --token-views"
         )
     if embedding:
         cast(Detector, detector.get_submodule("embedder.detector")).take_weights(embedding)
@@ -74,6 +76,13 @@ def build_detector(
             detector.model_args = {**detector.model_args, "channels": prune_channels(detector, recipe.prune)}
             log(f"{count_parameters(detector):,} parameters after pruning")
     return detector.to(device)
+
+
+def teaches_by_tokens(recipe: Recipe, device: torch.device) -> bool:
+    """Tell whether there is a teacher whose frozen part can be cached."""
+    if not recipe.teacher:
+        return False
+    return Teacher(check_checkpoint_file(recipe.teacher, "--teacher"), device).detector.caches_tokens
 
 
 def input_size(recipe: Recipe, detector: Detector, records: Sequence[Record]) -> int:
@@ -123,11 +132,12 @@ def prepare(
     groups = label_groups(data.train) if recipe.balance else None
     sampler = EpochSampler(len(records), recipe.seed, team.rank, team.size, groups)
     drop_last = len(records) // team.size >= recipe.batch_size  # a last batch of one image would break batch norm
-    if recipe.token_views:  # after the restored weights
-        tokens = cache_tokens(recipe, state, data, transform, Path(cache or TOKEN_CACHE), workers)
-        loader = make_loader(tokens, recipe.batch_size, sampler, workers, drop_last, device.type == "cuda")
-        return state, cast(TrainingLoader, loader)
     images = ImageDataset(records, transform, memory_limit=0 if workers else MEMORY_LIMIT)
+    if recipe.token_views:  # after the restored weights
+        job = (recipe, state, data, transform, Path(cache or TOKEN_CACHE), workers)
+        views: Dataset = cache_tokens(*job) if detector.caches_tokens else AnsweredImages(images, *cache_answers(*job))
+        loader = make_loader(views, recipe.batch_size, sampler, workers, drop_last, device.type == "cuda")
+        return state, cast(TrainingLoader, loader)
     image_loader, where = make_training_loader(images, recipe.batch_size, sampler, workers, drop_last, device)
     if where:
         log(where)

@@ -190,9 +190,9 @@ def recipe_of_run(checkpoint: Mapping[str, Any], given: Mapping[str, Any]) -> Re
     """
     saved = checkpoint["train_args"]
     for key, value in recipe_values(given).items():
-        if value != saved[key]:
+        if value != saved.get(key):
             raise UserError(
-                f"expected --{key.replace('_', '-')} as in the interrupted run ({saved[key]}), got {value}; drop the "
-                "flag or start a new run in another --output-dir"
+                f"expected --{key.replace('_', '-')} as in the interrupted run ({saved.get(key)}), got {value}; drop "
+                "the flag or start a new run in another --output-dir"
             )
     return Recipe(**saved)

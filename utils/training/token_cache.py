@@ -224,7 +224,7 @@ def valid_scorer(caches: Sequence[TokenCache] | None, settings: Settings) -> Cal
 
 @torch.inference_mode()
 def score_tokens(detector: Detector, cache: TokenCache, settings: Settings) -> Scores:
-    """Score the cached validation images of a listing."""
+    """Score the cached rows of a listing; the indices are those of rows, so of images if each has one view."""
     device = detector.mean.device
     missing = np.isnan(cache.rows["label"])
     good = np.flatnonzero(~missing)
@@ -234,5 +234,5 @@ def score_tokens(detector: Detector, cache: TokenCache, settings: Settings) -> S
         tokens = torch.from_numpy(cache.rows["tokens"][good[start : start + settings.batch_size]])
         with autocast(device, settings.dtype):
             logits.append(detector.from_tokens(tokens.to(device).float()).double().cpu().numpy())
-    failed = [(index, cache.reason(index)) for index in np.flatnonzero(missing).tolist()]
+    failed = [(index, cache.reason(index // cache.views)) for index in np.flatnonzero(missing).tolist()]
     return Scores(good, np.concatenate(logits), failed)

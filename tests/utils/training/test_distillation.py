@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import train
+from datasets.transforms import Geometry
 from utils.checkpoints.file import load_checkpoint
 from utils.errors import UserError
 from utils.training.distillation import TEACHER_WEIGHT, TEMPERATURE, Teacher, training_loss
@@ -33,6 +34,14 @@ def test_teacher_answers_with_its_calibration_and_has_no_gradient(tiny_checkpoin
     with torch.no_grad():
         assert torch.allclose(answers, teacher.detector(images) / 2, atol=1e-6)  # its temperature is 2
     assert not answers.requires_grad and not any(p.requires_grad for p in teacher.detector.parameters())
+
+
+def test_a_teacher_that_frames_faces_sees_its_own_size(tiny_checkpoint):
+    teacher = Teacher(tiny_checkpoint, torch.device("cpu"))
+    images = torch.rand(2, 3, 48, 48)
+    assert teacher.view(images) is images
+    teacher.detector.geometry = Geometry("face", 32)
+    assert teacher.view(images).shape == (2, 3, 32, 32)
 
 
 def test_train_learns_from_a_teacher(image_folder, tiny_checkpoint, tmp_path):

@@ -16,6 +16,7 @@ from datasets.splits import open_training_data
 from models.registry import create_model
 from tests.runs import TINY, assert_same
 from utils.checkpoints.file import load_checkpoint, load_detector
+from utils.errors import UserError
 from utils.scoring.scorer import Job, score
 from utils.training.finetune import parameter_groups, warmup_cosine
 from utils.training.recipe import make_recipe
@@ -160,3 +161,22 @@ def test_held_out_images_are_neither_trained_on_nor_repeated(tmp_path, faces):
     assert not set(trained) & set(held_out)
     assert len(held_out) == len(set(held_out)) and len(trained) == 3 * len(set(trained))
     assert len(set(trained)) + len(held_out) == 48 and data.test == []
+
+
+def test_compile_changes_no_weight_and_leaves_odd_batches_alone(plain_run, monkeypatch):
+    sizes = []
+
+    def compiled(model):
+        return lambda x: sizes.append(len(x)) or model(x)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    _, plain = plain_run("plain")
+    assert not sizes
+    _, fast = plain_run("fast", "--compile")
+    assert set(sizes) == {load_checkpoint(fast / "last.pt")["train_args"]["batch_size"]}
+    assert torch.equal(weights_of(plain), weights_of(fast))
+
+
+def test_compile_with_attacks_is_refused(plain_run):
+    with pytest.raises(UserError, match="expected either --compile or --adversarial, got both"):
+        plain_run("run", "--compile", "--adversarial", "fgsm")

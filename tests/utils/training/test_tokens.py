@@ -110,7 +110,10 @@ def test_the_answers_of_a_teacher_are_cached_with_the_tokens(image_folder, tiny_
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--model", "cnn", "--model-args", "width=4"], "expected a --model with a frozen part .* got cnn"),
+        (
+            ["--model", "cnn", "--model-args", "width=4"],
+            "expected a --model or --teacher with a frozen part .* got cnn",
+        ),
         (["--adversarial", "pgd"], "expected either --token-views or --adversarial, got both"),
     ],
 )
