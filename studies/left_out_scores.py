@@ -105,7 +105,7 @@ def write_part(
 def score_listings(
     candidate: Candidate, listings: Sequence[Listing], scoring: Scoring, workers: int
 ) -> tuple[list[ScoreTable], list[dict[str, str]]]:
-    """Score listings, from cached tokens if the run was trained on them.
+    """Score listings, from cached tokens if the run was trained on its own.
 
     Returns:
         One table per listing and tier, paths relative to the listing, and ``{dataset, path, reason}`` of the
@@ -119,7 +119,7 @@ def score_listings(
     detector, recipe = candidate.detector, candidate.checkpoint["train_args"]
     dtype = pick_precision(recipe["precision"], detector.mean.device, training=True)  # fast, and that of cached tokens
     settings = Settings(recipe["batch_size"], workers, dtype)
-    if recipe.get("token_views"):
+    if recipe.get("token_views") and detector.caches_tokens:
         root = Path(scoring.cache or TOKEN_CACHE)
         found = score_by_tokens(detector, dtype, listings, scoring.tiers, root, settings)
     else:

@@ -5,17 +5,20 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import calibrate
 import train
-from datasets.spec import parse_spec
+from datasets.spec import open_records, parse_spec
 from datasets.splits import open_training_data
 from studies import leave_source_out
 from studies.leave_source_out import kept_specs, left_out_listings, named_specs, parse_group
+from studies.left_out_scores import Scoring, score_listings
 from studies.left_out_table import write_left_out
 from tests.conftest import exit_and_stderr, make_table, write_image
-from utils.checkpoints.file import load_checkpoint
+from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
+from utils.evaluation.evaluate import load_candidates
 from utils.files import read_json
 from utils.metrics.binary import auc
 from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
@@ -235,3 +238,12 @@ def test_the_table_needs_both_files_of_a_run(tmp_path):
     with pytest.raises(UserError, match=r"expected scores written by leave_source_out\.py"):
         write_left_out([tmp_path / "other.csv.gz"], tmp_path / "out", 0)
     assert len(read_scores(files[0])) == 8
+
+
+def test_a_student_of_cached_tokens_is_scored_on_its_images(image_folder, tiny_checkpoint):
+    recipe = {"token_views": 2, "precision": "fp32", "batch_size": 4}
+    save_checkpoint(tiny_checkpoint, {**load_checkpoint(tiny_checkpoint), "train_args": recipe})
+    (candidate,) = load_candidates([tiny_checkpoint], torch.device("cpu"))
+    listing = open_records(str(image_folder), "valid")
+    (table,), unreadable = score_listings(candidate, [listing], Scoring(["clean"], None, None), 0)
+    assert len(table) == 8 and not unreadable
