@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from utils.training.state import TrainingState
 
 LABEL_SMOOTHING = 0.05
-DIVERGED = 100.0  # mean cross-entropy of an epoch; NaN counts as diverged too
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -235,6 +234,7 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
     from utils.training.finetune import train_mode, warmup_cosine
     from utils.training.log import Stopwatch
     from utils.training.tokens import OnTokens
+    from utils.training.validation import check_epoch
 
     started, device = time.perf_counter(), state.device
     adversary = make_adversary(recipe.adversarial, recipe.adv_eps, recipe.adv_steps, state.history)
@@ -275,17 +275,7 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
     mean_loss = sum(total for total, _, _ in shares) / max(1, images)
     for _, _, reasons in shares:
         unreadable.update(reasons)
-    if not images:
-        raise UserError(
-            f"expected batches with two readable training images or more, got none; {len(unreadable)} images are "
-            "unreadable: check the data with audit.py"
-        )
-    if not mean_loss < DIVERGED:
-        causes = "--lr, or check --weights and the data" if recipe.weights else "--lr, or check the data"
-        raise UserError(
-            f"expected a training loss around or below 0.7 (chance), got {mean_loss:.3g} over {images} images in epoch "
-            f"{state.epoch + 1}; lower {causes} with audit.py"
-        )
+    check_epoch(mean_loss, images, len(unreadable), recipe, state.epoch + 1)
     return Epoch(mean_loss, images, time.perf_counter() - started, watch.seconds)
 
 

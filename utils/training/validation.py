@@ -1,4 +1,4 @@
-"""The validation figures of an epoch, on clean and on attacked images."""
+"""What an epoch achieved: its validation figures, on clean and on attacked images, and whether it diverged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from datasets.spec import Listing
 from datasets.transforms import EvalTransform
 from models.detector import Detector
 from models.operating_point import sigmoid
+from utils.errors import UserError
 from utils.metrics.source_pairs import mix_auc, pair_aucs
 from utils.scoring.scorer import Job, Scores, Settings, score
 from utils.training.adversarial import RAMP, has_collapsed, probe
@@ -19,6 +20,7 @@ from utils.training.recipe import Recipe
 from utils.training.state import TrainingState
 from utils.training.token_cache import valid_scorer
 
+DIVERGED = 100.0  # mean cross-entropy of an epoch; NaN counts as diverged too
 PROBE_IMAGES = 200  # per dataset: enough to see a collapse, and a PGD probe costs 20 times a clean pass
 
 
@@ -37,6 +39,21 @@ def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState, 
         ramp_is_over = state.epoch + 1 > RAMP * recipe.epochs
         figures["collapsed"] = float(has_collapsed(state.history, figures, ramp_is_over))
     return figures
+
+
+def check_epoch(mean_loss: float, images: int, unreadable: int, recipe: Recipe, epoch: int) -> None:
+    """Raise UserError if an epoch trained on no image, or its loss diverged."""
+    if not images:
+        raise UserError(
+            f"expected batches with two readable training images or more, got none; {unreadable} images are "
+            "unreadable: check the data with audit.py"
+        )
+    if not mean_loss < DIVERGED:
+        causes = "--lr, or check --weights and the data" if recipe.weights else "--lr, or check the data"
+        raise UserError(
+            f"expected a training loss around or below 0.7 (chance), got {mean_loss:.3g} over {images} images in epoch "
+            f"{epoch}; lower {causes} with audit.py"
+        )
 
 
 def clean_figures(listings: Sequence[Listing], scored: Sequence[Scores]) -> dict[str, float]:
