@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -33,6 +35,7 @@ from utils.training.state import TrainingState, WeightAverage
 from utils.training.teacher_tokens import AnsweredImages, cache_answers
 from utils.training.tokens import TOKEN_CACHE, cache_tokens
 
+COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # that torch.compile looks for
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images to keep, so that small sets are decoded once
 
 
@@ -110,6 +113,8 @@ def prepare(
 
     ``cache`` is the folder of cached tokens.
     """
+    if recipe.compile and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+        raise UserError(f"expected a C++ compiler for --compile, found none of {', '.join(COMPILERS)}; drop --compile")
     records = data.train_records
     dtype = pick_precision(recipe.precision, device, training=True)
     detector.to(memory_format=torch.channels_last)

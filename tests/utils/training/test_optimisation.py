@@ -170,6 +170,7 @@ def test_compile_changes_no_weight_and_leaves_odd_batches_alone(plain_run, monke
         return lambda x: sizes.append(len(x)) or model(x)
 
     monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr("shutil.which", lambda name: name)
     _, plain = plain_run("plain")
     assert not sizes
     _, fast = plain_run("fast", "--compile")
@@ -180,3 +181,9 @@ def test_compile_changes_no_weight_and_leaves_odd_batches_alone(plain_run, monke
 def test_compile_with_attacks_is_refused(plain_run):
     with pytest.raises(UserError, match="expected either --compile or --adversarial, got both"):
         plain_run("run", "--compile", "--adversarial", "fgsm")
+
+
+def test_compile_without_a_compiler_is_one_line(plain_run, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"expected a C\+\+ compiler for --compile, found none of .*clang\+\+"):
+        plain_run("run", "--compile")
