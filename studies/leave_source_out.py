@@ -9,7 +9,8 @@ of data sets, with NAME:real or NAME:fake for one class of a set. Group what was
 same photographs in two sets. By default each data set is a group. A set with use=train in its spec only helps in
 training: it is left out with its group but not scored. Each detector scores the training and validation images that
 were left out of its training, and the validation images of the other sources. No run looks at a test split, so a recipe
-may be chosen by this table.
+may be chosen by this table. In the flags, {run} is the folder name of the run: with `--teacher
+runs/towers/{run}/best.pt`, no student learns from a teacher that has seen the sources.
 
 You can interrupt and repeat the command: finished runs and scores are kept and interrupted ones resumed while data and
 code are unchanged. Writes sources.csv, .md, .tex and .json, and the scores: `*__left-out.csv.gz` is what calibrate.py
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         runs = check_output_dir(args.runs_dir)
         for group, data in remaining.items():
             print(f"leaving out {group.text}", file=sys.stderr)
-            train_without(runs / group.name, kept_specs(group, specs), data, args.train)
+            flags = [flag.replace("{run}", group.name) for flag in args.train]
+            train_without(runs / group.name, kept_specs(group, specs), data, flags)
             parts = {"left-out": left_out_listings(group, specs), "valid": data.valid}
             names = {name for name, _ in group.classes}
             files += score_once(runs / group.name / "best.pt", group.text, names, parts, scoring, folder / "scores")

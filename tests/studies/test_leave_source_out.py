@@ -247,3 +247,13 @@ def test_a_student_of_cached_tokens_is_scored_on_its_images(image_folder, tiny_c
     listing = open_records(str(image_folder), "valid")
     (table,), unreadable = score_listings(candidate, [listing], Scoring(["clean"], None, None), 0)
     assert len(table) == 8 and not unreadable
+
+
+def test_each_student_has_the_teacher_of_its_own_run(sources, tmp_path):
+    flags = ["--data", *sources, "--groups", "flux", "swaps:fake", "--n-boot", "0"]
+    leave_source_out.main([*flags, "--runs-dir", "teachers", "--output-dir", "out", *TRAIN.split()])
+    distil = [*TRAIN.split(), "--teacher", "teachers/{run}/best.pt"]
+    leave_source_out.main([*flags, "--runs-dir", "students", "--output-dir", "again", *distil])
+    for name in ("flux", "swaps-fake"):
+        recipe = load_checkpoint(tmp_path / f"students/{name}/best.pt")["train_args"]
+        assert recipe["teacher"] == f"teachers/{name}/best.pt"
