@@ -21,7 +21,7 @@ from typing import Any
 
 from datasets.spec import open_records
 from studies.speed.summary import write_results
-from utils.args import check_checkpoint_file, int_in, make_parser, run_script
+from utils.args import add_face_detector, check_checkpoint_file, int_in, make_parser, run_script
 from utils.files import ROOT
 from utils.tables import columns, write_table
 
@@ -56,8 +56,10 @@ COLUMNS = [
 ]
 
 
-def measure(checkpoint: Path, exported: Path, paths: Sequence[str], threads: int) -> dict[str, float]:
-    """Run both once over the given images; returns the seconds of each."""
+def measure(
+    checkpoint: Path, exported: Path, paths: Sequence[str], threads: int, flags: Sequence[str]
+) -> dict[str, float]:
+    """Run both once over the given images, predict.py with these flags; returns the seconds of each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         listed, script, table = folder / "paths.txt", folder / "plain.py", folder / "paths.csv"
@@ -66,6 +68,7 @@ def measure(checkpoint: Path, exported: Path, paths: Sequence[str], threads: int
         values = {"checkpoint": str(checkpoint), "paths": str(listed), "threads": threads}
         script.write_text(PLAIN_SCRIPT.format(output=str(folder / "plain.txt"), **values))
         ours = ["predict.py", "--checkpoint", exported, table, "--output", folder / "ours.csv", "--threads", threads]
+        ours += flags
         seconds, environment = {}, {**os.environ, "PYTHONPATH": str(ROOT)}
         for what, words in (("plain", [script]), ("predict.py", ours)):
             started = time.perf_counter()
@@ -98,13 +101,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data", required=True, metavar="SPEC", help="JPEG files")
     parser.add_argument("--repeats", type=int_in(1), default=3, help="turns of each (default: 3)")
     parser.add_argument("--threads", type=int_in(1), default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--engine", default="auto", help="of predict.py (default: auto, that of the export)")
+    add_face_detector(parser)
     parser.add_argument("--output", default="results/benchmarks/predict_speed", help="files without their suffix")
     args = parser.parse_args(argv)
     files = (check_checkpoint_file(args.checkpoint).resolve(), Path(args.exported).resolve())
     paths = [str(Path(record.path).resolve()) for record in open_records(args.data).records]
+    flags = ["--engine", args.engine]
+    flags += ["--face-detector", str(Path(args.face_detector).resolve())] if args.face_detector else []
     for _ in range(2):  # the first run fills the disk cache
-        single = measure(*files, paths[:1], args.threads)
-    turns = [measure(*files, paths, args.threads) for _ in range(args.repeats)]
+        single = measure(*files, paths[:1], args.threads, flags)
+    turns = [measure(*files, paths, args.threads, flags) for _ in range(args.repeats)]
     rows = [summary_row(what, turns, single[what], len(paths)) for what in single]
     fast = rows[-1]
     export = f"predict.py with an export of {files[0].stem}"
