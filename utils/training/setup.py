@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -35,7 +36,6 @@ from utils.training.state import TrainingState, WeightAverage
 from utils.training.teacher_tokens import AnsweredImages, cache_answers
 from utils.training.tokens import TOKEN_CACHE, cache_tokens
 
-COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # that torch.compile looks for
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded training images to keep, so that small sets are decoded once
 
 
@@ -55,6 +55,10 @@ def build_detector(
     recipe: Recipe, records: Sequence[Record], device: torch.device, resumed: dict[str, Any] | None = None
 ) -> Detector:
     """Build the detector with its geometry and initial weights; ``resumed`` holds the model_args of a resumed run."""
+    if recipe.compile and device.type == "cpu":
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
+        if not shutil.which(compiler):
+            raise UserError(f"expected a C++ compiler for --compile, found no {compiler}; install it or drop --compile")
     torch.manual_seed(recipe.seed)
     model_args, embedding = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
     detector = create_model(recipe.model, **model_args)
@@ -113,8 +117,6 @@ def prepare(
 
     ``cache`` is the folder of cached tokens.
     """
-    if recipe.compile and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
-        raise UserError(f"expected a C++ compiler for --compile, found none of {', '.join(COMPILERS)}; drop --compile")
     records = data.train_records
     dtype = pick_precision(recipe.precision, device, training=True)
     detector.to(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ from utils.training.log import log
 from utils.training.recipe import Recipe
 from utils.training.state import TrainingState
 from utils.training.token_cache import score_tokens
-from utils.training.tokens import check_room, detector_facts, frozen_part, open_cache, token_shape, view_seeds
+from utils.training.tokens import check_room, detector_facts, frozen_part, token_shape, training_caches
 
 
 class AnsweredImages(Dataset):
@@ -70,26 +70,9 @@ def cache_answers(
     teacher = state.teacher
     assert teacher is not None
     detector = teacher.detector
-    facts = {
-        **detector_facts(detector, state.dtype),
-        "augmentation": recipe.augmentation,
-        "train_size": transform.size,
-        "seed": recipe.seed,
-        "views": recipe.token_views,
-        "student_geometry": transform.geometry.to_dict(),
-    }
+    facts = {**detector_facts(detector, state.dtype), "student_geometry": transform.geometry.to_dict()}
     side = teacher.view(torch.zeros(1, 3, transform.size, transform.size)).shape[-1]
-    caches = [
-        open_cache(
-            root,
-            facts,
-            listing,
-            ImageDataset(listing.records, transform),
-            view_seeds(recipe.seed, len(listing.records), recipe.token_views),
-            token_shape(detector, side),
-        )
-        for listing in data.train
-    ]
+    caches = training_caches(root, facts, recipe, data, transform, token_shape(detector, side))
     check_room(caches, root)
     with torch.random.fork_rng(devices=[]):  # a run is the same whether its tokens were cached before or not
         started = time.perf_counter()

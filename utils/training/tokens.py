@@ -68,25 +68,9 @@ def cache_tokens(
     check_output_dir(root, "--cache")
     detector = state.detector.eval()
     shared, evaluation = detector_facts(detector, state.dtype), EvalTransform(detector.geometry)
-    augmented = {
-        "augmentation": recipe.augmentation,
-        "train_size": transform.size,
-        "seed": recipe.seed,
-        "views": recipe.token_views,
-        "teacher": file_digest(recipe.teacher) if recipe.teacher else None,
-    }
+    facts = {**shared, "teacher": file_digest(recipe.teacher) if recipe.teacher else None}
     shapes = [token_shape(detector, side) for side in (transform.size, evaluation.geometry.size)]
-    train = [
-        open_cache(
-            root,
-            {**shared, **augmented},
-            listing,
-            ImageDataset(listing.records, transform),
-            view_seeds(recipe.seed, len(listing.records), recipe.token_views),
-            shapes[0],
-        )
-        for listing in data.train
-    ]
+    train = training_caches(root, facts, recipe, data, transform, shapes[0])
     valid = [plain_cache(root, shared, listing, evaluation, shapes[1]) for listing in data.valid]
     check_room([*train, *valid], root)
     with torch.random.fork_rng(devices=[]):  # a run is the same whether its tokens were cached before or not
@@ -99,6 +83,34 @@ def cache_tokens(
         log(f"tokens: {images:,} images computed, {rate:.1f} images/s, {train[0].row.itemsize:,} bytes per image")
     state.valid_tokens, state.teacher = valid, None
     return TokenDataset(train)
+
+
+def training_caches(
+    root: Path,
+    facts: dict[str, Any],
+    recipe: Recipe,
+    data: TrainingData,
+    transform: TrainTransform,
+    shape: tuple[int, int],
+) -> list[TokenCache]:
+    """Open the caches of the augmented views of each training listing."""
+    augmented = {
+        "augmentation": recipe.augmentation,
+        "train_size": transform.size,
+        "seed": recipe.seed,
+        "views": recipe.token_views,
+    }
+    return [
+        open_cache(
+            root,
+            {**facts, **augmented},
+            listing,
+            ImageDataset(listing.records, transform),
+            view_seeds(recipe.seed, len(listing.records), recipe.token_views),
+            shape,
+        )
+        for listing in data.train
+    ]
 
 
 def open_cache(
