@@ -22,6 +22,7 @@ from typing import Any
 from datasets.spec import open_records
 from studies.speed.summary import write_results
 from utils.args import add_face_detector, check_checkpoint_file, int_in, make_parser, run_script
+from utils.errors import UserError
 from utils.files import ROOT
 from utils.tables import columns, write_table
 
@@ -59,7 +60,11 @@ COLUMNS = [
 def measure(
     checkpoint: Path, exported: Path, paths: Sequence[str], threads: int, flags: Sequence[str]
 ) -> dict[str, float]:
-    """Run both once over the given images, predict.py with these flags; returns the seconds of each."""
+    """Run both once over the given images, predict.py with these flags; returns the seconds of each.
+
+    Raises:
+        UserError: one of them failed; the message has the last line of its stderr.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         listed, script, table = folder / "paths.txt", folder / "plain.py", folder / "paths.csv"
@@ -73,8 +78,11 @@ def measure(
         for what, words in (("plain", [script]), ("predict.py", ours)):
             started = time.perf_counter()
             command = [sys.executable, *map(str, words)]
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
             seconds[what] = time.perf_counter() - started
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+                raise UserError(f"expected {what} to score all images, got exit code {done.returncode}: {said}")
         return seconds
 
 
@@ -105,7 +113,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add_face_detector(parser)
     parser.add_argument("--output", default="results/benchmarks/predict_speed", help="files without their suffix")
     args = parser.parse_args(argv)
-    files = (check_checkpoint_file(args.checkpoint).resolve(), Path(args.exported).resolve())
+    files = (
+        check_checkpoint_file(args.checkpoint).resolve(),
+        check_checkpoint_file(args.exported, "--exported").resolve(),
+    )
     paths = [str(Path(record.path).resolve()) for record in open_records(args.data).records]
     flags = ["--engine", args.engine]
     flags += ["--face-detector", str(Path(args.face_detector).resolve())] if args.face_detector else []

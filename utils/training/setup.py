@@ -62,6 +62,9 @@ def build_detector(
     torch.manual_seed(recipe.seed)
     model_args, embedding = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
     detector = create_model(recipe.model, **model_args)
+    if detector.is_classical and (recipe.teacher or recipe.compile):
+        found = "--teacher" if recipe.teacher else "--compile"
+        raise UserError(f"expected a neural --model with {found}, got {recipe.model}; drop {found}")
     if recipe.token_views and not detector.caches_tokens and not teaches_by_tokens(recipe, device):
         raise UserError(
             f"expected a --model or --teacher with a frozen part for --token-views, such as foundation, got "

@@ -74,3 +74,11 @@ def test_train_learns_from_a_teacher(image_folder, tiny_checkpoint, tmp_path):
 def test_teacher_that_does_not_exist(tmp_path):
     with pytest.raises(UserError, match="--teacher"):
         train.main(["--teacher", str(tmp_path / "none.pt"), "--output-dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("flags", [["--teacher", "{teacher}"], ["--compile"]], ids=lambda flags: flags[0])
+def test_what_a_classical_model_would_ignore_is_refused(flags, image_folder, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    argv = ["--model", "lightgbm", "--data", str(image_folder), "--output-dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match=f"expected a neural --model with {flags[0]}, got lightgbm"):
+        train.main([*argv, *(flag.format(teacher=tiny_checkpoint) for flag in flags)])
