@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.spec import Listing, open_limited
+from datasets.listing.spec import Listing, open_limited
 from utils.args import (
     add_device_group,
     add_face_detector,
@@ -120,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     listings = [open_for_attack(text, args.direction, args.limit) for text in args.data]
     current: dict[str, str] = {}
     if args.checkpoint:
-        from datasets.face_boxes import with_faces
-        from datasets.faces import check_face_detector, open_finder
+        from datasets.faces.boxes import with_faces
+        from datasets.faces.finder import check_face_detector, open_finder
         from utils.attacks.checks import check_source
         from utils.attacks.runs import Trial
         from utils.runtime import set_threads

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         parser.error("expected --data SPEC to measure, or --export with --output FILE.onnx")
     folder = check_output_dir(args.output_dir)
 
-    from datasets.faces import check_face_detector
+    from datasets.faces.finder import check_face_detector
     from utils.benchmarking.cells import Settings
     from utils.benchmarking.report import write_benchmark
     from utils.benchmarking.subject import open_subject
@@ -201,8 +201,8 @@ def export_one(
     command: str,
 ) -> dict[str, Any]:
     """Write one ONNX file and the report of its parity; prints both."""
-    from datasets.face_boxes import with_faces
-    from datasets.faces import check_face_detector, open_finder
+    from datasets.faces.boxes import with_faces
+    from datasets.faces.finder import check_face_detector, open_finder
     from utils.benchmarking.export import parity_report, write_int8
     from utils.benchmarking.images import open_calibration
     from utils.checkpoints.file import load_detector

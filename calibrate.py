@@ -28,8 +28,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from datasets.listing.splits import open_training_data
 from datasets.perturbations import CLEAN, pick_tiers
-from datasets.splits import open_training_data
 from utils.args import (
     EXIT_DONE,
     add_device_group,
@@ -88,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if target.exists():
         raise UserError(f"expected no checkpoint in {args.output_dir}, found {target}; choose another --output-dir")
 
-    from datasets.face_boxes import with_faces
-    from datasets.faces import check_face_detector, open_finder
+    from datasets.faces.boxes import with_faces
+    from datasets.faces.finder import check_face_detector, open_finder
     from datasets.transforms import Geometry
     from utils.checkpoints.file import load_checkpoint, save_checkpoint
     from utils.evaluation.finalize import finalize

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datasets.splits import open_training_data
+from datasets.listing.splits import open_training_data
 from datasets.transforms import AUGMENTATIONS
 from utils.args import (
     EXIT_DONE,
@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if any(path.resolve() == target.resolve() for path in paths):
         raise UserError(f"expected --output-dir other than the folder of a member, got {args.output_dir}")
 
-    from datasets.face_boxes import with_faces
-    from datasets.faces import check_face_detector, open_finder
+    from datasets.faces.boxes import with_faces
+    from datasets.faces.finder import check_face_detector, open_finder
     from utils.checkpoints.file import describe_checkpoint, load_detector, save_checkpoint
     from utils.evaluation.finalize import finalize
     from utils.evaluation.left_out import check_calibrated_on_training_sources

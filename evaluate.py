@@ -33,9 +33,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.listing.records import relative_path
+from datasets.listing.spec import Listing, open_records
 from datasets.perturbations import pick_tiers
-from datasets.records import relative_path
-from datasets.spec import Listing, open_records
 from utils.args import (
     DEFAULT_CHECKPOINT,
     EXIT_DONE,
@@ -55,7 +55,7 @@ from utils.files import is_first
 from utils.tables import unique_names
 
 if TYPE_CHECKING:
-    from datasets.faces import FaceFinder
+    from datasets.faces.finder import FaceFinder
     from utils.evaluation.evaluate import Candidate
     from utils.scoring.cache import ScoreCache
     from utils.scoring.scorer import Settings
@@ -113,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         data = open_labelled(args.data)
         check_pair(args.pair, data)
 
-        from datasets.face_boxes import with_faces
-        from datasets.faces import check_face_detector, open_finder
+        from datasets.faces.boxes import with_faces
+        from datasets.faces.finder import check_face_detector, open_finder
         from datasets.image_cache import cache_listing
         from utils.evaluation.evaluate import load_candidates
         from utils.runtime import set_up

@@ -38,9 +38,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.inputs import list_inputs, name_others
-from datasets.records import Listing
-from datasets.spec import open_limited
+from datasets.listing.inputs import list_inputs, name_others
+from datasets.listing.records import Listing
+from datasets.listing.spec import open_limited
 from utils.args import (
     DEFAULT_CHECKPOINT,
     add_device_group,
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         for line in name_others(others, "not an image"):
             print(line, file=sys.stderr)
 
-    from datasets.faces import check_face_detector
+    from datasets.faces.finder import check_face_detector
     from utils.explanations.maps import Settings
     from utils.runtime import set_up
 
@@ -166,8 +166,8 @@ def measure(
     overwrite: bool,
 ) -> dict:
     """Measure every checkpoint on every data set; print and write the tables."""
-    from datasets.face_boxes import with_faces
-    from datasets.faces import open_finder
+    from datasets.faces.boxes import with_faces
+    from datasets.faces.finder import open_finder
     from utils.evaluation.evaluate import load_candidates
     from utils.explanations.faithfulness.report import cell_methods, ensure_cell
     from utils.tables import unique_names
@@ -207,7 +207,7 @@ def explain_images(
     contact_sheet: bool,
 ) -> dict:
     """Explain images one after the other, then draw the sheets; prints a row per image and method."""
-    from datasets.faces import open_finder
+    from datasets.faces.finder import open_finder
     from utils.checkpoints.file import load_detector
     from utils.explanations.registry import all_methods, check_usable, usable_methods
     from utils.explanations.sheets import draw_maps

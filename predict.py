@@ -62,9 +62,9 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from datasets.containers import is_video
-from datasets.inputs import NEITHER, check_output, list_inputs, name_others
-from datasets.records import Record, Sampling
+from datasets.decoding.containers import is_video
+from datasets.listing.inputs import NEITHER, check_output, list_inputs, name_others
+from datasets.listing.records import Record, Sampling
 from utils.args import (
     DEFAULT_CHECKPOINT,
     add_device_group,
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     cases = check_cases(args.save_case, args.label, videos)
     counts: Counter[str] = Counter()
     with open_output(args.output) as stream:
-        from datasets.faces import check_face_detector, open_finder
+        from datasets.faces.finder import check_face_detector, open_finder
         from utils.scoring.prediction import open_predictor, predict_records, predict_videos
         from utils.scoring.timeline import write_timelines
 

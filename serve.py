@@ -159,7 +159,7 @@ def create_app(
     """
     from flask import Flask
 
-    from datasets.faces import open_finder
+    from datasets.faces.finder import open_finder
     from utils.serving.offers import open_offers
     from utils.serving.routes import add_guards, make_api, make_page
     from utils.serving.service import Service

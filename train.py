@@ -26,8 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datasets.spec import parse_spec
-from datasets.splits import TrainingData, open_training_data
+from datasets.listing.spec import parse_spec
+from datasets.listing.splits import TrainingData, open_training_data
 from utils.args import EXIT_DONE, add_device_group, check_output_dir, command_line, exit_code, make_parser, run_script
 from utils.errors import UserError
 from utils.files import locked
@@ -96,8 +96,8 @@ def train_detector(
     """Fit the detector and its operating point, and report; ``interrupted`` is the last.pt of a run to resume."""
     data = open_training_data(recipe.data, recipe.exclude_generator)
 
-    from datasets.face_boxes import with_faces
-    from datasets.faces import open_finder
+    from datasets.faces.boxes import with_faces
+    from datasets.faces.finder import open_finder
     from datasets.image_cache import cache_listing
 
     finder = open_finder(recipe.face_detector) if recipe.geometry == "face" else None

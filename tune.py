@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import train
-from datasets.splits import TrainingData, open_training_data
+from datasets.listing.splits import TrainingData, open_training_data
 from utils.args import (
     EXIT_DONE,
     add_seed,

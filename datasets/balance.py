@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.records import Listing
+from datasets.listing.records import Listing
 
 MAX_REPEATS = 3  # of an image in an epoch, as long as its class has images that come less often
 

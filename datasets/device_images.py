@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datasets.images import UnreadableImage
+from datasets.decoding.images import UnreadableImage
 from datasets.loading import Batch, EpochSampler, ImageDataset, Unreadable, make_loader
 from datasets.transforms import TrainTransform
 

@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.clip_weights import fetch_clip
-from datasets.faces import YUNET_FILE
-from datasets.readers.folder import read_folder
-from datasets.records import LABEL_NAMES, SPLITS
+from datasets.faces.finder import YUNET_FILE
+from datasets.listing.readers.folder import read_folder
+from datasets.listing.records import LABEL_NAMES, SPLITS
 from datasets.transfer import basic_auth, download, unzip
 from utils.args import EXIT_DONE, check_output_dir, make_parser, run_script
 from utils.errors import UserError

@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.images import UnreadableImage, read_image, readable_formats
-from datasets.records import Listing
-from datasets.storage import file_state
+from datasets.decoding.images import UnreadableImage, read_image, readable_formats
+from datasets.listing.records import Listing
+from datasets.listing.storage import file_state
 from utils.files import locked
 
 FORMAT_VERSION = 2  # 1: colours as stored, whatever their profile

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from datasets.balance import Groups, balanced
-from datasets.framing import Box
-from datasets.images import UnreadableImage, read_record, read_size
-from datasets.records import FaceUser, Record
+from datasets.decoding.images import UnreadableImage, read_record, read_size
+from datasets.faces.framing import Box
+from datasets.listing.records import FaceUser, Record
 from utils.distributed import team
 
 Item = tuple[Tensor, float, int]  # image, label, index
@@ -64,7 +64,7 @@ class ImageDataset(Dataset):
 
     A transform that needs the face of a picture gets its largest one. With ``every_face``, the item of an index is a
     list of items, one for each face, or one for the whole picture if it shows none. Both need records whose pictures
-    were searched (datasets/face_boxes.py).
+    were searched (datasets/faces/boxes.py).
     """
 
     def __init__(

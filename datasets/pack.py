@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.records import LABEL_NAMES, SPLITS, Listing, Record, relative_path
-from datasets.spec import open_records, parse_spec, read_source
-from datasets.storage import (
+from datasets.listing.records import LABEL_NAMES, SPLITS, Listing, Record, relative_path
+from datasets.listing.spec import open_records, parse_spec, read_source
+from datasets.listing.storage import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
     PLAN_FILE,

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from datasets.augmentation import recode
-from datasets.framing import Box
+from datasets.faces.framing import Box
 from datasets.transforms import Geometry
 from utils.errors import UserError, closest
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from datasets.augmentation import STEPS, augment, is_flipped
-from datasets.framing import FACE_MARGIN, MARGIN, Box, cut, square_around
+from datasets.faces.framing import FACE_MARGIN, MARGIN, Box, cut, square_around
 from utils.errors import UserError
 
 if TYPE_CHECKING:

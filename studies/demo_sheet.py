@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from datasets.decoding.images import UnreadableImage, read_image
 from datasets.demo_set.fakes import GENERATORS
 from datasets.demo_set.generate import make_demo
-from datasets.images import UnreadableImage, read_image
 from utils.args import make_parser, run_script
 from utils.errors import UserError
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.images import read_image
+from datasets.decoding.images import read_image
 from utils.args import add_seed, command_line, int_in, make_parser, run_script
 from utils.audit.duplicates import Pair, find_duplicates
 from utils.audit.image_facts import ImageFacts, image_facts, read_facts

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.spec import Listing, Record, open_records, parse_spec
-from datasets.splits import check_two_classes
+from datasets.listing.spec import Listing, Record, open_records, parse_spec
+from datasets.listing.splits import check_two_classes
 from utils.args import (
     check_checkpoint_file,
     check_output_dir,

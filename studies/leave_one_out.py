@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.spec import open_records
-from datasets.splits import TrainingData, fake_generators, open_training_data
+from datasets.listing.spec import open_records
+from datasets.listing.splits import TrainingData, fake_generators, open_training_data
 from utils.args import check_output_dir, check_passed_on, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.figures import FAKE_COLOUR, new_figure, save_figure, styled

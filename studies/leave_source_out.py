@@ -30,10 +30,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from datasets.listing.records import LABEL_NAMES, Listing
+from datasets.listing.spec import DatasetSpec, open_records, parse_spec, parts_in_use, read_source
+from datasets.listing.splits import TrainingData, open_training_data
 from datasets.perturbations import pick_tiers
-from datasets.records import LABEL_NAMES, Listing
-from datasets.spec import DatasetSpec, open_records, parse_spec, parts_in_use, read_source
-from datasets.splits import TrainingData, open_training_data
 from studies.left_out_scores import Scoring, score_once
 from studies.left_out_table import write_left_out
 from utils.args import check_output_dir, check_passed_on, exit_code, int_in, make_parser, run_script

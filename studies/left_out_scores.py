@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.records import Listing
-from datasets.spec import balanced_subset
+from datasets.listing.records import Listing
+from datasets.listing.spec import balanced_subset
 from utils.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def write_part(
     scoring: Scoring,
 ) -> None:
     """Score some data sets and write their scores, with what the table needs, into one file."""
-    from datasets.face_boxes import with_faces
-    from datasets.faces import open_finder
+    from datasets.faces.boxes import with_faces
+    from datasets.faces.finder import open_finder
     from utils.checkpoints.slimming import without_paths
     from utils.evaluation.evaluate import load_candidates
     from utils.runtime import set_up

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.records import LABEL_NAMES
+from datasets.listing.records import LABEL_NAMES
 from models.operating_point import OperatingPoint
 from utils.errors import UserError
 from utils.evaluation.scored_sets import ScoredSet, read_evaluations

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.splits import open_training_data
+from datasets.listing.splits import open_training_data
 from utils.args import (
     EXIT_DONE,
     EXIT_PARTIAL,

@@ -32,10 +32,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.images import UnreadableImage, read_record, read_size
-from datasets.records import LABEL_NAMES, Listing, Record, relative_path
-from datasets.spec import open_records, parse_spec, read_source
-from datasets.splits import hold_out
+from datasets.decoding.images import UnreadableImage, read_record, read_size
+from datasets.listing.records import LABEL_NAMES, Listing, Record, relative_path
+from datasets.listing.spec import open_records, parse_spec, read_source
+from datasets.listing.splits import hold_out
 from datasets.transforms import as_floats, resize_to
 from utils.args import add_device_group, check_output_dir, exit_code, int_in, make_parser, run_script
 from utils.errors import UserError

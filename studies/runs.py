@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.spec import Listing, open_records
+from datasets.listing.spec import Listing, open_records
 from utils.errors import UserError
 from utils.files import read_json, write_json
 

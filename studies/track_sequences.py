@@ -22,9 +22,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datasets.records import SPLITS, Listing
-from datasets.spec import open_records, parse_spec
-from datasets.splits import check_two_classes
+from datasets.listing.records import SPLITS, Listing
+from datasets.listing.spec import open_records, parse_spec
+from datasets.listing.splits import check_two_classes
 from utils.args import (
     add_face_detector,
     check_output_dir,
@@ -43,7 +43,7 @@ from utils.tables import columns, write_table
 if TYPE_CHECKING:
     import numpy as np
 
-    from datasets.faces import Finder
+    from datasets.faces.finder import Finder
     from datasets.transforms import Geometry
     from models.detector import Detector
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         check_two_classes(listing.records, listing.split)
     folder = check_output_dir(args.output_dir)
 
-    from datasets.faces import open_finder
+    from datasets.faces.finder import open_finder
     from datasets.transforms import Geometry
     from utils.metrics.binary import metrics_row
     from utils.runtime import run_facts
@@ -117,8 +117,8 @@ def read_tracks(listing: Listing, finder: Finder, geometry: Geometry, frames: in
     import numpy as np
     from tqdm import tqdm
 
-    from datasets.records import Sampling
-    from datasets.storage import UnreadableImage
+    from datasets.listing.records import Sampling
+    from datasets.listing.storage import UnreadableImage
     from utils.scoring.tracks import score_video
 
     sampling = listing.sampling or Sampling()

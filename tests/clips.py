@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from datasets.demo_set.fakes import photograph
-from datasets.faces import Face
-from datasets.framing import Box
+from datasets.faces.finder import Face
+from datasets.faces.framing import Box
 from datasets.transforms import Geometry
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 

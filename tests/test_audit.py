@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import audit
-from datasets.images import read_image
-from datasets.spec import open_records
+from datasets.decoding.images import read_image
+from datasets.listing.spec import open_records
 from tests.conftest import write_image
 from utils.errors import UserError
 from utils.files import ROOT

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import benchmark
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from utils.benchmarking.cells import score
 from utils.benchmarking.images import read_images
 from utils.benchmarking.report import pareto_front, summary_row, write_benchmark

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import calibrate
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from models.operating_point import OperatingPoint
 from tests.conftest import exit_and_stderr, make_table
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint

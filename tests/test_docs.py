@@ -70,7 +70,7 @@ def test_citation_names_the_version_of_the_changelog():
 @pytest.fixture
 def run_example():
     """Return a function that runs the example for a file; what it registers is taken back after the test."""
-    from datasets.spec import KINDS
+    from datasets.listing.spec import KINDS
     from models import registry
     from utils.attacks import registry as attack_registry
     from utils.explanations import registry as explanations
@@ -111,7 +111,7 @@ def test_example_architecture_scores_and_learns(run_example):
 
 
 def test_example_data_set_is_listed(run_example, make_folder, tmp_path):
-    from datasets.spec import open_records
+    from datasets.listing.spec import open_records
 
     run_example("datasets/named_files.py")
     folder = make_folder("names", {"real": 2, "fake": 2})

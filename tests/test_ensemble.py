@@ -11,8 +11,8 @@ import torch
 import calibrate
 import ensemble
 import evaluate
-from datasets.spec import open_records
-from datasets.splits import open_training_data
+from datasets.listing.spec import open_records
+from datasets.listing.splits import open_training_data
 from datasets.transforms import EvalTransform, Geometry
 from models.operating_point import OperatingPoint
 from tests.conftest import exit_and_stderr
@@ -204,7 +204,7 @@ def test_an_ensemble_is_calibrated_on_top_of_its_members(member, join, image_fol
 
 
 def read(path: str) -> np.ndarray:
-    from datasets.images import read_image
+    from datasets.decoding.images import read_image
 
     return read_image(path)
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import evaluate
-from datasets.spec import Listing, Record
+from datasets.listing.spec import Listing, Record
 from datasets.transforms import Geometry
 from models.registry import create_model
 from tests.conftest import exit_and_stderr

@@ -10,9 +10,9 @@ import pytest
 
 import evaluate
 import utils.scoring.tracks
-from datasets.faces import FaceFinder
-from datasets.records import Sampling
-from datasets.spec import open_records
+from datasets.faces.finder import FaceFinder
+from datasets.listing.records import Sampling
+from datasets.listing.spec import open_records
 from tests.clips import find, scene, walk, write_clip, write_framing
 from tests.conftest import exit_and_stderr, write_images
 from tests.predicting import csv_rows, run

@@ -13,12 +13,12 @@ import pytest
 
 import evaluate
 import predict
-from datasets.face_boxes import find_faces
-from datasets.faces import Face, FaceFinder
-from datasets.framing import Box
-from datasets.images import read_image
-from datasets.records import Record
-from datasets.spec import open_records
+from datasets.decoding.images import read_image
+from datasets.faces.boxes import find_faces
+from datasets.faces.finder import Face, FaceFinder
+from datasets.faces.framing import Box
+from datasets.listing.records import Record
+from datasets.listing.spec import open_records
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
 from tests.conftest import write_image
@@ -57,7 +57,7 @@ def test_each_picture_is_decoded_once_and_the_first_is_scored_at_once(photos, tw
     (photos / "fake/broken.png").write_bytes(b"no image")
     records = open_records(f"{photos}").records
     read = []
-    monkeypatch.setattr("datasets.images.read_image", lambda path: (read.append(path), read_image(path))[1])
+    monkeypatch.setattr("datasets.decoding.images.read_image", lambda path: (read.append(path), read_image(path))[1])
     detector = load_detector(tiny_checkpoint)[0]
     records = find_faces(records, FaceFinder(), None)
     read.clear()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import explain
-from datasets.images import read_image
+from datasets.decoding.images import read_image
 from models.registry import create_model
 from tests.conftest import write_image
 from utils.checkpoints.file import save_checkpoint

@@ -21,13 +21,13 @@ import evaluate
 import explain
 import predict
 import train
+from datasets.decoding.images import read_image
 from datasets.demo_set.fakes import photograph
-from datasets.face_boxes import with_faces
-from datasets.faces import FaceFinder
-from datasets.images import read_image
+from datasets.faces.boxes import with_faces
+from datasets.faces.finder import FaceFinder
+from datasets.listing.spec import open_records
 from datasets.loading import ImageDataset
 from datasets.perturbations import apply_tier, content_seed, move_box
-from datasets.spec import open_records
 from datasets.transforms import Geometry, TrainTransform, to_tensor
 from tests.conftest import exit_and_stderr, write_image
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.faces import FaceFinder
-from datasets.images import readable_formats
+from datasets.decoding.images import readable_formats
+from datasets.faces.finder import FaceFinder
 from tests.clips import CODECS, find, portrait, walk, write_clip
 from tests.conftest import write_images
 from tests.datasets.heif_files import encode_heic

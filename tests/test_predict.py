@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import predict
-from datasets.spec import Record
+from datasets.listing.spec import Record
 from models.registry import create_model
 from tests.predicting import csv_rows, refused, run
 from utils.checkpoints.file import load_detector, save_checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-import datasets.images
+import datasets.decoding.images
 from tests.conftest import write_images
 from tests.predicting import csv_rows, refused, run
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
@@ -77,14 +77,14 @@ def test_failure_leaves_the_old_output_and_nothing_else(checkpoint, monkeypatch)
     broken["state_dict"] = {key: value * float("nan") for key, value in broken["state_dict"].items()}
     save_checkpoint("nan.pt", broken)
     assert "finite logits" in refused("nan.pt", "a.png", "--output", "out.csv")
-    real_read = datasets.images.read_image
+    real_read = datasets.decoding.images.read_image
 
     def interrupted(path):
         if path == "b.png":
             raise KeyboardInterrupt
         return real_read(path)
 
-    monkeypatch.setattr(datasets.images, "read_image", interrupted)
+    monkeypatch.setattr(datasets.decoding.images, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, "a.png", "b.png", "--batch-size", "1", "--output", "out.csv")
     assert Path("out.csv").read_text() == "old"
@@ -129,14 +129,14 @@ def test_full_disk_is_one_line():
 def test_rows_are_out_before_later_images_are_read(checkpoint, monkeypatch):
     write_images(*[f"photos/{number}.png" for number in range(9)])
     stdout = io.StringIO()
-    real_read, rows_at_read = datasets.images.read_image, []
+    real_read, rows_at_read = datasets.decoding.images.read_image, []
 
     def recording_read(path):
         rows_at_read.append(max(0, stdout.getvalue().count("\n") - 1))
         return real_read(path)
 
     monkeypatch.setattr(sys, "stdout", stdout)
-    monkeypatch.setattr(datasets.images, "read_image", recording_read)
+    monkeypatch.setattr(datasets.decoding.images, "read_image", recording_read)
     run(checkpoint, "photos", "--batch-size", "1", "--workers", "1")
     assert len(rows_at_read) == 9
     assert all(rows >= read - READ_AHEAD for read, rows in enumerate(rows_at_read))

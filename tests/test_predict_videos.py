@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.faces import FaceFinder
+from datasets.faces.finder import FaceFinder
 from tests.clips import find, scene, walk, write_clip, write_framing
 from tests.conftest import write_images
 from tests.predicting import csv_rows, refused, run
@@ -70,7 +70,7 @@ def test_a_still_video_gets_the_score_of_its_picture(checkpoint, capsys):
     write_clip("still.avi", [still] * 6)
     from PIL import Image
 
-    from datasets.video import sample_frames
+    from datasets.decoding.video import sample_frames
 
     Image.fromarray(next(sample_frames("still.avi")).image).save("still.png")
     run(checkpoint, "still.png", "still.avi", "--batch-size", "1")

@@ -21,7 +21,7 @@ pytest.importorskip("waitress")
 
 import predict
 import serve
-from datasets.images import UnreadableImage
+from datasets.decoding.images import UnreadableImage
 from tests.conftest import write_image
 from tests.datasets.heif_files import encode_heic
 from tests.uploads import jpeg, upload

@@ -23,7 +23,7 @@ pytest.importorskip("waitress")
 
 import predict
 import serve
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from tests.clips import walk, write_clip
 from tests.conftest import exit_and_stderr
 from tests.datasets.heif_files import encode_heic

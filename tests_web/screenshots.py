@@ -30,8 +30,8 @@ FAKE = "upsampled/000000"  # one of them, which the detector suspects most at th
 
 def conference() -> np.ndarray:
     """Portraits of the demo set side by side, one of them a fake: RGB."""
-    from datasets.images import read_image
-    from datasets.spec import open_records
+    from datasets.decoding.images import read_image
+    from datasets.listing.spec import open_records
 
     records = open_records(DEMO_SET).records
     paths = [record.path for record in records if record.generator == "real"][: PEOPLE - 1]

@@ -168,7 +168,7 @@ def add_face_group(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_face_detector(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add --face-detector, the file that ``datasets.faces.open_finder`` takes."""
+    """Add --face-detector, the file that ``datasets.faces.finder.open_finder`` takes."""
     group.add_argument(
         "--face-detector",
         metavar="FILE",

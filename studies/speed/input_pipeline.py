@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.augmentation import blur, jpeg, noise
 from datasets.image_cache import cache_listing
+from datasets.listing.spec import Record, open_records
 from datasets.loading import EpochSampler, ImageDataset, make_loader
-from datasets.spec import Record, open_records
 from datasets.transforms import Geometry, TrainTransform, as_floats
 from studies.speed.summary import summary_row, write_results
 from utils.args import int_in, make_parser, run_script

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.demo_set.generate import make_demo
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from studies.speed.summary import summary_row, write_results
 from utils.args import check_checkpoint_file, int_in, make_parser, run_script
 from utils.errors import UserError

@@ -29,7 +29,7 @@ CLOCKS = ("on the clock", "processor time")
 OPEN = """
 import json, sys, time
 started, busy = time.perf_counter(), time.process_time()
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 listing = open_records(sys.argv[1])
 print(json.dumps([time.perf_counter() - started, time.process_time() - busy]))
 """
@@ -48,8 +48,8 @@ def work(folder: str) -> None:
     """Open all splits, draw an epoch and write scores: the process whose memory is measured."""
     import numpy as np
 
+    from datasets.listing.splits import open_training_data
     from datasets.loading import EpochSampler
-    from datasets.splits import open_training_data
     from models.operating_point import OperatingPoint
     from utils.scoring.scorer import Scores, score_table
     from utils.scoring.table import write_scores

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from studies.speed.summary import write_results
 from utils.args import add_face_detector, check_checkpoint_file, int_in, make_parser, run_script
 from utils.errors import UserError

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from studies.speed.server_clients import CLIENTS, Load, Server, Upload, press, upload_of
 from studies.speed.summary import summary_row, write_results
 from studies.speed.upload_files import clip, hostile_pictures, hostile_videos, in_formats, mutations

@@ -21,8 +21,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import train
-from datasets.images import read_image
-from datasets.splits import open_training_data
+from datasets.decoding.images import read_image
+from datasets.listing.splits import open_training_data
 from models.detector import Detector
 from models.registry import create_model
 from studies.speed.summary import write_results

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datasets.heif import register_decoder
-from datasets.images import read_image, readable_formats
+from datasets.decoding.heif import register_decoder
+from datasets.decoding.images import read_image, readable_formats
 
 SIDE = 64  # px, of the pictures that are made hostile
 FORMATS = ("JPEG", "HEIF", "PNG", "WEBP", "AVIF")  # Pillow's names

@@ -5,7 +5,7 @@ import struct
 
 from PIL import Image
 
-from datasets.heif import register_decoder
+from datasets.decoding.heif import register_decoder
 
 
 def encode_heic(image: Image.Image, **options) -> bytes:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from datasets.balance import MAX_REPEATS, Groups, balanced, label_groups, shares
+from datasets.listing.spec import Listing, open_records
 from datasets.loading import EpochSampler
-from datasets.spec import Listing, open_records
 
 SIZES = [70, 3, 20, 8]
 GROUPS = Groups(np.repeat(np.arange(4), SIZES), np.full(4, 0.25))

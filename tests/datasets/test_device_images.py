@@ -9,8 +9,8 @@ import torch
 
 import train
 from datasets.device_images import DeviceLoader, make_training_loader
+from datasets.listing.spec import Record
 from datasets.loading import EpochSampler, ImageDataset, make_loader
-from datasets.spec import Record
 from datasets.transforms import Geometry, TrainTransform
 
 CPU = torch.device("cpu")

@@ -124,7 +124,7 @@ def test_another_file_than_yunet_is_refused(server, tmp_path):
 
 
 def test_yunet_goes_to_the_cache_where_all_scripts_find_it(server, tmp_path, monkeypatch):
-    from datasets.faces import FaceFinder, open_finder
+    from datasets.faces.finder import FaceFinder, open_finder
 
     monkeypatch.setenv("DEEPFAKE_CACHE", str(tmp_path / "cache"))
     assert open_finder().name == "cascade"

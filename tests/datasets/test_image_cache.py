@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from datasets import image_cache
+from datasets.decoding.images import UnreadableImage, read_image, read_record
 from datasets.image_cache import cache_listing
-from datasets.images import UnreadableImage, read_image, read_record
+from datasets.listing.records import Record
+from datasets.listing.spec import open_records
 from datasets.loading import ImageDataset, make_loader
-from datasets.records import Record
-from datasets.spec import open_records
 from datasets.transforms import Geometry, TrainTransform
 from utils.files import ROOT
 

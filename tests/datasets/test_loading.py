@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.images import read_image
+from datasets.decoding.images import read_image
+from datasets.listing.spec import Record, open_records
 from datasets.loading import EpochSampler, ImageDataset, Unreadable, collate, make_loader
-from datasets.spec import Record, open_records
 from datasets.transforms import EvalTransform, Geometry, TrainTransform
 
 GEOMETRY = Geometry("crop", 32)

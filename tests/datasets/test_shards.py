@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from datasets import pack
-from datasets.images import UnreadableImage, read_image
+from datasets.decoding.images import UnreadableImage, read_image
+from datasets.listing.spec import open_records
+from datasets.listing.storage import open_shard, parse_index, stat_image
 from datasets.loading import EpochSampler, ImageDataset, make_loader, typical_side
-from datasets.spec import open_records
-from datasets.storage import open_shard, parse_index, stat_image
 from datasets.transforms import EvalTransform, Geometry
 from utils.errors import UserError
 

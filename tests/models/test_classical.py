@@ -13,7 +13,7 @@ import evaluate
 import predict
 import train
 import utils.figures
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from datasets.transforms import Geometry
 from models.registry import create_model
 from tests.conftest import write_image

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from datasets.images import read_record
-from datasets.spec import open_records
+from datasets.decoding.images import read_record
+from datasets.listing.spec import open_records
 from datasets.transforms import as_floats
 from models.tiny_autoencoder import STRIDE, TinyAutoencoder, make_decoder, make_encoder
 from utils.checkpoints.weights import read_weights_file

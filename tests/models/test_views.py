@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ensemble
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from datasets.transforms import Geometry
 from models.registry import create_model
 from models.views import VIEWS, blur, crops, flip

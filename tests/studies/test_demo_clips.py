@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.decoding.video import sample_frames
 from datasets.demo_set.generate import Job
-from datasets.spec import open_records
-from datasets.video import sample_frames
+from datasets.listing.spec import open_records
 from studies import demo_clips
 from utils.errors import UserError
 

@@ -9,8 +9,8 @@ import torch
 
 import calibrate
 import train
-from datasets.spec import open_records, parse_spec
-from datasets.splits import open_training_data
+from datasets.listing.spec import open_records, parse_spec
+from datasets.listing.splits import open_training_data
 from studies import leave_source_out
 from studies.leave_source_out import kept_specs, left_out_listings, named_specs, parse_group
 from studies.left_out_scores import Scoring, score_listings

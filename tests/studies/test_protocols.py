@@ -5,7 +5,7 @@ import json
 import pytest
 
 import train
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from studies import few_shot, leave_one_out
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.images import read_image
-from datasets.spec import open_records
-from datasets.splits import open_training_data
+from datasets.decoding.images import read_image
+from datasets.listing.spec import open_records
+from datasets.listing.splits import open_training_data
 from models.tiny_autoencoder import TinyAutoencoder, make_decoder, make_encoder
 from studies import reconstruct
 from tests.conftest import exit_and_stderr, write_image

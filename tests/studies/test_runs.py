@@ -7,7 +7,7 @@ import pytest
 
 import evaluate
 import train
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from studies.runs import digests, evaluate_once, train_once
 from tests.conftest import write_image
 from utils.errors import UserError

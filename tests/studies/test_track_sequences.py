@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.faces import FaceFinder
-from datasets.records import Record
-from datasets.spec import open_records
+from datasets.faces.finder import FaceFinder
+from datasets.listing.records import Record
+from datasets.listing.spec import open_records
 from datasets.transforms import Geometry
 from studies.track_sequences import main, read_tracks
 from tests.clips import find, scene, write_clip

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.records import Listing
+from datasets.listing.records import Listing
 from utils.attacks.cells import is_finished
 from utils.attacks.gradient import LogitOf, attackable, input_gradient, margin_of, pgd
 from utils.attacks.registry import run_attack

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.images import read_image
+from datasets.decoding.images import read_image
+from datasets.listing.spec import LABEL_NAMES, Listing
 from datasets.perturbations import jpeg
-from datasets.spec import LABEL_NAMES, Listing
 from datasets.transforms import Geometry
 from utils.attacks.cells import Cell
 from utils.attacks.threat_model import size_name

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.listing.spec import Listing
 from datasets.loading import Batch, ImageDataset, make_loader
-from datasets.spec import Listing
 from datasets.transforms import EvalTransform
 from models.ensemble import member_view
 from models.operating_point import OperatingPoint

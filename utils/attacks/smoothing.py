@@ -17,7 +17,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.records import Listing, relative_path
+from datasets.listing.records import Listing, relative_path
 from utils.attacks.cells import current_results, is_finished
 from utils.attacks.gradient import LogitOf, attackable
 from utils.attacks.runs import Target, batches_of, cell_key, evenly_spaced

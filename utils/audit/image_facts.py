@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.images import UnreadableImage, decode_image
-from datasets.storage import read_bytes
+from datasets.decoding.images import UnreadableImage, decode_image
+from datasets.listing.storage import read_bytes
 
 THUMBNAIL_SIDE = 48  # px; enough to tell two portraits apart, and 140,000 of them fit in 330 MB
 SOFTWARE_TAGS = (0x0131, 0x010F, 0x0110)  # EXIF Software, Make, Model

@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.records import LABEL_NAMES, Record, relative_path
-from datasets.spec import open_records, parse_spec, read_source
-from datasets.storage import same_image_key
+from datasets.listing.records import LABEL_NAMES, Record, relative_path
+from datasets.listing.spec import open_records, parse_spec, read_source
+from datasets.listing.storage import same_image_key
 from utils.audit.duplicates import Pair, components
 from utils.errors import UserError
 from utils.files import open_output

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.face_boxes import with_faces
-from datasets.faces import FaceFinder
-from datasets.records import Listing
-from datasets.spec import open_limited
+from datasets.faces.boxes import with_faces
+from datasets.faces.finder import FaceFinder
+from datasets.listing.records import Listing
+from datasets.listing.spec import open_limited
 from utils.benchmarking.images import calibration_images, read_images
 from utils.benchmarking.worker import as_floats
 from utils.checkpoints.file import load_detector

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.images import UnreadableImage, read_record
-from datasets.records import Listing, Record
-from datasets.spec import open_limited
+from datasets.decoding.images import UnreadableImage, read_record
+from datasets.listing.records import Listing, Record
+from datasets.listing.spec import open_limited
 from datasets.transforms import Geometry
 from models.detector import Detector
 from utils.attacks.gradient import DecisionLogit, attackable, pgd

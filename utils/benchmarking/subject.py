@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.face_boxes import with_faces
-from datasets.faces import FaceFinder, open_finder
-from datasets.spec import open_limited
+from datasets.faces.boxes import with_faces
+from datasets.faces.finder import FaceFinder, open_finder
+from datasets.listing.spec import open_limited
 from models.operating_point import OperatingPoint
 from utils.benchmarking.export import write_int8
 from utils.benchmarking.images import adversarial_images, open_calibration, read_images

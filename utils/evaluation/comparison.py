@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.spec import LABEL_NAMES
+from datasets.listing.spec import LABEL_NAMES
 from utils.errors import UserError
 from utils.evaluation.scored_sets import ScoredSet
 from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, legend_below, new_figure, save_figure, styled

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from datasets.faces import Finder
-from datasets.spec import Listing
+from datasets.faces.finder import Finder
+from datasets.listing.spec import Listing
 from models.detector import Detector
 from utils.checkpoints.file import load_detector
 from utils.files import file_digest

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.spec import LABEL_NAMES
+from datasets.listing.spec import LABEL_NAMES
 from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, legend_below, line_style, new_figure, styled
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from datasets.listing.splits import TrainingData
 from datasets.perturbations import CLEAN
-from datasets.splits import TrainingData
 from models.detector import Detector
 from models.operating_point import OperatingPoint
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint

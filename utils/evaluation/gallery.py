@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.images import UnreadableImage, read_image
+from datasets.decoding.images import UnreadableImage, read_image
+from datasets.listing.spec import LABEL_NAMES
 from datasets.perturbations import CLEAN
-from datasets.spec import LABEL_NAMES
 from utils.evaluation.report import source_name
 from utils.evaluation.scored_sets import ScoredSet
 from utils.files import atomic_write_text

@@ -12,8 +12,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
+from datasets.listing.records import Listing
 from datasets.loading import ImageDataset, make_loader
-from datasets.records import Listing
 from datasets.transforms import EvalTransform
 from models.detector import Detector
 from models.ensemble import Ensemble

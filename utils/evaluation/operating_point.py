@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from datasets.balance import shares
-from datasets.records import LABEL_NAMES
+from datasets.listing.records import LABEL_NAMES
 from models.operating_point import Calibration, OperatingPoint, check_logits, sigmoid
 from utils.errors import UserError
 from utils.metrics.binary import auc

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.readers.csv_list import read_csv
+from datasets.listing.readers.csv_list import read_csv
 from utils.errors import UserError, closest
 from utils.evaluation.report import COLUMNS
 from utils.evaluation.scored_sets import ScoredSet

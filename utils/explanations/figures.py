@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from datasets.spec import LABEL_NAMES
+from datasets.listing.spec import LABEL_NAMES
 from utils.explanations.images import Explained
 from utils.explanations.overlay import normalise, overlay
 from utils.explanations.registry import title_of

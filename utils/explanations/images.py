@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.faces import Finder, face_views
-from datasets.images import UnreadableImage, check_shape, read_image
-from datasets.records import class_label
-from datasets.spec import LABEL_NAMES
+from datasets.decoding.images import UnreadableImage, check_shape, read_image
+from datasets.faces.finder import Finder, face_views
+from datasets.listing.records import class_label
+from datasets.listing.spec import LABEL_NAMES
 from datasets.transforms import to_tensor
 from models.detector import Detector
 from utils.explanations.maps import Settings, explain, targets_of

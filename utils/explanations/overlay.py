@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from datasets.framing import Box
+from datasets.faces.framing import Box
 from datasets.transforms import JPEG_GRID, MAX_ASPECT, Geometry
 
 OPACITY = 0.75  # of the strongest place; places without evidence stay uncovered

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.faces import FaceFinder
+from datasets.faces.finder import FaceFinder
 from models.detector import Detector
 from utils.explanations.figures import draw_picture, image_figure, write_overlay
 from utils.explanations.images import Explained, explain_files

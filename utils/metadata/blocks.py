@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from datasets.formats import MAX_SEGMENTS
-from datasets.heif import read_boxes
-from datasets.images import readable_formats
-from datasets.storage import UnreadableImage
+from datasets.decoding.formats import MAX_SEGMENTS
+from datasets.decoding.heif import read_boxes
+from datasets.decoding.images import readable_formats
+from datasets.listing.storage import UnreadableImage
 
 MAX_BLOCK_BYTES = 1 << 18  # read of one block; what says where a picture comes from stands at its beginning
 MAX_C2PA_BYTES = 8 << 20  # it holds thumbnails

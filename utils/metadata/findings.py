@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from PIL import Image
 
-from datasets.storage import UnreadableImage, read_bytes
+from datasets.listing.storage import UnreadableImage, read_bytes
 from utils.metadata.blocks import MAX_BLOCK_BYTES, TIFF_TAGS, Block, read_blocks
 from utils.metadata.credentials import read_credentials
 from utils.metadata.verification import UNVERIFIED, verify_credentials

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.records import Listing, relative_path
-from datasets.storage import stat_image
+from datasets.listing.records import Listing, relative_path
+from datasets.listing.storage import stat_image
 from models.operating_point import check_logits
 from utils.errors import UserError
 from utils.files import atomic_write_bytes

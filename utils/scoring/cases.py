@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from datasets.storage import UnreadableImage, read_bytes
+from datasets.listing.storage import UnreadableImage, read_bytes
 from utils.cases import LABELS, LIST_NAME, open_case_folder, save_case
 from utils.errors import UserError
 from utils.scoring.rows import Item

@@ -16,10 +16,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.faces import Finder, face_views
-from datasets.framing import Box
-from datasets.images import UnreadableImage, read_record
-from datasets.records import Record, Sampling
+from datasets.decoding.images import UnreadableImage, read_record
+from datasets.faces.finder import Finder, face_views
+from datasets.faces.framing import Box
+from datasets.listing.records import Record, Sampling
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint, check_logits
 from utils.args import is_export

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, TextIO
 
-from datasets.records import Record
+from datasets.listing.records import Record
 
 if TYPE_CHECKING:
     import numpy as np

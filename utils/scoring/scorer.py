@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.faces import Finder, highest_of_each
-from datasets.framing import Box
+from datasets.faces.finder import Finder, highest_of_each
+from datasets.faces.framing import Box
+from datasets.listing.records import Listing, Record, Sampling
 from datasets.loading import ImageDataset, make_loader
 from datasets.perturbations import CLEAN, apply_tier, content_seed, move_box
-from datasets.records import Listing, Record, Sampling
 from datasets.transforms import Geometry
 from models.detector import Detector
 from models.operating_point import OperatingPoint

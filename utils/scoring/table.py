@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.records import relative_path
+from datasets.listing.records import relative_path
 from utils.errors import UserError
 from utils.files import atomic_write_text, read_json, read_text, write_json
 

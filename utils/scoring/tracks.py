@@ -9,12 +9,12 @@ from itertools import islice
 
 import numpy as np
 
-from datasets.face_search import overlap
-from datasets.faces import Finder
-from datasets.framing import Box
-from datasets.records import Sampling
-from datasets.storage import UnreadableImage
-from datasets.video import sample_frames
+from datasets.decoding.video import sample_frames
+from datasets.faces.finder import Finder
+from datasets.faces.framing import Box
+from datasets.faces.search import overlap
+from datasets.listing.records import Sampling
+from datasets.listing.storage import UnreadableImage
 from utils.distributed import gather, team
 
 OVERLAP = 0.3  # of the boxes of one face in neighbouring samples: intersection over union

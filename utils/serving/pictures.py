@@ -8,8 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datasets.faces import Face
-from datasets.framing import Box
+from datasets.faces.finder import Face
+from datasets.faces.framing import Box
 from datasets.transforms import Geometry
 from utils.explanations.overlay import overlay, view_box
 from utils.serving.preparation import Part

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from datasets.faces import Face, FaceFinder, face_views
-from datasets.framing import Box
-from datasets.images import check_shape, decode_image
+from datasets.decoding.images import check_shape, decode_image
+from datasets.decoding.video import sample_frames
+from datasets.faces.finder import Face, FaceFinder, face_views
+from datasets.faces.framing import Box
+from datasets.listing.records import Sampling
 from datasets.perturbations import SEVERITIES, apply_tier, screenshot, severity_name
-from datasets.records import Sampling
 from datasets.transforms import Geometry
-from datasets.video import sample_frames
 from utils.metadata.findings import Finding, read_findings
 
 SHOWN_SIDE = 1024  # px, the longer side of an overlay
@@ -86,7 +86,7 @@ def prepare(
     needs_face: bool = False,
     show: bool = False,
 ) -> Prepared:
-    """Decode an image and cut out what the detector sees of it, or of each face (``datasets.faces.face_views``).
+    """Decode an image and cut out what the detector sees of it, or of each face (``datasets.faces.finder.face_views``).
 
     With ``needs_face``, nothing is judged in a picture where no face is found.
 

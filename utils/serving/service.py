@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.faces import Face, FaceFinder
-from datasets.images import UnreadableImage
-from datasets.records import LABEL_NAMES, Sampling
+from datasets.decoding.images import UnreadableImage
+from datasets.faces.finder import Face, FaceFinder
+from datasets.listing.records import LABEL_NAMES, Sampling
 from utils.cases import save_case
 from utils.errors import UserError
 from utils.explanations.overlay import normalise

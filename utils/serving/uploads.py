@@ -12,8 +12,8 @@ from typing import IO
 
 from flask import Request
 
-from datasets.containers import looks_like_video
-from datasets.heif import HEIC_SIGNATURE
+from datasets.decoding.containers import looks_like_video
+from datasets.decoding.heif import HEIC_SIGNATURE
 from utils.serving.settings import Refused
 
 ACCEPTED = "JPEG, PNG, WebP, AVIF, HEIC, GIF or BMP"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.framing import Box
+from datasets.faces.framing import Box
 from utils.scoring.rows import NO_FACE
 from utils.scoring.tracks import Scored, Track, ranked, tracks_of
 from utils.serving.offers import Offer

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from datasets.listing.spec import Listing
+from datasets.listing.splits import TrainingData
+from datasets.listing.storage import file_state
 from datasets.loading import ImageDataset, make_loader
-from datasets.spec import Listing
-from datasets.splits import TrainingData
-from datasets.storage import file_state
 from datasets.transforms import EvalTransform
 from models.classical import ClassicalDetector
 from models.detector import Detector

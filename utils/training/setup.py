@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from datasets.balance import label_groups
 from datasets.device_images import make_training_loader
-from datasets.framing import MARGIN
+from datasets.faces.framing import MARGIN
+from datasets.listing.records import Record
+from datasets.listing.splits import TrainingData
 from datasets.loading import Batch, EpochSampler, ImageDataset, make_loader, typical_side
-from datasets.records import Record
-from datasets.splits import TrainingData
 from datasets.transforms import Geometry, TrainTransform
 from models.detector import Detector, count_parameters
 from models.pruning import prune_channels

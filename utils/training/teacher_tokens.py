@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datasets.listing.splits import TrainingData
 from datasets.loading import Batch, ImageDataset, collate
-from datasets.splits import TrainingData
 from datasets.transforms import TrainTransform, as_floats
 from models.ensemble import calibrated_logits
 from utils.args import check_output_dir

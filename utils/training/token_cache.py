@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datasets.images import UnreadableImage
+from datasets.decoding.images import UnreadableImage
 from datasets.loading import Batch, ImageDataset, Unreadable, make_loader
 from models.detector import Detector
 from utils.errors import UserError

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.framing import Box
+from datasets.faces.framing import Box
+from datasets.listing.records import Listing
 from datasets.perturbations import CLEAN, apply_tier
-from datasets.records import Listing
 from datasets.transforms import EvalTransform, Geometry
 from models.detector import Detector
 from utils.args import check_output_dir

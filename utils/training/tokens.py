@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.listing.records import Listing, relative_path
+from datasets.listing.splits import TrainingData
+from datasets.listing.storage import file_state
 from datasets.loading import ImageDataset
-from datasets.records import Listing, relative_path
-from datasets.splits import TrainingData
-from datasets.storage import file_state
 from datasets.transforms import EvalTransform, TrainTransform, as_floats
 from models.detector import Detector
 from utils.args import check_output_dir

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from datasets.listing.spec import Listing
 from datasets.loading import ImageDataset, make_loader
-from datasets.spec import Listing
 from datasets.transforms import EvalTransform
 from models.detector import Detector
 from models.operating_point import sigmoid

@@ -9,7 +9,7 @@ import torch
 import torchattacks
 from torch import nn
 
-from datasets.records import Listing, Record
+from datasets.listing.records import Listing, Record
 from models.detector import Detector
 from models.operating_point import OperatingPoint
 from tests.utils.attacks.linear import Linear

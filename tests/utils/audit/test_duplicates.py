@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.decoding.images import read_image
 from datasets.demo_set.generate import make_demo
-from datasets.images import read_image
 from utils.audit.duplicates import components, find_duplicates
 from utils.audit.hamming_search import HashIndex
 from utils.audit.image_facts import image_facts, jpeg_quality

@@ -14,8 +14,8 @@ import torch
 import benchmark
 import evaluate
 import predict
-from datasets.images import read_record
-from datasets.records import Record
+from datasets.decoding.images import read_record
+from datasets.listing.records import Record
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
 from models.registry import create_model

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from datasets.images import read_image
+from datasets.decoding.images import read_image
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.scoring.table import read_scores, read_sidecar
 
@@ -31,7 +31,7 @@ def reads(monkeypatch) -> list[str]:
         paths.append(str(path))
         return read_image(path, *rest)
 
-    monkeypatch.setattr("datasets.images.read_image", spy)
+    monkeypatch.setattr("datasets.decoding.images.read_image", spy)
     return paths
 
 

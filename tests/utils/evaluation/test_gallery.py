@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.spec import open_records, parse_spec
+from datasets.listing.spec import open_records, parse_spec
 from models.operating_point import sigmoid
 from tests.conftest import make_scored, make_table
 from utils.errors import UserError

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import evaluate
-from datasets.images import read_image
+from datasets.decoding.images import read_image
+from datasets.listing.spec import Record, open_records
 from datasets.perturbations import SEVERITIES, apply_tier
-from datasets.spec import Record, open_records
 from datasets.transforms import EvalTransform, Geometry
 from tests.utils.evaluation.conftest import QUICK, by_tier
 from utils.args import run_script

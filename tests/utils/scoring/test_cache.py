@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from utils.files import ROOT, file_digest
 from utils.runtime import LIBRARIES
 from utils.scoring import cache as score_cache
@@ -65,9 +65,9 @@ def test_code_and_libraries_that_score_are_watched():
         "models/cnn.py",
         "models/pruning.py",
         "datasets/augmentation.py",
-        "datasets/images.py",
+        "datasets/decoding/images.py",
         "datasets/perturbations.py",
-        "datasets/storage.py",
+        "datasets/listing/storage.py",
         "datasets/transforms.py",
         "utils/checkpoints/file.py",
         "utils/engines/exported.py",

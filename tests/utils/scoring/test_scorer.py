@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.images import read_image
-from datasets.spec import Record, open_records
-from datasets.splits import open_training_data
+from datasets.decoding.images import read_image
+from datasets.listing.spec import Record, open_records
+from datasets.listing.splits import open_training_data
 from datasets.transforms import EvalTransform
 from models.operating_point import OperatingPoint, sigmoid
 from utils.checkpoints.file import load_detector

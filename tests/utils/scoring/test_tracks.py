@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import utils.scoring.tracks
-from datasets.framing import Box
-from datasets.images import UnreadableImage
-from datasets.records import Sampling
+from datasets.decoding.images import UnreadableImage
+from datasets.faces.framing import Box
+from datasets.listing.records import Sampling
 from datasets.transforms import Geometry
 from tests.clips import HEIGHT, WIDTH, find, scene, walk, write_clip
 from utils.scoring.tracks import Track, follow, highest, score_video

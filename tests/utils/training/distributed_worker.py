@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from datasets.listing.spec import open_records
 from datasets.loading import EpochSampler, ImageDataset, make_loader, stand_in
-from datasets.spec import open_records
 from datasets.transforms import EvalTransform, Geometry
 from models.detector import Detector
 from utils.args import run_script

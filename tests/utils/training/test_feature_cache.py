@@ -9,7 +9,7 @@ import torch
 
 import train
 from datasets import pack
-from datasets.splits import open_training_data
+from datasets.listing.splits import open_training_data
 from datasets.transforms import Geometry
 from models.registry import create_model
 from tests.conftest import write_image

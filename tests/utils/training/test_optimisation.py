@@ -10,9 +10,9 @@ import torch
 from timm.utils import ModelEmaV3
 
 import train
+from datasets.listing.spec import open_records
+from datasets.listing.splits import open_training_data
 from datasets.loading import Batch
-from datasets.spec import open_records
-from datasets.splits import open_training_data
 from models.registry import create_model
 from tests.runs import TINY, assert_same
 from utils.checkpoints.file import load_checkpoint, load_detector

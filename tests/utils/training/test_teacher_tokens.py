@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import train
+from datasets.listing.splits import open_training_data
 from datasets.loading import ImageDataset
-from datasets.splits import open_training_data
 from datasets.transforms import Geometry, TrainTransform, as_floats
 from models.foundation import Foundation
 from models.registry import create_model

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import train
-from datasets.framing import Box
-from datasets.splits import open_training_data
+from datasets.faces.framing import Box
+from datasets.listing.splits import open_training_data
 from models.foundation import Foundation
 from tests.runs import Killed, assert_same_run
 from tests.utils.training.token_runs import AUGMENTED, VIEWS, flags, folders, open_tokens

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datasets.spec import open_records
+from datasets.listing.spec import open_records
 from datasets.transforms import Geometry
 from models.registry import create_model
 from utils.scoring.scorer import Job, Settings, score

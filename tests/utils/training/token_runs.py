@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import train
-from datasets.splits import open_training_data
+from datasets.listing.splits import open_training_data
 from utils.training.recipe import make_recipe
 from utils.training.setup import build_detector, prepare
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.images import UnreadableImage, read_image, read_record
-from datasets.spec import Record
+from datasets.decoding.images import UnreadableImage, read_image, read_record
+from datasets.listing.spec import Record
 from datasets.transforms import to_tensor
 from models.detector import Detector
 from utils.explanations.faithfulness.controls import control_maps, randomised, rank_correlation

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.spec import Listing
+from datasets.listing.spec import Listing
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
 from utils.explanations.faithfulness.cells import CellMeter

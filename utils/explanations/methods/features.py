@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.faces import FaceFinder, face_views
-from datasets.images import UnreadableImage, check_shape, read_image
+from datasets.decoding.images import UnreadableImage, check_shape, read_image
+from datasets.faces.finder import FaceFinder, face_views
 from datasets.transforms import to_tensor
 from utils.errors import UserError
 from utils.explanations.registry import register_explanation

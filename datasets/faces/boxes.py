@@ -1,0 +1,118 @@
+"""The faces of a data set: each picture is searched once, with all cores, and its boxes are kept on disk.
+
+A cache is one text file per finder with a line per picture: path, size and modification time of its file, and the boxes
+of its faces. Lines are only added, so that several processes may share it and a killed search loses little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from datasets.decoding.images import UnreadableImage, read_record
+from datasets.faces.finder import FaceFinder
+from datasets.faces.framing import Box
+from datasets.listing.records import Listing, Record
+from datasets.listing.storage import file_state
+from utils.files import locked, user_cache
+
+FORMAT_VERSION = 2  # increase it when a finder changes: pictures are then searched again
+BLOCK = 512  # pictures between two writes
+
+State = tuple[int, int]  # of a file: size and modification time
+Known = dict[str, tuple[State, tuple[Box, ...]]]
+
+
+def with_faces(listing: Listing, finder: FaceFinder | None) -> Listing:
+    """Return a listing whose records hold the faces in their pictures; without a finder, or of videos, it is returned.
+
+    Prints to stderr how many pictures show a face.
+    """
+    if finder is None or listing.sampling:
+        return listing
+    name = f"{listing.name} {listing.split}"
+    records = find_faces(listing.records, finder, user_cache() / "faces", f"faces {name}")
+    found = sum(bool(record.faces) for record in records)
+    print(f"{name}: {found} of {len(records)} pictures show a face ({finder.name}); others are whole", file=sys.stderr)
+    return replace(listing, records=records)
+
+
+def find_faces(
+    records: Sequence[Record], finder: FaceFinder, folder: Path | None, description: str = "faces"
+) -> list[Record]:
+    """Return records that hold the faces in their pictures, from a cache below ``folder`` where it knows them.
+
+    A picture that cannot be read has no faces; it is reported when it is used.
+    """
+    file = folder / f"{finder.digest}-{FORMAT_VERSION}.jsonl" if folder else None
+    try:
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    except OSError as error:
+        print(f"note: faces are not kept in {folder} ({error.strerror or error}); continuing", file=sys.stderr)
+        file = None
+    if file is None:
+        found = _search(records, finder, {}, None, description)
+    else:
+        with locked(file, f"waiting for another process that searches faces ({file})"):
+            found = _search(records, finder, _read(file), file, description)
+    return [replace(record, faces=found[record.path]) for record in records]
+
+
+def _search(
+    records: Sequence[Record], finder: FaceFinder, known: Known, file: Path | None, description: str
+) -> dict[str, tuple[Box, ...]]:
+    """The faces of all records by path; pictures that are not known are searched and added to the file."""
+    states = {record.path: file_state(record.path) for record in records}
+    entries = {path: known.get(os.path.abspath(path)) for path in states}
+    found = {path: entry[1] for path, entry in entries.items() if entry and entry[0] == states[path]}
+    missing = list({record.path: record for record in records if record.path not in found}.values())
+
+    def search(record: Record) -> tuple[Box, ...] | None:
+        try:
+            return tuple(face.box for face in finder(read_record(record)))
+        except UnreadableImage:
+            return None
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # several pictures are searched at a time
+    with (
+        tqdm(total=len(missing), desc=description, unit="img", disable=None, leave=False) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for start in range(0, len(missing), BLOCK):
+            block = [record.path for record in missing[start : start + BLOCK]]
+            boxes = dict(zip(block, pool.map(search, missing[start : start + BLOCK]), strict=True))
+            found |= {path: faces or () for path, faces in boxes.items()}
+            if file:
+                _append(file, {path: (states[path], faces) for path, faces in boxes.items() if faces is not None})
+            bar.update(len(block))
+    cv2.setNumThreads(threads)
+    return found
+
+
+def _append(file: Path, found: dict[str, tuple[State | None, tuple[Box, ...]]]) -> None:
+    lines = [json.dumps([os.path.abspath(path), state, faces]) for path, (state, faces) in found.items() if state]
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write("".join(f"\n{line}" for line in lines))
+
+
+def _read(file: Path) -> Known:
+    """Read a cache; damaged lines, as a killed process leaves behind, count as missing."""
+    known: Known = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            path, (size, changed), faces = json.loads(line)
+            known[path] = (size, changed), tuple(Box(*map(float, box)) for box in faces)
+        except (ValueError, TypeError):
+            continue
+    return known
