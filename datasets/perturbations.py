@@ -45,6 +45,7 @@ NO_CHANGE = {"jpeg": 100.0, "resize": 1.0, "blur": 0.0, "noise": 0.0, "crop": 1.
 OVERLAPS = {
     "forensic": ("web", "hard", "common", "jpeg", "resize", "blur", "noise"),
     "delivery": ("web", "hard", "common", "jpeg", "resize", "blur", "noise", "crop"),
+    "graded": ("web", "hard", "common", "jpeg", "resize", "blur", "noise", "crop"),
     "wild": ("web", "hard", "common", "jpeg", "resize", "blur", "noise", "crop"),
 }
 

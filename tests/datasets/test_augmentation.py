@@ -7,7 +7,7 @@ import torch
 
 import train
 from datasets import augmentation
-from datasets.augmentation import blur, downscale, jpeg, tight, tone
+from datasets.augmentation import blur, downscale, grade, jpeg, tight, tone, vignette
 from datasets.transforms import AUGMENTATIONS, TRAIN_GRID, EvalTransform, Geometry, TrainTransform, to_tensor
 from tests.datasets.pixels import GEOMETRIES, SIZES, find, noise
 from utils.errors import UserError
@@ -30,7 +30,8 @@ def test_every_preset_keeps_size_and_range_and_follows_the_seed(geometry, augmen
 
 
 @pytest.mark.parametrize(
-    ("augmentation", "least"), [("none", 1), ("light", 8), ("forensic", 16), ("delivery", 16), ("wild", 16)]
+    ("augmentation", "least"),
+    [("none", 1), ("light", 8), ("forensic", 16), ("delivery", 16), ("graded", 16), ("wild", 16)],
 )
 def test_different_seeds_give_different_images(augmentation, least):
     transform = TrainTransform(Geometry("crop", 32), augmentation)
@@ -40,14 +41,34 @@ def test_different_seeds_give_different_images(augmentation, least):
     assert len(different) == 1 or augmentation != "none"
 
 
-def test_tones_change_colours_and_nothing_else():
+@pytest.mark.parametrize("step", [tone, grade])
+def test_tones_change_colours_and_nothing_else(step):
     image = np.zeros((8, 8, 3), np.uint8)
     image[:, 4:] = (90, 140, 200)
-    found = [tone(image, np.random.default_rng(seed)) for seed in range(40)]
+    found = [step(image, np.random.default_rng(seed)) for seed in range(40)]
     assert all((one[:, :4] == one[0, 0]).all() and (one[:, 4:] == one[0, 4]).all() for one in found)
     assert len({one.tobytes() for one in found}) == 40
     grey = [one for one in found if len(set(one[0, 4].tolist())) == 1]
     assert 1 <= len(grey) <= 16
+
+
+def test_grading_moves_the_light_further_than_tones_and_keeps_its_order():
+    ramp = np.tile(np.arange(40, 216, dtype=np.uint8)[None, :, None], (4, 1, 3))
+    means = {}
+    for step in (tone, grade):
+        found = [step(ramp, np.random.default_rng(seed)).mean(2)[0] for seed in range(60)]
+        assert all((np.diff(one) >= -1).all() for one in found)  # rounding of the three colours
+        means[step] = np.std([one.mean() for one in found])
+    assert means[grade] > 1.5 * means[tone]
+
+
+def test_a_vignette_darkens_away_from_a_point():
+    image = np.full((60, 40, 3), 200, np.uint8)
+    for seed in range(20):
+        found = vignette(image, np.random.default_rng(seed))[..., 0].astype(int)
+        top, left = np.unravel_index(found.argmax(), found.shape)
+        assert found.max() >= 198 and found.min() < 180 and 0.15 < top / 60 < 0.85 and 0.15 < left / 40 < 0.85
+        assert (np.diff(found[top, left:]) <= 0).all() and (np.diff(found[:top, left]) >= 0).all()
 
 
 def test_tight_windows_hold_the_middle():
@@ -167,5 +188,7 @@ def test_the_command_line_offers_every_preset():
 
 
 def test_unknown_presets_are_refused():
-    with pytest.raises(UserError, match="expected --augmentation none, light, forensic, delivery, wild, got 'heavy'"):
+    with pytest.raises(
+        UserError, match="expected --augmentation none, light, forensic, delivery, graded, wild, got 'heavy'"
+    ):
         TrainTransform(Geometry("crop", 32), "heavy")

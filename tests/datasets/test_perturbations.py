@@ -268,7 +268,7 @@ def test_unknown_names(tiers, severities, says):
 def test_overlap_with_training_augmentation():
     trained = {tier for tier in ALL if is_trained_on(tier, "forensic")}
     assert trained == {tier for tier in ALL if tier != "clean" and not tier.startswith("crop")}
-    for name in ("delivery", "wild"):
+    for name in ("delivery", "graded", "wild"):
         assert {tier for tier in ALL if is_trained_on(tier, name)} == {tier for tier in ALL if tier != "clean"}
     assert not any(is_trained_on(tier, name) for tier in ALL for name in ("none", "light", None))
     assert set(perturbations.OVERLAPS) <= set(AUGMENTATIONS)

@@ -126,7 +126,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_face_detector(shape)
     shape.add_argument("--train-size", type=int_in(16, 4096), help="size of training crops, px (default: --image-size)")
-    shape.add_argument("--augmentation", choices=("none", "light", "forensic", "delivery", "wild"), default="light")
+    shape.add_argument(
+        "--augmentation", choices=("none", "light", "forensic", "delivery", "graded", "wild"), default="light"
+    )
     shape.add_argument("--balance", action="store_true", help="sample classes, and the sources of each, equally")
 
     fit = parser.add_argument_group("optimisation")
