@@ -17,10 +17,10 @@ training data are those of the members. The last lines on stdout are as in train
   test faces140k n_real=101 n_fake=125 auc=0.988 [0.975,0.997] acc=0.947 [0.916,0.973] threshold=0.480
   checkpoint checkpoints/both/best.pt
 
-With --method stacked --scores DIR DIR, weights, calibration and thresholds are fitted on sources left out of training
-instead: one folder for each member, with the scores that studies.leave_source_out wrote for its recipe. No image is
-scored; the scores of the ensemble go into scores/ of the run folder. Pass members as they were trained: their
-calibration relates their logits to those of the scores.
+With --method stacked --scores DIR DIR, calibration and thresholds are fitted on sources left out of training instead,
+and the weights on these and on validation images of the other sources: one folder for each member, with the scores that
+studies.leave_source_out wrote for its recipe. No image is scored; the scores of the ensemble go into scores/ of the run
+folder. Pass members as they were trained: their calibration relates their logits to those of the scores.
 """
 
 from __future__ import annotations

@@ -35,14 +35,17 @@ def fit_on_images(
     firsts = [Scores(scores.indices, scores.logits[:, 0], scores.unreadable) for scores in found]
     rows = zip(valid, firsts, strict=True)
     table = ScoreTable.join([score_table(item.records, one, OperatingPoint(), item.name) for item, one in rows])
-    join = fit(ensemble, np.concatenate([scores.logits for scores in found]), table, method)
+    join = fit(ensemble, np.concatenate([scores.logits for scores in found]), table.label, method, image_weights(table))
     return lambda _: [Scores(s.indices, join(s.logits), s.unreadable) for s in found]
 
 
 def fit_on_left_out(
     ensemble: Ensemble, folders: Sequence[str], target: Path, description: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Fit weights and operating point on the members' scores of sources left out; write checkpoint and scores.
+    """Fit weights and operating point on scores of runs that left sources out; write checkpoint and scores.
+
+    Sources left out and sources trained on have half of the influence on the weights each: users bring pictures of both
+    kinds, and the member that is best on the one is not on the other. The operating point is that for sources left out.
 
     Args:
         folders: one for each member, see :func:`read_members`.
@@ -56,13 +59,15 @@ def fit_on_left_out(
         UserError: the left-out sources have one class only, or as :func:`read_members`.
     """
     parts = read_members(folders)
-    unseen = [(part, part.left_out()) for part in parts]
-    table = ScoreTable.join([part.table.select(rows) for part, rows in unseen])
-    logits = np.concatenate([part.logits[rows] for part, rows in unseen])
+    table, logits = select(parts, left_out=True)
     if len(set(table.label.tolist())) < 2:
         found = "fake" if table.label[0] else "real"
         raise UserError(f"expected left-out sources with reals and with fakes, got only {found} images; leave out more")
-    join = fit(ensemble, logits, table, "stacked")
+    seen, seen_logits = select(parts, left_out=False)
+    halves = [part for part in (table, seen) if len(part)]
+    counts = [image_weights(half) / len(half) * (len(table) + len(seen)) / len(halves) for half in halves]
+    labels = np.concatenate([table.label, seen.label])
+    join = fit(ensemble, np.concatenate([logits, seen_logits]), labels, "stacked", np.concatenate(counts))
     table = replace(table, logit=join(logits))
     settings = {**description["train_args"], "calibrated_on": count_images([table])}
     checkpoint = {**description, "train_args": settings, "state_dict": ensemble.state_dict()}
@@ -75,9 +80,18 @@ def fit_on_left_out(
     return rows
 
 
-def fit(ensemble: Ensemble, logits: np.ndarray, table: ScoreTable, method: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Set the weights of an ensemble; returns what joins the members' logits ``(N, M)`` to ``(N,)``."""
-    weights, bias = fit_weights(logits, table.label, method, image_weights(table))
+def select(parts: Sequence[MemberScores], left_out: bool) -> tuple[ScoreTable, np.ndarray]:
+    """Return the images of sources that were left out, or of those that were not, and the members' logits (N, M)."""
+    rows = [part.left_out() == left_out for part in parts]
+    table = ScoreTable.join([part.table.select(own) for part, own in zip(parts, rows, strict=True)])
+    return table, np.concatenate([part.logits[own] for part, own in zip(parts, rows, strict=True)])
+
+
+def fit(
+    ensemble: Ensemble, logits: np.ndarray, labels: np.ndarray, method: str, counts: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Set the weights of an ensemble as :func:`fit_weights`; returns what joins logits ``(N, M)`` to ``(N,)``."""
+    weights, bias = fit_weights(logits, labels, method, counts)
     ensemble.weights.copy_(torch.tensor(weights))
     ensemble.bias.fill_(bias)
     return lambda columns: columns @ np.array(weights) + bias

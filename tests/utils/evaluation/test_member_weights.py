@@ -18,7 +18,8 @@ from utils.evaluation.operating_point import fit_operating_point
 from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
 
 CENTRES = {"stock": -2.0, "web": -1.0, "sdxl": 1.5, "flux": 1.0}  # of the logits; above 0 are fakes
-SEEN = "140k"  # the source that all runs were trained on
+SEEN = "140k"  # the source that all runs were trained on, here with the logits of a source of reals and one of fakes
+BOTH = ("web", "sdxl")
 N = 60
 
 
@@ -46,11 +47,17 @@ def source(name, seed):
     return make_table([f"{name}/{i}.jpg" for i in range(N)], [int(CENTRES[name] > 0)] * N, logits, "clean", name)
 
 
+def seen_source(seed):
+    """Return the scores of the source of both classes that all runs were trained on, half as many for each class."""
+    return ScoreTable.join(
+        [replace(source(name, seed).take(range(N // 2)), dataset=[SEEN] * (N // 2)) for name in BOTH]
+    )
+
+
 def write_member_scores(folder, seed, temperature):
     """Write what two runs of a recipe say about the sources that each left out, and about one of its training."""
-    seen = [replace(source(name, seed), dataset=[SEEN] * N) for name in ("stock", "flux")]
     for out in (("stock", "sdxl"), ("web", "flux")):
-        for part, tables in (("left-out", [source(name, seed) for name in out]), ("valid", seen)):
+        for part, tables in (("left-out", [source(name, seed) for name in out]), ("valid", [seen_source(seed)])):
             file = folder / f"{'+'.join(out)}__{part}.csv.gz"
             write_scores(file, ScoreTable.join(tables))
             trained_on = [name for name in (*CENTRES, SEEN) if name not in out]
@@ -74,11 +81,14 @@ def flags(tmp_path):
     return ["--checkpoint", *paths, "--method", "stacked", "--output-dir", f"{tmp_path}/both", "--scores", *scores]
 
 
-def test_weights_and_verdicts_follow_sources_that_were_left_out(flags, tmp_path, capsys):
+def test_weights_follow_all_sources_and_verdicts_those_that_were_left_out(flags, tmp_path, capsys):
     result = ensemble.main(flags)
     tables = [ScoreTable.join([source(name, seed) for name in ("stock", "sdxl", "web", "flux")]) for seed in (1, 2)]
     calibrated = np.stack([tables[0].logit, tables[1].logit / 2], axis=1)
-    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(calibrated, tables[0].label)
+    seen = [ScoreTable.join([seen_source(seed)] * 2) for seed in (1, 2)]  # scored by both runs
+    both = np.concatenate([calibrated, np.stack([seen[0].logit, seen[1].logit / 2], axis=1)])
+    labels, counts = np.concatenate([tables[0].label, seen[0].label]), np.repeat([0.75, 1.5], [4 * N, 2 * N])
+    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(both, labels, counts)
     detector, checkpoint = load_detector(result["checkpoint"])
     assert detector.weights.tolist() == pytest.approx(fitted.coef_[0].tolist(), rel=1e-3)
     joined = calibrated @ detector.weights.numpy() + detector.bias.numpy()
