@@ -44,8 +44,8 @@ def fit_on_left_out(
 ) -> list[dict[str, Any]]:
     """Fit weights and operating point on scores of runs that left sources out; write checkpoint and scores.
 
-    Sources left out and sources trained on have half of the influence on the weights each: users bring pictures of both
-    kinds, and the member that is best on the one is not on the other. The operating point is that for sources left out.
+    Sources left out and sources trained on each have half of the influence on the weights: users bring pictures of both
+    kinds, and no member is the best on both. The operating point is fitted on sources left out only.
 
     Args:
         folders: one for each member, see :func:`read_members`.
