@@ -108,8 +108,7 @@ def tone(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def grade(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A photographer's colour grading: gamma 0.5..2, contrast, tinted shadows and lights; one in eight becomes grey.
 
-    Stronger than `tone`. Image generators imitate such portraits, and a detector that saw the style in one class only
-    takes dark, moody photographs for generated ones.
+    Stronger than `tone`. Image generators imitate such portraits; on both classes, the style is no cue.
     """
     gamma, contrast = np.exp(generator.uniform(-0.7, 0.7)), generator.uniform(0.6, 1.4)
     shadows, lights = generator.uniform(-0.12, 0.12, (2, 3))

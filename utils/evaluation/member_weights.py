@@ -44,8 +44,8 @@ def fit_on_left_out(
 ) -> list[dict[str, Any]]:
     """Fit weights and operating point on scores of runs that left sources out; write checkpoint and scores.
 
-    Sources left out and sources trained on each have half of the influence on the weights: users bring pictures of both
-    kinds, and no member is the best on both. The operating point is fitted on sources left out only.
+    Sources left out and sources trained on each have half of the influence on the weights, since users bring pictures
+    of both kinds. The operating point is fitted on sources left out only.
 
     Args:
         folders: one for each member, see :func:`read_members`.
@@ -56,7 +56,8 @@ def fit_on_left_out(
         The verdicts, one row per source and class.
 
     Raises:
-        UserError: the left-out sources have one class only, or as :func:`read_members`.
+        UserError: the left-out sources have one class only, there are no scores of other sources, or as
+            :func:`read_members`.
     """
     parts = read_members(folders)
     table, logits = select(parts, left_out=True)
@@ -64,8 +65,12 @@ def fit_on_left_out(
         found = "fake" if table.label[0] else "real"
         raise UserError(f"expected left-out sources with reals and with fakes, got only {found} images; leave out more")
     seen, seen_logits = select(parts, left_out=False)
-    halves = [part for part in (table, seen) if len(part)]
-    counts = [image_weights(half) / len(half) * (len(table) + len(seen)) / len(halves) for half in halves]
+    if not len(seen):
+        raise UserError(
+            f"expected both files of each run, *__left-out.csv.gz and *__valid.csv.gz, in {', '.join(folders)}, found "
+            "no image of a source that was trained on; copy the files *__valid.csv.gz there too"
+        )
+    counts = [image_weights(half) / len(half) * (len(table) + len(seen)) / 2 for half in (table, seen)]
     labels = np.concatenate([table.label, seen.label])
     join = fit(ensemble, np.concatenate([logits, seen_logits]), labels, "stacked", np.concatenate(counts))
     table = replace(table, logit=join(logits))

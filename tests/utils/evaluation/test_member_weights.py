@@ -109,6 +109,13 @@ def test_weights_follow_all_sources_and_verdicts_those_that_were_left_out(flags,
         ensemble.main(again)
 
 
+def test_scores_of_the_sources_trained_on_are_needed_too(flags, tmp_path):
+    for file in (tmp_path / "scores-2").glob("*__valid.csv.gz"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"expected both files of each run, .*scores-2, found no image of a source"):
+        ensemble.main(flags)
+
+
 def test_images_that_a_member_lacks_do_not_count(flags, tmp_path):
     file = tmp_path / "scores-2" / "stock+sdxl__left-out.csv.gz"
     write_scores(file, read_scores(file).take(range(N, 2 * N)))
