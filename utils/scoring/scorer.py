@@ -171,6 +171,20 @@ def score(
     return [Scores(np.concatenate(indices), column, unreadable) for column in columns]
 
 
+def score_together(
+    job: Job, listings: Sequence[Listing], settings: Settings | None = None, description: str | None = None
+) -> list[Scores]:
+    """Score several listings with one loader, whose processes take a while to start; returns the scores of each."""
+    whole = score([job], [record for listing in listings for record in listing.records], settings, description)[0]
+    parts, start = [], 0
+    for end in np.cumsum([len(listing.records) for listing in listings]).tolist():
+        own = (start <= whole.indices) & (whole.indices < end)
+        failed = [(index - start, reason) for index, reason in whole.unreadable if start <= index < end]
+        parts.append(Scores(whole.indices[own] - start, whole.logits[own], failed))
+        start = end
+    return parts
+
+
 def score_clips(
     jobs: Sequence[Job], listing: Listing, finder: Finder, settings: Settings, description: str | None = None
 ) -> list[Scores]:

@@ -14,7 +14,7 @@ from models.detector import Detector
 from models.operating_point import sigmoid
 from utils.errors import UserError
 from utils.metrics.source_pairs import mix_auc, pair_aucs
-from utils.scoring.scorer import Job, Scores, Settings, score
+from utils.scoring.scorer import Job, Scores, Settings, score_together
 from utils.training.adversarial import RAMP, has_collapsed, probe
 from utils.training.recipe import Recipe
 from utils.training.state import TrainingState
@@ -31,7 +31,7 @@ def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState, 
     if score_valid := valid_scorer(state.valid_tokens, settings):
         scored = score_valid(detector)
     else:
-        scored = [score([Job(detector)], listing.records, settings, "valid")[0] for listing in listings]
+        scored = score_together(Job(detector), listings, settings, "valid")
     figures = clean_figures(listings, scored)
     if recipe.adversarial:
         images, labels = probe_images(detector, listings, settings, state.device)

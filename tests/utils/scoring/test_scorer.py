@@ -15,7 +15,7 @@ from utils.checkpoints.file import load_detector
 from utils.evaluation.evaluate import checkpoint_names
 from utils.evaluation.finalize import finalize, measure, summary_line
 from utils.evaluation.operating_point import fit_operating_point
-from utils.scoring.scorer import Job, Settings, score, score_table, stream
+from utils.scoring.scorer import Job, Settings, score, score_table, score_together, stream
 
 TEMPERATURE = {"method": "temperature", "temperature": 2.0}
 
@@ -46,6 +46,16 @@ def test_a_score_is_the_models_logit_of_the_transformed_image(detector, listing)
     assert scores.logits.dtype == np.float64
     assert scores.unreadable == []
     assert len(set(scores.logits.tolist())) > 8
+
+
+def test_listings_scored_together_get_the_scores_of_each(detector, listing, image_folder):
+    other = open_records(str(image_folder), "valid")
+    break_images(other.records, 0, 3)
+    found = score_together(Job(detector), [listing, other], Settings(5, 2))
+    for scores, records in zip(found, (listing.records, other.records), strict=True):
+        alone = score([Job(detector)], records, Settings(5))[0]
+        assert scores.indices.tolist() == alone.indices.tolist() and scores.unreadable == alone.unreadable
+        assert np.allclose(scores.logits, alone.logits, atol=1e-4)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 0), (16, 0), (100, 0), (5, 2)])
