@@ -58,7 +58,8 @@ def measure(model: str, augmentation: str, flags: Sequence[str], turns: int, mac
         for is_real, batches in ((False, synthetic), (True, loader)):
             epoch = train.train_epoch(recipe, state, batches, {})
             speeds[is_real].append(epoch.images / epoch.seconds)
-    what = f"{model}, {recipe.image_size} px, batch {recipe.batch_size}, {augmentation}"
+    where = "GPU" if machine.device.type == "cuda" else "CPU"
+    what = f"{model}, {recipe.image_size} px, batch {recipe.batch_size}, {augmentation}, on a {where}"
     ours, theirs = speeds[True][1:], speeds[False][1:]
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return {
@@ -73,7 +74,7 @@ def measure(model: str, augmentation: str, flags: Sequence[str], turns: int, mac
         "synthetic_images_per_s": statistics.median(theirs),
         "summary": [
             summary_row(f"train.py: {what}", ours, "images/s"),
-            summary_row(f"against synthetic images: {what}", ratios, "ratio"),
+            summary_row(f"train.py against synthetic images: {what}", ratios, "ratio of images/s"),
         ],
     }
 

@@ -14,4 +14,4 @@ def test_epochs_of_files_are_compared_with_epochs_of_one_batch(tmp_path, monkeyp
     assert row["synthetic_images_per_s"] > 0 and row["turns"] == 2
     speed, ratio = found["summary"]
     assert speed["unit"] == "images/s" and ratio["range"][0] <= ratio["value"] <= ratio["range"][1]
-    assert "against synthetic images: cnn" in capsys.readouterr().out
+    assert "train.py against synthetic images: cnn" in capsys.readouterr().out
