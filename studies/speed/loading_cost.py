@@ -20,7 +20,7 @@ import train
 from datasets.listing.splits import open_training_data
 from datasets.loading import Batch
 from studies.speed.summary import summary_row, write_results
-from utils.args import add_device_group, int_in, make_parser, run_script
+from utils.args import add_device_group, check_output_dir, int_in, make_parser, run_script
 from utils.runtime import Machine, set_up
 from utils.training.recipe import make_recipe
 from utils.training.setup import TrainingLoader, build_detector, prepare
@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--output", default="results/benchmarks/loading_cost.json")
     add_device_group(parser)
     args = parser.parse_args(argv)
+    check_output_dir(Path(args.output).parent, "--output")
     machine = set_up(args.device, workers=args.workers, threads=args.threads)
     flags = ["--data", *args.data, "--precision", args.precision]
     flags += ["--image-size", str(args.image_size), "--batch-size", str(args.batch_size)]
