@@ -133,22 +133,22 @@ class Counter:
 
 
 def test_features_of_many_images_need_the_memory_of_one(classical_checkpoint, tmp_path, monkeypatch):
-    for index in range(12):
+    for index in range(6):
         write_image(tmp_path / "in" / f"{index}.png", index, True)
     (tmp_path / "in" / "broken.png").write_bytes(b"no image")
     reader = Counter()
     monkeypatch.setattr("utils.explanations.methods.features.read_image", reader)
     result = run("--checkpoint", classical_checkpoint, tmp_path / "in", "--output-dir", tmp_path / "out")
-    assert len(result["rows"]) == 12 and result["n_unreadable"] == 1 and reader.most <= 2
+    assert len(result["rows"]) == 6 and result["n_unreadable"] == 1 and reader.most <= 2
 
 
 def test_maps_of_many_images_need_the_memory_of_a_batch(tiny_checkpoint, tmp_path, monkeypatch):
-    for index in range(12):
+    for index in range(8):
         write_image(tmp_path / "in" / f"{index}.png", index, True, height=300, width=300)
     reader = Counter()
     monkeypatch.setattr("utils.explanations.images.read_image", reader)
     flags = ("--checkpoint", tiny_checkpoint, tmp_path / "in", "--output-dir", tmp_path / "out", "--batch-size", 2)
-    assert len(run(*flags, "--methods", "gradcam", "hirescam")["rows"]) == 24 and reader.most <= 5
+    assert len(run(*flags, "--methods", "gradcam", "hirescam")["rows"]) == 16 and reader.most <= 5
 
 
 def test_faithfulness_keeps_its_cells_and_makes_the_tables_of_them(tiny_checkpoint, tmp_path, monkeypatch, capsys):
