@@ -112,7 +112,7 @@ def score_listings(
         unreadable images.
     """
     from utils.runtime import pick_precision
-    from utils.scoring.scorer import Job, Settings, score, score_table
+    from utils.scoring.scorer import Job, Settings, score_table, score_together
     from utils.training.token_scores import score_by_tokens
     from utils.training.tokens import TOKEN_CACHE
 
@@ -124,7 +124,7 @@ def score_listings(
         found = score_by_tokens(detector, dtype, listings, scoring.tiers, root, settings)
     else:
         jobs = [Job(detector, tier) for tier in scoring.tiers]
-        found = [score(jobs, item.records, settings, f"{item.name} {item.split}") for item in listings]
+        found = score_together(jobs, listings, settings, candidate.detector.name)
     tables, unreadable = [], []
     for listing, by_tier in zip(listings, found, strict=True):
         for tier, scores in zip(scoring.tiers, by_tier, strict=True):

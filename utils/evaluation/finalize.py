@@ -18,7 +18,7 @@ from utils.evaluation.operating_point import doubts, fit_operating_point
 from utils.files import plain_values
 from utils.metrics.binary import metrics_row
 from utils.metrics.source_pairs import mix_auc, pair_aucs
-from utils.scoring.scorer import Job, Scores, Settings, score, score_table
+from utils.scoring.scorer import Job, Scores, Settings, score_table, score_together
 from utils.scoring.table import ScoreTable
 
 
@@ -46,9 +46,12 @@ def finalize(
     unreadable: dict[str, str] = {}
     for split, tables in clean.items():
         jobs = [Job(detector, tier) for tier in (delivered if split == "valid" else (CLEAN,))]
-        known = [[scores] for scores in score_valid(detector)] if score_valid and split == "valid" else None
-        for number, listing in enumerate(getattr(data, split)):
-            found = known[number] if known else score(jobs, listing.records, settings, f"{listing.name} {split}")
+        listings = getattr(data, split)
+        if score_valid and split == "valid":
+            by_listing = [[scores] for scores in score_valid(detector)]
+        else:
+            by_listing = score_together(jobs, listings, settings, split)
+        for listing, found in zip(listings, by_listing, strict=True):
             for job, scores in zip(jobs, found, strict=True):
                 table = score_table(listing.records, scores, OperatingPoint(), listing.name, job.tier)
                 if split == "valid":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -172,17 +173,22 @@ def score(
 
 
 def score_together(
-    job: Job, listings: Sequence[Listing], settings: Settings | None = None, description: str | None = None
-) -> list[Scores]:
-    """Score several listings with one loader, whose processes take a while to start; returns the scores of each."""
-    whole = score([job], [record for listing in listings for record in listing.records], settings, description)[0]
-    parts, start = [], 0
-    for end in np.cumsum([len(listing.records) for listing in listings]).tolist():
-        own = (start <= whole.indices) & (whole.indices < end)
-        failed = [(index - start, reason) for index, reason in whole.unreadable if start <= index < end]
-        parts.append(Scores(whole.indices[own] - start, whole.logits[own], failed))
-        start = end
-    return parts
+    jobs: Sequence[Job], listings: Sequence[Listing], settings: Settings | None = None, description: str | None = None
+) -> list[list[Scores]]:
+    """Score several listings with one loader, whose processes take a while to start.
+
+    Returns, for each listing, the scores of each job, as :func:`score` does.
+    """
+    whole = score(jobs, [record for listing in listings for record in listing.records], settings, description)
+    ends = np.cumsum([0, *(len(listing.records) for listing in listings)]).tolist()
+    return [[_part(scores, start, end) for scores in whole] for start, end in pairwise(ends)]
+
+
+def _part(scores: Scores, start: int, end: int) -> Scores:
+    """The scores of the records from ``start`` to before ``end``, with indices from 0."""
+    own = (start <= scores.indices) & (scores.indices < end)
+    failed = [(index - start, reason) for index, reason in scores.unreadable if start <= index < end]
+    return Scores(scores.indices[own] - start, scores.logits[own], failed)
 
 
 def score_clips(

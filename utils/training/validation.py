@@ -31,7 +31,7 @@ def validate(recipe: Recipe, listings: Sequence[Listing], state: TrainingState, 
     if score_valid := valid_scorer(state.valid_tokens, settings):
         scored = score_valid(detector)
     else:
-        scored = score_together(Job(detector), listings, settings, "valid")
+        scored = [scores for (scores,) in score_together([Job(detector)], listings, settings, "valid")]
     figures = clean_figures(listings, scored)
     if recipe.adversarial:
         images, labels = probe_images(detector, listings, settings, state.device)

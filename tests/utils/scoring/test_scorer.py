@@ -51,11 +51,13 @@ def test_a_score_is_the_models_logit_of_the_transformed_image(detector, listing)
 def test_listings_scored_together_get_the_scores_of_each(detector, listing, image_folder):
     other = open_records(str(image_folder), "valid")
     break_images(other.records, 0, 3)
-    found = score_together(Job(detector), [listing, other], Settings(5, 2))
-    for scores, records in zip(found, (listing.records, other.records), strict=True):
-        alone = score([Job(detector)], records, Settings(5))[0]
-        assert scores.indices.tolist() == alone.indices.tolist() and scores.unreadable == alone.unreadable
-        assert np.allclose(scores.logits, alone.logits, atol=1e-4)
+    jobs = [Job(detector), Job(detector, "web")]
+    found = score_together(jobs, [listing, other], Settings(5, 2))
+    assert score_together(jobs, []) == []
+    for by_job, records in zip(found, (listing.records, other.records), strict=True):
+        for scores, alone in zip(by_job, score(jobs, records, Settings(5)), strict=True):
+            assert scores.indices.tolist() == alone.indices.tolist() and scores.unreadable == alone.unreadable
+            assert np.allclose(scores.logits, alone.logits, atol=1e-4)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 0), (16, 0), (100, 0), (5, 2)])
