@@ -179,6 +179,8 @@ def score_together(
 
     Returns, for each listing, the scores of each job, as :func:`score` does.
     """
+    if not listings:
+        return []
     whole = score(jobs, [record for listing in listings for record in listing.records], settings, description)
     ends = np.cumsum([0, *(len(listing.records) for listing in listings)]).tolist()
     return [[_part(scores, start, end) for scores in whole] for start, end in pairwise(ends)]
