@@ -157,22 +157,17 @@ def recode(image: np.ndarray, extension: str, options: Sequence[int]) -> np.ndar
     return decoded
 
 
+# After the steps that change the face: sites, messengers and what is left of the others.
+DELIVERY = ((share_online, 0.4), (blur, 0.1), (noise, 0.1), (jpeg, 0.2))
+
 # The steps of each preset in order, with their probabilities; every preset but `none` flips first. Each preset
 # degrades more than the ones above it.
 STEPS: dict[str, tuple[tuple[Degradation, float], ...]] = {
     "none": (),
     "light": (),
     "forensic": ((downscale, 0.2), (blur, 0.2), (noise, 0.2), (jpeg, 0.4)),
-    "delivery": ((zoom, 0.25), (share_online, 0.4), (blur, 0.1), (noise, 0.1), (jpeg, 0.2)),
-    "graded": (
-        (zoom, 0.25),
-        (grade, 0.35),
-        (vignette, 0.15),
-        (share_online, 0.4),
-        (blur, 0.1),
-        (noise, 0.1),
-        (jpeg, 0.2),
-    ),
+    "delivery": ((zoom, 0.25), *DELIVERY),
+    "graded": ((zoom, 0.25), (grade, 0.35), (vignette, 0.15), *DELIVERY),
     "wild": ((tight, 0.5), (tone, 0.4), (share_online, 0.4), (blur, 0.1), (noise, 0.05), (jpeg, 0.1)),
 }
 
