@@ -6,6 +6,7 @@ Nothing here imports torch, so ``--help`` and usage errors are immediate.
 from __future__ import annotations
 
 import argparse
+import atexit
 import math
 import os
 import shlex
@@ -46,20 +47,33 @@ def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
 
     A ``UserError`` becomes one line on stderr and exit code 2.
     """
+    code: int | None = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Registered first, so it runs after all other exit handlers. While the interpreter is torn down, gloo's threads
+        # may abort the process: pytorch/pytorch#190489.
+        atexit.register(lambda: None if code is None else _end_process(code))
     try:
         result = main(None)
         sys.stdout.flush()  # here, where a closed pipe is still handled
+        code = result.get("exit_code", EXIT_DONE)
     except UserError as error:
         message = " ".join(line.strip() for line in str(error).splitlines())
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        code = EXIT_USAGE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:  # `predict.py ... | head` closes our stdout early
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_DONE)
-    sys.exit(result.get("exit_code", EXIT_DONE))
+        code = EXIT_DONE
+    sys.exit(code)
+
+
+def _end_process(code: int) -> None:
+    """Exit without the teardown of the interpreter."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def command_line(script: str, argv: Sequence[str] | None) -> str:
