@@ -17,14 +17,15 @@ batch as soon as it is scored:
   photos/c.jpg,0.0211754892021417,real,-3.8336496353149414
 
 p_fake is in [0, 1] and calibrated; a logit above 0 leans towards fake. The verdict is fake, real or unsure: unsure is
-a band around the checkpoint's balanced threshold, fitted on validation images. Any other --threshold has no such
-band: p_fake >= threshold is fake, everything else is real. A verdict is the opinion of this detector, not proof:
-detectors miss more images of generators they have not seen in training.
+the band between two fitted limits that the checkpoint stores. A --threshold other than balanced has no such band:
+p_fake >= threshold is fake, everything else is real. A verdict is the opinion of this detector, not proof: detectors
+miss more images of generators they have not seen in training.
 
 If the checkpoint frames faces (--geometry face of train.py), the largest face is scored. With --faces, each face has a
-row, the most suspicious one first: its verdict is that of the picture, and the summary counts it. Faces are numbered
-by size; boxes are in px of the upright picture. A picture or video without a face gets the verdict `no face`, or with
---whole that of the whole picture. The column `framed` holds face or whole, `finder` what searched: yunet or cascade.
+row, the most suspicious one first; the verdict in that row is the picture's and the one that the summary counts. Faces
+are numbered by size; boxes are in px of the upright picture. A picture or video without a face gets the verdict `no
+face`, or with --whole that of the whole picture. The column `framed` holds face or whole, `finder` what searched: yunet
+or cascade.
 
   path,p_fake,verdict,logit,framed,finder,face,left,top,width,height,confidence
   party.jpg,0.9012450121180532,fake,2.2110357203781982,face,yunet,2,1210,388,212,251,0.9312

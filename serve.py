@@ -19,8 +19,8 @@ A detector that frames faces judges each face of a picture, and the most suspici
 the verdict is `no face` unless the request says whole=true. --faces does the same for detectors of whole pictures.
 
 Only this machine can reach the server unless you pass --host. Before you open it to others, put a proxy with TLS in
-front of it and read docs/deployment.md. Uploads stay in memory until they are answered; with --cases DIR, clients can
-save pictures with their right answer. The log contains no file names. With --token-file, clients must send
+front of it and read docs/deployment.md. Uploads are kept in memory and discarded after the response; with --cases DIR,
+clients can save pictures with their right answer. The log contains no file names. With --token-file, clients must send
 `Authorization: Bearer TOKEN`.
 """
 
@@ -64,10 +64,10 @@ LIMITS = {
     "max_files": (int_in(1, 1000), "images of one request"),
     "max_seconds": (
         float_in(1, 3600, "s"),
-        "for an upload, and to wait for its scores; decoding a picture gets a third of it",
+        "seconds for an upload, and again for its scores; decoding a picture may take a third of this",
     ),
     "queue": (int_in(1, 100_000), "images that may wait"),
-    "per_minute": (int_in(0), "uploads of one address, 0 for any number"),
+    "per_minute": (int_in(0), "uploads per minute and client address; 0: no limit"),
 }
 
 

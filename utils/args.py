@@ -236,10 +236,15 @@ def check_checkpoint_file(path: str | Path | None, flag: str = "--checkpoint", n
     if file.is_dir() and (file / "best.pt").is_file():
         file = file / "best.pt"
     if not file.is_file():
-        raise UserError(f"expected {flag} to be a file, found none at {str(path)!r}; train one with train.py")
+        raise UserError(
+            f"expected {flag} to be a checkpoint or a run folder with best.pt, found none at {str(path)!r}; check the "
+            "path, or train one with train.py"
+        )
     if is_export(file) and file.stat().st_size:  # its form is checked when it is opened
         if needs_weights:
-            raise UserError(f"expected {flag} of train.py, got an export: {path}; pass the checkpoint it was made from")
+            raise UserError(
+                f"expected {flag} to be a checkpoint, got the export {path}; pass the checkpoint it was made from"
+            )
         return file
     if not zipfile.is_zipfile(file):
         raise UserError(
@@ -268,5 +273,5 @@ def check_passed_on(flags: Sequence[str], parser: argparse.ArgumentParser, reser
     """
     taken = [flag for flag in flags if flag.partition("=")[0] in reserved]
     if taken:
-        raise UserError(f"expected flags for {parser.prog} other than {taken[0]}, which this script sets")
+        raise UserError(f"expected flags of {parser.prog} that this script does not set, got {taken[0]}; drop it")
     parser.parse_args(list(flags))

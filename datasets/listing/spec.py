@@ -8,9 +8,10 @@
 
 Options of every kind: split=train|valid|test|all, limit=N (balanced over the classes, the same images every
 time), repeat=N (each record N times, to weigh a dataset in a mix), classes=real|fake, generator=A+B and
-exclude_generator=A+B (only, or not, the fakes of these generators; real images stay), and group_by=REGEX: images in
-whose path below the dataset the expression matches the same text, or the same first group in parentheses, belong
-together, such as the frames of a video, and are never divided between training and validation.
+exclude_generator=A+B (only, or not, the fakes of these generators; real images stay), use=train|train+valid|train+test
+(the splits that training uses; default: all three), and group_by=REGEX: images in whose path below the dataset the
+expression matches the same text, or the same first group in parentheses, belong together, such as the frames of a
+video, and are never divided between training and validation.
 """
 
 from __future__ import annotations

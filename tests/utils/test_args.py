@@ -200,7 +200,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeyp
 def test_checkpoints_are_checked_by_their_outer_form(tmp_path, tiny_checkpoint):
     assert check_checkpoint_file(tiny_checkpoint) == tiny_checkpoint
     assert check_checkpoint_file(str(tiny_checkpoint.parent)) == tiny_checkpoint
-    with pytest.raises(UserError, match=r"found none at '.*missing\.pt'; train one"):
+    with pytest.raises(UserError, match=r"found none at '.*missing\.pt'; check the path"):
         check_checkpoint_file(tmp_path / "missing.pt")
     for content, found in ((b"", "an empty file"), (b"text", "a truncated or foreign file")):
         (tmp_path / "odd.pt").write_bytes(content)
@@ -275,5 +275,5 @@ def test_an_export_is_refused_where_weights_are_needed(script, tmp_path):
         "ensemble": ["--checkpoint", file, file, "--data", "demo", "--output-dir", str(tmp_path)],
         "benchmark": ["--checkpoint", file, "--data", "demo"],
     }
-    with pytest.raises(UserError, match=r"got an export: .*; pass the checkpoint it was made from"):
+    with pytest.raises(UserError, match=r"got the export .*; pass the checkpoint it was made from"):
         importlib.import_module(script).main(flags[script])

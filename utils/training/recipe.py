@@ -110,12 +110,25 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--model", default="cnn", help="a name from --list-models or any timm backbone (default: cnn)")
     data.add_argument("--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="for the model")
     data.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="datasets to mix (default: demo)")
-    data.add_argument("--exclude-generator", nargs="+", default=[], metavar="NAME", help="do not train on their fakes")
-    data.add_argument("--weights", metavar="FILE", help="initial weights: `imagenet` or a safetensors or pth file")
+    data.add_argument(
+        "--exclude-generator",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="generators whose fakes are left out of training and validation",
+    )
+    data.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="initial weights: `imagenet` for those of timm's hub, or a .safetensors, .pth or .pt file",
+    )
 
     shape = parser.add_argument_group("geometry and augmentation")
     shape.add_argument(
-        "--geometry", choices=("crop", "resize", "face"), default="crop", help="see datasets/transforms.py"
+        "--geometry",
+        choices=("crop", "resize", "face"),
+        default="crop",
+        help="crop at native resolution, resize the whole image, or frame the largest face (default: crop)",
     )
     shape.add_argument("--image-size", type=int_in(16, 4096), help="input size in px (default: the model's)")
     shape.add_argument(
@@ -127,7 +140,10 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     add_face_detector(shape)
     shape.add_argument("--train-size", type=int_in(16, 4096), help="size of training crops, px (default: --image-size)")
     shape.add_argument(
-        "--augmentation", choices=("none", "light", "forensic", "delivery", "graded", "wild"), default="light"
+        "--augmentation",
+        choices=("none", "light", "forensic", "delivery", "graded", "wild"),
+        default="light",
+        help="see docs/method.md (default: light)",
     )
     shape.add_argument("--balance", action="store_true", help="sample classes, and the sources of each, equally")
 
@@ -141,11 +157,22 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     fit.add_argument(
         "--ema-decay", type=float_in(0, 1), default=0.998, help="of averaged weights; 0: off (default: 0.998)"
     )
-    fit.add_argument("--patience", type=int_in(0), default=0, metavar="N", help="epochs without improvement; 0: off")
-    fit.add_argument("--calibration", choices=("temperature", "isotonic", "none"), default="temperature")
+    fit.add_argument(
+        "--patience",
+        type=int_in(0),
+        default=0,
+        metavar="N",
+        help="stop after N epochs without improvement; 0: off (default)",
+    )
+    fit.add_argument(
+        "--calibration",
+        choices=("temperature", "isotonic", "none"),
+        default="temperature",
+        help="mapping from logit to p_fake (default: temperature)",
+    )
     add_seed(fit)
     fit.add_argument(
-        "--compile", action="store_true", help="compile the training step with torch.compile; the first one is slow"
+        "--compile", action="store_true", help="compile the training step with torch.compile; the first step is slow"
     )
 
     transfer = parser.add_argument_group("transfer learning and compression")

@@ -127,8 +127,8 @@ export function App() {
       </main>
       <footer>
         <p>
-          Files are sent to this server only, stay in memory until they are scored, and are not stored
-          {server?.cases ? " unless you keep one as a case" : ""}. A verdict is a hint to look closer, not proof.
+          Files are sent to this server only, which does not store them
+          {server?.cases ? " unless you keep one as a case" : ""}. A verdict is a reason to look closer, not proof.
         </p>
       </footer>
     </>

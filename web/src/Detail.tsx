@@ -49,7 +49,7 @@ export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }
       {(scored || video) && (
         <p className="printed">
           Detector {card.name} ({card.model}), threshold {card.threshold.toFixed(3)}, {new Date().toLocaleString()}. A
-          verdict is a hint to look closer, not proof.
+          verdict is a reason to look closer, not proof.
         </p>
       )}
     </article>

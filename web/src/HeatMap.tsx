@@ -8,7 +8,7 @@ import { frame } from "./Picture";
 const START = 60; // per cent opacity of the heat map at the start
 
 const METHODS: Record<string, string> = {
-  gradcam: "where the network's last features speak for the verdict (Grad-CAM)",
+  gradcam: "where the network's last features support the verdict (Grad-CAM)",
   occlusion: "how much the verdict weakens when a place is blurred (occlusion)",
 };
 
@@ -89,7 +89,7 @@ function CloseUp({ item, explanation }: { item: Item; explanation: Explanation }
               <span>Heat map</span>
             </label>
             <p className="legend">
-              <span className="scale" aria-hidden="true" /> Brighter: stronger evidence for “{target}”. Shown is{" "}
+              <span className="scale" aria-hidden="true" /> Brighter: stronger evidence for “{target}”. It shows{" "}
               {METHODS[method] ?? method}. The detector does not see the darkened parts.
             </p>
           </>

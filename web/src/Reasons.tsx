@@ -39,7 +39,7 @@ export function Reasons({ item, shown, card, onChange }: Props) {
             verdict less.
           </p>
         ) : (
-          <p>In your picture: {sees(card)}.</p>
+          <p>It looked at {sees(card)}.</p>
         )}
         <h3>How sure it is</h3>
         <p>

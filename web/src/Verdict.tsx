@@ -56,7 +56,7 @@ export function Verdict({ item, shown, card }: { item: Item; shown: Shown; card:
       )}
       {namesGenerator(metadata) && (
         <p>
-          <strong>The file itself says that AI made it or a part of it.</strong> The verdict does not count that; see{" "}
+          <strong>The file itself says that AI made it or a part of it.</strong> The verdict does not take this into account; see{" "}
           <FileSaysLink>what the file says</FileSaysLink>.
         </p>
       )}

@@ -33,7 +33,7 @@ export function VideoVerdict({ video, card, whole, onWhole }: Props) {
         </>
       )}
       <p>
-        {frames === 1 ? "One frame was" : `${frames} frames, up to ${clock(seconds)}, were`} looked at.{" "}
+        {frames === 1 ? "One frame was" : `${frames} frames, the last at ${clock(seconds)}, were`} examined.{" "}
         {verdict === "no face" && finder && `The detector judges faces, and ${FINDERS[finder]} found none in them.`}
         {faces === 0 && whole && "No face was found in them, so whole frames were judged: trust this verdict less."}
         {faces > 1 && `${faces} faces were followed; the video has the verdict of the first one below.`}

@@ -7,7 +7,7 @@ import type { Item } from "./items";
 export function save(items: Item[]) {
   const report = {
     written: new Date().toISOString(),
-    note: "A verdict is a hint to look closer, not proof.",
+    note: "A verdict is a reason to look closer, not proof.",
     images: items.filter((item) => !item.isVideo).map(describe),
     videos: items.filter((item) => item.isVideo).map(describe),
   };

@@ -34,7 +34,7 @@ export const share = (p: number | null) => (p === null ? "–" : `${(100 * p).to
 
 export function meaning(verdict: Verdict, p: number, card: Card | undefined): string {
   const calibrated = card?.calibrated
-    ? `Among the pictures that the detector was tuned on, ${chance(p)} with such a score are fakes.`
+    ? `Among the pictures that its scores were calibrated on, ${chance(p)} with such a score are fakes.`
     : "This detector's scores are not calibrated, so use the number to rank pictures, not as a probability.";
   const advice: Record<Verdict, string> = {
     real: "Finding no traces does not prove that there are none: new generators leave traces that the detector has never seen.",

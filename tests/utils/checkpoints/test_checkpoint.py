@@ -86,7 +86,7 @@ def test_a_run_folder_stands_for_its_best_checkpoint(tiny_checkpoint):
 
 
 def test_a_run_folder_without_best_is_refused(tmp_path):
-    refuses(tmp_path, "expected --checkpoint to be a file, found none at")
+    refuses(tmp_path, "expected --checkpoint to be a checkpoint or a run folder with best.pt, found none at")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])

@@ -274,7 +274,7 @@ def test_flags_that_do_not_fit_the_file(exported, tiny_checkpoint, image_folder)
     assert "expected an export" in refused(predict, "--checkpoint", tiny_checkpoint, image_folder, "--engine", "onnx")
     assert "auto, onnx" in refused(predict, "--checkpoint", exported, image_folder, "--engine", "bf16")
     assert "--precision auto" in refused(predict, "--checkpoint", exported, image_folder, "--precision", "bf16")
-    assert "got an export" in refused(benchmark, "--checkpoint", exported, "--data", image_folder)
+    assert "got the export" in refused(benchmark, "--checkpoint", exported, "--data", image_folder)
 
 
 def test_the_root_logger_is_quiet_during_an_int8_export_only():
