@@ -45,6 +45,7 @@ from utils.args import (
 from utils.errors import UserError
 from utils.evaluation.left_out import (
     check_calibrated_on_training_sources,
+    check_recipe,
     count_images,
     on_scale_of,
     read_left_out,
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     check_face_detector(args.face_detector)
     checkpoint = load_checkpoint(path)
+    check_recipe(left_out, checkpoint)
     if any(scored.info.get("calibration") for scored in left_out):  # of other runs, not of the checkpoint itself
         check_calibrated_on_training_sources(path, checkpoint)
     unseen = on_scale_of(checkpoint.get("calibration"), left_out)

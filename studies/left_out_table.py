@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from datasets.listing.records import LABEL_NAMES
 from models.operating_point import OperatingPoint
 from utils.errors import UserError
+from utils.evaluation.left_out import LEFT_OUT, on_scale_of
+from utils.evaluation.operating_point import fit_operating_point
 from utils.evaluation.scored_sets import ScoredSet, read_evaluations
 from utils.files import write_json
 from utils.metrics.binary import wilson
@@ -28,7 +31,8 @@ COLUMNS = [
 ]
 CAPTION = (
     "Sources left out of training. AUC of the fakes against the reals of all other sources, of the reals against the "
-    "fakes of all others, and of both against each other, with 95 % bootstrap intervals; verdicts with Wilson's."
+    "fakes of all others, and of both against each other, with 95 % bootstrap intervals. Verdicts, with Wilson's, are "
+    "those of one operating point fitted on all sources left out, as that of a release is."
 )
 Draws = Mapping[str, np.ndarray]  # (1 + n_boot,) each: the observed AUC and its resamples
 
@@ -40,14 +44,16 @@ def write_left_out(files: Sequence[Path], folder: Path, n_boot: int) -> tuple[li
         The rows, one per source left out and tier; the means by tier; the number of unreadable images.
     """
     sets = read_evaluations(files)
+    sets = [replace(scored, table=table) for scored, table in zip(sets, on_scale_of(None, sets), strict=True)]
     rows: list[dict[str, Any]] = []
     means: dict[str, dict[str, Any]] = {}
     for tier in dict.fromkeys(scored.tier for scored in sets):
         drawn: list[Draws] = []
         seen: list[float] = []
+        point = fit_on_all([scored.table for scored in sets if (scored.tier, scored.info["split"]) == (tier, LEFT_OUT)])
         for number, run in enumerate(dict.fromkeys(scored.info["checkpoint"] for scored in sets)):
             own = [scored for scored in sets if scored.tier == tier and scored.info["checkpoint"] == run]
-            found, figures, value = measure_run(own, n_boot, number)
+            found, figures, value = measure_run(own, point, n_boot, number)
             rows, drawn, seen = rows + found, drawn + figures, [*seen, value]
         means[tier] = {**summarise(drawn), "seen": float(np.nanmean(seen))}
         for key in RATES:
@@ -64,8 +70,16 @@ def write_left_out(files: Sequence[Path], folder: Path, n_boot: int) -> tuple[li
     return rows, means, len(failed)
 
 
-def measure_run(sets: Sequence[ScoredSet], n_boot: int, seed: int) -> tuple[list[dict], list[Draws], float]:
-    """Measure what one run left out.
+def fit_on_all(tables: Sequence[ScoreTable]) -> OperatingPoint | None:
+    """Fit an operating point on the scores of all sources left out, on one scale; None if they are of one class."""
+    labels = {label for table in tables for label in table.label.tolist()}
+    return fit_operating_point(tables) if len(labels) == 2 else None
+
+
+def measure_run(
+    sets: Sequence[ScoredSet], point: OperatingPoint | None, n_boot: int, seed: int
+) -> tuple[list[dict], list[Draws], float]:
+    """Measure what one run left out, with the verdicts of ``point``.
 
     Returns:
         One row per source left out, the draws of its AUCs, and the AUC over the validation images of the others.
@@ -73,7 +87,7 @@ def measure_run(sets: Sequence[ScoredSet], n_boot: int, seed: int) -> tuple[list
     Raises:
         UserError: the scores of what was left out or of the other sources are not among the files.
     """
-    parts: dict[str, dict[str, list[ScoreTable]]] = {"left-out": {}, "valid": {}}
+    parts: dict[str, dict[str, list[ScoreTable]]] = {LEFT_OUT: {}, "valid": {}}
     for scored in sets:
         if scored.info["split"] not in parts or "left_out" not in scored.info:
             raise UserError(f"expected scores written by leave_source_out.py, got those of {scored.name}")
@@ -82,7 +96,7 @@ def measure_run(sets: Sequence[ScoredSet], n_boot: int, seed: int) -> tuple[list
         raise UserError(
             f"expected both files of each run, *__left-out.csv.gz and *__valid.csv.gz, got one of {sets[0].name}"
         )
-    left_out = {name: ScoreTable.join(tables) for name, tables in parts["left-out"].items()}
+    left_out = {name: ScoreTable.join(tables) for name, tables in parts[LEFT_OUT].items()}
     kept = {name: ScoreTable.join(tables) for name, tables in parts["valid"].items()}
     names = list(dict.fromkeys([*left_out, *kept]))
     # A source may have one class left out and the other not: its images form one source all the same.
@@ -91,7 +105,6 @@ def measure_run(sets: Sequence[ScoredSet], n_boot: int, seed: int) -> tuple[list
     aucs = pair_aucs(sources)
     if n_boot:
         aucs = np.concatenate([aucs, pair_aucs(sources, n_boot, 1000 * seed)])
-    point = OperatingPoint(None, sets[0].info["thresholds"])
     rows, draws = [], []
     for number, (name, table) in enumerate(left_out.items()):
         draws.append(source_draws(aucs, number, table))
@@ -138,14 +151,14 @@ def with_intervals(draws: Draws) -> dict[str, Any]:
     return found
 
 
-def verdicts(table: ScoreTable, point: OperatingPoint) -> dict[str, Any]:
+def verdicts(table: ScoreTable, point: OperatingPoint | None) -> dict[str, Any]:
     """Return the numbers of reals and fakes, and how often their verdict is fake or unsure."""
     row: dict[str, Any] = {}
-    said = np.array(point.verdicts(table.p_fake))
+    said = np.array(point.verdicts(point.p_fake(table.logit)) if point else [""] * len(table))
     for number, label in enumerate(LABEL_NAMES):
         own = said[table.label == number]
         row[f"n_{label}"] = len(own)
-        for verdict in ("fake", "unsure") if len(own) else ():
+        for verdict in ("fake", "unsure") if point and len(own) else ():
             times = int(np.sum(own == verdict))
             row |= {f"{label}_{verdict}": times / len(own), f"{label}_{verdict}_ci": wilson(times, len(own))}
     return row

@@ -6,8 +6,8 @@ Reads the description that release.py wrote, checkpoints/NAME.json, and the resu
 `python evaluate.py --checkpoint checkpoints/NAME.pt --data ... --tiers clean web hard common --pair faces140k utkface
 --output-dir results/NAME`. Writes the tables identity, overview, card and verdicts as .csv, .md and .tex to the same
 folder, renews the tables in the card, and writes the figures of the overview that the web page shows to
-checkpoints/NAME.sources.json. Sets of fakes only have the AUC against the real images of --pair in the tier
-common, because all images are in one format there.
+checkpoints/NAME.sources.json, followed by those of --left-out, a table of studies.leave_source_out. Sets of fakes only
+have the AUC against the real images of --pair in the tier common, because all images are in one format there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,16 @@ ABOUT = {  # what the pictures of a source are, for readers
     "generated_photos": "studio portraits made by a GAN",
     "sfhq": "portraits made by StyleGAN2",
     "utkface": "tight crops of faces from web photographs",
+    "stable_diffusion": "portraits made by Stable Diffusion 2.1",
+    "sdxl": "portraits made by SDXL",
+    "flux": "people at work, made by FLUX.1",
+    "inswapper": "photographs with a face swapped by inswapper",
+    "gov_portraits": "portraits of US government staff",
+    "parliament": "official portraits of members of parliament",
+    "stock": "stock photographs of men",
+    "web_faces": "tight crops of faces from web photographs, mostly East Asian",
 }
+LEFT_OUT = ", left out of training for this test"
 PAIRED = ROOT / "results" / "generalisation" / "one_class.json"  # of deepfake-v2 and its candidates
 PAIRED_TIER = "common"
 OVERVIEW_CAPTION = "The released detector; AUC with 95 % bootstrap intervals, rates with 95 % Wilson intervals."
@@ -62,6 +71,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", metavar="DIR", help="output folder of evaluate.py (default: results/NAME)")
     paired = "metrics of sets of fakes only (default: one_class.json in --results, else in results/generalisation)"
     parser.add_argument("--paired", metavar="JSON", help=paired)
+    parser.add_argument("--left-out", metavar="JSON", help="sources.json of the recipe, for the web page")
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the tables; the card stays as it is")
     return parser
 
@@ -88,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     write_table(said, VERDICT_COLUMNS, folder / "verdicts", "What predict.py says; 95 % Wilson intervals.")
     write_table(measured, COLUMNS, folder / "card", "The released detector; 95 % bootstrap intervals.")
     sources = (folder if args.output_dir else release.parent) / (release.stem + SOURCES_SUFFIX)
-    atomic_write_text(sources, json.dumps(for_readers(summary), indent=1) + "\n")
+    left_out = read_json(Path(args.left_out), "the table of sources left out")["rows"] if args.left_out else []
+    atomic_write_text(sources, json.dumps([*for_readers(summary), *left_out_for_readers(left_out)], indent=1) + "\n")
     if not args.output_dir:
         card = release.with_suffix(".md")
         atomic_write_text(card, with_current_tables(read_text(card, "the model card"), ROOT))
@@ -153,6 +164,23 @@ def for_readers(summary: list[dict]) -> list[dict[str, Any]]:
             "fake_found": row.get("found"),
         }
         for row in summary
+    ]
+
+
+def left_out_for_readers(rows: list[dict]) -> list[dict[str, Any]]:
+    """The rows of a table of sources left out in the form of :func:`for_readers`; a release was trained on them."""
+    return [
+        {
+            "source": row["source"],
+            "about": ABOUT.get(row["source"], "") + LEFT_OUT,
+            "seen": False,
+            "n_real": row["n_real"],
+            "real_called_fake": row.get("real_fake"),
+            "n_fake": row["n_fake"],
+            "fake_found": row.get("fake_fake"),
+        }
+        for row in rows
+        if row["left_out"] != "mean"
     ]
 
 

@@ -143,6 +143,13 @@ def test_scores_of_a_source_in_training_are_refused(tiny_checkpoint, tmp_path, m
     flags = ["--checkpoint", str(tiny_checkpoint), "--output-dir", f"{tmp_path}/new", "--from-scores", file]
     with pytest.raises(UserError, match="those of run, which was trained on stock; pass the files"):
         calibrate.main(flags)
+    flags[-1] = scores_of("stock", 0, -2, tmp_path, split="test")
+    with pytest.raises(UserError, match="expected no scores of test images, got those of stock"):
+        calibrate.main(flags)
+    for other in ({"model": "cnn_lstm"}, {"train_command": "python train.py --model another"}):
+        flags[-1] = scores_of("stock", 0, -2, tmp_path, **other)
+        with pytest.raises(UserError, match=r"expected scores of the checkpoint, a .*, got those of run; pass its own"):
+            calibrate.main(flags)
     code, says = exit_and_stderr(calibrate.main, [*flags, "--data", "demo"], monkeypatch, capsys)
     assert code == 2 and "expected either --data SPEC... or --from-scores CSV..." in says
     (tmp_path / "one.csv").write_text("path,label\n")

@@ -14,11 +14,12 @@ from datasets.listing.splits import open_training_data
 from studies import leave_source_out
 from studies.leave_source_out import kept_specs, left_out_listings, named_specs, parse_group
 from studies.left_out_scores import Scoring, score_listings
-from studies.left_out_table import write_left_out
+from studies.left_out_table import RATES, write_left_out
 from tests.conftest import exit_and_stderr, make_table, write_image
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.evaluation.evaluate import load_candidates
+from utils.evaluation.operating_point import fit_operating_point, verdict_shares
 from utils.files import read_json
 from utils.metrics.binary import auc
 from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
@@ -156,7 +157,7 @@ def test_runs_on_tokens_share_them(sources, monkeypatch, capsys):
         ("--data pairs stock --groups pairs", "expected real and fake images in the train split"),
         ("--data pairs ./pairs", "different names, got pairs twice"),
         ("--data pairs flux --tiers wbe", "expected --tiers of"),
-        ("--data pairs flux --train --data x", "other than --data"),
+        ("--data pairs flux --train --data x", "does not set, got --data"),
     ],
 )
 def test_mistakes_are_found_before_any_training(flags, message, sources, monkeypatch, capsys):
@@ -168,9 +169,8 @@ def test_mistakes_are_found_before_any_training(flags, message, sources, monkeyp
 # -------------------------------------------------------------------------------------------------------- the table
 
 
-def write_run(folder, run, left_out, parts, thresholds=(0.4, 0.5, 0.8)):
+def write_run(folder, run, left_out, parts, temperature=1.0):
     """Write the files of a run; ``parts`` maps the part to a mapping of source to (labels, logits)."""
-    names = ("unsure_low", "balanced", "unsure_high")
     files = []
     for part, found in parts.items():
         tables = [
@@ -179,7 +179,8 @@ def write_run(folder, run, left_out, parts, thresholds=(0.4, 0.5, 0.8)):
         ]
         files.append(folder / f"{run}__{part}.csv.gz")
         write_scores(files[-1], ScoreTable.join(tables))
-        info = {"thresholds": dict(zip(names, thresholds, strict=True)), "threshold": 0.5, "trained_on": ["x"]}
+        calibration = {"method": "temperature", "temperature": temperature}
+        info = {"thresholds": {}, "threshold": 0.5, "trained_on": ["x"], "calibration": calibration}
         write_sidecar(files[-1], checkpoint=run, split=part, left_out=left_out, **info)
     return files
 
@@ -212,10 +213,13 @@ def test_the_table_of_known_scores(tmp_path, capsys):
     assert second["auc_own"] == pytest.approx(pair(pairs, pairs))
     assert third["auc_reals"] == pytest.approx((pair(pairs, inner) + pair(sdxl, inner)) / 2)
     assert "auc_own" not in third, "its fakes were trained on"
-    p_fake = 1 / (1 + np.exp(-pairs[1]))
-    assert second["real_fake"] == np.mean(p_fake[:50] >= 0.8)
-    assert second["real_unsure"] == np.mean((p_fake[:50] >= 0.4) & (p_fake[:50] < 0.8))
-    assert second["fake_fake"] == np.mean(p_fake[50:] >= 0.8)
+    sources = {"sdxl": sdxl, "pairs": pairs, "swaps": inner}
+    tables = [make_table([f"{i}.png" for i in range(len(y))], y, z, "common", name) for name, (y, z) in sources.items()]
+    point = fit_operating_point(tables)
+    said = {(row["dataset"], row["label"]): row for row in verdict_shares(tables, point)}
+    assert second["real_fake"] == said["pairs", "real"]["fake"]
+    assert second["real_unsure"] == said["pairs", "real"]["unsure"]
+    assert second["fake_fake"] == said["pairs", "fake"]["fake"]
 
     assert mean["auc_fakes"] == pytest.approx((first["auc_fakes"] + second["auc_fakes"]) / 2)
     assert mean["auc_own"] == second["auc_own"] and mean["real_fake"] == (second["real_fake"] + third["real_fake"]) / 2
@@ -227,6 +231,22 @@ def test_the_table_of_known_scores(tmp_path, capsys):
             assert low <= row[key] <= high and 0.01 < high - low < 0.3
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith(f"common: fakes {mean['auc_fakes']:.3f} [") and f": {figure:.3f} [" in line
+
+
+def test_verdicts_put_the_runs_on_one_scale(tmp_path):
+    """A run with logits three times as large has the same rows: its calibration says so."""
+    fakes, reals, others = drawn(0, 0, 60), drawn(1, 70, 0, shift=0.5), drawn(2, 50, 40)
+    tables = []
+    for scale in (1, 3):
+        folder = tmp_path / str(scale)
+        folder.mkdir()
+        parts = {"left-out": {"stock": (reals[0], scale * reals[1])}, "valid": {"pairs": others, "sdxl": fakes}}
+        two = write_run(folder, "stock", "stock", parts, temperature=float(scale))
+        one = write_run(folder, "sdxl", "sdxl", {"left-out": {"sdxl": fakes}, "valid": {"pairs": others}})
+        tables.append(write_left_out([*one, *two], folder / "out", n_boot=0)[0])
+    first, second = ([[row.get(key) for key in RATES] for row in rows] for rows in tables)
+    assert first == second
+    assert 0 < tables[0][-1]["real_unsure"] <= 0.2
 
 
 def test_the_table_needs_both_files_of_a_run(tmp_path):

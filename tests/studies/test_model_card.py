@@ -69,6 +69,9 @@ def root(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+LEFT_OUT = {"deepfake-v3-small": "small", "deepfake-v3": "v3"}  # the tables of their recipes
+
+
 def make(root: Path, *flags: str) -> list[dict]:
     return model_card.main(["--release", str(root / "checkpoints" / "deepfake-v9.pt"), *flags])["overview"]
 
@@ -84,6 +87,19 @@ def test_the_summary_has_in_domain_sources_first_and_pairs_in_one_format(root):
     rates = [faces[key] for key in ("false_alarms", "unsure", "found")]
     assert rates == pytest.approx([1 / 3, 1 / 3, 1 / 2])
     assert gans["found"] == 0.5 and "false_alarms" not in gans
+
+
+def test_the_page_also_shows_sources_that_were_left_out(root, tmp_path):
+    rows = [
+        {"left_out": "sdxl", "source": "sdxl", "n_real": 0, "n_fake": 9, "fake_fake": 0.1},
+        {"left_out": "stock", "source": "stock", "n_real": 8, "n_fake": 0, "real_fake": 0.2},
+        {"left_out": "mean", "source": "all", "real_fake": 0.2},
+    ]
+    (tmp_path / "left_out.json").write_text(json.dumps({"rows": rows}))
+    make(root, "--left-out", str(tmp_path / "left_out.json"))
+    *_, sdxl, stock = json.loads((root / "checkpoints" / "deepfake-v9.sources.json").read_text())
+    assert (sdxl["source"], sdxl["seen"], sdxl["real_called_fake"], sdxl["fake_found"]) == ("sdxl", False, None, 0.1)
+    assert stock["real_called_fake"] == 0.2 and stock["about"].endswith("left out of training for this test")
 
 
 def test_a_release_without_pairs_of_its_own_takes_the_older_file(root, monkeypatch):
@@ -170,7 +186,10 @@ def test_verdicts_are_counted_by_label_and_tier():
 
 @pytest.mark.parametrize("name", RELEASES)
 def test_the_published_tables_of_a_release_are_those_of_its_results(name, tmp_path):
-    model_card.main(["--release", str(ROOT / "checkpoints" / f"{name}.pt"), "--output-dir", str(tmp_path)])
+    flags = ["--release", str(ROOT / "checkpoints" / f"{name}.pt"), "--output-dir", str(tmp_path)]
+    if name in LEFT_OUT:
+        flags += ["--left-out", str(ROOT / "results/leave_source_out" / LEFT_OUT[name] / "sources.json")]
+    model_card.main(flags)
     for table in ("card", "identity", "overview", "verdicts"):
         assert (tmp_path / f"{table}.md").read_text() == (ROOT / "results" / name / f"{table}.md").read_text()
     shown = f"{name}{SOURCES_SUFFIX}"

@@ -23,7 +23,8 @@ def read_left_out(files: Sequence[str], tiers: Sequence[str] | None) -> list[Sco
     """Read the scores of detectors on sources that they were not trained on, one set per file, source and tier.
 
     Raises:
-        UserError: a file is not a scores file, a detector was trained on its source, or a tier is missing.
+        UserError: a file is not a scores file or has test images, a detector was trained on its source, or a tier is
+            missing.
     """
     sets = read_evaluations([Path(file) for file in files])
     for scored in sets:
@@ -32,10 +33,27 @@ def read_left_out(files: Sequence[str], tiers: Sequence[str] | None) -> list[Sco
                 f"expected scores of sources that were left out of training, got those of {scored.info['checkpoint']}, "
                 f"which was trained on {scored.info['dataset']}; pass the files *__left-out.csv.gz"
             )
+        if scored.info["split"] == "test":
+            raise UserError(
+                f"expected no scores of test images, got those of {scored.info['dataset']}; pass those of another split"
+            )
     found = {scored.tier for scored in sets}
     if missing := set(tiers or ()) - found:
         raise UserError(f"expected scores of the tier {', '.join(sorted(missing))}, got {', '.join(sorted(found))}")
     return [scored for scored in sets if scored.tier in (tiers or found)]
+
+
+def check_recipe(sets: Sequence[ScoredSet], checkpoint: dict[str, Any]) -> None:
+    """Raise UserError if scores are neither those of the checkpoint nor of other runs of its architecture."""
+    command = checkpoint["train_args"].get("command")
+    for scored in sets:
+        of_checkpoint = scored.info.get("train_command") in (None, command)
+        same_model = scored.info.get("model") in (None, checkpoint["model"])
+        if not same_model or not (of_checkpoint or "left_out" in scored.info):
+            raise UserError(
+                f"expected scores of the checkpoint, a {checkpoint['model']}, or of runs of its recipe, got those of "
+                f"{scored.info['checkpoint']}; pass its own"
+            )
 
 
 def check_calibrated_on_training_sources(path: Path, checkpoint: dict[str, Any]) -> None:

@@ -80,8 +80,9 @@ def fit_on_left_out(
     for part in parts:
         file, own = target.parent / "scores" / part.file, join(part.logits)
         write_scores(file, replace(part.table, logit=own, p_fake=point.p_fake(own)))
-        verdicts = {"thresholds": dict(point.thresholds), "threshold": point.threshold()}
-        write_sidecar(file, **{**part.info, **verdicts, "model": ensemble.name})
+        own_point = {"thresholds": dict(point.thresholds), "threshold": point.threshold()}
+        own_point["calibration"] = point.calibration
+        write_sidecar(file, **{**part.info, **own_point, "model": ensemble.name})
     return rows
 
 
