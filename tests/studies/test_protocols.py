@@ -71,7 +71,7 @@ def test_an_interrupted_run_of_the_matrix_goes_on(two_generators, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"), [("--train --output-dir x", "other than --output-dir"), ("", "two or more generators")]
+    ("flags", "message"), [("--train --output-dir x", "does not set, got --output-dir"), ("", "two or more generators")]
 )
 def test_leave_one_out_refuses(image_folder, flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -114,7 +114,7 @@ def test_the_curve_starts_at_the_checkpoint_and_resumes(
     ("flags", "message"),
     [
         ("--shots 600", "expected --shots up to the 16 training images, got 600"),
-        ("--train --model cnn", "other than --model"),
+        ("--train --model cnn", "does not set, got --model"),
     ],
 )
 def test_few_shot_refuses(tiny_checkpoint, image_folder, flags, message, tmp_path, monkeypatch):
