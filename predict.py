@@ -16,10 +16,10 @@ batch as soon as it is scored:
   photos/b.jpg,0.4830182402281519,unsure,-0.06795344501733780
   photos/c.jpg,0.0211754892021417,real,-3.8336496353149414
 
-p_fake is in [0, 1] and calibrated; a logit above 0 leans towards fake. The verdict is fake, real or unsure: unsure is
-the band between two fitted limits that the checkpoint stores. A --threshold other than balanced has no such band:
-p_fake >= threshold is fake, everything else is real. A verdict is the opinion of this detector, not proof: detectors
-miss more images of generators they have not seen in training.
+p_fake is in [0, 1] and calibrated; a logit above 0 leans towards fake. The verdict is fake, real or, between two limits
+that the checkpoint stores, unsure. With --threshold there are two verdicts: from the threshold on fake, otherwise real.
+A verdict is the opinion of this detector, not proof: detectors miss more images of generators they have not seen in
+training.
 
 If the checkpoint frames faces (--geometry face of train.py), the largest face is scored. With --faces, each face has a
 row, the most suspicious one first; the verdict in that row is the picture's and the one that the summary counts. Faces
@@ -106,10 +106,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold",
         type=threshold_value,
-        default="balanced",
         metavar="T",
-        help="balanced, fpr1 or fpr01 (1 %% or 0.1 %% false alarms on validation), or a p_fake in "
-        "[0, 1] (default: balanced)",
+        help="two verdicts instead of three: fake from this p_fake on; balanced, fpr1 or fpr01 (1 %% or 0.1 %% false "
+        "alarms where it was fitted), or a number in [0, 1]",
     )
     batch = "images per batch; a larger one needs more memory and is faster on a GPU only (default: 8)"
     parser.add_argument("--batch-size", type=int_in(1), default=8, help=batch)
@@ -180,8 +179,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         check_face_detector(args.face_detector)
         predictor = open_predictor(checkpoint, args.engine, args.device, args.precision, args.threads)
         point = predictor.operating_point
-        point.threshold(args.threshold)  # reports an unknown one before any image is read
-        if args.threshold == "balanced" and not point.thresholds:
+        point.limits(args.threshold)  # reports an unknown threshold before any image is read
+        if args.threshold is None and not point.thresholds:
             print("the checkpoint has no fitted thresholds: p_fake >= 0.5 is fake, nothing is unsure", file=sys.stderr)
         is_searched = args.faces or predictor.geometry.needs_face
         is_whole = args.whole or not is_searched

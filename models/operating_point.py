@@ -94,17 +94,21 @@ class OperatingPoint:
             )
         return self.thresholds[wanted]
 
-    def verdicts(self, p_fake: np.ndarray, threshold: str | float = "balanced") -> list[str]:
+    def verdicts(self, p_fake: np.ndarray, threshold: str | float | None = None) -> list[str]:
         """Return "fake", "real" or "unsure" for each p_fake ``(N,)``.
 
-        Only the ``balanced`` threshold has an unsure band. Otherwise, p_fake >= threshold is fake and the rest real.
+        With a ``threshold``, or if no band was fitted, p_fake >= threshold is fake and the rest real.
         """
         p_fake = np.asarray(p_fake, dtype=np.float64).reshape(-1)
-        value = self.threshold(threshold)
-        low, high = value, value
-        if threshold == "balanced":
-            low, high = self.thresholds.get("unsure_low", value), self.thresholds.get("unsure_high", value)
+        low, high = self.limits(threshold)
         return np.where(p_fake >= high, "fake", np.where(p_fake < low, "real", "unsure")).tolist()
+
+    def limits(self, threshold: str | float | None = None) -> tuple[float, float]:
+        """Return where unsure and where fake begin on p_fake; the same number twice if nothing is unsure."""
+        if threshold is None and self.band:
+            return self.band
+        value = self.threshold("balanced" if threshold is None else threshold)
+        return value, value
 
     def leans_to_fake(self, p_fake: np.ndarray) -> np.ndarray:
         """Whether each p_fake is fake or, where the verdict is unsure, at least the balanced threshold."""

@@ -101,7 +101,7 @@ def expected_verdict(p_fake, low, high):
     ("flags", "low", "high"),
     [
         ([], 0.4, 0.6),
-        (["--threshold", "balanced"], 0.4, 0.6),
+        (["--threshold", "balanced"], 0.5, 0.5),
         (["--threshold", "fpr1"], 0.7, 0.7),
         (["--threshold", "fpr01"], 0.9, 0.9),
         (["--threshold", "0.25"], 0.25, 0.25),

@@ -18,6 +18,7 @@ def test_verdicts_and_thresholds_of_an_operating_point():
     fitted = {"balanced": 0.5, "fpr1": 0.65, "unsure_low": 0.4, "unsure_high": 0.7}
     point = OperatingPoint(None, fitted, ("demo",))
     assert point.verdicts([0.2, 0.4, 0.6, 0.7]) == ["real", "unsure", "unsure", "fake"]
+    assert point.verdicts([0.2, 0.4, 0.6, 0.7], "balanced") == ["real", "real", "fake", "fake"]
     assert point.verdicts([0.2, 0.4, 0.6, 0.7], "fpr1") == ["real", "real", "real", "fake"]
     assert point.verdicts([0.2, 0.4, 0.6, 0.7], 0.3) == ["real", "fake", "fake", "fake"]
     assert OperatingPoint.from_checkpoint(point.to_checkpoint()) == point

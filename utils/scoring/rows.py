@@ -43,7 +43,7 @@ def picture_rows(
     batches: Iterator[ScoredBatch],
     records: Sequence[Record],
     point: OperatingPoint,
-    threshold: str | float,
+    threshold: str | float | None,
     finder: str | None,
     with_faces: bool,
 ) -> Iterator[list[Item]]:
@@ -76,7 +76,7 @@ def _face(number: int, left: float, top: float, width: float, height: float, con
     return dict(zip(FACE_COLUMNS, (*values, None if math.isnan(confidence) else confidence), strict=True))
 
 
-def _scored_rows(path: str, logits: np.ndarray, point: OperatingPoint, threshold: str | float) -> list[Row]:
+def _scored_rows(path: str, logits: np.ndarray, point: OperatingPoint, threshold: str | float | None) -> list[Row]:
     """A row for each logit; one of NaN stands for a picture in which no face was found."""
     if math.isnan(logits[0]):
         return [dict(zip(COLUMNS, (path, None, NO_FACE, None), strict=True))]
@@ -86,7 +86,7 @@ def _scored_rows(path: str, logits: np.ndarray, point: OperatingPoint, threshold
 
 
 def video_rows(
-    videos: Iterable[ScoredVideo], point: OperatingPoint, threshold: str | float, finder: str
+    videos: Iterable[ScoredVideo], point: OperatingPoint, threshold: str | float | None, finder: str
 ) -> Iterator[list[Item]]:
     """Turn each video of ``predict_videos`` into an item, with a row for each face and the most suspicious one first.
 

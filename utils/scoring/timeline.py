@@ -23,7 +23,11 @@ NAMED = 8  # tracks in the legend, as many as there are distinct styles
 
 
 def write_timelines(
-    videos: Iterable[ScoredVideo], paths: Sequence[str], folder: Path, point: OperatingPoint, threshold: str | float
+    videos: Iterable[ScoredVideo],
+    paths: Sequence[str],
+    folder: Path,
+    point: OperatingPoint,
+    threshold: str | float | None,
 ) -> Iterator[ScoredVideo]:
     """Pass videos on in the order of their paths; write NAME.csv, NAME.pdf and NAME.png for each that was scored."""
     names = unique_names([os.path.basename(path) for path in paths])
@@ -52,11 +56,12 @@ def timeline_csv(tracks: Sequence[Track], point: OperatingPoint) -> str:
 
 
 @styled
-def timeline_figure(tracks: Sequence[Track], point: OperatingPoint, threshold: str | float, title: str) -> Figure:
+def timeline_figure(
+    tracks: Sequence[Track], point: OperatingPoint, threshold: str | float | None, title: str
+) -> Figure:
     """p_fake of each track over time; above the dashed line a frame alone would be called fake, in the band unsure."""
     figure, (axes,) = new_figure(7.0, 3.2)
-    value = point.threshold(threshold)
-    low, high = point.band or (value, value) if threshold == "balanced" else (value, value)
+    low, high = point.limits(threshold)
     axes.axhline(high, color="black", linewidth=1, linestyle=(0, (4, 2)), label="fake above")
     if low < high:
         axes.axhspan(low, high, color=GREY, alpha=0.15, linewidth=0, label="unsure")
