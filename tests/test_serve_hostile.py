@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 pytest.importorskip("flask")
@@ -52,6 +54,28 @@ def test_hostile_videos(client, name):
     assert answer.status_code in ((413, 422) if name in REFUSED else (200, 422))
     assert send(client, "frame", VIDEOS[name], time="0").status_code == answer.status_code
     assert send(client, "predict", VIDEOS[name]).status_code == 415
+
+
+@pytest.mark.parametrize(
+    "width, height, words",
+    [
+        (1, 1, "The image is too small for a verdict: 1 x 1 px, each side needs 16."),
+        (2, 2000, "The image is too small for a verdict: 2 x 2000 px, each side needs 16."),
+        (16, 400, "The image is too narrow for a verdict: 16 x 400 px, more than 20 : 1."),
+    ],
+)
+def test_a_picture_without_a_verdict_is_not_called_damaged(client, width, height, words):
+    data = cv2.imencode(".png", np.zeros((height, width, 3), np.uint8))[1].tobytes()
+    for what in ("predict", "explain", "stress"):
+        answer = send(client, what, data)
+        assert answer.status_code == 422
+        assert answer.get_json()["error"] == {"code": "bad_shape", "message": words}
+
+
+def test_a_video_without_a_frame_at_the_time_is_not_called_damaged(client):
+    answer = send(client, "frame", clip(2), time="99")
+    assert answer.status_code == 422
+    assert answer.get_json()["error"] == {"code": "no_frame", "message": "The video has no frame at 99 s or later."}
 
 
 def test_mutations(client):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from datasets.decoding.images import check_shape, decode_image
+from datasets.decoding.images import UnreadableImage, check_shape, decode_image
 from datasets.decoding.video import sample_frames
 from datasets.faces.finder import Face, FaceFinder, face_views
 from datasets.faces.framing import Box
@@ -163,10 +163,15 @@ def prepare_frame(data: bytes, max_pixels: int, time: float) -> bytes:
     """The frame of a video at a time in s, as a PNG file: its pixels are those that were scored.
 
     Raises:
-        UnreadableImage: as ``sample_frames``.
+        UnreadableImage: as ``sample_frames``, or the video ends before ``time``.
     """
     cv2.setNumThreads(1)
-    frame = next(sample_frames(io.BytesIO(data), Sampling(max_frames=1), max_pixels, time))
+    try:
+        frame = next(sample_frames(io.BytesIO(data), Sampling(max_frames=1), max_pixels, time))
+    except UnreadableImage as error:
+        if time and str(error).startswith("no frame"):
+            raise UnreadableImage(f"no frame at {time:g} s or later") from None
+        raise
     return cv2.imencode(".png", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 

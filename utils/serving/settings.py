@@ -72,4 +72,8 @@ def refusal_of(error: Exception, max_pixels: int, what: str) -> Refused:
         return Refused(422, "too_complex", f"The {what} takes too long to decode.")
     if reason.startswith("no video stream"):
         return Refused(422, "unreadable", "The file has no video that can be decoded.")
+    if "for a verdict" in reason:  # too small or too narrow
+        return Refused(422, "bad_shape", f"The {what} is {reason}.")
+    if reason.startswith("no frame at"):
+        return Refused(422, "no_frame", f"The {what} has {reason}.")
     return Refused(422, "unreadable", f"The {what} is damaged or incomplete.")
