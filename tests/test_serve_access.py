@@ -108,6 +108,20 @@ def test_server_answers_over_a_socket_and_limits_headers(app):
         connection.request("GET", "/api/health")
         assert json.loads(connection.getresponse().read())["status"] == "ok"
         connection.request("GET", "/api/health", headers={"X-Large": "x" * 20_000})
-        assert connection.getresponse().status == 431
+        refused = connection.getresponse()
+        assert refused.status == 431 and json.loads(refused.read())["error"]["code"] == "error"
         with pytest.raises(UserError, match="expected a free address"):
             make_server(app, "127.0.0.1", port, LIMITS)
+
+
+@pytest.mark.parametrize("size", [2_500_000, 3_500_000, 500_000_000])  # refused by the app, then by waitress
+def test_a_request_with_too_many_bytes_is_refused_in_json(app, size):
+    with listening(app, LIMITS) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.putrequest("POST", "/api/predict")
+        connection.putheader("Content-Length", str(size))
+        connection.endheaders(b"-" * (size if size < 3_000_000 else 1))
+        answer = connection.getresponse()
+    assert answer.status == 413 and answer.getheader("Content-Type") == "application/json"
+    error = json.loads(answer.read())["error"]
+    assert error == {"code": "too_many_bytes", "message": "Request Entity Too Large."}

@@ -160,7 +160,8 @@ def test_only_videos_may_be_large_and_few_of_them_at_a_time(app):
             refused = begin("/api/video")
             refused.sock.settimeout(0.5)
             try:
-                assert refused.getresponse().status == 503
+                answer = refused.getresponse()
+                assert (answer.status, answer.getheader("Retry-After")) == (503, "2")
                 break
             except TimeoutError:
                 waiting.append(refused)

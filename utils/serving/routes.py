@@ -17,7 +17,7 @@ from utils.serving import guard, telemetry
 from utils.serving.offers import Offer
 from utils.serving.preparation import Choice
 from utils.serving.service import Service
-from utils.serving.settings import Limits, Refused
+from utils.serving.settings import REASONS, Limits, Refused
 from utils.serving.uploads import ACCEPTED, Upload, read_uploads
 
 log = logging.getLogger("serve")
@@ -25,7 +25,6 @@ OPENAPI = Path(__file__).with_name("openapi.json")
 
 OPEN_ENDPOINTS = {"api.health", "api.openapi", "page.index", "page.asset", "page.plain", "static"}  # need no token
 SHOWN_LIMITS = ("max_mb", "max_pixels", "max_files", "max_video_mb", "max_video_frames")
-REASONS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_many_bytes"}
 
 
 def make_api(service: Service, token_needed: bool) -> Blueprint:

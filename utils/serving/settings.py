@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Codes of errors that Flask or waitress finds, by HTTP status; all others are "error".
+REASONS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_many_bytes"}
+
 
 @dataclass(frozen=True)
 class Limits:

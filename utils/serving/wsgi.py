@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 import weakref
+from http import HTTPStatus
 from typing import Any
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
-from waitress.utilities import Error, RequestEntityTooLarge
+from waitress.utilities import Error
 
 from utils.errors import UserError
-from utils.serving.settings import Limits
+from utils.serving.settings import REASONS, Limits, Refused
 
 REQUEST_THREADS = 16  # they wait for workers that decode and for the thread of the detector
 MAX_HEADER_BYTES = 16_384
 MAX_CONNECTIONS = 100
 BACKLOG = 256
-SLACK = 1_000_000  # bytes above the limits of the app, so that the app refuses larger requests, in JSON
+SLACK = 1_000_000  # bytes above the limits of the app that are read: some clients see no answer until all is sent
 VIDEO_PATHS = ("/api/video", "/api/frame")
 VIDEO_UPLOADS = 4  # requests with a video that may be in memory at a time
+BUSY = Refused(503, "busy", "Too many videos at a time. Please try again in a few seconds.", retry_after=2)
 
 
 def make_server(app: Any, host: str, port: int, limits: Limits, trusted_proxy: str | None = None) -> tuple[Any, int]:
@@ -88,14 +91,25 @@ class _Request(HTTPRequestParser):
 
     def received(self, data: bytes) -> int:
         consumed = super().received(data)
-        if isinstance(self.error, RequestEntityTooLarge) and self.path in VIDEO_PATHS and self not in self.videos:
-            self.error = _BusyError("too many videos at a time; try again in a few seconds")
+        if self.error and not isinstance(self.error, _ApiError):
+            status = self.error.code
+            is_busy = status == 413 and self.path in VIDEO_PATHS and self not in self.videos
+            other = Refused(status, REASONS.get(status, "error"), f"{self.error.reason}.")
+            self.error = _ApiError(BUSY if is_busy else other)
         return consumed
 
 
-class _BusyError(Error):
-    code = 503
-    reason = "Service Unavailable"
+class _ApiError(Error):
+    """The answer to a request that never reaches the app, in JSON as from the app; waitress would send plain text."""
+
+    def __init__(self, refusal: Refused) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
+        status, wait = self.refusal.status, self.refusal.retry_after
+        headers = [("Content-Type", "application/json")] + ([("Retry-After", str(wait))] if wait else [])
+        return f"{status} {HTTPStatus(status).phrase}", headers, json.dumps({"error": self.refusal.to_dict()}).encode()
 
 
 class _TimedChannel(HTTPChannel):
