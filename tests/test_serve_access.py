@@ -62,6 +62,7 @@ def test_every_answer_has_the_security_headers(client):
         assert "unsafe" not in headers["Content-Security-Policy"]
         assert "script-src 'self'" in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["X-Frame-Options"] == "DENY"
+        assert headers["Referrer-Policy"] == "same-origin"  # no-referrer would hide the origin of the plain form
         assert "Access-Control-Allow-Origin" not in headers
     assert client.get("/api/health").headers["Cache-Control"] == "no-store"
 
@@ -70,6 +71,25 @@ def test_every_answer_has_the_security_headers(client):
 def test_requests_of_other_sites_are_refused(client, site, status):
     for name in ("predict", "cases", "video"):
         assert client.post(f"/api/{name}", headers={"Sec-Fetch-Site": site}).status_code == status
+
+
+@pytest.mark.parametrize(
+    "origin, host, status",
+    [
+        ("http://evil.com", "localhost:5000", 403),
+        ("http://localhost:5001", "localhost:5000", 403),
+        ("null", "localhost:5000", 403),
+        ("http://[", "localhost:5000", 403),
+        ("http://localhost:5000", "localhost:5000", 400),
+        ("http://[::1]:5000", "[::1]:5000", 400),
+        ("https://faces.example.org", "faces.example.org", 400),  # behind a proxy with TLS
+    ],
+)
+def test_requests_of_other_origins_are_refused(client, origin, host, status):
+    for path in ("/api/predict", "/api/cases", "/plain"):
+        assert client.post(path, headers={"Origin": origin, "Host": host}).status_code == status
+    same = {"Origin": origin, "Host": "127.0.0.1:5000", "Sec-Fetch-Site": "same-origin"}  # a proxy changed the host
+    assert client.post("/api/predict", headers=same).status_code == 400
 
 
 def test_token_guards_all_but_health_and_page(tiny_checkpoint, tmp_path):

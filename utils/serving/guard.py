@@ -21,7 +21,7 @@ HEADERS = {
     "Content-Security-Policy": CSP,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send `Origin: null` with the plain form
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=(), payment=(), usb=()",
@@ -61,8 +61,18 @@ def check_token(given: str, token: str | None) -> None:
 
 
 def check_same_site(request: Request) -> None:
-    """Refuse requests that a page of another site, or port, makes a browser send; programs do not send the header."""
-    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+    """Refuse a POST that a page of another site, or port, makes a browser send; programs send neither header.
+
+    Browsers send ``Sec-Fetch-Site`` to https and local addresses only, but ``Origin`` to all.
+    """
+    if request.method != "POST":
+        return
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site:  # decides alone: a proxy may change the host, but a page cannot change this
+        is_foreign = site in ("cross-site", "same-site")
+    else:
+        is_foreign = origin is not None and origin.partition("://")[2] != request.host  # also "null", of a sandbox
+    if is_foreign:
         raise Refused(403, "cross_site", "Requests from other web sites are not accepted.")
 
 
