@@ -84,7 +84,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     net.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     net.add_argument("--port", type=int_in(0, 65535), default=5000, help="default: 5000; 0 for any free port")
     net.add_argument("--public-name", nargs="+", default=[], metavar="NAME", help="host names that browsers may use")
-    net.add_argument("--trusted-proxy", metavar="ADDRESS", help="proxy whose X-Forwarded headers are trusted")
+    proxy = "IP address of the proxy whose X-Forwarded headers are trusted"
+    net.add_argument("--trusted-proxy", type=ip_address, metavar="ADDRESS", help=proxy)
     net.add_argument("--token-file", metavar="FILE", help="file with the token that clients must send")
     limits = parser.add_argument_group("limits")
     for name, (kind, meaning) in LIMITS.items():
@@ -93,6 +94,19 @@ def get_args_parser() -> argparse.ArgumentParser:
         limits.add_argument(flag, type=kind, default=default, help=f"{meaning} (default: {default:,})")
     add_device_group(parser, workers="")
     return parser
+
+
+def ip_address(text: str) -> str:
+    """Parse an IP address; returns its usual spelling, which waitress compares with that of each client.
+
+    The ``*`` of waitress is no address: every client could then choose the address that the rate limit counts.
+    """
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected an IP address, got {text!r}; pass the one from which the proxy connects, such as 127.0.0.1"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> dict:

@@ -12,6 +12,7 @@ pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
 import serve
+from tests.conftest import exit_and_stderr
 from tests.sockets import listening
 from tests.uploads import jpeg, upload
 from utils.errors import UserError
@@ -113,6 +114,14 @@ def test_only_known_host_names_are_served(tiny_checkpoint, tmp_path):
     assert serve.host_names("0.0.0.0", []) is None
     assert serve.host_names("127.0.0.1", ["faces.example.org"])[-1] == "faces.example.org"
     app.extensions["service"].close()
+
+
+@pytest.mark.parametrize("text", ["nonsense", "*", "localhost", "10.0.0.0/8", ""])
+def test_a_proxy_that_is_no_ip_address_is_refused_at_once(monkeypatch, capsys, text):
+    code, printed = exit_and_stderr(serve.main, ["--trusted-proxy", text, "--token-file", "/none"], monkeypatch, capsys)
+    assert code == 2 and len(printed.splitlines()) == 1
+    assert f"--trusted-proxy: expected an IP address, got {text!r}; pass" in printed
+    assert serve.ip_address("::0001") == "::1"
 
 
 @pytest.mark.parametrize("text", ["", "short\n"])
