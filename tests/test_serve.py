@@ -22,6 +22,7 @@ pytest.importorskip("waitress")
 import predict
 import serve
 from datasets.decoding.images import UnreadableImage
+from models.operating_point import OperatingPoint
 from tests.conftest import write_image
 from tests.datasets.heif_files import encode_heic
 from tests.uploads import jpeg, upload
@@ -194,6 +195,17 @@ def test_openapi_names_every_address_and_every_status_that_is_given(client):
     assert set(document["paths"]) == {rule for rule in rules if rule.startswith("/api") or rule == "/metrics"}
     assert upload(client, "/api/predict", [(b"no image", "a.txt")]).status_code == 415
     assert {"200", "415", "503"} <= set(document["paths"]["/api/predict"]["post"]["responses"])
+
+
+def test_openapi_says_that_the_verdict_comes_from_the_band_and_not_from_the_threshold(client):
+    schemas = client.get("/api/openapi.json").get_json()["components"]["schemas"]
+    given = [schema["properties"] for schema in schemas.values() if "threshold" in schema.get("properties", {})]
+    assert len(given) == 5
+    assert all(one["threshold"] == {"$ref": "#/components/schemas/Threshold"} and "unsure" in one for one in given)
+    assert "makes the verdict only if unsure is null" in schemas["Threshold"]["description"]
+    assert "fake if p_fake >= high, real if p_fake < low" in schemas["Unsure"]["description"]
+    point = OperatingPoint(thresholds={"balanced": 0.44, "unsure_low": 0.48, "unsure_high": 0.73})
+    assert point.verdicts(np.array([0.47, 0.48, 0.72, 0.73])) == ["real", "unsure", "unsure", "fake"]
 
 
 def test_plain_form_works_without_a_build(client, photos):
