@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     else:
         recipe = make_recipe(vars(args), command_line("train.py", argv))
     with locked(check_output_dir(folder)):
-        if not (args.resume or args.overwrite) and any((folder / name).exists() for name in ("best.pt", "last.pt")):
-            raise UserError(
-                f"expected a new run folder, got a run in {folder}; pass --resume, --overwrite or --output-dir"
-            )
+        found = [name for name in ("last.pt", "best.pt") if (folder / name).exists()]
+        if found and not (args.resume or args.overwrite):
+            ways = "--resume, --overwrite" if "last.pt" in found else "--overwrite"
+            raise UserError(f"expected a new run folder, got a run in {folder}; pass {ways} or --output-dir")
         run = (args.cache, args.device, args.workers, args.threads, on_epoch)
         return train_detector(recipe, folder, interrupted, *run)
 
@@ -168,6 +168,8 @@ def fit(
     from utils.training.validation import validate
 
     unreadable: dict[str, str] = {}
+    if state.history:  # the run may have been killed before it wrote its last row
+        write_log(folder, state.history)
     while state.epoch < recipe.epochs:
         if reason := reason_to_stop(recipe.patience, recipe.adversarial, state):
             log(reason)
@@ -199,9 +201,10 @@ def fit(
             wait_for_all()
             log(f"collapsed in epoch {state.epoch}: back to the best weights so far, of epoch {state.best_epoch}")
             state.go_back(folder / "best.pt")
-        # last.pt is written last: a run killed before this point repeats the whole epoch.
-        write_log(folder, state.history)
+        # After best.pt: a run killed before this point repeats the whole epoch. Before the log, which takes longer and
+        # which a resumed run writes again: until the first last.pt, there is nothing to resume.
         state.save(folder / "last.pt", description)
+        write_log(folder, state.history)
         if on_epoch:
             on_epoch(state.history)
     return unreadable

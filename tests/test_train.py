@@ -47,10 +47,15 @@ def test_existing_run_is_protected(flags, says, whole_run, tmp_path, monkeypatch
     assert (whole_run["folder"] / "last.pt").read_bytes() == before
 
 
-def test_lone_checkpoint_is_protected_too(faces, whole_run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [([], "; pass --overwrite or --output-dir"), (["--resume"], "; pass --overwrite instead of --resume")],
+)
+def test_lone_checkpoint_is_protected_too(flags, says, whole_run, tmp_path, monkeypatch, capsys):
+    """Also that of a run that was killed in its first epoch, which cannot be resumed."""
     shutil.copy(whole_run["folder"] / "best.pt", tmp_path)
-    code, error = exit_and_stderr(train.main, [*TINY, "--data", faces, "--output-dir", tmp_path], monkeypatch, capsys)
-    assert code == 2 and "--overwrite" in error
+    code, error = exit_and_stderr(train.main, [*flags, "--output-dir", tmp_path], monkeypatch, capsys)
+    assert code == 2 and says in error
 
 
 def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys):

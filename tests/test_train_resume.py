@@ -67,8 +67,9 @@ def kill_in_finish(patch) -> None:
     "install",
     [
         pytest.param(kill_in_epoch_2, id="mid-epoch"),
-        pytest.param(kill_at_replacing("log.csv", 2), id="between-best-and-last"),
-        pytest.param(kill_at_replacing("last.pt", 2), id="saving-last"),
+        pytest.param(kill_at_replacing("last.pt", 2), id="between-best-and-last"),
+        pytest.param(kill_at_replacing("log.csv", 1), id="first-log"),
+        pytest.param(kill_at_replacing("log.csv", 3), id="last-log"),
         pytest.param(kill_in_finish, id="finishing"),
     ],
 )

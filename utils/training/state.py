@@ -162,7 +162,9 @@ def load_run(folder: Path) -> dict[str, Any]:
     """
     path = folder / "last.pt"
     if not path.is_file():
-        raise UserError(f"expected an interrupted run in {folder}, found no last.pt; drop --resume to start one")
+        # A finished run without its last.pt, or one that was killed in its first epoch.
+        advice = "pass --overwrite instead of" if (folder / "best.pt").is_file() else "drop"
+        raise UserError(f"expected an interrupted run in {folder}, found no last.pt; {advice} --resume to start one")
     refusal = UserError(
         f"expected to resume from {path}, found a damaged file or one of another version; start again with --overwrite"
     )
