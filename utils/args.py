@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
+import errno
 import math
 import os
 import shlex
@@ -20,6 +22,7 @@ from utils.errors import UserError
 from utils.files import ROOT
 
 BASE_WEIGHTS_VARIABLE = "DEEPFAKE_BASE_WEIGHTS"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_DONE, EXIT_PARTIAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 # Files NAME.pt, NAME.json, NAME.md and NAME.sources.json in checkpoints/, results in results/NAME.
 RELEASES = ("deepfake-v3-small", "deepfake-v3", "deepfake-v2")
@@ -45,28 +48,47 @@ def make_parser(doc: str, prog: str) -> argparse.ArgumentParser:
 def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
     """Run a script's ``main`` and exit with the ``exit_code`` of the dict it returns, 0 by default.
 
-    A ``UserError`` becomes one line on stderr and exit code 2.
+    A ``UserError`` becomes one line on stderr and exit code 2; so does a full disk under stdout or stderr.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the shell closed it: `predict.py photo.jpg >&-`
+            setattr(sys, name, open(os.devnull, mode, errors="backslashreplace"))  # noqa: SIM115
     code: int | None = None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # Registered first, so it runs after all other exit handlers. While the interpreter is torn down, gloo's threads
         # may abort the process: pytorch/pytorch#190489.
         atexit.register(lambda: None if code is None else _end_process(code))
+    script = Path(sys.argv[0]).name
     try:
-        result = main(None)
-        sys.stdout.flush()  # here, where a closed pipe is still handled
-        code = result.get("exit_code", EXIT_DONE)
-    except UserError as error:
-        message = " ".join(line.strip() for line in str(error).splitlines())
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-        code = EXIT_USAGE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        try:
+            code = main(None).get("exit_code", EXIT_DONE)
+        except UserError as error:
+            code = EXIT_USAGE
+            print(f"{script}: {' '.join(line.strip() for line in str(error).splitlines())}", file=sys.stderr)
+        except KeyboardInterrupt:
+            code = EXIT_INTERRUPTED
+            print("interrupted", file=sys.stderr)
+        sys.stdout.flush()  # here, where a closed pipe and a full disk are still handled
     except BrokenPipeError:  # `predict.py ... | head` closes our stdout early
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_DONE
+        code = code or EXIT_DONE
+        _drop_output()
+    except OSError as error:
+        if error.filename or error.errno not in NO_SPACE:  # with a file name, or for another reason: a bug
+            raise
+        code = EXIT_USAGE
+        with contextlib.suppress(OSError):  # stderr may be on the same disk
+            print(f"{script}: expected room for the output, got: {error.strerror}; free some space", file=sys.stderr)
+        _drop_output()
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Drop what cannot be written, which the interpreter would try once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+        os.dup2(nowhere, stream.fileno())
 
 
 def _end_process(code: int) -> None:

@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,8 @@ def test_ctrl_c_is_no_traceback(capsys):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_script(lambda argv: {"exit_code": 1 // 0})
+    with pytest.raises(FileNotFoundError):
+        run_script(lambda argv: Path("no/such/file").read_bytes())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes of a POSIX system")
@@ -165,6 +168,30 @@ def test_a_reader_that_leaves_early_is_no_error(unbuffered):
     )
     os.close(write_end)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("streams", "code", "out", "error"),
+    [
+        (">/dev/full", 2, "", "expected room for the output, got: No space left on device"),
+        ("2>/dev/full", 2, "a line\n", ""),
+        (">/dev/full 2>&1", 2, "", ""),
+        ("<&-", 0, "a line\n", "a note"),
+        (">&-", 0, "", "a note"),
+        ("2>&-", 0, "a line\n", ""),
+        ("<&- >&- 2>&-", 0, "", ""),
+    ],
+)
+def test_full_and_closed_streams_are_no_traceback(streams, code, out, error, unbuffered):
+    tool = "print(sys.stdin.read() + 'a line') or print('a note', file=sys.stderr) or {}"
+    command = [sys.executable, "-c", f"import sys; from utils.args import run_script; run_script(lambda argv: {tool})"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    shell = ["bash", "-c", f"{shlex.join(command)} {streams}"]
+    result = subprocess.run(shell, cwd=ROOT, env=environment, capture_output=True, text=True, input="")
+    assert (result.returncode, result.stdout) == (code, out)
+    assert error in result.stderr and not {"Traceback", "Exception"} & {*result.stderr.split()}
 
 
 # ---------------------------------------------------------------------------------------------- early checks
