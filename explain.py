@@ -56,6 +56,7 @@ from utils.args import (
 )
 from utils.errors import UserError
 from utils.explanations.registry import TARGETS, check_methods, method_names
+from utils.files import open_output
 
 if TYPE_CHECKING:
     import torch
@@ -229,9 +230,10 @@ def explain_images(
     failed = {row["path"]: row["error"] for row in rows if "error" in row}
     done = [row for row in rows if "error" not in row]
     columns = (*COLUMNS, "framed", "finder") if finder else COLUMNS
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(done)
+    with open_output(None) as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(done)
     for path, reason in failed.items():
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
     images = "image" if len(paths) == 1 else "images"

@@ -1,6 +1,7 @@
 """explain.py through its command line: what it writes, what it refuses, what it survives."""
 
 import csv
+import io
 import json
 import weakref
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_a_classical_detector_shows_its_features_and_refuses_gradients(classical
     assert result["rows"][0]["method"] == "features" and (tmp_path / "out" / "a__features.pdf").exists()
     with pytest.raises(UserError, match="use --methods features occlusion superpixels"):
         run(*flags, "--overwrite", "--methods", "gradcam")
+
+
+def test_names_of_many_kinds_are_drawn_and_printed(tiny_checkpoint, classical_checkpoint, tmp_path, monkeypatch):
+    """Not only text: bytes that are not UTF-8, and what matplotlib would read as a formula."""
+    folder = tmp_path / "$\\q$\udcff"
+    for number, name in enumerate(("bad\udcff.png", "$\\q$.png")):
+        write_image(tmp_path / "a.png", number, True)
+        folder.mkdir(exist_ok=True)
+        (tmp_path / "a.png").rename(folder / name)
+    for checkpoint, flags in ((tiny_checkpoint, ["--contact-sheet"]), (classical_checkpoint, [])):
+        stdout = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        monkeypatch.setattr("sys.stdout", stdout)
+        out = tmp_path / checkpoint.parent.name
+        assert run("--checkpoint", checkpoint, folder, *flags, "--output-dir", out / "out")["exit_code"] == 0
+        stdout.flush()
+        assert b"bad\xff.png" in stdout.buffer.getvalue()
 
 
 class Counter:

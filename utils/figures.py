@@ -101,6 +101,11 @@ def save_figure(figure: "Figure", stem: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
+def name_text(name: str) -> str:
+    """A file name that matplotlib can draw: ``$`` starts no formula, and bytes that are not UTF-8 read ``\\xff``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("$", r"\$")
+
+
 def line_style(index: int) -> dict[str, Any]:
     """Colour, dash and marker of the curve with this index, different for at least eight curves."""
     return {

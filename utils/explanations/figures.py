@@ -12,7 +12,7 @@ from datasets.listing.spec import LABEL_NAMES
 from utils.explanations.images import Explained
 from utils.explanations.overlay import normalise, overlay
 from utils.explanations.registry import title_of
-from utils.figures import new_figure, styled
+from utils.figures import name_text, new_figure, styled
 from utils.files import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ def image_figure(item: Explained) -> Figure:
         draw_picture(panels[3], item.image, "Top regions" if item.regions[method].any() else "No region")
         _outline(panels[3], item.regions[method])
     known = "" if item.label is None else f", label {LABEL_NAMES[item.label]}"
-    figure.suptitle(
-        f"{Path(item.path).name}: {item.verdict}, p_fake {item.p_fake:.3f}{known}; evidence for {item.target}"
-    )
+    name = name_text(Path(item.path).name)
+    figure.suptitle(f"{name}: {item.verdict}, p_fake {item.p_fake:.3f}{known}; evidence for {item.target}")
     return figure
 
 

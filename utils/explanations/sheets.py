@@ -19,7 +19,7 @@ from utils.explanations.overlay import normalise, overlay
 from utils.explanations.regions import find_face
 from utils.explanations.registry import title_of
 from utils.explanations.spectra import log_spectrum, radial_profile
-from utils.figures import FAKE_COLOUR, REAL_COLOUR, new_figure, save_figure, styled
+from utils.figures import FAKE_COLOUR, REAL_COLOUR, name_text, new_figure, save_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,7 +165,7 @@ def average_figure(items: Sequence[Explained], method: str) -> Figure:
         draw_picture(
             face_panel,
             np.mean([pair[0] for pair in pairs], axis=0).astype(np.uint8),
-            f"{source}: mean of {len(members)}",
+            f"{name_text(source)}: mean of {len(members)}",
         )
         mean_map = np.mean([pair[1] for pair in pairs], axis=0)
         shown = draw_picture(map_panel, mean_map, f"{title_of(method)}, mean map", cmap="viridis", vmin=0)
@@ -176,7 +176,7 @@ def average_figure(items: Sequence[Explained], method: str) -> Figure:
         for name, group, colour, dash in groups:
             profiles = np.stack([radial_profile(log_spectrum(item.image)) for item in group])
             frequency = np.arange(profiles.shape[1]) / (2 * profiles.shape[1])
-            line_panel.plot(frequency, profiles.mean(axis=0), dash, color=colour, label=name)
+            line_panel.plot(frequency, profiles.mean(axis=0), dash, color=colour, label=name_text(name))
         line_panel.set(ylabel="Log10 power", xlabel="Cycles per pixel")
         line_panel.legend()
     return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.operating_point import OperatingPoint
-from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
+from utils.figures import GREY, legend_below, line_style, name_text, new_figure, save_figure, styled
 from utils.files import atomic_write_text
 from utils.scoring.tracks import ScoredVideo, Track
 from utils.tables import unique_names
@@ -70,6 +70,6 @@ def timeline_figure(
         style = line_style(number - 1)
         axes.plot(track.times, point.p_fake(track.logits), label=name if number <= NAMED else None, **style)
     axes.set(xlabel="Time (s)", ylabel="p_fake", ylim=(-0.03, 1.03))
-    axes.set_title(title.encode("utf-8", "replace").decode(), parse_math=False)
+    axes.set_title(name_text(title))
     legend_below(figure, axes, n_columns=4)
     return figure

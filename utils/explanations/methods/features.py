@@ -14,7 +14,7 @@ from datasets.transforms import to_tensor
 from utils.errors import UserError
 from utils.explanations.registry import register_explanation
 from utils.explanations.spectra import log_spectrum, radial_profile
-from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, new_figure, save_figure, styled
+from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, name_text, new_figure, save_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def explain_features(
     for (path, stem, framing), added, p, verdict in zip(
         readable, contributions, p_fake.tolist(), verdicts, strict=True
     ):
-        title = f"{Path(path).name}: {verdict}, p_fake {p:.3f}"
+        title = f"{name_text(Path(path).name)}: {verdict}, p_fake {p:.3f}"
         save_figure(feature_figure(read_image(path), added, detector.feature_names(), how, title), stem)
         facts = {"path": path, "p_fake": p, "verdict": verdict, "target": "fake", "method": "features"}
         rows.append({**facts, **framing, "all_zero": "no" if added.any() else "yes", "figure": f"{stem}.png"})
