@@ -20,6 +20,8 @@ from utils.attacks.threat_model import check_linf_eps, parse_size
 from utils.errors import UserError
 from utils.model_names import check_model_name
 
+ADV_EPS, ADV_STEPS = 2 / 255, 3  # of adversarial training by default
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -79,6 +81,9 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
     recipe = recipe_values(flags)
     check_model_name(recipe["model"])
     check_weights_source(recipe["weights"])
+    if (recipe["adv_eps"] or recipe["adv_steps"]) and not recipe["adversarial"]:
+        raise UserError("expected --adversarial with --adv-eps and --adv-steps, got none; add it, or drop these flags")
+    recipe |= {"adv_eps": recipe["adv_eps"] or ADV_EPS, "adv_steps": recipe["adv_steps"] or ADV_STEPS}
     check_linf_eps(recipe["adv_eps"], "--adv-eps")
     if recipe["geometry"] != "face" and (recipe["margin"] or recipe["face_detector"]):
         raise UserError(
@@ -189,5 +194,5 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
     attack = parser.add_argument_group("adversarial training")
     attack.add_argument("--adversarial", choices=("fgsm", "pgd", "trades"), help="attack the training images (Linf)")
-    attack.add_argument("--adv-eps", type=parse_size, default=2 / 255, help="pixel units (default: 2/255)")
-    attack.add_argument("--adv-steps", type=int_in(1, 100), default=3, help="steps of pgd and trades (default: 3)")
+    attack.add_argument("--adv-eps", type=parse_size, help="pixel units (default: 2/255)")
+    attack.add_argument("--adv-steps", type=int_in(1, 100), help=f"steps of pgd and trades (default: {ADV_STEPS})")

@@ -62,9 +62,9 @@ def build_detector(
     torch.manual_seed(recipe.seed)
     model_args, embedding = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
     detector = create_model(recipe.model, **model_args)
-    if detector.is_classical and (recipe.teacher or recipe.compile):
-        found = "--teacher" if recipe.teacher else "--compile"
-        raise UserError(f"expected a neural --model with {found}, got {recipe.model}; drop {found}")
+    found = [name for name in ("adversarial", "compile", "teacher") if getattr(recipe, name)]
+    if detector.is_classical and found:
+        raise UserError(f"expected a neural --model with --{found[0]}, got {recipe.model}; drop --{found[0]}")
     if recipe.token_views and not detector.caches_tokens and not teaches_by_tokens(recipe, device):
         raise UserError(
             f"expected a --model or --teacher with a frozen part for --token-views, such as foundation, got "

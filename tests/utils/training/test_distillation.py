@@ -76,7 +76,9 @@ def test_teacher_that_does_not_exist(tmp_path):
         train.main(["--teacher", str(tmp_path / "none.pt"), "--output-dir", str(tmp_path / "run")])
 
 
-@pytest.mark.parametrize("flags", [["--teacher", "{teacher}"], ["--compile"]], ids=lambda flags: flags[0])
+@pytest.mark.parametrize(
+    "flags", [["--teacher", "{teacher}"], ["--compile"], ["--adversarial", "fgsm"]], ids=lambda flags: flags[0]
+)
 def test_what_a_classical_model_would_ignore_is_refused(flags, image_folder, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)
     argv = ["--model", "lightgbm", "--data", str(image_folder), "--output-dir", str(tmp_path / "run")]
