@@ -110,6 +110,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         tiers = pick_tiers(args.tiers, args.severity)
         checkpoints = [check_checkpoint_file(path) for path in args.checkpoint or [None]]
+        if args.compare and len(checkpoints) != 2:
+            raise UserError(
+                f"expected two --checkpoint for --compare, got {len(checkpoints)}; name two or drop --compare"
+            )
         data = open_labelled(args.data)
         check_pair(args.pair, data)
 

@@ -58,6 +58,16 @@ def test_compare_needs_two_checkpoints(scores):
         evaluate.main(["--from-scores", scores[0], "--compare", "--output-dir", "out"])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_compare_of_one_or_three_checkpoints_is_refused_before_any_image_is_scored(
+    count, tiny_checkpoint, image_folder, tmp_path
+):
+    flags = ["--data", str(image_folder), "--compare", "--output-dir", str(tmp_path / "out"), "--no-score-cache"]
+    with pytest.raises(UserError, match=f"expected two --checkpoint for --compare, got {count}"):
+        evaluate.main(["--checkpoint", *[str(tiny_checkpoint)] * count, *flags])
+    assert not (tmp_path / "out" / "scores").exists()
+
+
 def test_gallery_is_a_page_and_a_list(scores, tmp_path):
     evaluate.main(["--from-scores", scores[1], "--gallery", "--output-dir", "out", "--n-boot", "0"])
     page = (tmp_path / "out" / "gallery.html").read_text()
