@@ -116,6 +116,20 @@ def test_output_is_never_an_input(checkpoint):
     assert Path(picture).read_bytes() == pixels
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_a_redirected_stream_is_not_replaced(checkpoint, name):
+    write_images("a.png")
+    with open("log.txt", "w+") as file:
+        file.write("head\n")
+        file.flush()
+        line = refused(checkpoint, "a.png", "--output", name.format(file.fileno()))
+        assert "leave out the flag to write to stdout" in line
+        file.write("tail\n")
+    assert Path("log.txt").read_text() == "head\ntail\n"
+    assert sorted(os.listdir()) == ["a.png", "log.txt"]
+
+
 def test_full_disk_is_one_line():
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")

@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
 BASE_WEIGHTS = "base-weights"  # the folder of public weights in the user's cache
+STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the project
 
 
@@ -37,11 +38,12 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
     The data go to a temporary file in the same folder (a rename is atomic only within one file system), are flushed to
     the disk, and then take the target's name. Missing parent folders are created. Links are followed. A device or pipe
-    such as ``/dev/stdout`` is written to directly, because replacing it would destroy it. Of several processes, only
-    the first writes.
+    is written to directly, because replacing it would destroy it: ``/dev/stdout`` in a pipeline. Of several processes,
+    only the first writes.
 
     Raises:
-        UserError: the file cannot be written; the temporary file is gone and the old file is untouched.
+        UserError: the file cannot be written, or is a redirected stream; the temporary file is gone and the old file is
+            untouched.
     """
     with _writing(path, "b", {}) as stream:
         stream.write(data)
@@ -91,6 +93,11 @@ def _writing(path: str | os.PathLike[str], mode: str, form: dict[str, Any]) -> I
             with open(path, "w" + mode, **form) as stream:
                 yield stream
             return
+        if os.path.exists(path) and os.fspath(path).startswith(STREAMS):  # others write to this file too
+            raise UserError(
+                f"expected to write a file, got the stream {path}, redirected to one; name a file, or leave out the "
+                "flag to write to stdout"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "x" + mode, **form) as stream:
