@@ -104,7 +104,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
             parser.error("expected --calibration-data SPEC or --data SPEC, a training set, with --export int8")
         sets = (args.data, calibration_data, args.face_detector)
         return export_one(files[0], args.export, Path(args.output), *sets, command)
-    if not args.data or args.output:
+    if args.output:
+        parser.error(
+            f"expected --export {{{','.join(sorted(EXPORTS))}}} with --output, got none; add it or drop --output"
+        )
+    if not args.data:
         parser.error("expected --data SPEC to measure, or --export with --output FILE.onnx")
     folder = check_output_dir(args.output_dir)
 

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Combine; returns ``{"checkpoint": path, "rows": test rows, "exit_code": 0 or 1}``."""
     args = get_args_parser().parse_args(argv)
     if args.views and (len(args.checkpoint) > 1 or args.method != "mean"):
-        got = f"{len(args.checkpoint)} and --method {args.method}"
+        got = f"{len(args.checkpoint)}" + ("" if args.method == "mean" else f" and --method {args.method}")
         raise UserError(f"expected one --checkpoint and no --method with --views, got {got}")
     if len(args.checkpoint) < 2 and not args.views:
         raise UserError(f"expected two or more --checkpoint, got {len(args.checkpoint)}")

@@ -223,7 +223,7 @@ def test_engines_that_cannot_run_say_why(monkeypatch):
         (["--engines", "warp"], "invalid choice"),
         ([], "expected --data SPEC"),
         (["--export", "onnx"], "--output FILE.onnx"),
-        (["--data", "demo", "--output", "x.onnx"], "expected --data SPEC to measure"),
+        (["--data", "demo", "--output", "x.onnx"], "expected --export {int8,onnx,openvino} with --output, got none"),
         (["--export", "int8", "--output", "x.onnx"], "expected --calibration-data SPEC"),
     ],
 )
