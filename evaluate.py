@@ -20,9 +20,11 @@ per set, as .pdf and .png. The table is printed, unseen sources first:
 
 A tier degrades each image, always in the same way, before it is scored: web is one upload to a web site, hard is
 several rounds of sharing. --severity raises one degradation step by step. A dagger marks what the training augmentation
-already applied. Scores are kept in --score-cache and reused while checkpoint, images, tier and code are the same, so an
-interrupted evaluation resumes. Intervals are 95 % percentile bootstrap; the threshold is that of the checkpoint. Where
-faces are searched, a picture or video without one is scored as a whole: tables have a score for every image.
+already applied. Scores are kept in --score-cache and reused while checkpoint, images, tier and code are the same. They
+are written when a data set is finished: repeat an interrupted command, and only the set in progress is scored again
+from its start. Scores of videos are not kept. Intervals are 95 % percentile bootstrap; the threshold is that of the
+checkpoint. Where faces are searched, a picture or video without one is scored as a whole: tables have a score for every
+image.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 from tests.utils.evaluation.conftest import by_tier
 from utils.scoring.scorer import score
 from utils.scoring.table import read_sidecar
@@ -27,6 +28,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, make_folder, reads,
         patch.setattr("utils.evaluation.evaluate.score", fail_on_second(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run("--tiers", "clean", "hard", data=sets)
+    assert "only the set in progress is scored again" in evaluate.__doc__  # what the help says
     done = list(reads)
     result = run("--tiers", "clean", "hard", data=sets)
     assert len(done) == 4 and {Path(path).parts[-3] for path in reads[4:]} == {"two"} and len(reads) == 8
