@@ -12,7 +12,7 @@ import numpy as np
 from datasets.listing.records import LABEL_NAMES
 from models.operating_point import OperatingPoint
 from utils.errors import UserError
-from utils.evaluation.left_out import LEFT_OUT, on_scale_of
+from utils.evaluation.left_out import LEFT_OUT
 from utils.evaluation.operating_point import fit_operating_point
 from utils.evaluation.scored_sets import ScoredSet, read_evaluations
 from utils.files import write_json
@@ -34,6 +34,7 @@ CAPTION = (
     "fakes of all others, and of both against each other, with 95 % bootstrap intervals. Verdicts, with Wilson's, are "
     "those of one operating point fitted on all sources left out, as that of a release is."
 )
+EPSILON = 1e-12  # of p_fake, which may be 0 or 1
 Draws = Mapping[str, np.ndarray]  # (1 + n_boot,) each: the observed AUC and its resamples
 
 
@@ -44,7 +45,6 @@ def write_left_out(files: Sequence[Path], folder: Path, n_boot: int) -> tuple[li
         The rows, one per source left out and tier; the means by tier; the number of unreadable images.
     """
     sets = read_evaluations(files)
-    sets = [replace(scored, table=table) for scored, table in zip(sets, on_scale_of(None, sets), strict=True)]
     rows: list[dict[str, Any]] = []
     means: dict[str, dict[str, Any]] = {}
     for tier in dict.fromkeys(scored.tier for scored in sets):
@@ -71,9 +71,15 @@ def write_left_out(files: Sequence[Path], folder: Path, n_boot: int) -> tuple[li
 
 
 def fit_on_all(tables: Sequence[ScoreTable]) -> OperatingPoint | None:
-    """Fit an operating point on the scores of all sources left out, on one scale; None if they are of one class."""
+    """Fit an operating point on the scores of all sources left out; None if they are of one class."""
     labels = {label for table in tables for label in table.label.tolist()}
-    return fit_operating_point(tables) if len(labels) == 2 else None
+    return fit_operating_point([on_one_scale(table) for table in tables]) if len(labels) == 2 else None
+
+
+def on_one_scale(table: ScoreTable) -> ScoreTable:
+    """Take logits from p_fake, which each run has calibrated: the logits of different runs differ in scale."""
+    p_fake = np.clip(table.p_fake, EPSILON, 1 - EPSILON)
+    return replace(table, logit=np.log(p_fake) - np.log1p(-p_fake))
 
 
 def measure_run(
@@ -154,7 +160,7 @@ def with_intervals(draws: Draws) -> dict[str, Any]:
 def verdicts(table: ScoreTable, point: OperatingPoint | None) -> dict[str, Any]:
     """Return the numbers of reals and fakes, and how often their verdict is fake or unsure."""
     row: dict[str, Any] = {}
-    said = np.array(point.verdicts(point.p_fake(table.logit)) if point else [""] * len(table))
+    said = np.array(point.verdicts(point.p_fake(on_one_scale(table).logit)) if point else [""] * len(table))
     for number, label in enumerate(LABEL_NAMES):
         own = said[table.label == number]
         row[f"n_{label}"] = len(own)

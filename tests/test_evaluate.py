@@ -256,7 +256,7 @@ def test_warns_when_a_checkpoint_was_trained_on_the_images(place, tmp_path, caps
         ("--checkpoint net", "expected either --data"),
         ("--checkpoint net --from-scores s.csv", "--checkpoint PT... only with --data"),
         ("--data wild --from-scores s.csv", "expected either --data"),
-        ("--checkpoint absent.pt --data wild", "found none at 'absent.pt'; train one"),
+        ("--checkpoint absent.pt --data wild", "found none at 'absent.pt'; check the path"),
         ("--checkpoint wild --data wild", "found none at 'wild'"),
         ("--checkpoint empty.pt --data wild", "an empty file"),
         ("--checkpoint weights.pt --data wild", "bare weights"),

@@ -93,7 +93,7 @@ def test_a_checkpoint_of_views_needs_the_single_one_no_more(single, image_folder
     ("flags", "message"),
     [
         (["--views", "flip", "--method", "soup"], "expected one --checkpoint and no --method with --views, got 1"),
-        (["--views", "flip", "--checkpoint", "FILE", "FILE"], "with --views, got 2 and --method mean"),
+        (["--views", "flip", "--checkpoint", "FILE", "FILE"], "with --views, got 2"),
         (["--views", "sideways"], "invalid choice"),
     ],
 )

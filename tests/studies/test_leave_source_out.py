@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import calibrate
 import train
 from datasets.listing.spec import open_records, parse_spec
 from datasets.listing.splits import open_training_data
+from models.operating_point import sigmoid
 from studies import leave_source_out
 from studies.leave_source_out import kept_specs, left_out_listings, named_specs, parse_group
 from studies.left_out_scores import Scoring, score_listings
@@ -170,7 +172,7 @@ def test_mistakes_are_found_before_any_training(flags, message, sources, monkeyp
 
 
 def write_run(folder, run, left_out, parts, temperature=1.0):
-    """Write the files of a run; ``parts`` maps the part to a mapping of source to (labels, logits)."""
+    """Write the files of a run; ``parts`` maps each part to a mapping of source to (labels, logits)."""
     files = []
     for part, found in parts.items():
         tables = [
@@ -178,9 +180,9 @@ def write_run(folder, run, left_out, parts, temperature=1.0):
             for name, (labels, logits) in found.items()
         ]
         files.append(folder / f"{run}__{part}.csv.gz")
-        write_scores(files[-1], ScoreTable.join(tables))
-        calibration = {"method": "temperature", "temperature": temperature}
-        info = {"thresholds": {}, "threshold": 0.5, "trained_on": ["x"], "calibration": calibration}
+        table = ScoreTable.join(tables)
+        write_scores(files[-1], replace(table, p_fake=sigmoid(table.logit / temperature)))
+        info = {"thresholds": {}, "threshold": 0.5, "trained_on": ["x"]}
         write_sidecar(files[-1], checkpoint=run, split=part, left_out=left_out, **info)
     return files
 
