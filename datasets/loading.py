@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -168,6 +168,19 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
     return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
+class Loader(DataLoader):
+    """A loader that draws one number of torch's generator for each pass, however many workers it has.
+
+    A DataLoader without workers does so; one whose workers persist draws for its first pass only. Dropout and attacks
+    would then depend on the number of workers, and on where a run was resumed.
+    """
+
+    def __iter__(self) -> Any:
+        if getattr(self, "_iterator", None) is not None:
+            torch.empty((), dtype=torch.int64).random_()
+        return super().__iter__()
+
+
 def make_loader(
     dataset: Dataset,
     batch_size: int,
@@ -177,7 +190,7 @@ def make_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """Build a loader of :class:`Batch`; without a sampler the records come in order."""
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,

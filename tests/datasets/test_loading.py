@@ -177,3 +177,15 @@ def test_an_unreadable_image_may_become_readable(records):
     assert isinstance(dataset[0], Unreadable)
     Path(records[0].path).write_bytes(good)
     assert np.isfinite(dataset[0][0]).all()
+
+
+def test_passes_draw_alike_from_the_generator_with_any_number_of_workers(records):
+    """Else dropout would depend on the number of workers, and on the epoch from which a run was resumed."""
+    draws = []
+    for workers in (0, 2):
+        loader = make_loader(ImageDataset(records, EvalTransform(GEOMETRY)), 8, workers=workers)
+        torch.manual_seed(0)
+        for _ in range(3):
+            list(loader)
+        draws.append(torch.rand(4).tolist())
+    assert draws[0] == draws[1]
