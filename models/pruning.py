@@ -7,12 +7,14 @@ checkpoint of a pruned detector is an ordinary one.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from models.detector import Detector
+from models.registry import create_model
 from utils.errors import UserError
 
 Channels = dict[str, list[int]]  # layer to [outputs, inputs, groups]; [width] for a batch norm
@@ -62,7 +64,20 @@ def prune_channels(detector: Detector, share: float) -> Channels:
         ) from None
     channels = {name: width for name, width in layer_widths(detector).items() if width != before[name]}
     detector.model_args = {**detector.model_args, "channels": channels}
+    check_rebuilds(detector)
     return channels
+
+
+def check_rebuilds(detector: Detector) -> None:
+    """Raise UserError unless a checkpoint of the pruned detector could be loaded: some layers cannot be narrowed."""
+    try:
+        create_model(detector.name, **detector.model_args).load_state_dict(detector.state_dict())
+    except RuntimeError as error:
+        layer = re.search(r"size mismatch for (\S+):", str(error))
+        raise UserError(
+            "expected a network of convolutions, linear layers and batch norms for --prune, got "
+            f"{detector.name} with {layer[1] if layer else 'others'}; drop --prune"
+        ) from None
 
 
 def layer_widths(detector: nn.Module) -> Channels:

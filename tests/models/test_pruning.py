@@ -98,6 +98,13 @@ def test_what_has_no_channels():
         prune_channels(create_model("logistic_regression", features="color"), 0.5)
 
 
+def test_layers_that_cannot_be_rebuilt_are_refused_at_once():
+    detector = create_model("cnn_lstm")
+    detector.geometry = Geometry("crop", 48)
+    with pytest.raises(UserError, match=r"linear layers and batch norms for --prune, got cnn_lstm with reader\.lstm"):
+        prune_channels(detector, 0.3)
+
+
 def test_published_weights_are_not_pruned():
     with pytest.raises(UserError, match="trains as a whole for --prune, got foundation"):
         prune_channels(create_model("foundation", backbone="test_vit"), 0.5)
