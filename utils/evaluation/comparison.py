@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.evaluation.scored_sets import ScoredSet
 from utils.figures import FAKE_COLOUR, GREY, REAL_COLOUR, legend_below, new_figure, save_figure, styled
 from utils.files import atomic_write_text, write_json
-from utils.metrics.comparison import compare_tiers, match_images
+from utils.metrics.comparison import compare_sets, match_images
 from utils.scoring.table import ScoreTable
 from utils.tables import csv_table, write_table
 
@@ -27,7 +27,8 @@ def write_pair(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> str:
     """Compare the two checkpoints whose scores these are; returns the table as Markdown.
 
     Writes comparison.json (everything), comparison.csv, .md and .tex (the table), disagreements.csv (the images on
-    which the verdicts differ, the widest gap in p_fake first) and comparison.pdf and .png (the first tier).
+    which the verdicts differ, the widest gap in p_fake first) and comparison.pdf and .png (the first data set and
+    tier).
 
     Raises:
         UserError: the scores are not of exactly two checkpoints, or not on the same images.
@@ -41,30 +42,31 @@ def write_pair(sets: Sequence[ScoredSet], folder: Path, n_boot: int) -> str:
         raise UserError("expected one threshold per checkpoint for --compare, got several; score the sets again")
     limits = (thresholds[0].pop(), thresholds[1].pop())
     a, b = match_images(*(ScoreTable.join([scored.table for scored in side]) for side in sides))
-    results = compare_tiers(a, b, *limits, n_boot)
+    results = compare_sets(a, b, *limits, n_boot)
     images = disagreements(a, b, *limits)
-    write_json(folder / "comparison.json", {"name_a": names[0], "name_b": names[1], "tiers": results, "images": images})
-    columns = [("tier", "Tier"), ("figure", "Figure"), ("a", names[0]), ("b", names[1]), ("difference", "Difference")]
-    columns += [("test", "Test"), ("p", "p"), ("p_holm", "p, Holm")]
+    write_json(folder / "comparison.json", {"name_a": names[0], "name_b": names[1], "sets": results, "images": images})
+    columns = [("dataset", "Data"), ("tier", "Tier"), ("figure", "Figure"), ("a", names[0]), ("b", names[1])]
+    columns += [("difference", "Difference"), ("test", "Test"), ("p", "p"), ("p_holm", "p, Holm")]
     formats = {"p": ".2g", "p_holm": ".2g"}
     paths = write_table(comparison_rows(results), columns, folder / "comparison", caption(results, names), formats)
     listed = [{**image, "label": LABEL_NAMES[image["label"]]} for image in images]
     atomic_write_text(folder / "disagreements.csv", csv_table(listed, [(key, key) for key in DISAGREEMENT_KEYS]))
-    first = np.array(a.tier) == a.tier[0]
+    first = (np.array(a.tier) == a.tier[0]) & (np.array(a.dataset) == a.dataset[0])
     figure = comparison_figure(a.select(first), b.select(first), limits, (names[0], names[1]))
     save_figure(figure, folder / "comparison")
     return paths[1].read_text(encoding="utf-8")
 
 
 def comparison_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two rows per tier, one for AUC and one for accuracy: a, b, difference (with intervals), test and p values."""
+    """Two rows per data set and tier, for AUC and accuracy: a, b, difference (with intervals), test and p values."""
     rows = []
     for result in results:
         mcnemar, delong = result["mcnemar"], result["delong"] or {}
-        row: dict[str, Any] = {"tier": result["tier"], "figure": "AUC", "test": "DeLong"}
+        where = {key: result[key] for key in ("dataset", "tier")}
+        row: dict[str, Any] = {**where, "figure": "AUC", "test": "DeLong"}
         row |= {key: delong.get(f"auc_{key}") for key in ("a", "a_ci", "b", "b_ci")}
         rows.append(row | {key: delong.get(key) for key in ("difference", "difference_ci", "p", "p_holm")})
-        row = {"tier": result["tier"], "figure": "Acc", "test": "McNemar, mid-p"}
+        row = {**where, "figure": "Acc", "test": "McNemar, mid-p"}
         row |= {key: mcnemar[f"acc_{key}"] for key in ("a", "b")}
         row |= {key: mcnemar[key] for key in ("difference", "p", "p_holm")}
         rows.append(row | {"difference_ci": result["acc_difference_ci"]})
@@ -72,18 +74,17 @@ def comparison_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def caption(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Say what the table shows and how the verdicts split, tier by tier."""
+    """Say what the table shows and how the verdicts split in each data set and tier."""
     text = (
         f"{names[0]} minus {names[1]} on the same images, thresholds {results[0]['threshold_a']:.3g} and "
         f"{results[0]['threshold_b']:.3g}. 95 % intervals: AUC by DeLong, the difference in accuracy by paired "
-        f"bootstrap. Tiers are copies of the same images: each is tested alone, and Holm's method corrects p for their "
-        f"number."
+        f"bootstrap. Each data set and tier is tested alone, and Holm's method corrects p for their number."
     )
     for result in results:
         counts = result["mcnemar"]
         text += (
-            f" {result['tier']}: {result['n_real']:,} real and {result['n_fake']:,} fake; both right "
-            f"{counts['both_right']:,}, only {names[0]} {counts['only_a_right']:,}, only {names[1]} "
+            f" {result['dataset']}, {result['tier']}: {result['n_real']:,} real and {result['n_fake']:,} fake; both "
+            f"right {counts['both_right']:,}, only {names[0]} {counts['only_a_right']:,}, only {names[1]} "
             f"{counts['only_b_right']:,}, neither {counts['both_wrong']:,}."
         )
         text += f" No AUC: {result['delong_reason']}." if result["delong_reason"] else ""

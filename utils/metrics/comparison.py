@@ -18,22 +18,24 @@ from utils.scoring.table import ScoreTable
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
-def compare_tiers(
+def compare_sets(
     a: ScoreTable, b: ScoreTable, threshold_a: float, threshold_b: float, n_boot: int = 2000, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Compare two detectors on the same images, one tier at a time; the row order does not matter.
+    """Compare two detectors on the same images, one data set and tier at a time; the row order does not matter.
 
-    The tiers of an image are copies of it, so they are never pooled. Each entry has ``tier``, the result of
-    :func:`compare_scores`, and in ``delong`` and ``mcnemar`` the p value ``p_holm``, corrected for the number of tiers.
+    The tiers of an image are copies of it, and the scores of one data set may all be higher than those of another, so
+    neither are pooled. Each entry has ``dataset`` and ``tier``, the result of :func:`compare_scores`, and in ``delong``
+    and ``mcnemar`` the p value ``p_holm``, corrected for the number of entries.
 
     Raises:
         UserError: the tables do not hold the same images with the same labels, or a threshold is not finite.
     """
     a, b = match_images(a, b)
     results = []
-    for (tier,), part in a.groups("tier"):
-        other = b.select(np.array(b.tier) == tier)
-        results.append({"tier": tier, **compare_scores(part, other, threshold_a, threshold_b, n_boot, seed)})
+    for (dataset, tier), part in a.groups("dataset", "tier"):
+        other = b.select((np.array(b.dataset) == dataset) & (np.array(b.tier) == tier))
+        compared = compare_scores(part, other, threshold_a, threshold_b, n_boot, seed)
+        results.append({"dataset": dataset, "tier": tier, **compared})
     for test in ("delong", "mcnemar"):
         found = [result[test] for result in results if result[test]]
         for entry, corrected in zip(found, holm([entry["p"] for entry in found]), strict=True):

@@ -47,7 +47,7 @@ def test_compare_prints_and_writes_the_paired_tests(scores, tmp_path, capsys):
     assert "DeLong" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert (result["name_a"], result["name_b"]) == ("good", "weak")
-    (tier,) = result["tiers"]
+    (tier,) = result["sets"]
     assert tier["delong"]["auc_a"] > tier["delong"]["auc_b"] and tier["delong"]["p_holm"] == tier["delong"]["p"]
     with (tmp_path / "out" / "disagreements.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(result["images"]) > 0

@@ -14,7 +14,7 @@ from utils.evaluation.comparison import comparison_figure, disagreements, write_
 from utils.metrics import binary as metrics
 from utils.metrics.comparison import (
     compare_scores,
-    compare_tiers,
+    compare_sets,
     delong_covariance,
     delong_test,
     holm,
@@ -123,8 +123,8 @@ def test_mcnemar_is_the_binomial_test(only_a, only_b):
 
 def test_the_comparison_agrees_with_the_metrics_and_ignores_the_row_order():
     a, b = make_pair(200)
-    results = compare_tiers(a, b, 0.5, 0.4, n_boot=400)
-    assert results == compare_tiers(shuffled(a), shuffled(b, 2), 0.5, 0.4, n_boot=400)
+    results = compare_sets(a, b, 0.5, 0.4, n_boot=400)
+    assert results == compare_sets(shuffled(a), shuffled(b, 2), 0.5, 0.4, n_boot=400)
     (result,) = results
     assert result["mcnemar"]["acc_a"] == metrics.figures(a.label, a.p_fake, 0.5)["acc"]
     assert result["mcnemar"]["acc_b"] == metrics.figures(b.label, b.p_fake, 0.4)["acc"]
@@ -185,7 +185,7 @@ def test_more_tiers_of_the_same_images_are_no_more_evidence(n_tiers):
     for seed in range(runs):
         a, b = (with_tiers(table, n_tiers, seed) for table in make_pair(80, seed, noise=(1.0, 1.0)))
         pooled += delong_test(a.label, a.p_fake, b.p_fake)[0]["p"] < 0.05
-        found += any(result["delong"]["p_holm"] < 0.05 for result in compare_tiers(a, b, 0.5, 0.5, n_boot=0))
+        found += any(result["delong"]["p_holm"] < 0.05 for result in compare_sets(a, b, 0.5, 0.5, n_boot=0))
     assert pooled / runs > 0.2 and found / runs <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
 
 
@@ -196,7 +196,7 @@ def test_holm_by_hand():
 
 def test_a_real_difference_is_found_in_each_tier():
     a, b = (with_tiers(table, 3, 0) for table in make_pair(400, noise=(0.2, 2.5)))
-    results = compare_tiers(a, b, 0.5, 0.5, n_boot=50)
+    results = compare_sets(a, b, 0.5, 0.5, n_boot=50)
     assert [result["tier"] for result in results] == ["tier0", "tier1", "tier2"]
     assert all(result["n_real"] == result["n_fake"] == 200 for result in results)
     assert all(
@@ -204,10 +204,29 @@ def test_a_real_difference_is_found_in_each_tier():
     )
 
 
+def test_sets_with_scores_at_different_levels_are_not_pooled():
+    """a ranks better within each data set; over both, the level of a data set would decide."""
+    pairs = []
+    for dataset, shift in (("one", 0), ("two", 5)):
+        a, b = make_pair(300, seed=shift, noise=(0.1, 1.5))
+        logit = a.logit + shift
+        a = ScoreTable(**{**vars(a), "logit": logit, "p_fake": sigmoid(logit), "dataset": [dataset] * 300})
+        pairs.append((a, ScoreTable(**{**vars(b), "dataset": [dataset] * 300})))
+    a, b = (ScoreTable.join(list(side)) for side in zip(*pairs, strict=True))
+    assert metrics.auc(a.label, a.p_fake) < metrics.auc(b.label, b.p_fake)
+    results = compare_sets(a, b, 0.5, 0.5, n_boot=0)
+    assert [(result["dataset"], result["tier"]) for result in results] == [("one", "clean"), ("two", "clean")]
+    for result, (own_a, own_b) in zip(results, pairs, strict=True):
+        delong = result["delong"]
+        assert delong["difference"] > 0.02 and delong["p"] <= delong["p_holm"] < 0.01
+        assert delong["auc_a"] == pytest.approx(metrics.auc(own_a.label, own_a.p_fake))
+        assert delong["auc_b"] == pytest.approx(metrics.auc(own_b.label, own_b.p_fake))
+
+
 def test_scores_of_different_images_are_refused():
     a, b = make_pair(20)
     with pytest.raises(UserError, match=r"got 3 only in the first \(20\) and 0 only in the second \(17\)"):
-        compare_tiers(a, b.select(np.arange(20) >= 3), 0.5, 0.5)
+        compare_sets(a, b.select(np.arange(20) >= 3), 0.5, 0.5)
     web = ScoreTable(**{**vars(b), "tier": ["web"] * 20})
     with pytest.raises(UserError, match=r"got 20 only in the first.* and 20 only in the second"):
         match_images(a, web)
@@ -233,13 +252,13 @@ def test_the_report_holds_every_number_and_every_disagreement(tmp_path):
     assert made == {f"comparison.{kind}" for kind in ("json", "csv", "md", "tex", "pdf", "png")} | {"disagreements.csv"}
     saved = json.loads((tmp_path / "new" / "comparison.json").read_text())
     assert (saved["name_a"], saved["name_b"]) == names
-    assert saved["tiers"] == compare_tiers(a, b, 0.5, 0.5, n_boot=100)
+    assert saved["sets"] == compare_sets(a, b, 0.5, 0.5, n_boot=100)
     with open(tmp_path / "new" / "disagreements.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [item["path"] for item in saved["images"]]
     assert {row["label"] for row in rows} == {"real", "fake"}
-    (result,) = saved["tiers"]
-    row = next(line for line in text.splitlines() if "DeLong" in line and line.startswith("| clean"))
+    (result,) = saved["sets"]
+    row = next(line for line in text.splitlines() if "DeLong" in line and line.startswith("| faces | clean"))
     for key in ("auc_a", "auc_b", "difference"):
         low, high = result["delong"][f"{key}_ci"]
         assert f"{result['delong'][key]:.3f} [{low:.3f}, {high:.3f}]" in row
