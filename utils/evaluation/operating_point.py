@@ -20,6 +20,7 @@ CALIBRATION_METHODS = ("temperature", "isotonic", "none")
 ALL_UNSURE = {"unsure_low": 0.0, "unsure_high": float(np.nextafter(1.0, 2.0))}
 FEW_IMAGES = 20  # of a class; thresholds fitted on fewer are rough
 Z = 1.96  # of a 95 % interval
+RESAMPLES = 200
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
@@ -114,18 +115,23 @@ def has_skill(tables: Sequence[ScoreTable]) -> bool:
 def auc_bound(tables: Sequence[ScoreTable]) -> tuple[float, float]:
     """Return the AUC of all scores together, and the upper end of the 95 % interval of the AUC of a guess.
 
-    On a mix with sources of one class, the AUC is that over pairs of sources. The interval is
-    0.5 +- Z sqrt((n_real + n_fake + 1) / (12 n_real n_fake)), from the variance of the rank sum (Mann and Whitney,
-    Annals of Mathematical Statistics 18, 1947). An image that was scored in several tiers counts once.
+    The interval is 0.5 +- Z sqrt((n_real + n_fake + 1) / (12 n_real n_fake)), from the variance of the rank sum (Mann
+    and Whitney, Annals of Mathematical Statistics 18, 1947). An image that was scored in several tiers counts once. On
+    a mix with sources of one class, the AUC is that over pairs of sources, some of which may be small: the interval is
+    at least as wide as the spread of bootstrap resamples says.
     """
+    n_real, n_fake = _count_images(tables)
+    if not n_real or not n_fake:
+        return 0.5, 0.5
     table = ScoreTable.join(list(tables))
     sources = [(part.label, sigmoid(part.logit)) for part in _sources(table).values()]
-    is_mix = any(len(set(labels.tolist())) == 1 for labels, _ in sources)
-    value = float(mix_auc(pair_aucs(sources))[0]) if is_mix else auc(table.label, sigmoid(table.logit))
-    n_real, n_fake = _count_images(tables)
-    if value is None or not n_real or not n_fake:
-        return 0.5, 0.5
-    return value, 0.5 + Z * float(np.sqrt((n_real + n_fake + 1) / (12 * n_real * n_fake)))
+    spread = float(np.sqrt((n_real + n_fake + 1) / (12 * n_real * n_fake)))
+    if any(len(set(labels.tolist())) == 1 for labels, _ in sources):
+        value = float(mix_auc(pair_aucs(sources))[0])
+        spread = max(spread, float(np.std(mix_auc(pair_aucs(sources, RESAMPLES)))))
+    else:
+        value = auc(table.label, sigmoid(table.logit)) or 0.5
+    return value, 0.5 + Z * spread
 
 
 def _sources(table: ScoreTable) -> dict[str, ScoreTable]:

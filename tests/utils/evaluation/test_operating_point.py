@@ -286,3 +286,18 @@ def test_skill_on_a_mix_is_that_over_pairs():
     tables = [*some_mix(), scores_table(np.repeat([0, 1], 300), np.random.default_rng(0).normal(size=600), name="hard")]
     value, bound = auc_bound(tables)
     assert bound < value < 0.75 < auc_bound(some_mix())[0]
+
+
+def test_a_guess_on_a_mix_with_one_small_source_has_no_skill():
+    """Half of the AUC of a mix is that of its sources with both classes, however small they are."""
+    lucky = 0
+    for seed in range(60):
+        logits = np.random.default_rng(seed).normal(size=440)
+        tables = [
+            scores_table(np.repeat([0, 1], 20), logits[:40], name="small"),
+            scores_table(np.zeros(200, int), logits[40:240], name="reals"),
+            scores_table(np.ones(200, int), logits[240:], name="fakes"),
+        ]
+        value, bound = auc_bound(tables)
+        lucky += value > bound
+    assert lucky <= 6
