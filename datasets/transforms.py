@@ -99,11 +99,14 @@ class Geometry:
 
 
 def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resample with area averaging when shrinking (no aliasing) and bicubic interpolation when enlarging."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinking = height * width < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
+    """Resample with area averaging along sides that shrink (no aliasing), then bicubic along sides that grow.
+
+    OpenCV averages areas only if no side grows.
+    """
+    shrunk = min(height, image.shape[0]), min(width, image.shape[1])
+    if shrunk != image.shape[:2]:
+        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    return image if shrunk == (height, width) else cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

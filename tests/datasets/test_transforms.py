@@ -69,6 +69,12 @@ def test_shrinking_averages_and_does_not_alias():
     assert np.ptp(resize_to(checkerboard.astype(np.uint8), 16, 16)) <= 1
 
 
+def test_a_side_that_shrinks_does_not_alias_where_the_other_grows():
+    stripes = np.tile(np.array([0, 255], np.uint8), 100)[None, :, None].repeat(20, 0).repeat(3, 2)
+    assert np.ptp(resize_to(stripes, 50, 50)) <= 1
+    assert np.ptp(resize_to(stripes.transpose(1, 0, 2), 50, 50)) <= 1
+
+
 def test_flat_images_stay_flat():
     for geometry in GEOMETRIES:
         for size in SIZES:
