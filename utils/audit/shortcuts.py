@@ -92,7 +92,7 @@ def metadata_classifier(facts: Rows, labels: np.ndarray, seed: int = 0) -> dict[
     scores = _out_of_fold(np.stack(list(columns.values()), axis=1), labels, seed)
     found = auc_with_interval(scores[labels == 0], scores[labels == 1])
     value, interval = found or (0.5, [0.0, 1.0])
-    alone = {key: _own_auc(key, values, labels) for key, values in columns.items()}
+    alone = {key: _own_auc(key, values, labels, seed) for key, values in columns.items()}
     telling = [{"column": key, "auc": alone[key]} for key in sorted(alone, key=lambda key: -alone[key])]
     return {"auc": value, "auc_ci": interval, "n": len(labels), "columns": telling}
 
@@ -112,10 +112,10 @@ def _out_of_fold(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
     return scores
 
 
-def _own_auc(key: str, values: np.ndarray, labels: np.ndarray) -> float:
+def _own_auc(key: str, values: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """AUC of one column in the better direction; the ranks of categories have no direction and are learnt."""
     if key in CATEGORIES:
-        shares = {value: labels[values == value].mean() for value in np.unique(values)}
-        values = np.array([shares[value] for value in values])
+        values = _out_of_fold(values[:, None], labels, seed)
     found = auc_with_interval(values[labels == 0], values[labels == 1])
     return max(found[0], 1 - found[0]) if found else 0.5
 
