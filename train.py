@@ -253,6 +253,8 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
         unreadable.update((loader.dataset.records[item.index].path, item.reason) for item in batch.unreadable)
         weight = stand_in(batch, recipe.train_size or state.detector.geometry.size)
         ends_step = number % recipe.accumulate == 0 or number == len(loader)
+        # The last group of an epoch may be smaller.
+        group = min(recipe.accumulate, len(loader) - (number - 1) // recipe.accumulate * recipe.accumulate)
         if len(batch.images) > 1:  # batch norm cannot be trained on one image
             x = as_floats(batch.images.to(device, non_blocking=True))  # (N, 3, H, W) in [0, 1]
             y = batch.labels.to(device, non_blocking=True)  # (N,): real = 0, fake = 1
@@ -266,7 +268,7 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
                         logits = (compiled if len(x) == recipe.batch_size else model)(x)  # (N,)
                         answers = state.teacher(x) if state.teacher else batch.answers
                     loss = training_loss(logits.float(), y, answers)
-                state.scaler.scale(weight * loss / recipe.accumulate).backward()
+                state.scaler.scale(weight * loss / group).backward()
             n = weight * len(y)
             total_loss, images, has_gradient = total_loss + loss.detach() * n, images + n, True
         if has_gradient and ends_step:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from datasets.listing.splits import TrainingData
-from datasets.loading import Batch, ImageDataset, collate
+from datasets.loading import Batch, ImageDataset, Unreadable, collate
 from datasets.transforms import TrainTransform, as_floats
 from models.ensemble import calibrated_logits
 from utils.args import check_output_dir
@@ -48,11 +49,17 @@ class AnsweredImages(Dataset):
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         """Return the batch of these ``(index, seed)`` pairs."""
         views = [(index, seed % self.seeds.shape[1]) for index, seed in keys]
-        batch = collate([self.images[index, int(self.seeds[index, view])] for index, view in views])
+        batch = collate([self._item(index, view) for index, view in views])
         failed = {item.index for item in batch.unreadable}
         good = [pair for pair in views if pair[0] not in failed]
         batch.answers = torch.tensor([float(self.answers[pair]) for pair in good])
         return batch
+
+    def _item(self, index: int, view: int) -> Any:
+        """One view of an image, unless it could not be read when its answer was computed."""
+        if np.isnan(self.answers[index, view]):
+            return Unreadable(index, "unreadable when the teacher's answers were cached; repeat with another --cache")
+        return self.images[index, int(self.seeds[index, view])]
 
 
 def cache_answers(

@@ -41,6 +41,21 @@ def weights_of(folder: Path, name: str = "last.pt") -> torch.Tensor:
     return torch.cat([value.flatten() for value in load_checkpoint(folder / name)["state_dict"].values()])
 
 
+def test_the_last_group_of_an_epoch_is_a_mean_of_its_batches(image_folder, tmp_path, monkeypatch):
+    """Five batches in groups of four: the last step has the gradient of one batch, not a quarter of it."""
+    scales = []
+    original = torch.amp.GradScaler.scale
+    monkeypatch.setattr(
+        torch.amp.GradScaler, "scale", lambda self, loss: scales.append(loss.item()) or original(self, loss)
+    )
+    flags = "--model cnn_baseline --model-args input_size=32 --image-size 32 --batch-size 3 --accumulate 4 --lr 0"
+    train.main(
+        [*flags.split(), "--epochs", "1", "--data", str(image_folder), "--output-dir", str(tmp_path), "--threads", "1"]
+    )
+    *whole, last = scales
+    assert len(scales) == 5 and 3 < last / np.mean(whole) < 5
+
+
 def test_accumulated_batches_equal_one_large_batch(plain_run):
     weights = {}
     for name, flags in {

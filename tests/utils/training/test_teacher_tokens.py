@@ -99,3 +99,13 @@ def test_train_reports_unreadable_images_and_resumes(image_folder, teacher_file,
 def test_a_teacher_without_a_frozen_part_is_refused(image_folder, tiny_checkpoint):
     with pytest.raises(UserError, match=r"expected a --model or --teacher with a frozen part .* got cnn"):
         open_student(image_folder, tiny_checkpoint)
+
+
+def test_an_image_without_an_answer_is_left_out(image_folder, teacher_file):
+    """It could not be read when the answers were cached, but can be read now."""
+    _, _, loader = open_student(image_folder, teacher_file)
+    images = loader.dataset
+    images.answers[3] = np.nan
+    batch = images.__getitems__([(2, 0), (3, 1), (4, 0)])
+    assert batch.indices.tolist() == [2, 4] and not batch.answers.isnan().any() and len(batch.images) == 2
+    assert [item.index for item in batch.unreadable] == [3]
