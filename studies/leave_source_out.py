@@ -15,9 +15,10 @@ runs/towers/{run}/best.pt`, no student learns from a teacher that has seen the s
 You can interrupt and repeat the command: finished runs and scores are kept and interrupted ones resumed while data and
 code are unchanged. Writes sources.csv, .md, .tex and .json, and the scores: `*__left-out.csv.gz` is what calibrate.py
 --from-scores takes. Columns: the fakes of the source against the reals of all others, its reals against the fakes of
-all others, and its fakes against its own reals, each AUC with a 95 % bootstrap interval; then the verdicts at the
-operating point of the run. The last line on stdout has the mean of each AUC over the sources, and the figure to choose
-by: as in validation, half of it is the mean over pairs within one source (utils/metrics/source_pairs.py):
+all others, and its fakes against its own reals, each AUC with a 95 % bootstrap interval; then the verdicts of one
+operating point fitted on all sources left out, as that of a release is. The last line on stdout has the mean of each
+AUC over the sources, and the figure to choose by: as in validation, half of it is the mean over pairs within one source
+(utils/metrics/source_pairs.py):
 
   common: fakes 0.871 [0.860, 0.883], reals 0.882 [0.870, 0.893], own 0.913 [0.890, 0.934]: 0.895 [0.882, 0.908]
 """
