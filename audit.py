@@ -2,7 +2,7 @@
 
   python audit.py --data demo
   python audit.py --data data/140k data/wild --output-dir runs/audit-140k
-  python audit.py --data data/140k --write-clean-list lists/140k-clean.csv
+  python audit.py --data data/140k --write-clean-lists lists
 
 All splits of all specs are examined together. The audit finds files that cannot be read; the same file, the same
 pixels and near duplicates (saved, scaled, mirrored or slightly cropped again) within and across splits and datasets;
@@ -11,9 +11,10 @@ column group of a CSV list, or @group_by=REGEX); format, size, JPEG quality and 
 alone tell real from fake; shifts in size, brightness and sharpness. The output folder receives report.md, audit.json
 and figures (PDF and PNG); no image is copied.
 
-  --write-clean-list writes path,label,generator,split without broken files, duplicates, contradicting labels and
-  divided groups, for --data csv:lists/140k-clean.csv. Of copies or groups in several splits, those in test (else
-  valid) stay; within a split, the first copy stays. Train and evaluate on the list instead of the folder.
+  --write-clean-lists writes path,label,generator,split without broken files, duplicates, contradicting labels and
+  divided groups, one list per data set and named after it, for --data csv:lists/140k.csv. Of copies or groups in
+  several splits, those in test (else valid) stay; within a split, the first copy stays. Train and evaluate on the lists
+  instead of the folders.
 
 The summary goes to stdout:
 
@@ -51,7 +52,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "audit.py")
     parser.add_argument("--data", nargs="+", required=True, metavar="SPEC", help="datasets, with all their splits")
     parser.add_argument("--output-dir", metavar="DIR", default="runs/audit", help="default: runs/audit")
-    parser.add_argument("--write-clean-list", metavar="CSV", help="write a list without broken files and copies")
+    clean = "write a list per data set without broken files and copies"
+    parser.add_argument("--write-clean-lists", metavar="DIR", help=clean)
     parser.add_argument("--workers", type=int_in(1, 256), help="processes that read images (default: one per core)")
     parser.add_argument(
         "--sample", type=int_in(2), metavar="N", help="examine N images of each spec only: fast, but misses most copies"
@@ -64,10 +66,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = get_args_parser().parse_args(argv)
 
     from utils.audit.image_facts import read_facts
-    from utils.audit.records import check_clean_list, clean_indices, divided_groups, open_entries, write_clean_list
+    from utils.audit.records import check_clean_lists, clean_indices, divided_groups, open_entries, write_clean_lists
 
     entries = open_entries(args.data, args.sample)
-    check_clean_list(args.write_clean_list, entries, args.data)
+    lists = check_output_dir(args.write_clean_lists, "--write-clean-lists") if args.write_clean_lists else None
+    if lists:
+        check_clean_lists(lists, entries, args.data)
     folder = check_output_dir(args.output_dir)
     facts = read_facts([entry.path for entry in entries], args.workers)
     broken = [at for at, fact in enumerate(facts) if fact.error]
@@ -78,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     findings["summary"] = summarize(findings)
     failed = len(broken) + found["n_leaks"] + found["n_conflicts"] + len(findings["groups"])
     findings["exit_code"] = exit_code(failed)
-    if args.write_clean_list:
+    if lists:
         kept = [entries[at] for at in clean_indices(entries, pairs, broken)]
-        write_clean_list(args.write_clean_list, kept)
+        write_clean_lists(lists, kept)
         findings["n_clean"] = len(kept)
-        findings["summary"].append(f"clean list: {len(kept)} of {len(entries)} images")
+        findings["summary"].append(f"clean lists: {len(kept)} of {len(entries)} images")
     write_outputs(folder, entries, facts, findings)
     with open_output(None) as stream:
         print("\n".join([*findings["summary"], *verdict_lines(findings)]), file=stream)

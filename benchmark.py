@@ -226,7 +226,7 @@ def export_one(
     write_json(output.with_suffix(".json"), report)
     print(
         f"{report['images']}: largest difference of a logit {report['max_logit_difference']:.2g}, "
-        f"same verdict {report['agreement']:.1%}, {report['size_ratio']:.0%} of the checkpoint's size"
+        f"same verdict {report['agreement']:.1%}, {report['file_bytes'] / 1e6:.1f} MB"
     )
     print(f"checkpoint {output}")
     return {"parity": report, "exit_code": exit_code(0)}

@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if not args.faithfulness:  # a single checkpoint; argparse took the paths after it for more checkpoints
         args.paths, args.checkpoint = args.checkpoint[1:] + args.paths, args.checkpoint[:1]
+    methods = tuple(check_methods(args.methods))  # before the paths, which may have been taken for methods
     tasks = [bool(args.paths), args.faithfulness, bool(args.from_raw)]
     if tasks.count(True) != 1 or args.faithfulness != bool(args.data):
         parser.error("expected either PATH..., or --faithfulness with --data SPEC..., or --from-raw DIR")
@@ -117,7 +118,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
         parser.error("expected --limit with --faithfulness only, got it with PATH...; name fewer images")
     if args.from_raw:
         return report([*Path(args.from_raw).glob("raw/*.csv")], check_output_dir(args.output_dir), args.seed)
-    methods = tuple(check_methods(args.methods))
     checkpoints = [check_checkpoint_file(path) for path in args.checkpoint or [None]]
     if args.faithfulness:
         listings, folder = [open_limited(text, args.limit) for text in args.data], check_output_dir(args.output_dir)

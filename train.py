@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None, on_epoch: Callable[[list[dict]], obj
     """
     parser = get_args_parser()
     args = parser.parse_args(argv)
+    if args.resume and args.overwrite:
+        raise UserError("expected --resume or --overwrite, got both; drop one")
     if args.list_models:
         print("\n".join(sorted(own_names())))
         return {"models": sorted(own_names()), "exit_code": EXIT_DONE}

@@ -7,17 +7,16 @@ checkpoint of a pruned detector is an ordinary one.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from models.detector import Detector
-from models.registry import create_model
 from utils.errors import UserError
 
 Channels = dict[str, list[int]]  # layer to [outputs, inputs, groups]; [width] for a batch norm
+NARROWED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 ROUND_TO = 8  # channels: the block size of vector and matrix units
 
 
@@ -41,7 +40,7 @@ def prune_channels(detector: Detector, share: float) -> Channels:
     except ImportError:
         raise UserError("expected the package torch-pruning for --prune; pip install torch-pruning") from None
     logging.getLogger("torch_pruning").setLevel(logging.ERROR)
-    before = layer_widths(detector)
+    before, shapes = layer_widths(detector), {key: value.shape for key, value in detector.state_dict().items()}
     linear = [layer for layer in detector.modules() if isinstance(layer, nn.Linear)]  # the last one computes the logit
     device = next(detector.parameters()).device
     image = torch.zeros(1, 3, detector.geometry.size, detector.geometry.size, device=device)
@@ -64,20 +63,19 @@ def prune_channels(detector: Detector, share: float) -> Channels:
         ) from None
     channels = {name: width for name, width in layer_widths(detector).items() if width != before[name]}
     detector.model_args = {**detector.model_args, "channels": channels}
-    check_rebuilds(detector)
+    check_narrowed(detector, shapes)
     return channels
 
 
-def check_rebuilds(detector: Detector) -> None:
-    """Raise UserError unless a checkpoint of the pruned detector could be loaded: some layers cannot be narrowed."""
-    try:
-        create_model(detector.name, **detector.model_args).load_state_dict(detector.state_dict())
-    except RuntimeError as error:
-        layer = re.search(r"size mismatch for (\S+):", str(error))
-        raise UserError(
-            "expected a network of convolutions, linear layers and batch norms for --prune, got "
-            f"{detector.name} with {layer[1] if layer else 'others'}; drop --prune"
-        ) from None
+def check_narrowed(detector: Detector, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise UserError if layers that :func:`narrow_layers` cannot rebuild lost channels: no checkpoint would load."""
+    for key, value in detector.state_dict().items():
+        layer = key.rpartition(".")[0]
+        if value.shape != shapes[key] and not isinstance(detector.get_submodule(layer), NARROWED):
+            raise UserError(
+                "expected a network of convolutions, linear layers and batch norms for --prune, got "
+                f"{detector.name} with {layer}, a {type(detector.get_submodule(layer)).__name__}; drop --prune"
+            )
 
 
 def layer_widths(detector: nn.Module) -> Channels:

@@ -54,7 +54,7 @@ def test_leak_is_named_and_the_clean_list_has_none(image_folder, capsys):
     recode(image_folder / "test/real/000.png", image_folder / "train/real/leaked.jpg", mirrored=True)
     recode(image_folder / "train/fake/001.png", image_folder / "train/fake/again.jpg")
     shutil.copy(image_folder / "valid/real/002.png", image_folder / "test/real/copied.png")
-    result = run("--data", image_folder, "--write-clean-list", "lists/clean.csv")
+    result = run("--data", image_folder, "--write-clean-lists", "lists")
     assert result["exit_code"] == 1
     assert {(row["first"], row["second"], row["kind"]) for row in result["leaks"]} == {
         ("faces/test/real/000.png", "faces/train/real/leaked.jpg", "near, mirrored"),
@@ -64,12 +64,12 @@ def test_leak_is_named_and_the_clean_list_has_none(image_folder, capsys):
         ("faces/train/fake/001.png", "faces/train/fake/again.jpg")
     ]
     assert "leak: faces/test/real/000.png = faces/train/real/leaked.jpg" in capsys.readouterr().out
-    kept = {Path(record.path).resolve() for record in open_records("csv:lists/clean.csv@split=all").records}
+    kept = {Path(record.path).resolve() for record in open_records("csv:lists/faces.csv@split=all").records}
     everything = {path.resolve() for path in image_folder.rglob("*.*g")}
     gone = {"train/real/leaked.jpg", "valid/real/002.png", "train/fake/again.jpg"}
     assert everything - kept == {(image_folder / name).resolve() for name in gone}
-    assert run("--data", "csv:lists/clean.csv")["exit_code"] == 0
-    assert {split: len(open_records(f"csv:lists/clean.csv@split={split}").records) for split in ("train", "test")} == {
+    assert run("--data", "csv:lists/faces.csv")["exit_code"] == 0
+    assert {split: len(open_records(f"csv:lists/faces.csv@split={split}").records) for split in ("train", "test")} == {
         "train": 16,
         "test": 9,
     }
@@ -77,15 +77,15 @@ def test_leak_is_named_and_the_clean_list_has_none(image_folder, capsys):
 
 def test_equal_pixels_under_both_labels_are_left_out(image_folder):
     shutil.copy(image_folder / "train/real/000.png", image_folder / "train/fake/900.png")
-    result = run("--data", image_folder, "--write-clean-list", "clean.csv")
+    result = run("--data", image_folder, "--write-clean-lists", "lists")
     assert result["n_clean"] == 31
-    names = {Path(record.path).name for record in open_records("csv:clean.csv@split=train,classes=real").records}
+    names = {Path(record.path).name for record in open_records("csv:lists/faces.csv@split=train,classes=real").records}
     assert "000.png" not in names and "001.png" in names
 
 
 def test_original_and_forgery_in_one_split_both_stay(image_folder):
     recode(image_folder / "train/real/000.png", image_folder / "train/fake/forged.jpg")
-    result = run("--data", image_folder, "--write-clean-list", "clean.csv")
+    result = run("--data", image_folder, "--write-clean-lists", "lists")
     assert (result["n_counterparts"], result["n_leaks"], result["n_clean"]) == (1, 0, 33)
 
 
@@ -97,6 +97,15 @@ def test_leak_between_two_sets(make_folder):
     result = run("--data", first, second)
     assert result["exit_code"] == 1
     assert [row["across_sets"] for row in result["leaks"]] == [True]
+
+
+def test_clean_lists_keep_the_names_of_their_sets(make_folder):
+    folders = [make_folder(name, {"train/real": 2, "train/fake": 2}) for name in ("one", "two")]
+    for path in folders[1].rglob("*.png"):
+        write_image(path, 7000 + int(path.stem) + 10 * ("fake" in str(path)), False)
+    run("--data", *folders, "--write-clean-lists", "lists")
+    listings = [open_records(f"csv:lists/{name}.csv") for name in ("one", "two")]
+    assert [(listing.name, len(listing.records)) for listing in listings] == [("one", 4), ("two", 4)]
 
 
 def test_metadata_leak_is_warned_about(image_folder, capsys):
@@ -114,7 +123,7 @@ def test_metadata_leak_is_warned_about(image_folder, capsys):
 def test_broken_files_are_listed(image_folder, capsys):
     (image_folder / "train/real/900.jpg").write_bytes(b"no image")
     (image_folder / "test/fake/901.png").write_bytes(b"")
-    result = run("--data", image_folder, "--write-clean-list", "clean.csv")
+    result = run("--data", image_folder, "--write-clean-lists", "lists")
     assert result["exit_code"] == 1
     assert sorted((row["path"], row["reason"]) for row in result["broken"]) == [
         ("faces/test/fake/901.png", "empty file"),
@@ -157,11 +166,11 @@ def test_an_image_with_both_labels_is_a_conflict_and_in_no_clean_list(image_fold
     again = {"same": "real.png", "other": "faces/../real.png", "copy": "copy.png"}[spelling]
     rows = ["real.png,real", "fake.png,fake", f"{again},fake", "faces/test/real/000.png,real"]
     Path("list.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
-    result = run("--data", "csv:list.csv", "--write-clean-list", "clean.csv")
+    result = run("--data", "csv:list.csv", "--write-clean-lists", "lists")
     assert (result["n_images"], result["n_conflicts"], result["n_leaks"], result["exit_code"]) == (4, 1, 0, 1)
     out = capsys.readouterr().out
     assert "conflicts: 1 pairs" in out and "conflict: list/" in out and "clean\n" not in out
-    kept = {Path(record.path).name: record.label for record in open_records("csv:clean.csv").records}
+    kept = {Path(record.path).name: record.label for record in open_records("csv:lists/list.csv").records}
     assert kept == {"fake.png": 1, "000.png": 0}
 
 
@@ -174,7 +183,7 @@ def test_one_image_spelt_twice_counts_once(image_folder, spelling):
 
 
 def test_groups_in_several_splits_are_named_and_not_in_the_clean_list(image_folder, capsys):
-    result = run("--data", f"{image_folder}@group_by=(real|fake)/000", "--write-clean-list", "clean.csv")
+    result = run("--data", f"{image_folder}@group_by=(real|fake)/000", "--write-clean-lists", "lists")
     assert result["exit_code"] == 1 and [(row["group"], row["splits"], row["images"]) for row in result["groups"]] == [
         ("fake", "test, train, valid", 3),
         ("real", "test, train, valid", 3),
@@ -182,9 +191,9 @@ def test_groups_in_several_splits_are_named_and_not_in_the_clean_list(image_fold
     assert "group: real of faces is in test, train, valid" in capsys.readouterr().out
     assert "Groups in several splits" in Path("out/report.md").read_text()
     assert result["n_clean"] == 28
-    kept = open_records("csv:clean.csv@split=all").records
+    kept = open_records("csv:lists/faces.csv@split=all").records
     assert {Path(record.path).parts[-3] for record in kept if record.group} == {"test"}
-    assert run("--data", "csv:clean.csv")["exit_code"] == 0
+    assert run("--data", "csv:lists/faces.csv")["exit_code"] == 0
 
 
 def test_sample(image_folder):
@@ -196,11 +205,14 @@ def test_sample(image_folder):
     [
         (["--data", "absent"], "no such folder"),
         (["--data", "empty"], "got none"),
-        (["--data", "faces", "--write-clean-list", "list.txt"], ".csv"),
+        (["--data", "faces", "--write-clean-lists", "empty.txt"], "writable folder"),
+        (["--data", "csv:list.csv", "--write-clean-lists", "."], "another folder than the inputs"),
     ],
 )
 def test_mistakes_are_one_line(image_folder, arguments, word):
     Path("empty").mkdir()
+    Path("empty.txt").touch()
+    Path("list.csv").write_text("path,label\nfaces/train/real/000.png,real\n")
     with pytest.raises(UserError, match=word) as error:
         run(*arguments)
     assert "\n" not in str(error.value)

@@ -94,6 +94,7 @@ def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys)
         ("--data faces --epoch 3", "unrecognized"),  # no abbreviations
         ("--data faces --output-dir a_file", "a writable folder"),
         ("--data faces --output-dir a_file/run", "a writable folder"),
+        ("--data faces --resume --overwrite", "expected --resume or --overwrite, got both"),
         ("--data faces --adv-eps 2/255", "expected --adversarial with --adv-eps and --adv-steps, got none"),
         ("--data faces --adv-steps 3", "expected --adversarial with --adv-eps and --adv-steps, got none"),
         ("--data faces --weights none.pth", "found no file 'none.pth'"),

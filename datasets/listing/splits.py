@@ -140,7 +140,7 @@ def check_labels(records: Iterable[Record]) -> None:
         paths = one.path if one.path == other.path else f"{one.path} ({other.path})"
         raise UserError(
             f"expected one label per image, got real and fake for {len(found)}, such as {paths}; "
-            "correct the list, or write a clean one with audit.py --write-clean-list"
+            "correct the list, or write a clean one with audit.py --write-clean-lists"
         )
 
 

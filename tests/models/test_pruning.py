@@ -101,7 +101,7 @@ def test_what_has_no_channels():
 def test_layers_that_cannot_be_rebuilt_are_refused_at_once():
     detector = create_model("cnn_lstm")
     detector.geometry = Geometry("crop", 48)
-    with pytest.raises(UserError, match=r"linear layers and batch norms for --prune, got cnn_lstm with reader\.lstm"):
+    with pytest.raises(UserError, match=r"batch norms for --prune, got cnn_lstm with reader\.lstm, a LSTM"):
         prune_channels(detector, 0.3)
 
 

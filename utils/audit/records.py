@@ -136,30 +136,32 @@ def clean_indices(entries: Sequence[Entry], pairs: Sequence[Pair], broken: Colle
     return [at for at in range(len(entries)) if at not in dropped]
 
 
-def write_clean_list(file: str, entries: Sequence[Entry]) -> None:
-    """Write a CSV list that `csv:FILE` reads; paths are relative to its folder. Raises UserError."""
-    folder = os.path.dirname(os.path.abspath(file))
+def write_clean_lists(folder: Path, entries: Sequence[Entry]) -> None:
+    """Write one CSV list per data set, named after it, that `csv:FILE` reads; paths are relative. Raises UserError."""
     columns = ["path", "label", "generator", "split", *(["group"] if any(entry.group for entry in entries) else [])]
-    with open_output(file) as stream:
-        writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-        writer.writerow(columns)
-        for entry in entries:
-            try:
-                path = os.path.relpath(entry.path, folder)
-            except ValueError:  # another drive
-                path = os.path.abspath(entry.path)
-            row = [Path(path).as_posix(), entry.label_name, entry.generator, entry.split, entry.group]
-            writer.writerow(row[: len(columns)])
+    for name in dict.fromkeys(entry.dataset for entry in entries):
+        with open_output(str(folder / f"{name}.csv")) as stream:
+            writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+            writer.writerow(columns)
+            for entry in entries:
+                row = [_path_from(folder, entry), entry.label_name, entry.generator, entry.split, entry.group]
+                if entry.dataset == name:
+                    writer.writerow(row[: len(columns)])
 
 
-def check_clean_list(file: str | None, entries: Sequence[Entry], specs: Sequence[str]) -> None:
-    """Refuse, before any image is read, a clean list that could not be read back. Raises UserError."""
-    if file is None:
-        return
-    if not file.lower().endswith(".csv") or os.path.isdir(file):
-        raise UserError(f"expected --write-clean-list with the name of a .csv file, got {file}")
-    inputs = [parse_spec(text).location for text in specs]
-    if any(os.path.exists(file) and os.path.exists(path) and os.path.samefile(file, path) for path in inputs):
-        raise UserError(f"expected --write-clean-list to differ from the inputs, got {file}; rename it")
+def _path_from(folder: Path, entry: Entry) -> str:
+    try:
+        return Path(os.path.relpath(entry.path, folder.absolute())).as_posix()
+    except ValueError:  # another drive
+        return Path(os.path.abspath(entry.path)).as_posix()
+
+
+def check_clean_lists(folder: Path, entries: Sequence[Entry], specs: Sequence[str]) -> None:
+    """Refuse, before any image is read, clean lists that could not be read back. Raises UserError."""
+    inputs = [Path(parse_spec(text).location) for text in specs]
+    for name in dict.fromkeys(entry.dataset for entry in entries):
+        file = folder / f"{name}.csv"
+        if any(file.exists() and path.exists() and file.samefile(path) for path in inputs):
+            raise UserError(f"expected --write-clean-lists in another folder than the inputs, got {folder}")
     if any(entry.label is None for entry in entries):
-        raise UserError("expected a label for every image of --write-clean-list, got images without")
+        raise UserError("expected a label for every image of --write-clean-lists, got images without")

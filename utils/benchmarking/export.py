@@ -57,5 +57,4 @@ def parity_report(
         "logit_deviation": float(np.std(expected)),
         "agreement": float(np.mean(verdicts[0] == verdicts[1])),
         "file_bytes": exported_file.stat().st_size,
-        "size_ratio": exported_file.stat().st_size / checkpoint_file.stat().st_size,
     }
