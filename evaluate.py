@@ -10,9 +10,9 @@
 
 All forms but the last write scores/<checkpoint>__<data>__<split>.csv.gz, one row per image and tier, and a JSON file of
 the same name with the threshold, unreadable images and data fingerprint. All else derives from these files, so
---from-scores gives the same tables and figures without a model or an image: metrics.json; metrics and generators as
-.csv, .md and .tex; ROC, precision-recall, reliability and coverage figures per tier, and confusion and score figures
-per set, as .pdf and .png. The table is printed, unseen sources first:
+--from-scores gives the same tables and figures without a model or an image, rows in the order of the files:
+metrics.json; metrics and generators as .csv, .md and .tex; ROC, precision-recall, reliability and coverage figures per
+tier, and confusion and score figures per set, as .pdf and .png. The table is printed, unseen sources first:
 
   | Checkpoint | Data      | Split | Seen      | Tier  | Real | Fake | AUC                  | ...
   | cnn-demo   | wild      | all   | unseen    | clean | 200  | 200  | 0.731 [0.682, 0.778] | ...
