@@ -206,7 +206,7 @@ def test_sample(image_folder):
         (["--data", "absent"], "no such folder"),
         (["--data", "empty"], "got none"),
         (["--data", "faces", "--write-clean-lists", "empty.txt"], "writable folder"),
-        (["--data", "csv:list.csv", "--write-clean-lists", "."], "another folder than the inputs"),
+        (["--data", "csv:list.csv", "--write-clean-lists", "."], "beside no input"),
     ],
 )
 def test_mistakes_are_one_line(image_folder, arguments, word):

@@ -143,10 +143,9 @@ def write_clean_lists(folder: Path, entries: Sequence[Entry]) -> None:
         with open_output(str(folder / f"{name}.csv")) as stream:
             writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
             writer.writerow(columns)
-            for entry in entries:
+            for entry in (entry for entry in entries if entry.dataset == name):
                 row = [_path_from(folder, entry), entry.label_name, entry.generator, entry.split, entry.group]
-                if entry.dataset == name:
-                    writer.writerow(row[: len(columns)])
+                writer.writerow(row[: len(columns)])
 
 
 def _path_from(folder: Path, entry: Entry) -> str:
@@ -162,6 +161,6 @@ def check_clean_lists(folder: Path, entries: Sequence[Entry], specs: Sequence[st
     for name in dict.fromkeys(entry.dataset for entry in entries):
         file = folder / f"{name}.csv"
         if any(file.exists() and path.exists() and file.samefile(path) for path in inputs):
-            raise UserError(f"expected --write-clean-lists in another folder than the inputs, got {folder}")
+            raise UserError(f"expected --write-clean-lists beside no input, got {folder}; name a new folder")
     if any(entry.label is None for entry in entries):
         raise UserError("expected a label for every image of --write-clean-lists, got images without")
