@@ -13,6 +13,7 @@ from utils.metrics.binary import metrics_row
 from utils.scoring.table import ScoreTable, read_scores, read_sidecar, sidecar_path
 
 IN_DOMAIN, UNSEEN = "in-domain", "unseen"
+OTHER_NAMES = {"140k": "faces140k"}  # of the same source: the whole set that users download, the part in the releases
 
 
 @dataclass
@@ -51,11 +52,13 @@ class ScoredSet:
 
     @property
     def seen(self) -> str | None:
-        """Whether the checkpoint was trained on images of this source; None where the JSON file does not say."""
+        """Whether the checkpoint was trained on a source of this name; None where the JSON file does not say."""
         trained_on = self.info.get("trained_on")
         if not trained_on:
             return None
-        return IN_DOMAIN if (self.info.get("source") or self.info["dataset"]) in trained_on else UNSEEN
+        own = self.info.get("source") or self.info["dataset"]
+        known = {OTHER_NAMES.get(name, name) for name in trained_on}
+        return IN_DOMAIN if OTHER_NAMES.get(own, own) in known else UNSEEN
 
     @property
     def images(self) -> list[str]:

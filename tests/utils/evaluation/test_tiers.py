@@ -14,6 +14,7 @@ from datasets.decoding.images import read_image
 from datasets.listing.spec import Record, open_records
 from datasets.perturbations import SEVERITIES, apply_tier
 from datasets.transforms import EvalTransform, Geometry
+from tests.conftest import make_scored, make_table
 from tests.utils.evaluation.conftest import QUICK, by_tier
 from utils.args import run_script
 from utils.checkpoints.file import load_detector
@@ -150,6 +151,13 @@ def test_unseen_sources_come_first(run, make_folder, variant, tmp_path):
     text = (tmp_path / "out" / "metrics.md").read_text()
     assert "| Seen " in text and text.index("unseen") < text.index("in-domain")
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())[:6] == result["rows"]
+
+
+@pytest.mark.parametrize(("name", "trained_on"), [("140k", "faces140k"), ("faces140k", "140k")])
+def test_the_whole_140k_set_and_the_part_in_the_releases_are_one_source(name, trained_on):
+    table = make_table(["a.png", "b.png"], [0, 1], [-1.0, 1.0], dataset=name)
+    assert make_scored(table, trained_on=[trained_on]).seen == "in-domain"
+    assert make_scored(table, trained_on=["dfdc"]).seen == "unseen"
 
 
 def test_a_source_is_known_by_its_own_name_when_it_was_numbered(run, make_folder, variant):
