@@ -18,6 +18,7 @@ from utils.evaluation.scored_sets import ScoredSet, read_evaluations
 from utils.files import write_json
 from utils.metrics.binary import wilson
 from utils.metrics.bootstrap import LEVEL
+from utils.metrics.ranked import logit
 from utils.metrics.source_pairs import mix_auc, pair_aucs
 from utils.scoring.table import ScoreTable
 from utils.tables import columns, format_value, write_table
@@ -34,7 +35,6 @@ CAPTION = (
     "fakes of all others, and of both against each other, with 95 % bootstrap intervals. Verdicts, with Wilson's, are "
     "those of one operating point fitted on all sources left out, as that of a release is."
 )
-EPSILON = 1e-12  # of p_fake, which may be 0 or 1
 Draws = Mapping[str, np.ndarray]  # (1 + n_boot,) each: the observed AUC and its resamples
 
 
@@ -78,8 +78,7 @@ def fit_on_all(tables: Sequence[ScoreTable]) -> OperatingPoint | None:
 
 def on_one_scale(table: ScoreTable) -> ScoreTable:
     """Take logits from p_fake, which each run has calibrated: the logits of different runs differ in scale."""
-    p_fake = np.clip(table.p_fake, EPSILON, 1 - EPSILON)
-    return replace(table, logit=np.log(p_fake) - np.log1p(-p_fake))
+    return replace(table, logit=logit(table.p_fake))
 
 
 def measure_run(

@@ -24,22 +24,20 @@ def test_the_result_decides_the_exit_code(result, code):
     assert exit_of(lambda argv: result) == code
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("expected a checkpoint, got soup", "expected a checkpoint, got soup"),
+        ("timm cannot build it:\n  because\n\tof this", "timm cannot build it: because of this"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(message, line, capsys, monkeypatch):
     def main(argv):
-        raise UserError("expected a checkpoint, got soup")
+        raise UserError(message)
 
     monkeypatch.setattr(sys, "argv", ["some/where/tool.py"])
     assert exit_of(main) == 2
-    assert capsys.readouterr().err == "tool.py: expected a checkpoint, got soup\n"
-
-
-def test_a_message_of_several_lines_becomes_one(capsys, monkeypatch):
-    def main(argv):
-        raise UserError("timm cannot build it:\n  because\n\tof this")
-
-    monkeypatch.setattr(sys, "argv", ["tool.py"])
-    assert exit_of(main) == 2
-    assert capsys.readouterr().err == "tool.py: timm cannot build it: because of this\n"
+    assert capsys.readouterr().err == f"tool.py: {line}\n"
 
 
 def test_ctrl_c_is_no_traceback(capsys):

@@ -21,6 +21,7 @@ from models.operating_point import OperatingPoint, sigmoid
 from utils.errors import UserError
 from utils.evaluation.left_out import count_images, rescaled, save_fitted
 from utils.evaluation.operating_point import image_weights
+from utils.evaluation.scored_sets import is_among
 from utils.metrics.binary import auc
 from utils.runtime import autocast
 from utils.scoring.scorer import Scores, Settings, score_table
@@ -80,8 +81,11 @@ def fit_on_left_out(
     for part in parts:
         file, own = target.parent / "scores" / part.file, join(part.logits)
         write_scores(file, replace(part.table, logit=own, p_fake=point.p_fake(own)))
-        own_point = {"thresholds": dict(point.thresholds), "threshold": point.threshold()}
-        own_point["calibration"] = point.calibration
+        own_point = {
+            "calibration": point.calibration,
+            "thresholds": dict(point.thresholds),
+            "threshold": point.threshold(),
+        }
         write_sidecar(file, **{**part.info, **own_point, "model": ensemble.name})
     return rows
 
@@ -147,7 +151,8 @@ class MemberScores:
 
     def left_out(self) -> np.ndarray:
         """Return which images are of a source that no member was trained on, ``(N,)``."""
-        return np.array([name not in self.info["trained_on"] for name in self.table.dataset], bool)
+        seen = {name for name in set(self.table.dataset) if is_among(name, self.info["trained_on"])}
+        return np.array([name not in seen for name in self.table.dataset], bool)
 
 
 def read_members(folders: Sequence[str]) -> list[MemberScores]:

@@ -126,11 +126,11 @@ def auc_bound(tables: Sequence[ScoreTable]) -> tuple[float, float]:
     table = ScoreTable.join(list(tables))
     sources = [(part.label, sigmoid(part.logit)) for part in _sources(table).values()]
     spread = float(np.sqrt((n_real + n_fake + 1) / (12 * n_real * n_fake)))
+    value = auc(table.label, sigmoid(table.logit))
+    assert value is not None  # there are images of both classes
     if any(len(set(labels.tolist())) == 1 for labels, _ in sources):
         value = float(mix_auc(pair_aucs(sources))[0])
         spread = max(spread, float(np.std(mix_auc(pair_aucs(sources, RESAMPLES)))))
-    else:
-        value = auc(table.label, sigmoid(table.logit)) or 0.5
     return value, 0.5 + Z * spread
 
 

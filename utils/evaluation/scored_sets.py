@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,11 @@ from utils.scoring.table import ScoreTable, read_scores, read_sidecar, sidecar_p
 
 IN_DOMAIN, UNSEEN = "in-domain", "unseen"
 OTHER_NAMES = {"140k": "faces140k"}  # of the same source: the whole set that users download, the part in the releases
+
+
+def is_among(source: str, trained_on: Collection[str]) -> bool:
+    """Tell whether a source is one of those that a detector was trained on, by its name."""
+    return OTHER_NAMES.get(source, source) in {OTHER_NAMES.get(name, name) for name in trained_on}
 
 
 @dataclass
@@ -56,9 +61,7 @@ class ScoredSet:
         trained_on = self.info.get("trained_on")
         if not trained_on:
             return None
-        own = self.info.get("source") or self.info["dataset"]
-        known = {OTHER_NAMES.get(name, name) for name in trained_on}
-        return IN_DOMAIN if OTHER_NAMES.get(own, own) in known else UNSEEN
+        return IN_DOMAIN if is_among(self.info.get("source") or self.info["dataset"], trained_on) else UNSEEN
 
     @property
     def images(self) -> list[str]:

@@ -81,9 +81,11 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
     recipe = recipe_values(flags)
     check_model_name(recipe["model"])
     check_weights_source(recipe["weights"])
-    if (recipe["adv_eps"] or recipe["adv_steps"]) and not recipe["adversarial"]:
-        raise UserError("expected --adversarial with --adv-eps and --adv-steps, got none; add it, or drop these flags")
-    recipe |= {"adv_eps": recipe["adv_eps"] or ADV_EPS, "adv_steps": recipe["adv_steps"] or ADV_STEPS}
+    for flag, default in (("adv_eps", ADV_EPS), ("adv_steps", ADV_STEPS)):
+        if recipe[flag] is None:
+            recipe[flag] = default
+        elif not recipe["adversarial"]:
+            raise UserError("expected --adversarial with --adv-eps and --adv-steps, got none; add it, or drop the flag")
     check_linf_eps(recipe["adv_eps"], "--adv-eps")
     if recipe["geometry"] != "face" and (recipe["margin"] or recipe["face_detector"]):
         raise UserError(
