@@ -261,17 +261,9 @@ def test_a_missing_member_is_named(member, image_folder, tmp_path, monkeypatch, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("count", "flags", "says"),
-    [
-        (1, [], "expected two or more --checkpoint, got 1"),
-        (2, ["--views", "flip"], "expected one --checkpoint and no --method with --views, got 2"),
-        (1, ["--views", "flip", "--method", "soup"], "no --method with --views, got 1 and --method soup"),
-    ],
-)
-def test_members_that_do_not_fit_the_flags(count, flags, says, member, image_folder, tmp_path, monkeypatch, capsys):
-    argv = ["--checkpoint", *[member("a")] * count, *flags, "--data", image_folder, "--output-dir", tmp_path / "out"]
-    assert fails(argv, monkeypatch, capsys).rstrip().endswith(says)
+def test_one_member_is_no_ensemble(member, image_folder, tmp_path, monkeypatch, capsys):
+    argv = ["--checkpoint", member("a"), "--data", image_folder, "--output-dir", tmp_path / "out"]
+    assert "expected two or more --checkpoint, got 1" in fails(argv, monkeypatch, capsys)
 
 
 def test_a_member_is_not_overwritten(member, image_folder, tmp_path, monkeypatch, capsys):

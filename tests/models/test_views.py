@@ -92,8 +92,11 @@ def test_a_checkpoint_of_views_needs_the_single_one_no_more(single, image_folder
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--views", "flip", "--method", "soup"], "expected one --checkpoint and no --method with --views, got 1"),
-        (["--views", "flip", "--checkpoint", "FILE", "FILE"], "with --views, got 2"),
+        (
+            ["--views", "flip", "--method", "soup"],
+            "expected one --checkpoint and no --method with --views, got 1 and --method soup\n",
+        ),
+        (["--views", "flip", "--checkpoint", "FILE", "FILE"], "with --views, got 2\n"),
         (["--views", "sideways"], "invalid choice"),
     ],
 )
