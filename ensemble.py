@@ -21,11 +21,20 @@ With --method stacked --scores DIR DIR, calibration and thresholds are fitted on
 and the weights on these and on validation images of the other sources: one folder for each member, with the scores that
 studies.leave_source_out wrote for its recipe. No image is scored; the scores of the ensemble go into scores/ of the run
 folder. Pass members as they were trained: their calibration relates their logits to those of the scores.
+
+--specialists names members that know some kinds of fakes only, such as a detector from before today's generators. A low
+logit of theirs says nothing about other kinds, so they only count above their threshold fpr01, which one in a thousand
+of their validation reals exceeds. They see the frame of the other members. With --scores, they score the images of the scores, so --data must name their data
+sets, and must not have been trained on the sources left out:
+
+  python ensemble.py --checkpoint checkpoints/a checkpoints/b --specialists checkpoints/deepfake-v2.pt \\
+      --method stacked --scores results/a results/b --data data/140k data/sdxl --output-dir checkpoints/three
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +75,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scores", nargs="+", metavar="DIR", help="scores of left-out sources, one folder per member (stacked)"
     )
+    parser.add_argument(
+        "--specialists",
+        nargs="+",
+        default=[],
+        metavar="PT",
+        help="members that know some kinds of fakes only (stacked)",
+    )
     parser.add_argument("--method", choices=METHODS, default="mean", help="default: mean")
     parser.add_argument("--views", nargs="+", choices=VIEWS, help="test-time augmentation of a single --checkpoint")
     parser.add_argument("--batch-size", type=int_in(1), default=32)
@@ -81,12 +97,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.views and (len(args.checkpoint) > 1 or args.method != "mean"):
         got = f"{len(args.checkpoint)}" + ("" if args.method == "mean" else f" and --method {args.method}")
         raise UserError(f"expected one --checkpoint and no --method with --views, got {got}")
-    if len(args.checkpoint) < 2 and not args.views:
+    if len(args.checkpoint) + len(args.specialists) < 2 and not args.views:
         raise UserError(f"expected two or more --checkpoint, got {len(args.checkpoint)}")
+    if args.specialists and args.method != "stacked":
+        raise UserError(f"expected --method stacked with --specialists, got --method {args.method}")
     if args.scores:
-        check_scores(args.scores, len(args.checkpoint), args.method, bool(args.data or args.face_detector))
-    paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
-    data = None if args.scores else open_training_data(args.data or ["demo"])
+        check_scores(args)
+    paths = [check_checkpoint_file(path, needs_weights=True) for path in (*args.checkpoint, *args.specialists)]
+    data = None if args.scores and not args.specialists else open_training_data(args.data or ["demo"])
     target = check_output_dir(args.output_dir) / "best.pt"
     if any(path.resolve() == target.resolve() for path in paths):
         raise UserError(f"expected --output-dir other than the folder of a member, got {args.output_dir}")
@@ -96,53 +114,65 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.checkpoints.file import describe_checkpoint, load_detector, save_checkpoint
     from utils.evaluation.finalize import finalize
     from utils.evaluation.left_out import check_calibrated_on_training_sources
-    from utils.evaluation.member_weights import fit_on_images, fit_on_left_out
+    from utils.evaluation.member_weights import add_specialists, fit_on_images, fit_on_left_out, of_scores, read_members
     from utils.runtime import set_up
     from utils.scoring.scorer import Settings
 
     check_face_detector(args.face_detector)
     machine = set_up(args.device, args.precision, args.workers, args.threads)
     device = machine.device
+    parts = read_members(args.scores) if args.scores else []
     detectors, checkpoints = zip(*(load_detector(path, device) for path in paths), strict=True)
+    generalists = len(args.checkpoint)
     if args.scores:
-        for path, checkpoint in zip(paths, checkpoints, strict=True):
+        for path, checkpoint in zip(args.checkpoint, checkpoints[:generalists], strict=True):
             check_calibrated_on_training_sources(path, checkpoint)
-    if data:
-        finder = open_finder(args.face_detector, any(detector.geometry.needs_face for detector in detectors))
+    finder = open_finder(args.face_detector, any(detector.geometry.needs_face for detector in detectors))
+    if data and not parts:
         data = data.map(lambda listing: with_faces(listing, finder))
     if args.views:
         result = with_views(detectors[0], args.views)
     elif args.method == "soup":
         result = soup(detectors)
     else:
-        result = combine(detectors)
+        floors = [floor_of(path, of) for path, of in zip(args.specialists, detectors[generalists:], strict=True)]
+        result = combine(detectors, [*[None] * generalists, *floors])
     scoring = Settings(args.batch_size, machine.workers, machine.dtype)
     score_valid = None
-    if data and args.method in FITTED:
+    if data and parts:
+        trained_on = {entry["dataset"] for entry in training_data(checkpoints[generalists:])}
+        listings = of_scores([*data.train, *data.valid], parts)
+        listings = [with_faces(listing, finder) for listing in listings]
+        add_specialists(parts, cast("Ensemble", result), trained_on, listings, scoring, device)
+    elif data and args.method in FITTED:
         score_valid = fit_on_images(cast("Ensemble", result), args.method, data.valid, scoring, device)
     settings = {
         "augmentation": strongest_augmentation(checkpoints),
         "command": command_line("ensemble.py", argv),
         "method": "views" if args.views else args.method,
-        "checkpoint": args.checkpoint,
+        "checkpoint": [*args.checkpoint, *args.specialists],
     }
     description = describe_checkpoint(result, settings, training_data(checkpoints))
-    if not data:
-        rows = fit_on_left_out(cast("Ensemble", result), args.scores, target, description)
+    if args.scores or not data:
+        rows = fit_on_left_out(cast("Ensemble", result), parts, target, description)
         return {"checkpoint": str(target), "rows": rows, "exit_code": EXIT_DONE}
     save_checkpoint(target, {**description, "state_dict": result.state_dict()})
     rows, unreadable = finalize(target, data, scoring, device, score_valid=score_valid)
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
 
-def check_scores(folders: Sequence[str], members: int, method: str, wants_images: bool) -> None:
+def check_scores(args: argparse.Namespace) -> None:
     """Raise UserError unless --scores has a folder of scores for each member and fits the other flags."""
-    if method != "stacked" or wants_images:
-        got = f"--method {method}" + (" and one of these" if wants_images else "")
+    wants_images = bool(args.data or args.face_detector)
+    if args.method != "stacked" or (wants_images and not args.specialists):
+        got = f"--method {args.method}" + (" and one of these" if wants_images else "")
         raise UserError(f"expected --method stacked and no --data or --face-detector with --scores, got {got}")
-    if len(folders) != members:
-        raise UserError(f"expected --scores with one folder for each of {members} members, got {len(folders)}")
-    for folder in folders:
+    if args.specialists and not args.data:
+        raise UserError("expected --data with the data sets of the scores, for the --specialists to score; got none")
+    members = len(args.checkpoint)
+    if len(args.scores) != members:
+        raise UserError(f"expected --scores with one folder for each of {members} members, got {len(args.scores)}")
+    for folder in args.scores:
         if not any(Path(folder).glob("*.csv.gz")):
             raise UserError(
                 f"expected --scores with folders of *.csv.gz, got {folder}; pass those of studies.leave_source_out"
@@ -187,14 +217,23 @@ def soup(detectors: Sequence[Detector]) -> Detector:
     return detectors[0]
 
 
-def combine(detectors: Sequence[Detector]) -> Ensemble:
-    """Build the ensemble of detectors, with equal weights."""
+def floor_of(path: str, specialist: Detector) -> float:
+    """Return the calibrated logit above which a specialist counts."""
+    threshold = specialist.operating_point.thresholds.get("fpr01")
+    if threshold is None:
+        raise UserError(f"expected a specialist with thresholds, got {path} without; run calibrate.py first")
+    return math.log(threshold / (1 - threshold))
+
+
+def combine(detectors: Sequence[Detector], floors: Sequence[float | None]) -> Ensemble:
+    """Build the ensemble of detectors, with equal weights; those with a floor are specialists."""
     from models.registry import create_model
 
-    members = [
-        {**describe_member(detector), "calibration": detector.operating_point.calibration} for detector in detectors
-    ]
-    ensemble = cast("Ensemble", create_model("ensemble", members=members).to(detectors[0].mean.device).eval())
+    descriptions = []
+    for detector, floor in zip(detectors, floors, strict=True):
+        description = {**describe_member(detector), "calibration": detector.operating_point.calibration}
+        descriptions.append(description if floor is None else {**description, "floor": floor})
+    ensemble = cast("Ensemble", create_model("ensemble", members=descriptions).to(detectors[0].mean.device).eval())
     for member, detector in zip(ensemble.members, detectors, strict=True):
         cast("Detector", member).take_weights(detector)
     frame = ensemble.geometry

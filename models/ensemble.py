@@ -19,10 +19,13 @@ from utils.errors import UserError
 class Ensemble(Detector):
     """The weighted sum of the members' calibrated logits.
 
+    A member with a floor is a specialist: it knows some kinds of fakes only, so that its low logits say nothing about
+    others. It adds softplus(logit - floor) instead of its logit.
+
     Images arrive in a common frame, the largest view that any member needs; each member crops or resizes its input from
     it. A cropping member sees the same pixels as alone if its size differs from the largest crop by a multiple of
     16 px, else pixels at most 8 px off, still on the JPEG grid. A resizing member sees only what is inside the frame.
-    If a member frames faces, the common frame is that of the widest margin.
+    If a member frames faces, the common frame is that of the widest margin. Specialists take what the others need.
 
     Class activation maps combine all members that see the whole frame, weighted by their share of the common logit.
     The weights are equal, follow validation, or come from a logistic regression on validation logits (stacking:
@@ -32,7 +35,7 @@ class Ensemble(Detector):
     weights: Tensor
     bias: Tensor
 
-    def __init__(self, members: Sequence[Detector], geometry: Geometry) -> None:
+    def __init__(self, members: Sequence[Detector], geometry: Geometry, floors: Sequence[float | None]) -> None:
         layers = [
             f"members.{number}.{layer}"
             for number, member in enumerate(members)
@@ -43,21 +46,24 @@ class Ensemble(Detector):
             geometry.size, mean=(0.0,) * 3, std=(1.0,) * 3, cam_layer=" ".join(layers) or None, geometry=geometry
         )
         self.members = nn.ModuleList(members)
+        self.floors = list(floors)
         self.has_input_gradient = all(member.has_input_gradient for member in members)
         self.register_buffer("weights", torch.full((len(members),), 1 / len(members), dtype=torch.float64))
         self.register_buffer("bias", torch.zeros((), dtype=torch.float64))
 
-    def member_logits(self, images: Tensor) -> Tensor:
-        """Return the calibrated logits ``(N, M)`` float64 of the members on ``(N, 3, H, W)`` images in [0, 1]."""
+    def evidence(self, images: Tensor, members: slice = slice(None)) -> Tensor:
+        """Return what the members add up, ``(N, M)`` float64, for ``(N, 3, H, W)`` images in [0, 1]."""
         columns = []
-        for member in cast("Sequence[Detector]", self.members):
+        chosen = zip(cast("Sequence[Detector]", self.members[members]), self.floors[members], strict=True)
+        for member, floor in chosen:
             logits = member(member_view(images, self.geometry, member.geometry)).double()
-            columns.append(calibrated_logits(logits, member.operating_point.calibration))
+            logits = calibrated_logits(logits, member.operating_point.calibration)
+            columns.append(logits if floor is None else F.softplus(logits - floor))
         return torch.stack(columns, dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)`` float64."""
-        return self.member_logits(images) @ self.weights + self.bias
+        return self.evidence(images) @ self.weights + self.bias
 
 
 def calibrated_logits(logits: Tensor, calibration: dict[str, Any] | None) -> Tensor:
@@ -123,6 +129,8 @@ def common_frame(geometries: Sequence[Geometry]) -> Geometry:
 def ensemble(members: list[dict[str, Any]] | None = None) -> Ensemble:
     """Rebuild an ensemble from the descriptions of its members: model, model_args, geometry, calibration.
 
+    That of a specialist also has its floor, and its geometry has no influence on the common frame.
+
     Raises:
         UserError: there are no members.
     """
@@ -134,4 +142,6 @@ def ensemble(members: list[dict[str, Any]] | None = None) -> Ensemble:
         detector.geometry = Geometry(**description["geometry"])
         detector.operating_point = OperatingPoint(description["calibration"])
         detectors.append(detector)
-    return Ensemble(detectors, common_frame([detector.geometry for detector in detectors]))
+    floors = [description.get("floor") for description in members]
+    frames = [detector.geometry for detector, floor in zip(detectors, floors, strict=True) if floor is None]
+    return Ensemble(detectors, common_frame(frames), floors)

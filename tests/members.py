@@ -32,6 +32,7 @@ def write_member(
             "geometry": (geometry or Geometry("crop", 32)).to_dict(),
             "thresholds": None,
             "calibration": calibration,
+            "train_args": {},
             "data": [{"dataset": name, "split": split, "fingerprint": name} for name, split in sets],
         },
     )

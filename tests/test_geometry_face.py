@@ -230,7 +230,7 @@ def test_a_member_that_frames_faces_can_be_joined_with_others(
     box = FaceFinder()(image)[0].box
     with torch.inference_mode():
         alone = load_detector(face_checkpoint)[0](to_tensor(FACE(image, box))[None])
-        joint = detector.member_logits(to_tensor(detector.geometry(image, box))[None])
+        joint = detector.evidence(to_tensor(detector.geometry(image, box))[None])
     assert joint[0, 0].item() == pytest.approx(alone.item() / 2.0, abs=1e-6 if frame == FACE else 0.2)
 
 

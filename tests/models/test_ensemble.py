@@ -19,12 +19,12 @@ ISOTONIC = {"method": "isotonic", "x": [-2.0, -0.5, 1.0], "y": [0.1, 0.4, 0.9]}
 
 
 @pytest.mark.parametrize("calibration", [None, SHARP, SHIFTED, ISOTONIC], ids=["none", "sharp", "shifted", "isotonic"])
-def test_member_logits_are_calibrated_as_everywhere_else(calibration):
+def test_logits_are_calibrated_as_everywhere_else(calibration):
     description = {"model": "cnn", "model_args": {"width": 4}, "geometry": Geometry("crop", 32).to_dict()}
     joined = create_model("ensemble", members=[{**description, "calibration": calibration}]).eval()
     images = torch.rand(6, 3, 32, 32)
     with torch.no_grad():
-        logits, found = joined.members[0](images), joined.member_logits(images)[:, 0]
+        logits, found = joined.members[0](images), joined.evidence(images)[:, 0]
     assert np.allclose(sigmoid(found.numpy()), OperatingPoint(calibration).p_fake(logits.numpy()), atol=1e-9)
 
 

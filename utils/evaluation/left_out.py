@@ -56,7 +56,7 @@ def check_recipe(sets: Sequence[ScoredSet], checkpoint: dict[str, Any]) -> None:
             )
 
 
-def check_calibrated_on_training_sources(path: Path, checkpoint: dict[str, Any]) -> None:
+def check_calibrated_on_training_sources(path: str | Path, checkpoint: dict[str, Any]) -> None:
     """Raise UserError if a checkpoint was calibrated on left-out sources, so that its scale is not that of the runs."""
     if any(entry["split"] == LEFT_OUT for entry in checkpoint["train_args"].get("calibrated_on") or []):
         raise UserError(

@@ -12,8 +12,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from datasets.listing.records import Listing
+from datasets.listing.records import Listing, Record, relative_path
 from datasets.loading import ImageDataset, make_loader
+from datasets.perturbations import CLEAN
 from datasets.transforms import EvalTransform
 from models.detector import Detector
 from models.ensemble import Ensemble
@@ -41,7 +42,7 @@ def fit_on_images(
 
 
 def fit_on_left_out(
-    ensemble: Ensemble, folders: Sequence[str], target: Path, description: dict[str, Any]
+    ensemble: Ensemble, parts: Sequence[MemberScores], target: Path, description: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Fit weights and operating point on scores of runs that left sources out; write checkpoint and scores.
 
@@ -49,7 +50,7 @@ def fit_on_left_out(
     of both kinds. The operating point is fitted on sources left out only.
 
     Args:
-        folders: one for each member, see :func:`read_members`.
+        parts: what the members say, see :func:`read_members` and :func:`add_specialists`.
         target: the checkpoint to write; the scores of the ensemble go into ``scores/`` beside it.
         description: the entries of the checkpoint without weights and operating point.
 
@@ -57,10 +58,8 @@ def fit_on_left_out(
         The verdicts, one row per source and class.
 
     Raises:
-        UserError: the left-out sources have one class only, there are no scores of other sources, or as
-            :func:`read_members`.
+        UserError: the left-out sources have one class only, or there are no scores of other sources.
     """
-    parts = read_members(folders)
     table, logits = select(parts, left_out=True)
     if len(set(table.label.tolist())) < 2:
         found = "fake" if table.label[0] else "real"
@@ -68,8 +67,8 @@ def fit_on_left_out(
     seen, seen_logits = select(parts, left_out=False)
     if not len(seen):
         raise UserError(
-            f"expected both files of each run, *__left-out.csv.gz and *__valid.csv.gz, in {', '.join(folders)}, found "
-            "no image of a source that was trained on; copy the files *__valid.csv.gz there too"
+            "expected both files of each run, *__left-out.csv.gz and *__valid.csv.gz, in each folder of --scores, "
+            "found no image of a source that was trained on; copy the files *__valid.csv.gz there too"
         )
     counts = [image_weights(half) / len(half) * (len(table) + len(seen)) / 2 for half in (table, seen)]
     labels = np.concatenate([table.label, seen.label])
@@ -122,17 +121,19 @@ def fit_weights(
     return [merit / sum(merits) for merit in merits], 0.0
 
 
-def member_scores(ensemble: Ensemble, listing: Listing, settings: Settings, device: torch.device) -> Scores:
-    """Return the members' calibrated logits (N, M) of the readable images of a listing."""
+def member_scores(
+    ensemble: Ensemble, listing: Listing, settings: Settings, device: torch.device, members: slice = slice(None)
+) -> Scores:
+    """Return what some members, by default all, add up (N, M) for the readable images of a listing."""
     dataset = ImageDataset(listing.records, EvalTransform(ensemble.geometry))
-    indices, logits, unreadable = [], [np.empty((0, len(ensemble.members)))], []
+    indices, logits, unreadable = [], [np.empty((0, len(ensemble.members[members])))], []
     loader = make_loader(dataset, settings.batch_size, workers=settings.workers)
-    for batch in tqdm(loader, f"{listing.name} valid", disable=None, leave=False):
+    for batch in tqdm(loader, f"{listing.name} {listing.split}", disable=None, leave=False):
         unreadable += [(item.index, item.reason) for item in batch.unreadable]
         if len(batch.images):
             indices += batch.indices.tolist()
             with torch.inference_mode(), autocast(device, settings.dtype):
-                logits.append(ensemble.member_logits(batch.images.to(device)).cpu().numpy())
+                logits.append(ensemble.evidence(batch.images.to(device), members).cpu().numpy())
     return Scores(np.array(indices, np.int64), np.concatenate(logits), unreadable)
 
 
@@ -140,7 +141,8 @@ def member_scores(ensemble: Ensemble, listing: Listing, settings: Settings, devi
 class MemberScores:
     """The images of a scores file that all members have scored.
 
-    ``logits`` ``(N, M)`` are the members' logits, each as calibrated by its run. ``info`` is the JSON file of the first
+    ``logits`` ``(N, M)`` are what the members add up: their logits, each as calibrated by its run, or the evidence of a
+    specialist. ``info`` is the JSON file of the first
     member, with the training sources of all members under ``trained_on``.
     """
 
@@ -148,6 +150,10 @@ class MemberScores:
     info: dict[str, Any]
     table: ScoreTable
     logits: np.ndarray
+
+    def images(self) -> list[tuple[str, str]]:
+        """Return the data set and the path of each image."""
+        return list(zip(self.table.dataset, self.table.path, strict=True))
 
     def left_out(self) -> np.ndarray:
         """Return which images are of a source that no member was trained on, ``(N,)``."""
@@ -191,3 +197,64 @@ def read_members(folders: Sequence[str]) -> list[MemberScores]:
             "studies.leave_source_out with the same --data and --groups for each member"
         )
     return parts
+
+
+def of_scores(listings: Sequence[Listing], parts: Sequence[MemberScores]) -> list[Listing]:
+    """Return the images of some data sets that are among the scores.
+
+    Raises:
+        UserError: an image of the scores is in no data set, or was scored degraded.
+    """
+    if degraded := {tier for part in parts for tier in part.table.tier} - {CLEAN}:
+        raise UserError(f"expected scores of the tier clean with --specialists, got {', '.join(sorted(degraded))}")
+    missing = {image for part in parts for image in part.images()}
+    found = []
+    for listing in listings:
+        records = [record for record in listing.records if image_key(listing, record) in missing]
+        missing -= {image_key(listing, record) for record in records}
+        found.append(replace(listing, records=records))
+    if missing:
+        name, path = min(missing)
+        raise UserError(
+            f"expected --data with all images of the scores, {len(missing):,} of them are missing, such as {path} of "
+            f"{name}; name the data sets that were scored"
+        )
+    return found
+
+
+def image_key(listing: Listing, record: Record) -> tuple[str, str]:
+    """Return the name of the data set and the path of an image in it, as scores files have them."""
+    return listing.name, relative_path(record.path, listing.root)
+
+
+def add_specialists(
+    parts: Sequence[MemberScores],
+    ensemble: Ensemble,
+    trained_on: set[str],
+    listings: Sequence[Listing],
+    settings: Settings,
+    device: torch.device,
+) -> None:
+    """Append what the specialists, the last members of the ensemble, say about the images of all parts.
+
+    They need no runs that leave sources out if they were trained on none of these sources.
+
+    Args:
+        trained_on: the sources that the specialists were trained on.
+        listings: the images, see :func:`of_scores`.
+
+    Raises:
+        UserError: an image is unreadable.
+    """
+    specialists = slice(parts[0].logits.shape[1], None)
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for listing in listings:
+        scores = member_scores(ensemble, listing, settings, device, specialists)
+        if scores.unreadable:
+            index, reason = scores.unreadable[0]
+            raise UserError(f"expected readable images of the scores, got {listing.records[index].path}: {reason}")
+        keys = [image_key(listing, listing.records[index]) for index in scores.indices]
+        found.update(zip(keys, scores.logits, strict=True))
+    for part in parts:
+        part.logits = np.concatenate([part.logits, np.stack([found[image] for image in part.images()])], axis=1)
+        part.info["trained_on"] = sorted(trained_on.union(part.info["trained_on"]))

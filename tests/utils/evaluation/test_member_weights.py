@@ -112,7 +112,7 @@ def test_weights_follow_all_sources_and_verdicts_those_that_were_left_out(flags,
 def test_scores_of_the_sources_trained_on_are_needed_too(flags, tmp_path):
     for file in (tmp_path / "scores-2").glob("*__valid.csv.gz"):
         file.unlink()
-    with pytest.raises(UserError, match=r"expected both files of each run, .*scores-2, found no image of a source"):
+    with pytest.raises(UserError, match=r"expected both files of each run, .*, found no image of a source"):
         ensemble.main(flags)
 
 
