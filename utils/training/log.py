@@ -37,10 +37,12 @@ def write_log(folder: Path, history: list[dict[str, Any]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return
-    with SummaryWriter(str(folder / "tensorboard")) as board:
+    epoch = history[-1]["epoch"]
+    # A resumed run writes its last epoch again, and --overwrite starts at 1: purge_step hides the older rows.
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=epoch) as board:
         for key, value in history[-1].items():
             if key != "epoch":
-                board.add_scalar(key, value, history[-1]["epoch"])
+                board.add_scalar(key, value, epoch)
 
 
 class Stopwatch:

@@ -1,5 +1,6 @@
-"""What the log says about speed."""
+"""What the log says about speed, and what TensorBoard gets."""
 
+import sys
 import types
 
 import pytest
@@ -31,3 +32,29 @@ def test_the_line_names_the_bottleneck(waited, device, workers, says):
 
 def test_training_on_tokens_decodes_nothing():
     assert "reading the cached tokens is the bottleneck" in throughput_line(1000, 10.0, 5.0, "cpu", 0, on_tokens=True)
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_an_epoch_that_is_written_again_replaces_itself_in_tensorboard(tmp_path, monkeypatch):
+    class Board:
+        """Like a folder of event files, whose reader drops the rows from ``purge_step`` on."""
+
+        rows: list = []
+
+        def __init__(self, folder, purge_step):
+            Board.rows = [row for row in Board.rows if row[2] < purge_step]
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def add_scalar(self, *row):
+            Board.rows.append(row)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Board))
+    history = [{"epoch": epoch, "valid_auc": 0.5} for epoch in (1, 2)]
+    for rows in (history[:1], history, history):  # two epochs, and the run is resumed
+        log.write_log(tmp_path, rows)
+    assert Board.rows == [("valid_auc", 0.5, 1), ("valid_auc", 0.5, 2)]
