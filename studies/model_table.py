@@ -112,13 +112,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from studies.runs import digests, train_once
 
     shared = ["--data", *args.data, "--seed", str(args.seed), "--precision", args.precision]
-    shared += ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--lr", str(args.lr)]
+    shared += ["--batch-size", str(args.batch_size)]
+    steps = ["--epochs", str(args.epochs), "--lr", str(args.lr)]  # a classical model takes none
     machine = ["--device", args.device, *(["--threads", str(args.threads)] if args.threads else [])]
     facts, failed = {}, []
     for entry in entries:
         weights = weights_of(entry, args.weights_dir)
         inputs = digests([Path(weights)] if weights not in (None, "imagenet") else [], [*data.train, *data.valid])
-        flags = [*shared, *entry_flags(entry, args.image_size, weights)]
+        own = entry_flags(entry, args.image_size, weights)
+        flags = [*shared, *([] if entry.model in CLASSICAL else steps), *own]
         try:
             minutes = train_once(runs / entry.name, flags, inputs, machine)
         except UserError as error:  # a model that cannot be built must not stop the others

@@ -197,7 +197,7 @@ def test_a_missing_package_is_named_before_any_feature(model, package, faces, tm
 
 def test_balanced_epochs_are_for_neural_models(faces, tmp_path, computed, monkeypatch, capsys):
     line = fails([*flags_of("logistic_regression", faces, tmp_path / "run"), "--balance"], monkeypatch, capsys)
-    assert "expected a neural model for --balance, got logistic_regression" in line
+    assert "expected a neural --model with --balance, got logistic_regression" in line
     assert not computed
 
 

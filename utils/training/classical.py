@@ -39,10 +39,8 @@ def fit_classical(
     """Fit on the training images; write best.pt and the feature importance. Returns the unreadable images.
 
     Raises:
-        UserError: the recipe needs a neural model, or no image can be read.
+        UserError: no image can be read.
     """
-    if recipe.balance:
-        raise UserError(f"expected a neural model for --balance, got {recipe.model}; drop the flag")
     unreadable: dict[str, str] = {}
 
     def features(listings: Sequence[Listing]) -> tuple[np.ndarray, np.ndarray]:

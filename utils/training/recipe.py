@@ -21,6 +21,11 @@ from utils.errors import UserError
 from utils.model_names import check_model_name
 
 ADV_EPS, ADV_STEPS = 2 / 255, 3  # of adversarial training by default
+# What only training by gradient steps reads; a classical model is fitted in one call.
+NEURAL_ONLY = (
+    *("adversarial", "compile", "teacher", "token_views", "prune", "freeze", "balance", "augmentation", "train_size"),
+    *("epochs", "accumulate", "lr", "weight_decay", "warmup", "ema_decay", "patience"),
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,16 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
     if recipe["compile"] and recipe["adversarial"]:
         raise UserError("expected either --compile or --adversarial, got both; attacks run uncompiled")
     return Recipe(command=command, **recipe)
+
+
+def check_classical(recipe: Recipe) -> None:
+    """Raise UserError for the first flag that a classical model would ignore, unless it has its default value."""
+    parser = argparse.ArgumentParser()
+    add_recipe_flags(parser)
+    for name in NEURAL_ONLY:
+        if getattr(recipe, name) != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"expected a neural --model with {flag}, got {recipe.model}; drop {flag}")
 
 
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:

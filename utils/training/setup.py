@@ -31,7 +31,7 @@ from utils.training.classical import resolve_embedding
 from utils.training.distillation import Teacher
 from utils.training.finetune import freeze, parameter_groups
 from utils.training.log import log
-from utils.training.recipe import Recipe
+from utils.training.recipe import Recipe, check_classical
 from utils.training.state import TrainingState, WeightAverage
 from utils.training.teacher_tokens import AnsweredImages, cache_answers
 from utils.training.tokens import TOKEN_CACHE, cache_tokens
@@ -62,9 +62,8 @@ def build_detector(
     torch.manual_seed(recipe.seed)
     model_args, embedding = resolve_embedding(recipe.model_args if resumed is None else resumed, device)
     detector = create_model(recipe.model, **model_args)
-    found = [name for name in ("adversarial", "compile", "teacher") if getattr(recipe, name)]
-    if detector.is_classical and found:
-        raise UserError(f"expected a neural --model with --{found[0]}, got {recipe.model}; drop --{found[0]}")
+    if detector.is_classical:
+        check_classical(recipe)
     if recipe.token_views and not detector.caches_tokens and not teaches_by_tokens(recipe, device):
         raise UserError(
             f"expected a --model or --teacher with a frozen part for --token-views, such as foundation, got "

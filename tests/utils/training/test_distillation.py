@@ -77,7 +77,13 @@ def test_teacher_that_does_not_exist(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--teacher", "{teacher}"], ["--compile"], ["--adversarial", "fgsm"]], ids=lambda flags: flags[0]
+    "flags",
+    [
+        *(["--teacher", "{teacher}"], ["--compile"], ["--adversarial", "fgsm"], ["--balance"], ["--epochs", "50"]),
+        *(["--lr", "0.1"], ["--freeze", "backbone"], ["--augmentation", "wild"], ["--prune", "0.3"]),
+        *(["--token-views", "2"], ["--patience", "3"], ["--train-size", "64"]),
+    ],
+    ids=lambda flags: flags[0],
 )
 def test_what_a_classical_model_would_ignore_is_refused(flags, image_folder, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)
