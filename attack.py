@@ -51,6 +51,7 @@ from utils.attacks.threat_model import (
     attack_traits,
     check_attacks,
     check_linf_eps,
+    check_settings,
     parse_size,
 )
 from utils.errors import UserError
@@ -79,9 +80,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--direction", choices=tuple(DIRECTIONS), default="both", help="images to attack (default: both classes)"
     )
-    how.add_argument("--steps", type=int_in(1), default=20, help="steps of each iterative attack (default: 20)")
-    how.add_argument("--restarts", type=int_in(1), default=1, help="random starts (default: 1)")
-    how.add_argument("--queries", type=int_in(1), default=500, help="queries of square per image (default: 500)")
+    how.add_argument("--steps", type=int_in(1), help="steps of each iterative attack (default: 20)")
+    how.add_argument("--restarts", type=int_in(1), help="random starts of pgd and strong (default: 1)")
+    how.add_argument("--queries", type=int_in(1), help="queries of square and strong per image (default: 500)")
     more = parser.add_argument_group("further outputs")
     more.add_argument(
         "--transfer", action="store_true", help="score each detector on the images crafted with the others"
@@ -107,13 +108,16 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.checkpoint) != bool(args.data):
         parser.error("expected --checkpoint PT... together with --data SPEC..., or neither")
+    if args.transfer and len(args.checkpoint) == 1:
+        parser.error("expected two or more --checkpoint with --transfer, got one; add another or drop --transfer")
     sizes = sorted(args.eps or [parse_size(text) for text in DEFAULT_EPS[args.norm]])
     for eps in sizes if args.norm == "linf" else []:
         check_linf_eps(eps)
     check_attacks(args.attacks, args.norm)
-    settings = (args.steps, args.restarts, args.queries, args.seed)
-    plans = [Plan(attack, args.norm, eps, *settings) for attack in args.attacks for eps in sizes]
-    check = Plan("pgd", args.norm, sizes[len(sizes) // 2], steps=args.steps, seed=args.seed)
+    given = {"steps": args.steps, "restarts": args.restarts, "queries": args.queries}
+    settings = check_settings(given, args.attacks)
+    plans = [Plan(attack, args.norm, eps, **settings, seed=args.seed) for attack in args.attacks for eps in sizes]
+    check = Plan("pgd", args.norm, sizes[len(sizes) // 2], steps=settings["steps"], seed=args.seed)
     folder = check_output_dir(args.output_dir)
     export = check_output_dir(args.export, "--export") if args.export else None
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]

@@ -15,17 +15,21 @@ from models.registry import create_model
 from utils.args import run_script
 from utils.attacks.cells import read_cell
 from utils.attacks.runs import Trial
+from utils.attacks.threat_model import SETTINGS
 from utils.checkpoints.file import save_checkpoint
 from utils.files import read_json
 from utils.scoring.table import read_scores
 
-SMALL = ["--threads", "1", "--steps", "3", "--queries", "5", "--batch-size", "4"]
+SMALL = ["--threads", "1", "--batch-size", "4"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_drawing():
+def small():
+    """Weak attacks and no figures, which would take longer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.attacks.report.save_figure", lambda figure, stem: None)
+        patch.setitem(SETTINGS, "steps", 3)
+        patch.setitem(SETTINGS, "queries", 5)
         yield
 
 
@@ -262,6 +266,10 @@ def test_unreadable_images_are_listed_and_make_the_exit_code_1(run, image_folder
         ("--direction sideways", "invalid choice"),
         ("--eps", "expected at least one argument"),
         ("--norm l2 --eps 1e30", "expected a size in (0, 1000]"),
+        ("--attacks fgsm --steps 50", "expected --attacks of cw, deepfool, mifgsm, pgd, strong with --steps, got fgsm"),
+        ("--attacks square --restarts 2", "expected --attacks of pgd, strong with --restarts, got square"),
+        ("--queries 9", "expected --attacks of square, strong with --queries, got fgsm, pgd; drop --queries"),
+        ("--transfer", "expected two or more --checkpoint with --transfer, got one"),
         ("--export attack.py", "expected --export to be a writable folder"),
     ],
 )

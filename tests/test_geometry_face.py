@@ -195,7 +195,7 @@ def test_a_run_trains_validates_tests_and_is_searched_once(portraits, tmp_path, 
 def test_attacks_see_framed_faces(portraits, face_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.attacks.report.save_figure", lambda figure, stem: None)
     flags = ["--checkpoint", str(face_checkpoint), "--data", str(portraits)]
-    small = "--attacks fgsm --eps 1/255 --steps 2 --threads 1".split()
+    small = "--attacks fgsm --eps 1/255 --threads 1".split()
     rows = attack.main([*flags, *small, "--output-dir", str(tmp_path / "attacks"), "--export", str(tmp_path / "png")])[
         "rows"
     ]

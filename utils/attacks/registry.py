@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from utils.attacks.gradient import LogitOf, check_images
-from utils.attacks.threat_model import METHODS_DIR, NORMS, Plan
+from utils.attacks.threat_model import METHODS_DIR, NORMS, SETTINGS, Plan
 
 AttackFunction = Callable[[Plan, LogitOf, Tensor, Tensor], Tensor]
 _ATTACKS: dict[str, AttackFunction] = {}
 
 
 def register_attack(
-    *, needs_gradient: bool = True, norms: tuple[str, ...] = NORMS
+    *, needs_gradient: bool = True, norms: tuple[str, ...] = NORMS, settings: tuple[str, ...] = tuple(SETTINGS)
 ) -> Callable[[AttackFunction], AttackFunction]:
     """Register a function as the attack of its name.
 
     The function receives the plan, ``logit_of``, images ``(N, 3, H, W)`` in [0, 1] and labels ``(N,)``, and returns
-    images within ``plan.eps`` of the given ones and within [0, 1]. Pass the arguments as literals:
-    :func:`utils.attacks.threat_model.attack_traits` reads them from the source.
+    images within ``plan.eps`` of the given ones and within [0, 1]. ``settings`` are those of the plan that it reads.
+    Pass the arguments as literals: :func:`utils.attacks.threat_model.attack_traits` reads them from the source.
 
     Raises:
         ValueError: two functions share a name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -15,6 +15,7 @@ from utils.errors import UserError, closest
 
 METHODS_DIR = Path(__file__).with_name("methods")
 NORMS = ("linf", "l2")
+SETTINGS = {"steps": 20, "restarts": 1, "queries": 500}  # of attacks, and their defaults
 MAX_SIZE = 1000  # pixel units; about the L2 distance between the black and the white image of 577 px
 DIRECTIONS = {"both": (0, 1), "fake-to-real": (1,), "real-to-fake": (0,)}  # labels of the images to attack
 DEFAULT_EPS = {"linf": ("0.5/255", "1/255", "2/255", "4/255", "8/255"), "l2": ("0.25", "0.5", "1", "2")}
@@ -22,10 +23,11 @@ DEFAULT_EPS = {"linf": ("0.5/255", "1/255", "2/255", "4/255", "8/255"), "l2": ("
 
 @dataclass(frozen=True)
 class Traits:
-    """What an attack needs: the gradient of the detector, and one of these norms."""
+    """What an attack needs: the gradient of the detector, one of these norms, and the settings that it reads."""
 
     needs_gradient: bool = True
     norms: tuple[str, ...] = NORMS
+    settings: tuple[str, ...] = tuple(SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Plan:
     attack: str
     norm: str
     eps: float
-    steps: int = 20
-    restarts: int = 1
-    queries: int = 500
+    steps: int = SETTINGS["steps"]
+    restarts: int = SETTINGS["restarts"]
+    queries: int = SETTINGS["queries"]
     seed: int = 0
 
 
@@ -61,6 +63,18 @@ def check_attacks(names: Sequence[str], norm: str) -> None:
             raise UserError(f"expected --attacks of {', '.join(known)}, got {name!r}{closest(name, known)}")
         if norm not in known[name].norms:
             raise UserError(f"expected --norm {' or '.join(known[name].norms)} for {name}, got {norm}; use pgd")
+
+
+def check_settings(given: Mapping[str, int | None], names: Sequence[str]) -> dict[str, int]:
+    """Return the settings with their defaults in place of None. Raises UserError for one that no attack reads."""
+    traits = attack_traits()
+    for setting, value in given.items():
+        if value is not None and not any(setting in traits[name].settings for name in names):
+            readers = ", ".join(name for name, trait in traits.items() if setting in trait.settings)
+            raise UserError(
+                f"expected --attacks of {readers} with --{setting}, got {', '.join(names)}; drop --{setting}"
+            )
+    return {setting: SETTINGS[setting] if value is None else value for setting, value in given.items()}
 
 
 def parse_size(text: str) -> float:

@@ -18,7 +18,7 @@ from utils.attacks.gradient import DecisionLogit, attackable, check_change, chec
 from utils.attacks.registry import _ATTACKS, register_attack, run_attack
 from utils.attacks.runs import boundary_logit, evenly_spaced
 from utils.attacks.smoothing import certified_radius, certify
-from utils.attacks.threat_model import Plan, attack_traits, check_linf_eps, parse_size, size_name
+from utils.attacks.threat_model import SETTINGS, Plan, attack_traits, check_linf_eps, parse_size, size_name
 from utils.attacks.torchattacks_bridge import TwoClass
 from utils.errors import UserError
 from utils.evaluation.operating_point import fit_isotonic
@@ -85,6 +85,20 @@ def test_every_attack_stays_in_ball_and_box_and_helps(attack, norm, network, ima
     assert (margin_of(network, found, labels) >= margin_of(network, images, labels) - 1e-6).all()
     assert torch.equal(found, run_attack(plan, network, images, labels)), "the same seed gives the same images"
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("attack", attack_traits())
+def test_no_attack_reads_a_setting_that_it_does_not_declare(attack, network, images, labels):
+    class Watched(Plan):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    read: set[str] = set()
+    plan = Watched(attack, "linf", 0.002, steps=2, queries=5)
+    read.clear()
+    run_attack(plan, network, images, labels)
+    assert read & SETTINGS.keys() == set(attack_traits()[attack].settings)
 
 
 def test_fgsm_and_pgd_reach_the_known_optimum_of_a_linear_detector():

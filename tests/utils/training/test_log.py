@@ -36,13 +36,13 @@ def test_training_on_tokens_decodes_nothing():
 
 @pytest.mark.usefixtures("no_curves")
 def test_an_epoch_that_is_written_again_replaces_itself_in_tensorboard(tmp_path, monkeypatch):
+    written: list[tuple] = []
+
     class Board:
         """Like a folder of event files, whose reader drops the rows from ``purge_step`` on."""
 
-        rows: list = []
-
         def __init__(self, folder, purge_step):
-            Board.rows = [row for row in Board.rows if row[2] < purge_step]
+            written[:] = [row for row in written if row[2] < purge_step]
 
         def __enter__(self):
             return self
@@ -51,10 +51,10 @@ def test_an_epoch_that_is_written_again_replaces_itself_in_tensorboard(tmp_path,
             return None
 
         def add_scalar(self, *row):
-            Board.rows.append(row)
+            written.append(row)
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Board))
     history = [{"epoch": epoch, "valid_auc": 0.5} for epoch in (1, 2)]
     for rows in (history[:1], history, history):  # two epochs, and the run is resumed
         log.write_log(tmp_path, rows)
-    assert Board.rows == [("valid_auc", 0.5, 1), ("valid_auc", 0.5, 2)]
+    assert written == [("valid_auc", 0.5, 1), ("valid_auc", 0.5, 2)]

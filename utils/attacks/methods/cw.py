@@ -12,7 +12,7 @@ from utils.attacks.threat_model import Plan
 from utils.attacks.torchattacks_bridge import run_torchattacks, within_eps
 
 
-@register_attack()
+@register_attack(settings=("steps",))
 def cw(plan: Plan, logit_of: LogitOf, images: Tensor, labels: Tensor) -> Tensor:
     """Return images whose change exceeds eps, in the norm of the plan, unchanged."""
     # The default learning rate of torchattacks moves a pixel by 2/255 in the first step.

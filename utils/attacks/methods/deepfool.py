@@ -12,7 +12,7 @@ from utils.attacks.threat_model import Plan
 from utils.attacks.torchattacks_bridge import run_torchattacks, within_eps
 
 
-@register_attack()
+@register_attack(settings=("steps",))
 def deepfool(plan: Plan, logit_of: LogitOf, images: Tensor, labels: Tensor) -> Tensor:
     """Return images whose change exceeds eps, in the norm of the plan, unchanged."""
     return within_eps(plan, images, run_torchattacks("DeepFool", logit_of, images, labels, steps=plan.steps))

@@ -10,7 +10,7 @@ from utils.attacks.registry import register_attack
 from utils.attacks.threat_model import Plan
 
 
-@register_attack()
+@register_attack(settings=())
 def fgsm(plan: Plan, logit_of: gradient.LogitOf, images: Tensor, labels: Tensor) -> Tensor:
     """Take the one step from the image itself, without a random start."""
     return gradient.pgd(logit_of, images, labels, plan.eps, norm=plan.norm, alpha=plan.eps, steps=1, random_start=False)

@@ -11,7 +11,7 @@ from utils.attacks.registry import register_attack
 from utils.attacks.threat_model import Plan
 
 
-@register_attack(norms=("linf",))
+@register_attack(norms=("linf",), settings=("steps",))
 def mifgsm(plan: Plan, logit_of: LogitOf, images: Tensor, labels: Tensor) -> Tensor:
     """Accumulate the gradients with a decay of 1, as in the paper."""
     alpha = default_alpha(plan.eps, plan.steps)

@@ -14,7 +14,7 @@ from utils.attacks.torchattacks_bridge import NORM_NAMES, run_torchattacks
 from utils.errors import UserError
 
 
-@register_attack(needs_gradient=False)
+@register_attack(needs_gradient=False, settings=("queries",))
 def square(plan: Plan, logit_of: LogitOf, images: Tensor, labels: Tensor) -> Tensor:
     """Search with ``plan.queries`` queries per image.
 
