@@ -248,6 +248,12 @@ def test_warns_when_a_checkpoint_was_trained_on_the_images(place, tmp_path, caps
     evaluate.main(["--checkpoint", str(checkpoint), *argv[2:], "--output-dir", str(tmp_path / "b")])
     assert "seen was trained on these very images of wild" in capsys.readouterr().err
 
+    part = make_checkpoint(tmp_path / "part.pt", data=[{**seen, "dataset": name} for name in ("wild", "faces")])
+    argv = ["--checkpoint", str(part), "--n-boot", "0", "--output-dir", str(tmp_path / "c"), "--data"]
+    evaluate.main([*argv, str(place / "wild@limit=6"), str(place / "faces")])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "was trained on" in line]
+    assert len(warnings) == 1 and "trained on wild, probably also on some of these images" in warnings[0]
+
 
 @pytest.mark.parametrize(
     ("flags", "says"),

@@ -58,11 +58,18 @@ def origin(candidate: Candidate) -> dict[str, Any]:
 
 
 def warn_of_training_images(candidates: Sequence[Candidate], dataset: str, listing: Listing) -> None:
-    """Name on stderr the checkpoints that were trained on these very images."""
+    """Name on stderr the checkpoints that were trained on these very images, or on others of their split."""
+    splits = (listing.splits or ("train",)) if listing.split == "all" else (listing.split,)
     for candidate in candidates:
-        entries = candidate.checkpoint.get("data", [])
-        if listing.fingerprint in {entry["fingerprint"] for entry in entries if entry["split"] == "train"}:
+        entries = [entry for entry in candidate.checkpoint.get("data", []) if entry["split"] == "train"]
+        if listing.fingerprint in {entry["fingerprint"] for entry in entries}:
             print(f"warning: {candidate.name} was trained on these very images of {dataset}", file=sys.stderr)
+        elif "train" in splits and listing.name in {entry["dataset"] for entry in entries}:
+            print(
+                f"warning: {candidate.name} was trained on {dataset}, probably also on some of these images; "
+                "a test split has others",
+                file=sys.stderr,
+            )
 
 
 def checkpoint_names(paths: Sequence[Path]) -> list[str]:
