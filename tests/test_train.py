@@ -12,8 +12,9 @@ import torch
 import train
 from models.registry import list_models
 from tests.conftest import FACES_PER_CLASS, exit_and_stderr
-from tests.runs import TINY, assert_same_run
-from utils.checkpoints.file import load_checkpoint
+from tests.runs import TINY, Killed, assert_same_run
+from utils.checkpoints.file import load_checkpoint, load_detector
+from utils.evaluation.evaluate import Candidate, origin
 from utils.files import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -25,6 +26,23 @@ def whole_run(faces, tmp_path_factory) -> dict:
     """An uninterrupted run: its folder and what main returned."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return {"folder": folder, **train.main([*FORENSIC, "--data", str(faces), "--output-dir", str(folder)])}
+
+
+def test_images_of_the_initial_weights_are_not_unseen(whole_run, faces, tmp_path):
+    """Fine-tuning on another source, also after an interruption: the first source stays part of the training data."""
+    weights = str(whole_run["folder"] / "best.pt")
+    other, folder = shutil.copytree(faces, tmp_path / "other"), tmp_path / "run"
+
+    def dying(history):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train.main([*TINY, "--weights", weights, "--data", str(other), "--output-dir", str(folder)], dying)
+    train.main(["--resume", "--output-dir", str(folder)])
+    for file in ("best.pt", "last.pt"):
+        detector, checkpoint = load_detector(folder / file)
+        assert checkpoint["epoch"] > 1 or file == "best.pt"
+        assert origin(Candidate("run", detector, checkpoint, "digest"))["trained_on"] == ["faces", "other"]
 
 
 # Refusals: exit code 2 and one line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def load_weights(detector: Detector, source: str) -> WeightsReport:
         )
     detector.load_state_dict(matched, strict=False)
     assign_bases(detector, checkpoint.get("base", []))
+    detector.earlier_data = as_earlier_data(checkpoint)
     return report
 
 
@@ -111,6 +113,11 @@ def match_weights(detector: Detector, state_dict: dict[str, Tensor]) -> tuple[We
         shared=max(sum(key.startswith(inside) for key in keys) for keys in (own, renamed)) or len(own),
     )
     return report, matched
+
+
+def as_earlier_data(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the training sets of a checkpoint as data of a detector that starts from it: not unseen for it either."""
+    return [{**entry, "earlier": True} for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
 
 
 def read_weights_file(path: str | Path) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from datasets.transforms import EvalTransform
 from models.classical import ClassicalDetector
 from models.detector import Detector
 from utils.checkpoints.file import load_detector, save_checkpoint
+from utils.checkpoints.weights import as_earlier_data
 from utils.errors import UserError
 from utils.figures import interval_bar_figure, save_figure
 from utils.files import atomic_write_bytes, atomic_write_text
@@ -118,6 +119,7 @@ def resolve_embedding(model_args: Mapping[str, Any], device: torch.device) -> tu
         log(f"note: {source} has random weights unless you pass --weights")
         return {**arguments, "features": "embedding", "embedding": {"model": source, "model_args": {}}}, None
     network, checkpoint = load_detector(source, device)
+    network.earlier_data = as_earlier_data(checkpoint)
     embedding = {key: checkpoint[key] for key in ("model", "model_args", "geometry")}
     return {**arguments, "features": "embedding", "embedding": embedding}, network
 

@@ -71,6 +71,7 @@ def build_detector(
         )
     if embedding:
         cast(Detector, detector.get_submodule("embedder.detector")).take_weights(embedding)
+        detector.earlier_data = embedding.earlier_data
     size = input_size(recipe, detector, records)
     detector.geometry = Geometry(recipe.geometry, size, recipe.resize_to, recipe.margin or MARGIN)
     detector.check_size(detector.geometry.size)

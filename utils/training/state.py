@@ -112,7 +112,8 @@ class TrainingState:
         Raises:
             UserError: the run was trained on other images.
         """
-        if [entry["fingerprint"] for entry in data] != [entry["fingerprint"] for entry in checkpoint["data"]]:
+        own = [entry for entry in checkpoint["data"] if not entry.get("earlier")]
+        if [entry["fingerprint"] for entry in data] != [entry["fingerprint"] for entry in own]:
             raise UserError(
                 f"expected the images of the interrupted run {folder}, found others in "
                 f"{', '.join(sorted({entry['dataset'] for entry in data}))}; start a new run in another --output-dir"
@@ -122,6 +123,7 @@ class TrainingState:
         saved = checkpoint["training"]
         self.detector.load_state_dict(checkpoint["state_dict"])
         assign_bases(self.detector, checkpoint.get("base", []))
+        self.detector.earlier_data = [entry for entry in checkpoint["data"] if entry.get("earlier")]
         if self.ema:
             self.ema.module.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -143,7 +145,7 @@ COUNTERS = ("epoch", "step", "best_score", "best_epoch", "history")
 
 def describe_run(recipe: Recipe, detector: Detector, data: list[dict], epoch: int) -> dict[str, Any]:
     """Return everything in a checkpoint except its weights."""
-    return describe_checkpoint(detector, asdict(recipe), data, recipe.seed, epoch)
+    return describe_checkpoint(detector, asdict(recipe), [*data, *detector.earlier_data], recipe.seed, epoch)
 
 
 def remove_run(folder: Path) -> None:
