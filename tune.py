@@ -51,7 +51,7 @@ from utils.args import (
 from utils.errors import UserError
 from utils.search.space import BANKS, Space, build_space, default_values, draw, narrow_space, to_flags
 from utils.search.study import DEFAULT_TRIAL, import_optuna, open_study, queue_once, run_trials
-from utils.training.recipe import Recipe, make_recipe
+from utils.training.recipe import Recipe, check_classical, make_recipe
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         return {"best": None, "command": None, "rows": [], "exit_code": EXIT_DONE}
     complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     if not complete:
-        raise UserError("expected at least one trial to train a detector, but all failed; see the trials in the study")
+        errors = [trial.user_attrs.get("error", "no message") for trial in study.get_trials(deepcopy=False)]
+        raise UserError(f"expected at least one trial to train a detector, but all failed, the last with: {errors[-1]}")
     best = max(complete, key=lambda trial: (trial.value, -trial.number))
     results = retrain(study, best, trainer, args.seeds, folder)
     best_command = shlex.join(["python", "train.py", *trainer.flags(best.params)])
@@ -135,6 +136,8 @@ def find_space(recipe: Recipe, data: TrainingData, wanted: Sequence[str], decide
     detector = create_model(recipe.model, **recipe.model_args)
     records = [record for listing in data.train for record in listing.records]
     size = input_size(recipe, detector, records)
+    if detector.is_classical:
+        check_classical(recipe)
     n_stages = 0 if detector.is_classical else len(stages(detector)) - 1
     space = build_space(detector, model_arguments(recipe.model), size, bool(recipe.weights), n_stages)
     fixed = [*decided, *recipe.model_args]
@@ -194,6 +197,7 @@ class Trainer:
                 raise UserError(f"{MAX_ERRORS} trials in a row have failed, the last with: {error}") from None
             trial.set_user_attr("error", str(error))
             note(trial, "failed", None)
+            print(f"trial {trial.number}: {error}", file=sys.stderr)
             raise optuna.TrialPruned from None
         self.errors = 0
         note(trial, "complete", value)

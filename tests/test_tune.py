@@ -149,13 +149,25 @@ def test_an_interrupted_trial_resumes_its_own_training(tmp_path, image_folder, m
     assert seen == [0, 1, 1]
 
 
-def test_settings_that_diverge_are_pruned_and_three_in_a_row_end_the_search(tmp_path, image_folder, monkeypatch):
+def test_settings_that_diverge_are_pruned_and_three_in_a_row_end_the_search(
+    tmp_path, image_folder, monkeypatch, capsys
+):
     def fails(self, *args, **kwargs):
         raise UserError("expected a training loss around 0.7, got nan")
 
     monkeypatch.setattr(tune.Trainer, "run", fails)
     with pytest.raises(UserError, match="3 trials in a row have failed, the last with: expected a training loss"):
         search(tmp_path / "study", image_folder, "--trials", "9")
+    assert "trial 0: expected a training loss around 0.7, got nan" in capsys.readouterr().err
+    with pytest.raises(UserError, match="but all failed, the last with: expected a training loss"):
+        search(tmp_path / "other", image_folder, "--trials", "2")
+
+
+def test_flags_that_a_classical_model_ignores_are_refused_before_any_trial(tmp_path, image_folder, capsys):
+    argv = ["--model", "lightgbm", "--data", str(image_folder), "--output-dir", str(tmp_path), "--train", "--lr", "0.1"]
+    with pytest.raises(UserError, match="expected a neural --model with --lr, got lightgbm; drop --lr"):
+        tune.main(argv)
+    assert "trial 0" not in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------- several workers

@@ -73,6 +73,7 @@ def doubts(tables: Sequence[ScoreTable], point: OperatingPoint) -> list[str]:
     found, (n_real, n_fake) = [], _count_images(tables)
     value, bound = auc_bound(tables)
     if not value > bound:
+        bound = min(bound, 1.0)  # the approximation exceeds 1 for a few images
         found.append(
             f"the validation AUC is {value:.3f}, not above the {bound:.3f} that chance reaches with {n_real} real and "
             f"{n_fake} fake images: every verdict will be unsure; train longer, check the labels or add images"

@@ -55,6 +55,8 @@ def test_doubts_name_chance_and_few_images():
     assert "not above" in chance and "30 real and 12 fake" in chance and "30 real and 12 fake" in few
     assert found([scores_table(np.repeat([0, 1], 30), np.arange(60.0))]) == []
     assert len(found([scores_table(np.array([0, 0, 1, 1]), np.arange(4.0))])) == 2, "four images prove nothing"
+    (chance, _) = found([scores_table(np.array([0] * 8 + [1]), np.arange(9.0))])
+    assert "the validation AUC is 1.000, not above the 1.000 that chance reaches" in chance, "no AUC is above 1"
 
 
 def test_tiers_of_an_image_count_once():
