@@ -219,12 +219,17 @@ def explain_images(
     usable = usable_methods(detector, settings.layer)
     methods = settings.methods or ("features" if "features" in usable else usable[0],)
     check_usable(detector, methods, settings.layer)
+    maps = replace(settings, methods=tuple(method for method in methods if all_methods()[method].makes_maps))
+    if contact_sheet and not maps.methods:
+        raise UserError(
+            f"expected a method that draws maps with --contact-sheet, got {', '.join(methods)}; "
+            "choose one with --methods, or drop --contact-sheet"
+        )
     stems = [folder / stem for stem in unique_names([*RESERVED, *(Path(path).stem for path in paths)])[len(RESERVED) :]]
     rows = []
     for method in methods:
         if not all_methods()[method].makes_maps:
             rows += all_methods()[method].function(detector, paths, stems, finder)
-    maps = replace(settings, methods=tuple(method for method in methods if all_methods()[method].makes_maps))
     if maps.methods:
         rows += draw_maps(detector, paths, stems, maps, contact_sheet, finder)
     failed = {row["path"]: row["error"] for row in rows if "error" in row}

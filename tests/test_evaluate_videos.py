@@ -105,6 +105,7 @@ def test_other_scripts_refuse_videos_in_one_line(script, checkpoint, clips, monk
     flags = {"train": ["--model", "cnn"], "audit": [], "attack": ["--checkpoint", checkpoint]}[script]
     code, text = exit_and_stderr(main, [*flags, "--data", "clips:clips", "--output-dir", "o"], monkeypatch, capsys)
     assert code == 2 and "expected pictures, got videos (clips:clips)" in text and text.count("\n") == 1
+    assert "python -m studies.track_sequences trains on them" in text
 
 
 @pytest.mark.parametrize(

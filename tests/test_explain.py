@@ -114,6 +114,8 @@ def test_a_classical_detector_shows_its_features_and_refuses_gradients(classical
     assert result["rows"][0]["method"] == "features" and (tmp_path / "out" / "a__features.pdf").exists()
     with pytest.raises(UserError, match="use --methods features occlusion superpixels"):
         run(*flags, "--overwrite", "--methods", "gradcam")
+    with pytest.raises(UserError, match="expected a method that draws maps with --contact-sheet, got features"):
+        run(*flags, "--overwrite", "--contact-sheet")
 
 
 def test_names_of_many_kinds_are_drawn_and_printed(tiny_checkpoint, classical_checkpoint, tmp_path, monkeypatch):

@@ -167,7 +167,10 @@ def open_records(
     spec = parse_spec(text)
     source = source or read_source(spec)
     if source.sampling and not videos:
-        raise UserError(f"expected pictures, got videos ({spec}); evaluate.py and predict.py score them")
+        raise UserError(
+            f"expected pictures, got videos ({spec}); evaluate.py and predict.py score them, "
+            "python -m studies.track_sequences trains on them"
+        )
     splits = tuple(split for split in SPLITS if source.by_split.get(split))
     usual = "test" if "test" in splits else "valid" if "valid" in splits else "all"
     split = split_name(spec.options.get("split") or default_split or usual)
