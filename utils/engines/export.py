@@ -168,7 +168,8 @@ def static_int8(onnx: Any, model: Any, images: np.ndarray, constants: set[str]) 
 
     at_once = min(IMAGES_AT_ONCE, len(images))
     images = images[: len(images) // at_once * at_once]
-    with quiet_root_logger(), tempfile.TemporaryDirectory() as folder:
+    quiet = contextlib.redirect_stdout(io.StringIO())  # the quantiser prints its settings, among our results
+    with quiet, quiet_root_logger(), tempfile.TemporaryDirectory() as folder:
         source, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("float", "prepared", "int8"))
         onnx.save(model, source)  # the quantiser stumbles over a model in memory
         quant_pre_process(source, prepared, skip_symbolic_shape=True)

@@ -99,7 +99,7 @@ def test_export_reports_its_parity(exported):
     assert report["command"].startswith("python benchmark.py --checkpoint")
 
 
-def test_int8_export_is_small_and_near(tmp_path, image_folder):
+def test_int8_export_is_small_and_near(tmp_path, image_folder, capsys):
     torch.manual_seed(0)
     detector = create_model("cnn", width=32)
     detector.geometry = Geometry("crop", 32)
@@ -117,6 +117,7 @@ def test_int8_export_is_small_and_near(tmp_path, image_folder):
     )
     file = tmp_path / "int8.onnx"
     report = export(checkpoint, file, "--export", "int8", "--data", image_folder)["parity"]
+    assert len(capsys.readouterr().out.splitlines()) == 2, "the parity and the file, nothing of the quantiser"
     assert 0 < report["max_logit_difference"] < INT8_BOUND  # 0 would mean that nothing was quantised
     assert read_description(file)["engine"] == "onnx-int8"
     export(checkpoint, tmp_path / "float.onnx", "--export", "onnx")
