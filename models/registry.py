@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from models.detector import Detector
 from utils.errors import UserError
 from utils.model_names import check_model_name
@@ -88,9 +86,14 @@ def create_model(name: str, /, **model_args: Any) -> Detector:
 
 def _factory(name: str) -> Factory:
     """Return the registered function of that name, or the one for the timm backbone. Raises UserError."""
-    _register_all()
+    if name.isidentifier() and Path(__file__).with_name(f"{name}.py").is_file():
+        importlib.import_module(f"models.{name}")  # alone: to import timm for the other models takes seconds
+    if name not in _FACTORIES:
+        _register_all()
     if name in _FACTORIES:
         return _FACTORIES[name]
+    import timm
+
     if not timm.is_model(name):
         check_model_name(name)  # knows the close matches
     from models.timm_backbone import timm_backbone
