@@ -40,10 +40,11 @@ def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> No
         UserError: a part of the detector has no counterpart in ONNX; the message names the part.
     """
     require("onnxscript")
+    onnx = require("onnx")  # before the seconds of tracing
     detector, checkpoint = load_detector(checkpoint_file)
     refuse_classical(detector, checkpoint["model"])
     model = trace(detector)
-    store_as_half(require("onnx"), model.graph, exact=True)
+    store_as_half(onnx, model.graph, exact=True)
     keep_description(model, checkpoint, engine, file_digest(checkpoint_file))
     atomic_write_bytes(output, model.SerializeToString())
 
