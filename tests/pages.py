@@ -10,6 +10,7 @@ Figures in the text: tests/sources.py.
 """
 
 import contextlib
+import functools
 import importlib
 import io
 import re
@@ -131,6 +132,12 @@ def tables(text: str) -> Iterator[tuple[str | None, Table]]:
         yield source, []
 
 
+@functools.cache
+def tables_of(file: Path) -> list[Table]:
+    """The tables of a results file."""
+    return [rows for _, rows in tables(file.read_text(encoding="utf-8"))]
+
+
 def table_problems(text: str, root: Path) -> list[str]:
     """Tables of results that are not those of their file, or that name no file."""
     problems = []
@@ -144,7 +151,7 @@ def table_problems(text: str, root: Path) -> list[str]:
         elif not (root / source).is_file():
             problems.append(f"{source}: no such file")
         else:
-            wanted = [rows for _, rows in tables((root / source).read_text(encoding="utf-8"))]
+            wanted = tables_of(root / source)
             if table not in wanted:
                 known = [row for rows in wanted for row in rows]
                 strange = next(

@@ -158,23 +158,28 @@ def shows(number: str, unit: str, value: Any) -> bool:
 
 def figure_problems(text: str) -> list[str]:
     """Return the figures of a page that have no source or differ from it."""
-    problems = []
-    for body, source in blocks(text):
-        found = figures(body)
-        where = f"near {' '.join(body.split())[:60]!r}"
-        try:
-            values = list(wanted(source))
-        except (ValueError, KeyError, SyntaxError, TypeError) as error:
-            problems.append(f"{where}: {error}")
-            continue
-        for (number, unit), (description, value) in zip(found, values, strict=False):
-            if not shows(number, unit, value):
-                problems.append(f"{where}: {number} {unit} is not {value} of {description}")
-        if len(found) > len(values):
-            problems += [f"{where}: {number} {unit} has no source" for number, unit in found[len(values) :]]
-        elif len(found) < len(values):
-            problems.append(f"{where}: {len(values)} figures in the comment, {len(found)} in the text")
-    return problems
+    return [problem for body, source in blocks(text) for problem in block_problems(body, source)]
+
+
+@functools.cache  # of a page with one figure changed, all other blocks are known
+def block_problems(body: str, source: str) -> tuple[str, ...]:
+    """Return the problems of one block and the comment in front of it."""
+    found = figures(body)
+    where = f"near {' '.join(body.split())[:60]!r}"
+    try:
+        values = list(wanted(source))
+    except (ValueError, KeyError, SyntaxError, TypeError) as error:
+        return (f"{where}: {error}",)
+    problems = [
+        f"{where}: {number} {unit} is not {value} of {description}"
+        for (number, unit), (description, value) in zip(found, values, strict=False)
+        if not shows(number, unit, value)
+    ]
+    if len(found) > len(values):
+        problems += [f"{where}: {number} {unit} has no source" for number, unit in found[len(values) :]]
+    elif len(found) < len(values):
+        problems.append(f"{where}: {len(values)} figures in the comment, {len(found)} in the text")
+    return tuple(problems)
 
 
 def mutations(text: str) -> Iterator[tuple[str, str]]:

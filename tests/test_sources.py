@@ -40,9 +40,12 @@ def results(tmp_path, monkeypatch):
     (tmp_path / "results" / "y.json").write_text(json.dumps({"seconds": 480.0, "t": {"low": 0.25}, "rows": rows[:1]}))
     (tmp_path / "results" / "z.csv").write_text("what,value,value_low\nspeed,3.274,2.9\n")
     monkeypatch.setattr(sources, "ROOT", tmp_path)
-    sources.rows_of.cache_clear()
+    known = (sources.rows_of, sources.block_problems)
+    for cached in known:
+        cached.cache_clear()
     yield
-    sources.rows_of.cache_clear()
+    for cached in known:
+        cached.cache_clear()
 
 
 X = "results/x/metrics.json"
