@@ -25,14 +25,19 @@ def save_nothing(figure, stem):
         Path(f"{stem}.{kind}").write_bytes(b"drawn")
 
 
+@pytest.fixture
+def drawn():
+    """Have the figures of a test drawn."""
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    if "many" not in request.node.name:
+    if "drawn" not in request.fixturenames:
         for module in (
-            "figures",
             "explanations.sheets",
             "explanations.faithfulness.report",
             "explanations.methods.features",
+            "figures",  # last: a module that is imported after it would keep the stand-in for good
         ):
             monkeypatch.setattr(f"utils.{module}.save_figure", save_nothing)
     monkeypatch.setattr("utils.explanations.faithfulness.cells.COMPARED", 2)
@@ -118,7 +123,7 @@ def test_a_classical_detector_shows_its_features_and_refuses_gradients(classical
         run(*flags, "--overwrite", "--contact-sheet")
 
 
-def test_names_of_many_kinds_are_drawn_and_printed(tiny_checkpoint, classical_checkpoint, tmp_path, monkeypatch):
+def test_names_of_many_kinds_are_drawn_and_printed(tiny_checkpoint, classical_checkpoint, tmp_path, monkeypatch, drawn):
     """Not only text: bytes that are not UTF-8, and what matplotlib would read as a formula."""
     folder = tmp_path / "$\\q$\udcff"
     for number, name in enumerate(("bad\udcff.png", "$\\q$.png")):
@@ -132,6 +137,7 @@ def test_names_of_many_kinds_are_drawn_and_printed(tiny_checkpoint, classical_ch
         assert run("--checkpoint", checkpoint, folder, *flags, "--output-dir", out / "out")["exit_code"] == 0
         stdout.flush()
         assert b"bad\xff.png" in stdout.buffer.getvalue()
+        assert all(file.stat().st_size > 1000 for file in (out / "out").rglob("*.pdf"))
 
 
 class Counter:
