@@ -106,9 +106,9 @@ def metadata(data: bytes, quality: int) -> list[float]:
 
 @pytest.fixture(scope="module")
 def leak_table(tmp_path_factory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Metadata features (1260, 8), labels and groups; small images keep it fast and change no mechanism."""
+    """Metadata features (600, 8), labels and groups; small images keep it fast and change no mechanism."""
     rows, groups = [], []
-    for job in demo.plan(Path("x"), 1260, SIZE, 11):
+    for job in demo.plan(Path("x"), 600, SIZE, 11):
         rng = np.random.default_rng([11, job.index, demo.DEMO_VERSION])
         quality = int(rng.integers(demo.QUALITIES[0], demo.QUALITIES[1] + 1))
         if job.generator is None:
