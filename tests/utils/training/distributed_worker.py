@@ -115,7 +115,7 @@ def main(argv=None) -> dict:
     join_team(torch.device("cpu"))
     if task == "die" and team.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    result = train_twice(folder) if task == "train" else gradients(folder, batch_size=2)
+    result = {"one_epoch": gradients(folder, batch_size=2), "validations": train_twice(folder)}
     (folder / f"rank{team.rank}.json").write_text(json.dumps(result))
     return {"exit_code": 0}
 
