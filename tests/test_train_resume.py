@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -88,17 +89,13 @@ def test_resume_is_exact(install, faces, whole_run, tmp_path):
 def start(
     argv: list, folder: Path, script: str = str(ROOT / "train.py"), stdout: int = subprocess.DEVNULL
 ) -> subprocess.Popen:
-    """Start train.py as a separate process, its stderr in a file, as if from a terminal.
-
-    A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would too.
-    """
+    """Start train.py as a separate process, its stderr in a file."""
     with open(folder.parent / "stderr.txt", "w") as stderr:
         return subprocess.Popen(
             [sys.executable, script, *map(str, argv)],
             stdout=stdout,
             stderr=stderr,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
@@ -121,17 +118,36 @@ run_script(train.main)
 """
 
 
-def stop_after_an_epoch(argv: list, folder: Path, signal_: int) -> int:
-    """Start train.py, send it a signal when it has just replaced last.pt, and return its exit code."""
+def kill_after_an_epoch(argv: list, folder: Path) -> int:
+    """Start train.py, kill it when it has just replaced last.pt, and return its exit code."""
     script = folder.parent / "pausing.py"
     script.write_text(PAUSING)
     with start(argv, folder, str(script), stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout.readline() == b"saved\n"
-            process.send_signal(signal_)
-            return process.wait()
         finally:
             process.kill()
+        return process.wait()
+
+
+def interrupt_at_last_pt(patch) -> None:
+    """Have Ctrl-C arrive when last.pt has just been replaced."""
+    replace = os.replace
+
+    def interrupting(source, target):
+        replace(source, target)
+        if Path(target).name == "last.pt":
+            signal.raise_signal(signal.SIGINT)
+
+    patch.setattr(os, "replace", interrupting)
+
+
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Undo what a shell does to the tests that it runs in the background: they ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def stop_when(event, process: subprocess.Popen, signal_: int) -> int:
@@ -160,17 +176,20 @@ def change_of(folder: Path, pattern: str):
     return lambda: not files() <= before
 
 
-def test_ctrl_c_then_sigkill_of_real_processes(faces, whole_run, tmp_path):
+@pytest.mark.usefixtures("ctrl_c_is_heard")
+def test_ctrl_c_then_sigkill_of_a_real_process(faces, whole_run, tmp_path, capsys):
     folder = tmp_path / "the run"
-    assert stop_after_an_epoch([*FORENSIC, "--data", faces, "--output-dir", folder], folder, signal.SIGINT) == 130
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at_last_pt(patch)
+        argv = [*FORENSIC, "--data", faces, "--output-dir", folder]
+        code, error = exit_and_stderr(train.main, argv, patch, capsys)
+    assert code == 130 and "Traceback" not in error
     assert load_checkpoint(folder / "last.pt")["training"]["epoch"] == 1
-    error = (tmp_path / "stderr.txt").read_text()
-    assert "Traceback" not in error
     hint = next(line for line in error.splitlines() if "resume with: python train.py" in line)
     resume = shlex.split(hint.partition("train.py")[2])
 
-    assert stop_after_an_epoch(resume, folder, signal.SIGKILL) == -signal.SIGKILL
-    assert {"curves.png", "curves.pdf"} <= {file.name for file in folder.iterdir()}
+    assert kill_after_an_epoch(resume, folder) == -signal.SIGKILL
+    assert load_checkpoint(folder / "last.pt")["training"]["epoch"] == 2
     train.main(resume)
     assert_same_run(folder, whole_run["folder"])
 
