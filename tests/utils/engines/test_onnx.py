@@ -120,10 +120,8 @@ def test_int8_export_is_small_and_near(tmp_path, image_folder, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2, "the parity and the file, nothing of the quantiser"
     assert 0 < report["max_logit_difference"] < INT8_BOUND  # 0 would mean that nothing was quantised
     assert read_description(file)["engine"] == "onnx-int8"
-    export(checkpoint, tmp_path / "float.onnx", "--export", "onnx")
     trunk = sum(parameter.numel() for parameter in detector.parameters())
-    saved = (tmp_path / "float.onnx").stat().st_size - file.stat().st_size
-    assert saved > 2 * trunk  # three bytes of four, less the scales
+    assert file.stat().st_size < 2.5 * trunk  # float takes 4 bytes a weight; beside the int8 lie scales and the DCT
     import onnx
 
     stored = onnx.load(file).graph.initializer

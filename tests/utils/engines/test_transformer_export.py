@@ -7,6 +7,8 @@ import torch
 from datasets.transforms import Geometry
 from models.registry import create_model
 from tests.utils.engines.exporting import INT8_BOUND, export
+from utils.benchmarking.export import parity_report, write_int8
+from utils.benchmarking.images import open_calibration
 from utils.checkpoints.file import describe_checkpoint, load_checkpoint, load_detector, save_checkpoint
 from utils.engines.exported import load_onnx_detector
 
@@ -61,7 +63,7 @@ def test_a_transformer_in_int8_keeps_its_activations_in_float(foundation, image_
 
     file, images, logits = foundation
     int8 = file.with_name("int8.onnx")
-    export(file, int8, "--export", "int8", "--data", image_folder)
+    write_int8(file, file.with_name("float.onnx"), int8, open_calibration(str(image_folder)))
     graph = onnx.load(int8).graph
     assert not {node.op_type for node in graph.node} & {"QuantizeLinear", "DequantizeLinear", "MatMulInteger"}
     weights = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
@@ -81,8 +83,7 @@ def test_halves_that_a_file_holds_exactly_are_quantised_as_floats(tiny_checkpoin
         key: value.half() if value.ndim > 1 else value for key, value in checkpoint["state_dict"].items()
     }
     save_checkpoint(tmp_path / "half.pt", checkpoint)
-    report = export(tmp_path / "half.pt", tmp_path / "a.onnx", "--export", "int8", "--data", image_folder)["parity"]
-    assert 0 < report["max_logit_difference"] < INT8_BOUND
-    assert (
-        export(tmp_path / "half.pt", tmp_path / "b.onnx", "--export", "onnx")["parity"]["max_logit_difference"] < 1e-4
-    )
+    half, exported, int8 = (tmp_path / name for name in ("half.pt", "float.onnx", "int8.onnx"))
+    assert export(half, exported, "--export", "onnx")["parity"]["max_logit_difference"] < 1e-4
+    write_int8(half, exported, int8, open_calibration(str(image_folder)))
+    assert 0 < parity_report(half, int8, str(image_folder))["max_logit_difference"] < INT8_BOUND
