@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import re
@@ -145,11 +146,16 @@ LIBRARIES = {
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed libraries that decide numbers."""
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES.values():
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[library] = metadata.version(library)
-    return found
+    found = {library: version for library in LIBRARIES.values() if (version := _version(library))}
+    return {"python": platform.python_version(), **found}
+
+
+@functools.cache  # every cell and every scores file asks
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:
