@@ -24,10 +24,11 @@ SMALL = ["--threads", "1", "--batch-size", "4"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small():
-    """Weak attacks and no figures, which would take longer."""
+def quick():
+    """Weak attacks, few queries in the check against Square, and no figures; test_checks.py tests the checks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.attacks.report.save_figure", lambda figure, stem: None)
+        patch.setattr("utils.attacks.checks.SQUARE_QUERIES", 5)
         patch.setitem(SETTINGS, "steps", 3)
         patch.setitem(SETTINGS, "queries", 5)
         yield
