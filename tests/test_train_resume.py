@@ -189,6 +189,7 @@ def test_ctrl_c_then_sigkill_of_a_real_process(faces, whole_run, tmp_path, capsy
     resume = shlex.split(hint.partition("train.py")[2])
 
     assert kill_after_an_epoch(resume, folder) == -signal.SIGKILL
+    assert {"curves.png", "curves.pdf"} <= {file.name for file in folder.iterdir()}
     assert load_checkpoint(folder / "last.pt")["training"]["epoch"] == 2
     train.main(resume)
     assert_same_run(folder, whole_run["folder"])
