@@ -70,11 +70,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     files, folder = [Path(file) for file in args.from_scores], check_output_dir(args.output_dir)
     if args.data:
         check_passed_on(args.train, train.get_args_parser(), RESERVED)
-        scoring = Scoring(pick_tiers(args.tiers), args.limit, train.get_args_parser().parse_args(args.train).cache)
+        recipe = train.get_args_parser().parse_args(args.train)
+        scoring = Scoring(pick_tiers(args.tiers), args.limit, recipe.cache)
         specs = named_specs(args.data)
         groups = [parse_group(text, specs) for text in args.groups or specs]
         remaining = {group: open_training_data(kept_specs(group, specs)) for group in groups}  # checks before training
         runs = check_output_dir(args.runs_dir)
+        for group in groups:
+            check_initial_weights(group, recipe.weights)
         for group, data in remaining.items():
             print(f"leaving out {group.text}", file=sys.stderr)
             flags = [flag.replace("{run}", group.name) for flag in args.train]
@@ -168,6 +171,23 @@ def left_out_listings(group: Group, specs: Mapping[str, DatasetSpec]) -> list[Li
     if not found:
         raise UserError(f"expected --groups that leave images out, got {group.text!r}, which has none")
     return found
+
+
+def check_initial_weights(group: Group, weights: str | None) -> None:
+    """Raise UserError if training would start from a checkpoint that has seen a source of the group."""
+    if weights in (None, "imagenet"):
+        return
+    from utils.checkpoints.weights import read_tensors
+    from utils.evaluation.scored_sets import is_among
+
+    content = read_tensors(weights.replace("{run}", group.name))
+    entries = content.get("data") or [] if "format_version" in content else []
+    seen = {entry["dataset"] for entry in entries if entry["split"] == "train"}
+    if known := sorted({name for name, _ in group.classes if is_among(name, seen)}):
+        raise UserError(
+            f"expected --weights that have not seen what is left out, got {weights}, which was trained on "
+            f"{', '.join(known)}; choose other weights or --groups"
+        )
 
 
 def train_without(run: Path, specs: Sequence[str], data: TrainingData, flags: Sequence[str]) -> None:

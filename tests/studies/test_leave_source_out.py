@@ -168,6 +168,15 @@ def test_mistakes_are_found_before_any_training(flags, message, sources, monkeyp
     assert code == 2 and message in says and says.count("\n") == 1
 
 
+def test_initial_weights_that_have_seen_what_is_left_out_are_refused(sources, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained"))
+    entry = {"dataset": "flux", "split": "train", "fingerprint": "x"}
+    save_checkpoint(tiny_checkpoint, {**load_checkpoint(tiny_checkpoint), "data": [entry]})
+    flags = ["--data", *sources, "--groups", "stock", "flux", *TRAIN.split(), "--weights", str(tiny_checkpoint)]
+    with pytest.raises(UserError, match=r"expected --weights that have not seen .*, which was trained on flux; choose"):
+        leave_source_out.main(flags)
+
+
 # -------------------------------------------------------------------------------------------------------- the table
 
 
