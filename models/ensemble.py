@@ -39,7 +39,7 @@ class Ensemble(Detector):
         layers = [
             f"members.{number}.{layer}"
             for number, member in enumerate(members)
-            if member.geometry == geometry and member.cam_reshape is None
+            if sees_whole(geometry, member.geometry) and member.cam_reshape is None
             for layer in (member.cam_layer or "").split()
         ]
         super().__init__(
@@ -95,6 +95,11 @@ def member_view(images: Tensor, frame: Geometry, wanted: Geometry) -> Tensor:
         top, left = ((side - wanted.size) // 2 // JPEG_GRID * JPEG_GRID for side in images.shape[-2:])
         return images[..., top : top + wanted.size, left : left + wanted.size]
     return F.interpolate(images, (wanted.size, wanted.size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def sees_whole(frame: Geometry, wanted: Geometry) -> bool:
+    """Whether a member sees the whole common frame, so that its class activation map covers it."""
+    return wanted == frame or (frame.needs_face and not wanted.needs_face)
 
 
 def common_frame(geometries: Sequence[Geometry]) -> Geometry:

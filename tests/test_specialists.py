@@ -95,6 +95,7 @@ def test_a_specialist_takes_the_frame_of_the_others():
     member = {"model": "cnn", "model_args": {"width": 4}, "geometry": face.to_dict(), "calibration": None}
     joined = create_model("ensemble", members=[member, {**member, "geometry": crop.to_dict(), "floor": 1.0}]).eval()
     assert joined.geometry == face
+    assert joined.cam_layer == "members.0.trunk members.1.trunk"  # it sees the whole frame, so its evidence is drawn
     assert joined(torch.rand(2, 3, 32, 32)).shape == (2,)
 
 

@@ -114,7 +114,7 @@ def test_what_is_made_of_a_run_leaves_its_base_out_too(trained, tmp_path, tiny_c
     """Ensembles, views, a linear probe, a copy to train further."""
     tuned, _ = load_detector(trained[1] / "best.pt")
     small, _ = load_detector(tiny_checkpoint)
-    both = ensemble.combine([tuned, small])
+    both = ensemble.combine([tuned, small], [None, None])
     member = {"embedding": ensemble.describe_member(tuned), "features": "embedding"}
     probe = create_model("logistic_regression", **member)
     probe.get_submodule("embedder.detector").take_weights(tuned)
