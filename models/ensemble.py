@@ -58,12 +58,17 @@ class Ensemble(Detector):
         for member, floor in chosen:
             logits = member(member_view(images, self.geometry, member.geometry)).double()
             logits = calibrated_logits(logits, member.operating_point.calibration)
-            columns.append(logits if floor is None else F.softplus(logits - floor))
+            columns.append(logits if floor is None else softplus(logits - floor))
         return torch.stack(columns, dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)`` float64."""
         return self.evidence(images) @ self.weights + self.bias
+
+
+def softplus(x: Tensor) -> Tensor:
+    """Return log(1 + exp(x)). ONNX Runtime has no Softplus in float64, in which ensembles add."""
+    return x.relu() + (-x.abs()).exp().log1p()
 
 
 def calibrated_logits(logits: Tensor, calibration: dict[str, Any] | None) -> Tensor:

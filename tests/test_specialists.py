@@ -17,7 +17,8 @@ from models.registry import create_model
 from tests.conftest import exit_and_stderr, make_table
 from tests.members import write_member
 from tests.test_ensemble import calibrated
-from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
+from tests.utils.engines.exporting import export
+from utils.checkpoints.file import describe_checkpoint, load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 from utils.scoring.scorer import Job, score
 from utils.scoring.table import read_scores, write_scores, write_sidecar
@@ -88,6 +89,15 @@ def test_a_specialist_adds_what_exceeds_its_floor():
     assert torch.equal(joined.evidence(images, slice(1, None))[:, 0], added)
     joined(images).sum().backward()
     assert images.grad.abs().max() > 0
+
+
+def test_an_export_adds_the_same(specialist, tmp_path):
+    pytest.importorskip("onnxscript")
+    member = load_detector(write_member(tmp_path, "member", 1))[0]
+    joined = ensemble.combine([member, load_detector(specialist)[0]], [None, FLOOR])
+    save_checkpoint(tmp_path / "both.pt", {**describe_checkpoint(joined, {}, []), "state_dict": joined.state_dict()})
+    parity = export(tmp_path / "both.pt", tmp_path / "both.onnx", "--export", "onnx")["parity"]
+    assert parity["max_logit_difference"] < 1e-4
 
 
 def test_a_specialist_takes_the_frame_of_the_others():

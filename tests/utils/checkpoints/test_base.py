@@ -122,7 +122,7 @@ def test_what_is_made_of_a_run_leaves_its_base_out_too(trained, tmp_path, tiny_c
     assert load_weights(again, str(trained[1] / "best.pt")).random == []
     made = {
         "members.0.": both,
-        "members.0.members.0.": ensemble.combine([both, tuned]),
+        "members.0.members.0.": ensemble.combine([both, tuned], [None, None]),
         "member.": ensemble.with_views(tuned, ["flip"]),
         "embedder.detector.": probe,
         "": again,
