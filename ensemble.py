@@ -34,7 +34,6 @@ scores, so --data must name their data sets; they must not have been trained on 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.scores:
         for path, checkpoint in zip(args.checkpoint, checkpoints[:generalists], strict=True):
             check_calibrated_on_training_sources(path, checkpoint)
-    finder = open_finder(args.face_detector, any(detector.geometry.needs_face for detector in detectors))
+    needs_face = bool(data) and any(detector.geometry.needs_face for detector in detectors)
+    finder = open_finder(args.face_detector, needs_face)
     if data and not parts:
         data = data.map(lambda listing: with_faces(listing, finder))
     if args.views:
@@ -219,10 +219,14 @@ def soup(detectors: Sequence[Detector]) -> Detector:
 
 def floor_of(path: str, specialist: Detector) -> float:
     """Return the calibrated logit above which a specialist counts."""
+    import numpy as np
+
+    from utils.metrics.ranked import logit
+
     threshold = specialist.operating_point.thresholds.get("fpr01")
     if threshold is None:
         raise UserError(f"expected a specialist with thresholds, got {path} without; run calibrate.py first")
-    return math.log(threshold / (1 - threshold))
+    return float(logit(np.array(threshold)))
 
 
 def combine(detectors: Sequence[Detector], floors: Sequence[float | None]) -> Ensemble:

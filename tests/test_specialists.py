@@ -13,6 +13,7 @@ from datasets.listing.records import Record
 from datasets.listing.spec import open_records
 from datasets.listing.splits import open_training_data
 from datasets.transforms import Geometry
+from models.operating_point import OperatingPoint
 from models.registry import create_model
 from tests.conftest import exit_and_stderr, make_table
 from tests.members import write_member
@@ -141,6 +142,13 @@ def test_a_source_that_the_specialist_knows_was_not_left_out(left_out, specialis
     save_checkpoint(specialist, checkpoint)
     with pytest.raises(UserError, match="expected left-out sources with reals and with fakes, got only real images"):
         ensemble.main(left_out)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_threshold_at_the_end_of_the_scale_is_a_floor_too(specialist, threshold):
+    detector, _ = load_detector(specialist)
+    detector.operating_point = OperatingPoint(None, {"fpr01": threshold})
+    assert math.isfinite(ensemble.floor_of("specialist.pt", detector))
 
 
 def test_wrong_use_is_refused(left_out, specialist, tmp_path, monkeypatch, capsys):
