@@ -17,6 +17,7 @@ import numpy as np
 from models.detector import Detector
 from utils.checkpoints.file import DESCRIPTION_KEYS, load_detector
 from utils.engines.exported import ONNX_FORMAT, PREFIX, read_description, require
+from utils.engines.resizing import MATRIX_PREFIX, replace_antialiased_resizes
 from utils.engines.weight_only import has_attention, quantize_weights, restore_halves, store_as_half
 from utils.errors import UserError
 from utils.files import atomic_write_bytes, file_digest, plain_values
@@ -44,6 +45,7 @@ def export_onnx(checkpoint_file: Path, output: Path, engine: str = "onnx") -> No
     detector, checkpoint = load_detector(checkpoint_file)
     refuse_classical(detector, checkpoint["model"])
     model = trace(detector)
+    replace_antialiased_resizes(onnx, model.graph)
     store_as_half(onnx, model.graph, exact=True)
     keep_description(model, checkpoint, engine, file_digest(checkpoint_file))
     atomic_write_bytes(output, model.SerializeToString())
@@ -205,7 +207,11 @@ def quiet_root_logger() -> Iterator[None]:
 
 def float_nodes(graph: Any, constants: set[str]) -> list[str]:
     """Return the nodes that stay in float: those before the first trained layer, and the first convolutions."""
-    trained = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1 and tensor.name not in constants}
+    trained = {
+        tensor.name
+        for tensor in graph.initializer
+        if len(tensor.dims) > 1 and tensor.name not in constants and not tensor.name.startswith(MATRIX_PREFIX)
+    }
     names, convolutions = [], []
     for node in graph.node:  # in the order of computation
         if trained.intersection(node.input):

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.engines.resizing import MATRIX_PREFIX
+
 LARGE = 1024  # numbers; smaller constants stay in float32
 
 
@@ -77,8 +79,8 @@ def restore_halves(onnx: Any, graph: Any) -> None:
 
 
 def _is_large(onnx: Any, tensor: Any) -> bool:
-    is_matrix = tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1
-    return is_matrix and np.prod(tensor.dims) >= LARGE
+    is_weight = tensor.data_type == onnx.TensorProto.FLOAT and not tensor.name.startswith(MATRIX_PREFIX)
+    return is_weight and len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
 
 
 def _is_transposed(node: Any) -> bool:
