@@ -6,6 +6,7 @@ random. The caches are kept per listing, so that runs on other mixtures of the s
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib.util
@@ -221,8 +222,16 @@ def frozen_part(detector: Detector, dtype: torch.dtype, images: int) -> Callable
 
 
 def in_openvino(detector: Detector, side: int) -> Callable[[Tensor], Tensor]:
-    """Convert ``frozen_tokens`` to OpenVINO in bfloat16."""
+    """Convert ``frozen_tokens`` to OpenVINO in bfloat16.
+
+    Position embeddings are resized before, because OpenVINO would weigh them differently (`utils/engines/resizing.py`).
+    """
     import openvino
+
+    detector = copy.deepcopy(detector)
+    tower: Any = detector.get_submodule("backbone")
+    patch = tower.patch_embed.patch_size[0]
+    tower.set_input_size((-(-side // patch) * patch,) * 2)
 
     class Frozen(nn.Module):
         def __init__(self) -> None:

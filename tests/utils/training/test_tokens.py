@@ -9,6 +9,7 @@ import train
 from datasets.loading import Batch, ImageDataset, stand_in
 from datasets.transforms import EvalTransform, TrainTransform, as_floats
 from models.foundation import Foundation
+from models.registry import create_model
 from tests.conftest import exit_and_stderr
 from tests.utils.training.token_runs import AUGMENTED, CPU, VIEWS, flags, folders, open_tokens
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
@@ -146,6 +147,19 @@ def test_openvino_computes_the_same_tokens(image_folder, monkeypatch):
     wanted = state.detector.frozen_tokens(torch.stack([images[index][0] for index in range(8)]))
     found = torch.from_numpy(state.valid_tokens[0].rows["tokens"].astype(np.float32))
     assert torch.nn.functional.cosine_similarity(found.flatten(1), wanted.flatten(1)).min() > 0.999
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [56, 96])  # 56 px are padded to whole patches
+def test_openvino_sees_the_same_positions(side):
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    detector = create_model("foundation", backbone="test_vit", tune="norms_2").eval()
+    positions = detector.backbone.pos_embed.normal_().clone()
+    images = torch.rand(4, 3, side, side)
+    found, wanted = in_openvino(detector, side)(images), detector.frozen_tokens(images)
+    assert (found - wanted).abs().mean() < 0.01 * wanted.abs().mean()
+    assert torch.equal(detector.backbone.pos_embed, positions)
 
 
 def test_a_process_without_readable_images_takes_part_with_black_tokens(monkeypatch):
