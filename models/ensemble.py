@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from models.detector import Detector
 from models.operating_point import MIN_P_FAKE, SIGMOID_SHARE, OperatingPoint
 from models.registry import create_model, register_model
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.foundation import Foundation
 
 
 class Ensemble(Detector):
@@ -26,6 +29,8 @@ class Ensemble(Detector):
     it. A cropping member sees the same pixels as alone if its size differs from the largest crop by a multiple of
     16 px, else pixels at most 8 px off, still on the JPEG grid. A resizing member sees only what is inside the frame.
     If a member frames faces, the common frame is that of the widest margin. Specialists take what the others need.
+
+    Members on the same vision transformer compute the first blocks that they share only once.
 
     Class activation maps combine all members that see the whole frame, weighted by their share of the common logit.
     The weights are equal, follow validation, or come from a logistic regression on validation logits (stacking:
@@ -50,14 +55,39 @@ class Ensemble(Detector):
         self.has_input_gradient = all(member.has_input_gradient for member in members)
         self.register_buffer("weights", torch.full((len(members),), 1 / len(members), dtype=torch.float64))
         self.register_buffer("bias", torch.zeros((), dtype=torch.float64))
+        self.stems: dict[int, tuple[int, int]] = {}  # number of a member: who computes its first blocks, and how many
+        self.register_load_state_dict_post_hook(lambda ensemble, _: ensemble.find_stems())
+
+    def find_stems(self) -> None:
+        """Find members that share their first blocks, once all have their weights."""
+        self.stems = {}
+        members = enumerate(cast("Sequence[Detector]", self.members))
+        towers = {number: cast("Foundation", member) for number, member in members if member.caches_tokens}
+        if len(towers) > 1:
+            from models.foundation import common_stem  # imports timm
+        followers: dict[int, dict[int, int]] = {}  # by leader: how many blocks each of them shares with it
+        for number, tower in towers.items():
+            depths = {leader: common_stem(towers[leader], tower) for leader in followers}
+            leader = max(depths, key=depths.__getitem__, default=number)
+            followers.setdefault(leader if depths.get(leader) else number, {})[number] = depths.get(leader, 0)
+        for leader, found in followers.items():
+            if depth := min((depth for number, depth in found.items() if number != leader), default=0):
+                self.stems |= {number: (leader, depth) for number in found}
 
     def evidence(self, images: Tensor, members: slice = slice(None)) -> Tensor:
         """Return what the members add up, ``(N, M)`` float64, for ``(N, 3, H, W)`` images in [0, 1]."""
-        columns = []
-        chosen = zip(cast("Sequence[Detector]", self.members[members]), self.floors[members], strict=True)
-        for member, floor in chosen:
-            logits = member(member_view(images, self.geometry, member.geometry)).double()
-            logits = calibrated_logits(logits, member.operating_point.calibration)
+        columns, stems = [], {}
+        for number in range(len(self.members))[members]:
+            member, floor = cast("Detector", self.members[number]), self.floors[number]
+            view = member_view(images, self.geometry, member.geometry)
+            if number in self.stems:
+                leader, depth = self.stems[number]
+                if leader not in stems:
+                    stems[leader] = cast("Foundation", member).stem(view, depth)
+                logits = cast("Foundation", member).from_stem(stems[leader], depth)
+            else:
+                logits = member(view)
+            logits = calibrated_logits(logits.double(), member.operating_point.calibration)
             columns.append(logits if floor is None else softplus(logits - floor))
         return torch.stack(columns, dim=1)
 

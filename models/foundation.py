@@ -81,20 +81,36 @@ class Foundation(Detector):
         """Compute what training does not change, ``(N, R, D)``: all tokens before the first tuned block, if there is
         one, followed by the read-outs of the blocks before it.
         """
-        backbone = self.backbone
-        embedded = backbone._pos_embed(backbone.patch_embed(self.normalize(images)))
-        tokens = backbone.norm_pre(embedded[0] if isinstance(embedded, tuple) else embedded)  # Eva adds its rotations
-        tokens, read = self._run(tokens, 0, self.first_tuned)
-        return torch.cat([tokens, *read] if self.first_tuned < len(backbone.blocks) else read, dim=1)
+        tokens, read = self._run(self._embed(images), 0, self.first_tuned)
+        return torch.cat([tokens, *read] if self.first_tuned < len(self.backbone.blocks) else read, dim=1)
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
         """Turn the output of `frozen_tokens` into logits ``(N,)``."""
         early = sum(number <= self.first_tuned for number in self.blocks) * (self.reads_class + self.reads_patches)
         tokens, read = tokens.split([tokens.shape[1] - early, early], dim=1)
         _, late = self._run(tokens, self.first_tuned, len(self.backbone.blocks))
+        return self._classify(torch.cat([read, *late], dim=1))
+
+    def stem(self, images: Tensor, depth: int) -> Tensor:
+        """Compute the tokens ``(N, T, D)`` after the first ``depth`` blocks, fewer than up to the first one read."""
+        return self._run(self._embed(images), 0, depth)[0]
+
+    def from_stem(self, tokens: Tensor, depth: int) -> Tensor:
+        """Turn the output of `stem`, also that of a detector with the same stem, into logits ``(N,)``."""
+        return self._classify(torch.cat(self._run(tokens, depth, len(self.backbone.blocks))[1], dim=1))
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Compute the tokens ``(N, T, D)`` before the first block."""
+        embedded = self.backbone._pos_embed(self.backbone.patch_embed(self.normalize(images)))
+        return self.backbone.norm_pre(
+            embedded[0] if isinstance(embedded, tuple) else embedded
+        )  # Eva adds its rotations
+
+    def _classify(self, read: Tensor) -> Tensor:
+        """Turn the read-outs ``(N, R, D)`` into logits ``(N,)``."""
         # In float32: the differences between images are small beside the tokens themselves.
-        with torch.autocast(tokens.device.type, enabled=False):
-            unit = F.normalize(torch.cat([read, *late], dim=1).float(), dim=2)
+        with torch.autocast(read.device.type, enabled=False):
+            unit = F.normalize(read.float(), dim=2)
             standard = self.norm(unit.flatten(1)).unflatten(1, unit.shape[1:])
             return self.head((standard * self.weights).flatten(1)).squeeze(1)
 
@@ -133,6 +149,25 @@ class Foundation(Detector):
         for block in self.backbone.blocks[self.first_tuned :]:
             block.train(mode)
         return self
+
+
+def common_stem(one: Foundation, other: Foundation) -> int:
+    """Count the first blocks that two detectors with the same inputs share, before the first one that either reads."""
+    if one.base_name != other.base_name or one.geometry != other.geometry:
+        return 0
+    towers: list[Any] = [one.backbone, other.backbone]
+    embeddings = [{k: v for k, v in tower.state_dict().items() if not k.startswith("blocks.")} for tower in towers]
+    if not same_tensors(*embeddings):
+        return 0
+    for depth, pair in enumerate(zip(*(tower.blocks for tower in towers), strict=False), start=1):
+        if depth == min(one.blocks[0], other.blocks[0]) or not same_tensors(*(block.state_dict() for block in pair)):
+            return depth - 1
+    return 0
+
+
+def same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two state dicts are equal."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 @register_model

@@ -51,6 +51,58 @@ def test_maps_of_an_ensemble_are_the_weighted_sum_of_those_of_its_members():
     assert torch.allclose((found.activations * found.gradients).sum((1, 2, 3)), sum(effects), rtol=1e-4)
 
 
+def towers(*tunes, blocks="4-6", size=64):
+    """An ensemble on one vision transformer: its weights, the calls of each member's first block are counted."""
+    geometry = Geometry("crop", size).to_dict()
+    members = [
+        {
+            "model": "foundation",
+            "model_args": {"backbone": "test_vit", "blocks": blocks, "tune": tune},
+            "geometry": geometry,
+            "calibration": None,
+        }
+        for tune in tunes
+    ]
+    torch.manual_seed(0)
+    joined = create_model("ensemble", members=members).eval()
+    for member in joined.members[1:]:
+        member.backbone.load_state_dict(joined.members[0].backbone.state_dict())
+    calls = []
+    for number, member in enumerate(joined.members):
+        member.backbone.blocks[0].register_forward_hook(lambda *_, number=number: calls.append(number))
+    return joined, calls
+
+
+@torch.no_grad()
+def test_members_on_one_transformer_compute_the_blocks_that_they_share_once():
+    joined, calls = towers("norms_4", "none", "none")
+    joined.members[0].backbone.blocks[2].norm1.weight.add_(0.5)  # the first of the four blocks whose norms are tuned
+    images = torch.rand(3, 3, 64, 64)
+    alone = torch.stack([member(images).double() for member in joined.members], dim=1)
+    assert calls == [0, 1, 2]
+    joined.load_state_dict(joined.state_dict())  # as after reading a checkpoint
+    assert joined.stems == {0: (0, 2), 1: (0, 2), 2: (0, 2)}
+    calls.clear()
+    assert torch.allclose(joined.evidence(images), alone, atol=1e-6)
+    assert calls == [0]
+    assert torch.allclose(joined.evidence(images, slice(1, None)), alone[:, 1:], atol=1e-6)  # without the first member
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tensor", ["pos_embed", "blocks.0.mlp.fc1.weight"])
+def test_members_on_different_transformers_share_nothing(tensor):
+    joined, _ = towers("none", "none")
+    joined.members[1].backbone.get_parameter(tensor).add_(0.1)
+    joined.find_stems()
+    assert not joined.stems
+
+
+def test_members_share_no_block_that_one_of_them_reads():
+    joined, _ = towers("none", "none", blocks="2-6")
+    joined.find_stems()
+    assert joined.stems == {0: (0, 1), 1: (0, 1)}
+
+
 # What the members see
 
 
