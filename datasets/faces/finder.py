@@ -138,7 +138,8 @@ def _confidence(score: float) -> float | None:
     return None if math.isnan(score) else round(score, 4)
 
 
-def _yunet(file: str) -> Search:
+def open_yunet(file: str) -> cv2.FaceDetectorYN:
+    """Open YuNet in OpenCV. Raises UserError: the file is missing or is not a face detector."""
     expected = "expected --face-detector to be a YuNet ONNX file"
     if not Path(file).is_file():
         raise UserError(f"{expected}, found no file {file!r}; fetch one with: python -m datasets.download yunet")
@@ -150,6 +151,11 @@ def _yunet(file: str) -> Search:
         raise UserError(f"{expected}, OpenCV cannot use {file!r}; get one: python -m datasets.download yunet") from None
     finally:
         cv2.utils.logging.setLogLevel(level)
+    return detector
+
+
+def _yunet(file: str) -> Search:
+    detector = open_yunet(file)
 
     def search(image: np.ndarray) -> list[Found]:
         detector.setInputSize((image.shape[1], image.shape[0]))

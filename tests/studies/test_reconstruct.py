@@ -177,7 +177,7 @@ def test_a_folder_of_another_plan_is_refused(change, image_folder, run, autoenco
         flags = {"autoencoder": str(tmp_path / "tiny_encoder.pth")}
     if change == "images":
         write_image(image_folder / "train/real/new.png", 0, False)
-    with pytest.raises(UserError, match="reconstructions of the same images by the same autoencoder and flags, got"):
+    with pytest.raises(UserError, match="fakes made from the same images with the same flags, got"):
         run(image_folder, **flags)
 
 
@@ -202,7 +202,7 @@ def test_a_file_of_something_else_is_one_line(content, message, image_folder, au
         ("--data {faces} --autoencoder {tmp}/my_encoder.pth", "next to it, found no my_decoder.pth; put it there"),
         ("--data {faces}@split=train --autoencoder {tiny}", "expected --data without split="),
         ("--data {faces} {faces} --autoencoder {tiny}", "two named 'faces'"),
-        ("--data {fakes} --autoencoder {tiny}", "expected real images to reconstruct in .*, found none"),
+        ("--data {fakes} --autoencoder {tiny}", "expected real images in .*, found none"),
         ("--data {tests} --autoencoder {tiny}", "expected a train split in .*, found test only"),
         ("--data {tmp}/none --autoencoder {tiny}", "no such folder"),
         ("--data {faces} --autoencoder {tiny} --longer-side 9", "expected an integer in 64..4096, got 9"),

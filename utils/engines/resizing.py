@@ -51,9 +51,7 @@ def as_products(onnx: Any, graph: Any, node: Any, before: list[int], after: list
         "columns": resizing_matrix(before[2], after[2]).T.copy(),
         "images": np.array([-1, *after], np.int64),
     }
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(array, f"{name}_{key}") for key, array in constants.items()
-    )
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, f"{name}_{key}") for key, array in constants.items())
     make = onnx.helper.make_node
     return [
         make("Reshape", [node.input[0], f"{name}_planes"], [f"{name}_flat"]),
