@@ -240,7 +240,7 @@ def combine(detectors: Sequence[Detector], floors: Sequence[float | None]) -> En
     ensemble = cast("Ensemble", create_model("ensemble", members=descriptions).to(detectors[0].mean.device).eval())
     for member, detector in zip(ensemble.members, detectors, strict=True):
         cast("Detector", member).take_weights(detector)
-    ensemble.find_stems()
+    ensemble.find_stem()
     frame = ensemble.geometry
     seen = f"{frame.margin:g} times the face" if frame.needs_face else f"the central {frame.size} px"
     whole = ("crop", "resize") if frame.needs_face else ("resize",) if frame.mode == "crop" else ()

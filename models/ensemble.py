@@ -55,36 +55,33 @@ class Ensemble(Detector):
         self.has_input_gradient = all(member.has_input_gradient for member in members)
         self.register_buffer("weights", torch.full((len(members),), 1 / len(members), dtype=torch.float64))
         self.register_buffer("bias", torch.zeros((), dtype=torch.float64))
-        self.stems: dict[int, tuple[int, int]] = {}  # number of a member: who computes its first blocks, and how many
-        self.register_load_state_dict_post_hook(lambda ensemble, _: ensemble.find_stems())
+        self.stem_depth, self.on_stem = 0, frozenset[int]()
+        self.register_load_state_dict_post_hook(lambda ensemble, _: ensemble.find_stem())
 
-    def find_stems(self) -> None:
-        """Find members that share their first blocks, once all have their weights."""
-        self.stems = {}
+    def find_stem(self) -> None:
+        """Find the members that share their first blocks with the first vision transformer, once all have weights."""
         members = enumerate(cast("Sequence[Detector]", self.members))
-        towers = {number: cast("Foundation", member) for number, member in members if member.caches_tokens}
-        if len(towers) > 1:
+        first, *others = [number for number, member in members if member.caches_tokens] or [-1]
+        depths = {}
+        if others:
             from models.foundation import common_stem  # imports timm
-        followers: dict[int, dict[int, int]] = {}  # by leader: how many blocks each of them shares with it
-        for number, tower in towers.items():
-            depths = {leader: common_stem(towers[leader], tower) for leader in followers}
-            leader = max(depths, key=depths.__getitem__, default=number)
-            followers.setdefault(leader if depths.get(leader) else number, {})[number] = depths.get(leader, 0)
-        for leader, found in followers.items():
-            if depth := min((depth for number, depth in found.items() if number != leader), default=0):
-                self.stems |= {number: (leader, depth) for number in found}
+
+            towers = cast("Sequence[Foundation]", self.members)
+            depths = {number: common_stem(towers[first], towers[number]) for number in others}
+        sharing = [number for number, depth in depths.items() if depth]
+        self.stem_depth = min((depths[number] for number in sharing), default=0)
+        self.on_stem = frozenset([first, *sharing] if sharing else [])
 
     def evidence(self, images: Tensor, members: slice = slice(None)) -> Tensor:
         """Return what the members add up, ``(N, M)`` float64, for ``(N, 3, H, W)`` images in [0, 1]."""
-        columns, stems = [], {}
+        columns, stem = [], None
         for number in range(len(self.members))[members]:
             member, floor = cast("Detector", self.members[number]), self.floors[number]
             view = member_view(images, self.geometry, member.geometry)
-            if number in self.stems:
-                leader, depth = self.stems[number]
-                if leader not in stems:
-                    stems[leader] = cast("Foundation", member).stem(view, depth)
-                logits = cast("Foundation", member).from_stem(stems[leader], depth)
+            if number in self.on_stem:
+                tower = cast("Foundation", member)
+                stem = tower.stem(view, self.stem_depth) if stem is None else stem
+                logits = tower.from_stem(stem, self.stem_depth)
             else:
                 logits = member(view)
             logits = calibrated_logits(logits.double(), member.operating_point.calibration)

@@ -81,7 +81,7 @@ def test_members_on_one_transformer_compute_the_blocks_that_they_share_once():
     alone = torch.stack([member(images).double() for member in joined.members], dim=1)
     assert calls == [0, 1, 2]
     joined.load_state_dict(joined.state_dict())  # as after reading a checkpoint
-    assert joined.stems == {0: (0, 2), 1: (0, 2), 2: (0, 2)}
+    assert (joined.stem_depth, joined.on_stem) == (2, {0, 1, 2})
     calls.clear()
     assert torch.allclose(joined.evidence(images), alone, atol=1e-6)
     assert calls == [0]
@@ -93,14 +93,14 @@ def test_members_on_one_transformer_compute_the_blocks_that_they_share_once():
 def test_members_on_different_transformers_share_nothing(tensor):
     joined, _ = towers("none", "none")
     joined.members[1].backbone.get_parameter(tensor).add_(0.1)
-    joined.find_stems()
-    assert not joined.stems
+    joined.find_stem()
+    assert not joined.on_stem
 
 
 def test_members_share_no_block_that_one_of_them_reads():
     joined, _ = towers("none", "none", blocks="2-6")
-    joined.find_stems()
-    assert joined.stems == {0: (0, 1), 1: (0, 1)}
+    joined.find_stem()
+    assert (joined.stem_depth, joined.on_stem) == (1, {0, 1})
 
 
 # What the members see
