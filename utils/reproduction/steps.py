@@ -36,13 +36,15 @@ OUTPUTS = {  # what a finished script has written to --output-dir; {stem} is tha
     "studies.track_sequences": "sequences.json",
     "studies.demo_clips": ".",  # folders named after the splits
     "studies.reconstruct": ".",  # folders named after the sources
+    "studies.composite": ".",
     "studies.release": "{stem}.json",
     "studies.model_card": "card.md",
     "studies.releases_table": "overview.md",
 }
 FOUND_AT_RUN_TIME = ("models/**/*.py", "utils/attacks/methods/*.py", "utils/explanations/methods/*.py")
 RESUMABLE = {"evaluate", "attack", "explain", "benchmark", "tune"} | {
-    f"studies.{name}" for name in ("leave_one_out", "leave_source_out", "model_table", "few_shot", "reconstruct")
+    f"studies.{name}"
+    for name in ("leave_one_out", "leave_source_out", "model_table", "few_shot", "reconstruct", "composite")
 }
 LINE = re.compile(r"([\w-]+) +python +((?:\w+\.py|-m studies\.\w+) .+)")
 
