@@ -21,7 +21,7 @@ SELF_SHARE = 0.25  # of composites that get a part of an altered copy of themsel
 POISSON_SHARE = 0.55
 UNMATCHED_SHARE = 0.15  # whose colours are not matched
 MIN_EYES = 22.0  # px between the eyes; in smaller faces a part is a few pixels
-SCALES = (0.5, 1.6)  # of a part: finer ones are reduced until they look like a blur, coarser ones are one
+SCALES = (0.5, 1.6)  # of a donor: beyond, resampling alone would give the part away
 
 # Ellipses of each part: the landmark below, centre and half axes in distances of the eyes, along and across their line.
 ELLIPSES = {

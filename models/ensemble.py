@@ -60,17 +60,16 @@ class Ensemble(Detector):
 
     def find_stem(self) -> None:
         """Find the members that share their first blocks with the first vision transformer, once all have weights."""
-        members = enumerate(cast("Sequence[Detector]", self.members))
-        first, *others = [number for number, member in members if member.caches_tokens] or [-1]
+        members = cast("Sequence[Foundation]", self.members)
+        towers = [number for number, member in enumerate(members) if member.caches_tokens]
         depths = {}
-        if others:
+        if len(towers) > 1:
             from models.foundation import common_stem  # imports timm
 
-            towers = cast("Sequence[Foundation]", self.members)
-            depths = {number: common_stem(towers[first], towers[number]) for number in others}
-        sharing = [number for number, depth in depths.items() if depth]
-        self.stem_depth = min((depths[number] for number in sharing), default=0)
-        self.on_stem = frozenset([first, *sharing] if sharing else [])
+            depths = {number: common_stem(members[towers[0]], members[number]) for number in towers[1:]}
+            depths = {number: depth for number, depth in depths.items() if depth}
+        self.stem_depth = min(depths.values(), default=0)
+        self.on_stem = frozenset([towers[0], *depths] if depths else [])
 
     def evidence(self, images: Tensor, members: slice = slice(None)) -> Tensor:
         """Return what the members add up, ``(N, M)`` float64, for ``(N, 3, H, W)`` images in [0, 1]."""

@@ -20,7 +20,6 @@ Exit code 0: all done; 1: some images could not be read or show no such face; 2:
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.composites import MIN_EYES, SELF_SHARE, Portrait, choose_donor, composite, describe
-from datasets.faces.finder import DETECTOR_VARIABLE, YUNET_FILE
+from datasets.faces.finder import known_yunet
 from datasets.faces.landmarks import LandmarkFinder
 from studies.pairs import (
     LONGER_SIDE,
@@ -43,9 +42,9 @@ from studies.pairs import (
     report_pairs,
     write_pair,
 )
-from utils.args import check_output_dir, exit_code, make_parser, run_script
+from utils.args import add_seed, check_output_dir, exit_code, make_parser, run_script
 from utils.errors import UserError
-from utils.files import file_digest, locked, user_cache
+from utils.files import file_digest, locked
 
 PLAN_FILE = ".composite.json"  # hidden, so that readers of the folder skip it
 FORMAT_VERSION = 1  # increase it when the composites change
@@ -62,7 +61,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="ONNX file of YuNet, which finds landmarks (default: that of python -m datasets.download yunet)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
+    add_seed(parser)
     parser.add_argument("--output-dir", default="data/composites", metavar="DIR", help="default: %(default)s")
     return parser
 
@@ -93,13 +92,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def yunet_file(file: str | None) -> str:
-    """The file of YuNet: that of the flag, of the variable DEEPFAKE_FACE_DETECTOR, or the one that was fetched.
-
-    Raises:
-        UserError: there is none; the bundled cascade finds no landmarks.
-    """
-    stored = user_cache() / YUNET_FILE
-    chosen = file or os.environ.get(DETECTOR_VARIABLE) or (str(stored) if stored.is_file() else None)
+    """The file of YuNet. Raises UserError if there is none; the bundled cascade finds no landmarks."""
+    chosen = known_yunet(file)
     if not chosen:
         raise UserError(
             "expected a YuNet file, which finds the landmarks of faces, found none; fetch it with: "

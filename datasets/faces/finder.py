@@ -102,8 +102,13 @@ def open_finder(file: str | None = None, is_needed: bool = True) -> FaceFinder |
                 "judges whole pictures: add --faces or drop the flag"
             )
         return None
+    return FaceFinder(known_yunet(file) or CASCADE)
+
+
+def known_yunet(file: str | None = None) -> str | None:
+    """Return the file of the flag, of DEEPFAKE_FACE_DETECTOR, or the one that was fetched; None if there is none."""
     stored = user_cache() / YUNET_FILE
-    return FaceFinder(file or os.environ.get(DETECTOR_VARIABLE) or (str(stored) if stored.is_file() else CASCADE))
+    return file or os.environ.get(DETECTOR_VARIABLE) or (str(stored) if stored.is_file() else None)
 
 
 def check_face_detector(file: str | None) -> None:

@@ -103,6 +103,11 @@ def test_a_folder_of_another_plan_is_refused(source, run):
         run(source, seed="1")
 
 
+def test_a_negative_seed_is_refused(source, tmp_path, monkeypatch, capsys):
+    code, stderr = exit_and_stderr(composite.main, ["--data", source, "--seed", "-1"], monkeypatch, capsys)
+    assert code == 2 and "expected an integer in 0..2147483647, got -1" in stderr
+
+
 def test_without_yunet_there_are_no_landmarks(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DEEPFAKE_CACHE", str(tmp_path / "empty"))
     monkeypatch.delenv("DEEPFAKE_FACE_DETECTOR", raising=False)

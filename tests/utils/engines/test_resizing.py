@@ -23,9 +23,8 @@ class Resizer(Detector):
         super().__init__(64, geometry=Geometry("crop", 64))
         self.side = side
         draw = torch.Generator().manual_seed(0)
-        self.embedding = torch.nn.Parameter(
-            torch.rand(1, 64, 14, 14, generator=draw)
-        )  # the exporter folds smaller ones
+        # The exporter folds smaller constants.
+        self.embedding = torch.nn.Parameter(torch.rand(1, 64, 14, 14, generator=draw))
 
     def forward(self, images):
         pixels, embedding = (
