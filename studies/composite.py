@@ -5,8 +5,9 @@
 Each spec becomes a data set in --output-dir, {train,valid}/{real,fake}, for use with every script. `fake` holds
 composites of the real training and validation images: the eyes, nose, mouth or face of another photograph of the same
 split, or of an altered copy, aligned, matched in colour and blended (datasets/composites.py). `real` holds the same
-photographs under the same names, scaled and saved in the same way. Fakes of the source are not used. A source without a
-validation split is divided as train.py divides it, so that no validation image is trained on.
+photographs under the same names, scaled and saved in the same way. With --variants 3, each photograph gets three
+composites. Fakes of the source are not used. A source without a validation split is divided as train.py divides it, so
+that no validation image is trained on.
 
 Photographs are reduced to at most 320 px and saved as JPEG of quality 92. Those without a face of at least 22 px
 between the eyes are left out and listed. Run the command again to resume after an interruption. The result goes to
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from tqdm import tqdm
@@ -42,7 +44,7 @@ from studies.pairs import (
     report_pairs,
     write_pair,
 )
-from utils.args import add_seed, check_output_dir, exit_code, make_parser, run_script
+from utils.args import add_seed, check_output_dir, exit_code, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import file_digest, locked
 
@@ -61,6 +63,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="ONNX file of YuNet, which finds landmarks (default: that of python -m datasets.download yunet)",
     )
+    parser.add_argument("--variants", type=int_in(1, 100), default=1, help="composites of each photograph (default: 1)")
     add_seed(parser)
     parser.add_argument("--output-dir", default="data/composites", metavar="DIR", help="default: %(default)s")
     return parser
@@ -74,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     sources = open_sources(args.data)
     root = check_output_dir(args.output_dir)
     facts = {"version": FORMAT_VERSION, "seed": args.seed, "finder": file_digest(file), "quality": QUALITY}
+    facts |= {"variants": args.variants}
     folders = {source: root / f"{source}-composites" for source in sources}
     for source, parts in sources.items():
         fingerprints = {split: part.fingerprint for split, part in parts.items()}
@@ -82,11 +86,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     sets, left_out = {}, []
     for source, parts in sources.items():
         folder = folders[source]
-        pairs = {split: list_pairs(folder / split, part) for split, part in parts.items()}
+        pairs: dict[str, list[Pair]] = {split: [] for split in parts}
         with locked(folder):
-            for split, part in pairs.items():
-                left_out += make_pairs(part, finder, args.seed, f"{source} {split}")
+            for number in range(args.variants):
+                for split, part in parts.items():
+                    own = [variant(pair, number) for pair in list_pairs(folder / split, part)]
+                    left_out += make_pairs(own, finder, args.seed + number, f"{source} {split}")
+                    pairs[split] += own
         sets[str(folder)] = report_pairs(folder, pairs)
+    left_out = list(dict.fromkeys(left_out))
     report_lines("left out", left_out)
     return {"sets": sets, "left_out": left_out, "exit_code": exit_code(len(left_out))}
 
@@ -100,6 +108,11 @@ def yunet_file(file: str | None) -> str:
             "python -m datasets.download yunet, or name one with --face-detector"
         )
     return chosen
+
+
+def variant(pair: Pair, number: int) -> Pair:
+    """The pair of a photograph and its composite of this number, from 0."""
+    return replace(pair, fake=pair.fake.with_stem(f"{pair.fake.stem}-{number}")) if number else pair
 
 
 def make_pairs(pairs: Sequence[Pair], finder: LandmarkFinder, seed: int, name: str) -> list[str]:

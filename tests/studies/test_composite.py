@@ -82,6 +82,17 @@ def test_the_seed_decides(source, run, tmp_path):
     assert {name for name in fakes if fakes[name] == others[name]} == {name for name in fakes if "/real/" in name}
 
 
+def test_the_second_variant_is_what_the_next_seed_makes(source, run, tmp_path):
+    folder = str(tmp_path / "out/faces-composites")
+    assert run(source, variants="2")["sets"] == {folder: {"train": 8, "valid": 4}}
+    both = contents(tmp_path / "out")
+    run(source, **{"output-dir": str(tmp_path / "first")})
+    run(source, **{"seed": "1", "output-dir": str(tmp_path / "second")})
+    second = contents(tmp_path / "second").items()
+    second = {name.replace(".jpg", "-1.jpg") if "/fake/" in name else name: data for name, data in second}
+    assert both == contents(tmp_path / "first") | second
+
+
 def test_pictures_without_a_face_or_pixels_are_listed(source, run, capsys):
     import cv2
 
