@@ -69,7 +69,7 @@ def root(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-LEFT_OUT = {"deepfake-v3-small": "small", "deepfake-v3": "v3"}  # the tables of their recipes
+LEFT_OUT = {"deepfake-v3-small": "v3_small", "deepfake-v3": "v3"}  # the tables of their recipes
 
 
 def make(root: Path, *flags: str) -> list[dict]:
