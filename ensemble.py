@@ -22,10 +22,10 @@ and the weights on these and on validation images of the other sources: one fold
 studies.leave_source_out wrote for its recipe. No image is scored; the scores of the ensemble go into scores/ of the run
 folder. Pass members as they were trained: their calibration relates their logits to those of the scores.
 
---specialists names members that know some kinds of fakes only, such as a head trained on composites. A low
-logit of theirs says nothing about other kinds, so they only count above their threshold fpr01, which one in a thousand
-of their validation reals exceeds. They see the frame of the other members. With --scores, they score the images of the
-scores, so --data must name their data sets; they must not have been trained on the sources left out:
+--specialists names members that know some kinds of fakes only, such as a head trained on composites. A low logit of
+theirs says nothing about other kinds, so they only count above their threshold fpr01, which one in a thousand of their
+validation reals exceeds. They see the frame of the other members. With --scores, they score the images of the scores,
+so --data must name their data sets; they must not have been trained on the sources left out:
 
   python ensemble.py --checkpoint checkpoints/a checkpoints/b --specialists checkpoints/composites \\
       --method stacked --scores results/a results/b --data data/140k data/sdxl --output-dir checkpoints/three

@@ -24,6 +24,8 @@ import argparse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -31,6 +33,7 @@ from tqdm import tqdm
 from datasets.composites import MIN_EYES, SELF_SHARE, Portrait, choose_donor, composite, describe
 from datasets.faces.finder import known_yunet
 from datasets.faces.landmarks import LandmarkFinder
+from datasets.listing.records import Listing
 from studies.pairs import (
     LONGER_SIDE,
     QUALITY,
@@ -76,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     finder = LandmarkFinder(file)
     sources = open_sources(args.data)
     root = check_output_dir(args.output_dir)
-    facts = {"version": FORMAT_VERSION, "seed": args.seed, "finder": file_digest(file), "quality": QUALITY}
-    facts |= {"variants": args.variants}
+    facts = {"version": FORMAT_VERSION, "seed": args.seed, "variants": args.variants}
+    facts |= {"finder": file_digest(file), "quality": QUALITY}
     folders = {source: root / f"{source}-composites" for source in sources}
     for source, parts in sources.items():
         fingerprints = {split: part.fingerprint for split, part in parts.items()}
@@ -86,15 +89,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     sets, left_out = {}, []
     for source, parts in sources.items():
         folder = folders[source]
-        pairs: dict[str, list[Pair]] = {split: [] for split in parts}
+        pairs = {split: list_variants(folder / split, part, args.variants) for split, part in parts.items()}
         with locked(folder):
-            for number in range(args.variants):
-                for split, part in parts.items():
-                    own = [variant(pair, number) for pair in list_pairs(folder / split, part)]
-                    left_out += make_pairs(own, finder, args.seed + number, f"{source} {split}")
-                    pairs[split] += own
-        sets[str(folder)] = report_pairs(folder, pairs)
-    left_out = list(dict.fromkeys(left_out))
+            for split, part in pairs.items():
+                left_out += make_pairs(part, finder, args.seed, f"{source} {split}")
+        sets[str(folder)] = report_pairs(folder, {split: list(chain(*part)) for split, part in pairs.items()})
     report_lines("left out", left_out)
     return {"sets": sets, "left_out": left_out, "exit_code": exit_code(len(left_out))}
 
@@ -110,18 +109,23 @@ def yunet_file(file: str | None) -> str:
     return chosen
 
 
-def variant(pair: Pair, number: int) -> Pair:
-    """The pair of a photograph and its composite of this number, from 0."""
-    return replace(pair, fake=pair.fake.with_stem(f"{pair.fake.stem}-{number}")) if number else pair
+def list_variants(folder: Path, listing: Listing, count: int) -> list[list[Pair]]:
+    """The pairs of a split with the first composites of all photographs, then those with the second, and so on."""
+    pairs = list_pairs(folder, listing)
+    return [pairs] + [
+        [replace(pair, fake=pair.fake.with_stem(f"{pair.fake.stem}-{number}")) for pair in pairs]
+        for number in range(1, count)
+    ]
 
 
-def make_pairs(pairs: Sequence[Pair], finder: LandmarkFinder, seed: int, name: str) -> list[str]:
-    """Write the pairs that are missing; returns a line for each image that has none.
+def make_pairs(variants: Sequence[Sequence[Pair]], finder: LandmarkFinder, seed: int, name: str) -> list[str]:
+    """Write the pairs that are missing; returns a line for each image that has none, or fewer than the others.
 
-    Every pair is drawn from a generator that depends only on the seed and the name of its file.
+    Every pair is drawn from a generator that depends only on the seed, its variant and the name of its file.
     """
-    if all(map(is_done, pairs)):
+    if all(is_done(pair) for pairs in variants for pair in pairs):
         return []
+    photographs = variants[0]
 
     def look(pair: Pair) -> Portrait | str:
         image = read_reduced(pair.record, LONGER_SIDE)
@@ -129,19 +133,22 @@ def make_pairs(pairs: Sequence[Pair], finder: LandmarkFinder, seed: int, name: s
             return image
         return describe(image, finder(image)) or f"no face with {MIN_EYES:.0f} px between its eyes"
 
-    def make(index: int) -> str | None:
-        rng = np.random.default_rng([seed, *pairs[index].fake.name.encode()[:12]])
-        return make_pair(index, pairs, portraits, rng)
+    def make(job: tuple[int, int]) -> str | None:
+        number, index = job
+        rng = np.random.default_rng([seed + number, *photographs[index].fake.name.encode()[:12]])
+        return make_pair(index, variants[number], portraits, rng)
 
     with ThreadPoolExecutor() as pool:
-        looks = pool.map(look, pairs)
-        found = list(tqdm(looks, f"{name}: faces", len(pairs), unit="img", disable=None))
+        looks = pool.map(look, photographs)
+        found = list(tqdm(looks, f"{name}: faces", len(photographs), unit="img", disable=None))
         portraits = {index: each for index, each in enumerate(found) if isinstance(each, Portrait)}
-        todo = [index for index in portraits if not is_done(pairs[index])]
+        todo = [
+            (number, index) for number, pairs in enumerate(variants) for index in portraits if not is_done(pairs[index])
+        ]
         made = list(tqdm(pool.map(make, todo), f"{name}: composites", len(todo), unit="img", disable=None))
     reasons = {index: each for index, each in enumerate(found) if isinstance(each, str)}
-    reasons |= {index: reason for index, reason in zip(todo, made, strict=True) if reason}
-    return [f"{pairs[index].record.path}: {reason}" for index, reason in sorted(reasons.items())]
+    reasons |= {index: reason for (_, index), reason in zip(todo, made, strict=True) if reason}
+    return [f"{photographs[index].record.path}: {reason}" for index, reason in sorted(reasons.items())]
 
 
 def make_pair(

@@ -8,6 +8,8 @@ from datasets.transforms import EvalTransform, Geometry
 from models.ensemble import common_frame, member_view
 from models.operating_point import OperatingPoint, sigmoid
 from models.registry import create_model
+from utils.checkpoints.file import describe_checkpoint, save_checkpoint
+from utils.checkpoints.weights import load_weights
 from utils.errors import UserError
 from utils.explanations.layers import capture
 from utils.explanations.maps import Question
@@ -184,3 +186,21 @@ def test_members_that_see_images_at_different_scales_are_refused(others):
 def test_an_ensemble_is_made_of_checkpoints():
     with pytest.raises(UserError, match=r"make one with: python ensemble\.py"):
         create_model("ensemble")
+
+
+def test_an_ensemble_gives_the_weights_of_its_first_member_of_the_architecture(tmp_path):
+    """So that users can fine-tune a release that has several networks."""
+    members = [create_model(name) for name in ("test_vit", "test_resnet", "test_resnet")]
+    described = [
+        {"model": member.name, "model_args": {}, "geometry": member.geometry.to_dict(), "calibration": None}
+        for member in members
+    ]
+    ensemble = create_model("ensemble", members=described)
+    save_checkpoint(
+        tmp_path / "three.pt", describe_checkpoint(ensemble, {}, []) | {"state_dict": ensemble.state_dict()}
+    )
+    network = create_model("test_resnet")
+    report = load_weights(network, str(tmp_path / "three.pt"))
+    assert report.random == []
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, ensemble.state_dict()[f"members.1.{key}"]), key

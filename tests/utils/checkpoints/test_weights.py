@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from models.registry import create_model
 from utils.checkpoints import sources
-from utils.checkpoints.file import describe_checkpoint, load_checkpoint, save_checkpoint
+from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.checkpoints.slimming import as_int8
 from utils.checkpoints.weights import load_weights, match_weights, read_weights_file
 from utils.errors import UserError
@@ -52,24 +52,6 @@ def test_all_but_the_classifier_is_loaded(backbone_weights, detector, tmp_path):
     assert len(report.loaded) == len([key for key in backbone_weights if "tracked" not in key and "fc." not in key])
     assert "still random: head.1 (2)" in str(report)
     assert "backbone.fc (2)" in str(report)
-
-
-def test_an_ensemble_gives_the_weights_of_its_first_member_of_the_architecture(tmp_path):
-    """So that users can fine-tune a release that has several networks."""
-    members = [create_model(name) for name in ("test_vit", NAME, NAME)]
-    described = [
-        {"model": member.name, "model_args": {}, "geometry": member.geometry.to_dict(), "calibration": None}
-        for member in members
-    ]
-    ensemble = create_model("ensemble", members=described)
-    save_checkpoint(
-        tmp_path / "three.pt", describe_checkpoint(ensemble, {}, []) | {"state_dict": ensemble.state_dict()}
-    )
-    network = create_model(NAME)
-    report = load_weights(network, str(tmp_path / "three.pt"))
-    assert report.random == []
-    for key, value in network.state_dict().items():
-        assert torch.equal(value, ensemble.state_dict()[f"members.1.{key}"]), key
 
 
 def wrapped(content: dict, form: str) -> dict:
