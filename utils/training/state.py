@@ -118,8 +118,7 @@ class TrainingState:
                 f"expected the images of the interrupted run {folder}, found others in "
                 f"{', '.join(sorted({entry['dataset'] for entry in data}))}; start a new run in another --output-dir"
             )
-        for stale in folder.glob(".*.tmp"):  # half-written files of a run that was killed
-            stale.unlink(missing_ok=True)
+        remove_half_written(folder)
         saved = checkpoint["training"]
         self.detector.load_state_dict(checkpoint["state_dict"])
         assign_bases(self.detector, checkpoint.get("base", []))
@@ -153,6 +152,13 @@ def remove_run(folder: Path) -> None:
     for name in ("best.pt", "last.pt", "log.csv"):
         if is_first():
             (folder / name).unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a killed run was writing; of several processes, only the first may, since it writes there again."""
+    if is_first():
+        for stale in folder.glob(".*.tmp"):
+            stale.unlink(missing_ok=True)
 
 
 def load_run(folder: Path) -> dict[str, Any]:

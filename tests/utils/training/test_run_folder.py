@@ -13,6 +13,7 @@ from tests.runs import TINY, Killed
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import locked
+from utils.training.state import remove_half_written
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 CLASSICAL = ["--model", "logistic_regression", "--model-args", "features=color", "--image-size", "32"]
@@ -134,6 +135,16 @@ def test_another_number_of_processes_is_refused(run, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "expected the 1 processes of the interrupted run, got 2" in resume_error(run, monkeypatch, capsys)
+
+
+def test_only_the_first_process_removes_half_written_files(tmp_path, monkeypatch):
+    half = tmp_path / ".log.csv.0f1e.tmp"  # in a resumed run, the first process may be writing it
+    half.touch()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for rank, stays in (("1", True), ("0", False)):
+        monkeypatch.setenv("RANK", rank)
+        remove_half_written(tmp_path)
+        assert half.exists() is stays
 
 
 def test_failed_save_leaves_the_old_checkpoint_whole(tmp_path, run, monkeypatch):
