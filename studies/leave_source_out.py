@@ -12,6 +12,11 @@ were left out of its training, and the validation images of the other sources. N
 may be chosen by this table. In the flags, {run} is the folder name of the run: with `--teacher
 runs/towers/{run}/best.pt`, no student learns from a teacher that has seen the sources.
 
+To measure the mean of the weights of several runs, such as three seeds, train each in its own --runs-dir and name these
+folders:
+
+  python -m studies.leave_source_out --data data/* --groups sdxl flux --soup runs/seed0 runs/seed1 --runs-dir runs/soup
+
 You can interrupt and repeat the command: finished runs and scores are kept and interrupted ones resumed while data and
 code are unchanged. Writes sources.csv, .md, .tex and .json, and the scores: `*__left-out.csv.gz` is what calibrate.py
 --from-scores takes. Columns: the fakes of the source against the reals of all others, its reals against the fakes of
@@ -39,6 +44,7 @@ from studies.left_out_scores import Scoring, score_once
 from studies.left_out_table import write_left_out
 from utils.args import check_output_dir, check_passed_on, exit_code, int_in, make_parser, run_script
 from utils.errors import UserError, closest
+from utils.files import read_json, write_json
 
 RESERVED = ("--data", "--output-dir", "--resume", "--overwrite")
 
@@ -48,6 +54,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, "python -m studies.leave_source_out")
     parser.add_argument("--data", nargs="+", default=[], metavar="SPEC", help="data sets to mix")
     parser.add_argument("--groups", nargs="+", default=[], metavar="NAME,...", help="what to leave out in turn")
+    parser.add_argument(
+        "--soup", nargs="+", default=[], metavar="DIR", help="average runs in two or more --runs-dir; no training"
+    )
     parser.add_argument("--from-scores", nargs="+", default=[], metavar="CSV", help="report on these scores only")
     parser.add_argument("--tiers", nargs="+", default=["common"], metavar="TIER", help="default: common, one format")
     parser.add_argument("--limit", type=int_in(2), metavar="N", help="images to score per data set and split")
@@ -67,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.data) == bool(args.from_scores):
         parser.error("expected either --data SPEC... or --from-scores CSV...")
+    if args.soup and (args.from_scores or args.train or len(args.soup) < 2):
+        parser.error("expected --soup with two or more folders of runs, and no --train or --from-scores")
     files, folder = [Path(file) for file in args.from_scores], check_output_dir(args.output_dir)
     if args.data:
         check_passed_on(args.train, train.get_args_parser(), RESERVED)
@@ -76,12 +87,16 @@ def main(argv: Sequence[str] | None = None) -> dict:
         groups = [parse_group(text, specs) for text in args.groups or specs]
         remaining = {group: open_training_data(kept_specs(group, specs)) for group in groups}  # checks before training
         runs = check_output_dir(args.runs_dir)
+        members = {group: soup_members(group, args.soup) for group in groups}
         for group in groups:
             check_initial_weights(group, recipe.weights)
         for group, data in remaining.items():
             print(f"leaving out {group.text}", file=sys.stderr)
-            flags = [flag.replace("{run}", group.name) for flag in args.train]
-            train_without(runs / group.name, kept_specs(group, specs), data, flags)
+            if args.soup:
+                average_without(runs / group.name, members[group], kept_specs(group, specs), data)
+            else:
+                flags = [flag.replace("{run}", group.name) for flag in args.train]
+                train_without(runs / group.name, kept_specs(group, specs), data, flags)
             parts = {"left-out": left_out_listings(group, specs), "valid": data.valid}
             names = {name for name, _ in group.classes}
             files += score_once(runs / group.name / "best.pt", group.text, names, parts, scoring, folder / "scores")
@@ -195,6 +210,33 @@ def train_without(run: Path, specs: Sequence[str], data: TrainingData, flags: Se
     from studies.runs import digests, train_once
 
     train_once(run, ["--data", *specs, *flags], digests([], [*data.train, *data.valid]))
+
+
+def soup_members(group: Group, folders: Sequence[str]) -> list[Path]:
+    """Return the checkpoints of the runs without a group. Raises UserError if one is missing."""
+    members = [Path(folder) / group.name / "best.pt" for folder in folders]
+    for member in members:
+        if not member.exists():
+            raise UserError(f"expected --soup DIR with the run {group.name}, found no {member}; train it first")
+    return members
+
+
+def average_without(run: Path, members: Sequence[Path], specs: Sequence[str], data: TrainingData) -> None:
+    """Average the weights of runs into the folder ``run``, unless it is done."""
+    import ensemble
+    from studies.left_out_scores import recipe_behind
+    from studies.runs import PLAN, digests
+    from utils.checkpoints.file import load_checkpoint
+
+    plan, wanted = run / PLAN, {"inputs": digests(members, data.valid)}
+    if plan.exists() and read_json(plan) == wanted:
+        return
+    detector = recipe_behind(load_checkpoint(members[0])).get("face_detector")
+    flags = ["--face-detector", detector] if detector else []
+    ensemble.main(
+        ["--method", "soup", "--checkpoint", *map(str, members), "--data", *specs, *flags, "--output-dir", str(run)]
+    )
+    write_json(plan, wanted)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets.listing.records import Listing
 from datasets.listing.spec import balanced_subset
@@ -79,7 +79,7 @@ def write_part(
 
     machine = set_up("auto")
     (candidate,) = load_candidates([checkpoint], machine.device)
-    recipe = candidate.checkpoint["train_args"]
+    recipe = recipe_behind(candidate.checkpoint)
     if finder := open_finder(recipe.get("face_detector"), candidate.detector.geometry.needs_face):
         listings = [with_faces(listing, finder) for listing in listings]
     tables, unreadable = score_listings(candidate, listings, scoring, machine.workers)
@@ -98,8 +98,18 @@ def write_part(
         trained_on=sorted(trained_on - names if part == "left-out" else trained_on),
         n_images=sum(len(listing.records) for listing in listings),
         unreadable=unreadable,
-        train_command=without_paths(recipe.get("command")),
+        train_command=without_paths(candidate.checkpoint["train_args"].get("command")),
     )
+
+
+def recipe_behind(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags of train.py behind a checkpoint; of a mean of weights, those of its first run."""
+    from utils.checkpoints.file import load_checkpoint
+
+    recipe = checkpoint["train_args"]
+    while recipe.get("method") == "soup":
+        recipe = load_checkpoint(recipe["checkpoint"][0])["train_args"]
+    return recipe
 
 
 def score_listings(
@@ -116,7 +126,7 @@ def score_listings(
     from utils.training.token_scores import score_by_tokens
     from utils.training.tokens import TOKEN_CACHE
 
-    detector, recipe = candidate.detector, candidate.checkpoint["train_args"]
+    detector, recipe = candidate.detector, recipe_behind(candidate.checkpoint)
     dtype = pick_precision(recipe["precision"], detector.mean.device, training=True)  # fast, and that of cached tokens
     settings = Settings(recipe["batch_size"], workers, dtype)
     if recipe.get("token_views") and detector.caches_tokens:

@@ -137,6 +137,24 @@ def test_other_images_are_scored_again_and_by_their_faces(sources, tmp_path, mon
         leave_source_out.main([*flags, "--seed", "1"])
 
 
+def test_runs_are_averaged_in_place_of_training(sources, monkeypatch):
+    flags = ["--data", *sources, "--groups", "pairs", "stock,swaps:real", "--n-boot", "0", "--tiers", "clean"]
+    for seed in "01":
+        leave_source_out.main([*flags, "--runs-dir", f"runs{seed}", *TRAIN.split(), "--seed", seed])
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained"))
+    souped = [*flags, "--soup", "runs0", "runs1", "--runs-dir", "runs", "--output-dir", "out"]
+    result = leave_source_out.main(souped)
+    assert {row["source"] for row in result["rows"]} == {"pairs", "stock", "swaps", "all"}
+    files = [f"{folder}/stock+swaps-real/best.pt" for folder in ("runs", "runs0", "runs1")]
+    mean, *members = [load_checkpoint(file)["state_dict"]["head.weight"] for file in files]
+    torch.testing.assert_close(mean, (members[0] + members[1]) / 2)
+    info = read_sidecar("out/scores/stock+swaps-real__left-out.csv.gz")
+    assert info["trained_on"] == ["flux", "pairs"] and "--method soup" in info["train_command"]
+
+    monkeypatch.setattr("ensemble.main", lambda argv: pytest.fail("averaged again"))
+    assert leave_source_out.main(souped)["rows"] == result["rows"]
+
+
 def test_runs_on_tokens_share_them(sources, monkeypatch, capsys):
     """Each image goes through the frozen part once, whatever is left out."""
     monkeypatch.setattr("utils.scoring.scorer._score", lambda *_: pytest.fail("an image was scored again"))
@@ -160,6 +178,9 @@ def test_runs_on_tokens_share_them(sources, monkeypatch, capsys):
         ("--data pairs ./pairs", "different names, got pairs twice"),
         ("--data pairs flux --tiers wbe", "expected --tiers of"),
         ("--data pairs flux --train --data x", "does not set, got --data"),
+        ("--data pairs flux --soup runs", "expected --soup with two or more folders of runs"),
+        ("--data pairs flux --soup runs more --train --model cnn", "and no --train or --from-scores"),
+        ("--data pairs flux stock --groups flux --soup a b", "with the run flux, found no a/flux/best.pt; train it first"),
     ],
 )
 def test_mistakes_are_found_before_any_training(flags, message, sources, monkeypatch, capsys):
