@@ -180,7 +180,7 @@ def test_runs_on_tokens_share_them(sources, monkeypatch, capsys):
         ("--data pairs flux --train --data x", "does not set, got --data"),
         ("--data pairs flux --soup runs", "expected --soup with two or more folders of runs"),
         ("--data pairs flux --soup runs more --train --model cnn", "and no --train or --from-scores"),
-        ("--data pairs flux stock --groups flux --soup a b", "with the run flux, found no a/flux/best.pt; train it first"),
+        ("--data pairs flux stock --groups flux --soup a b", "with the run flux, found no a/flux/best.pt; train"),
     ],
 )
 def test_mistakes_are_found_before_any_training(flags, message, sources, monkeypatch, capsys):
