@@ -1,11 +1,13 @@
 """The faces of a data set: each picture is searched once, with all cores, and its boxes are kept on disk.
 
 A cache is one text file per finder with a line per picture: path, size and modification time of its file, and the boxes
-of its faces. Lines are only added, so that several processes may share it and a killed search loses little.
+of its faces. Lines are only added, so that several processes may share it and a killed search loses little; only one
+of them searches at a time, and none waits for pictures that the file holds.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -28,7 +30,9 @@ FORMAT_VERSION = 2  # increase it when a finder changes: pictures are then searc
 BLOCK = 512  # pictures between two writes
 
 State = tuple[int, int]  # of a file: size and modification time
-Known = dict[str, tuple[State, tuple[Box, ...]]]
+States = dict[str, State | None]  # by path
+Found = dict[str, tuple[Box, ...]]  # by path
+Known = dict[str, tuple[State, tuple[Box, ...]]]  # by absolute path
 
 
 def with_faces(listing: Listing, finder: FaceFinder | None) -> Listing:
@@ -60,21 +64,26 @@ def find_faces(
     except OSError as error:
         print(f"note: faces are not kept in {folder} ({error.strerror or error}); continuing", file=sys.stderr)
         file = None
+    states = {record.path: file_state(record.path) for record in records}
+    found = _kept(states, _read(file)) if file else {}
     if file is None:
-        found = _search(records, finder, {}, None, description)
-    else:
+        found = _search(records, finder, states, found, None, description)
+    elif len(found) < len(states):
         with locked(file, f"waiting for another process that searches faces ({file})"):
-            found = _search(records, finder, _read(file), file, description)
+            found = _search(records, finder, states, _kept(states, _read(file)), file, description)
     return [replace(record, faces=found[record.path]) for record in records]
 
 
-def _search(
-    records: Sequence[Record], finder: FaceFinder, known: Known, file: Path | None, description: str
-) -> dict[str, tuple[Box, ...]]:
-    """The faces of all records by path; pictures that are not known are searched and added to the file."""
-    states = {record.path: file_state(record.path) for record in records}
+def _kept(states: States, known: Known) -> Found:
+    """The faces that a cache holds for the files in these states."""
     entries = {path: known.get(os.path.abspath(path)) for path in states}
-    found = {path: entry[1] for path, entry in entries.items() if entry and entry[0] == states[path]}
+    return {path: entry[1] for path, entry in entries.items() if entry and entry[0] == states[path]}
+
+
+def _search(
+    records: Sequence[Record], finder: FaceFinder, states: States, found: Found, file: Path | None, description: str
+) -> Found:
+    """The faces of all records; pictures that are not found yet are searched and added to the file."""
     missing = list({record.path: record for record in records if record.path not in found}.values())
 
     def search(record: Record) -> tuple[Box, ...] | None:
@@ -107,12 +116,19 @@ def _append(file: Path, found: dict[str, tuple[State | None, tuple[Box, ...]]]) 
 
 
 def _read(file: Path) -> Known:
-    """Read a cache; damaged lines, as a killed process leaves behind, count as missing."""
+    """Read a cache, once for all data sets of a run unless it changes."""
+    state = file.stat()
+    return _parse(file, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _parse(file: Path, size: int, changed: int) -> Known:
+    """Parse a cache; damaged lines, as a killed process leaves behind, count as missing."""
     known: Known = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            path, (size, changed), faces = json.loads(line)
-            known[path] = (size, changed), tuple(Box(*map(float, box)) for box in faces)
+            path, (bytes_, time), faces = json.loads(line)
+            known[path] = (bytes_, time), tuple(Box(*map(float, box)) for box in faces)
         except (ValueError, TypeError):
             continue
     return known

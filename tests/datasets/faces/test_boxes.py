@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from datasets.faces import boxes
 from datasets.faces.boxes import find_faces, with_faces
 from datasets.faces.finder import Face, FaceFinder
 from datasets.faces.framing import Box
@@ -51,6 +53,31 @@ def test_pictures_are_searched_once_until_they_change(pictures, searched, tmp_pa
     write_image(pictures / "test/fake/broken.png", 5, False, 44, 44)  # an unreadable file may be repaired
     later = faces_of(pictures, tmp_path / "cache")
     assert sorted(searched[4:]) == [44, 52] and later["broken.png"] == (BOX,)
+
+
+def test_known_pictures_wait_for_no_other_process(pictures, searched, tmp_path, monkeypatch):
+    (pictures / "test/fake/broken.png").unlink()  # an unreadable picture is tried again
+    first = faces_of(pictures, tmp_path)
+    monkeypatch.setattr(boxes, "locked", lambda *_: pytest.fail("asked for the lock"))
+    assert faces_of(pictures, tmp_path) == first
+
+
+def test_pictures_that_another_process_has_searched_meanwhile_are_not_searched_again(
+    pictures, searched, tmp_path, monkeypatch
+):
+    first = faces_of(pictures, tmp_path)
+    (cache,) = tmp_path.glob("*.jsonl")
+    lines = cache.read_text()
+    cache.write_text("")
+
+    @contextlib.contextmanager
+    def locked(*_):
+        cache.write_text(lines)
+        yield
+
+    monkeypatch.setattr(boxes, "locked", locked)
+    del searched[:]
+    assert faces_of(pictures, tmp_path) == first and not searched
 
 
 def test_another_finder_has_boxes_of_its_own(pictures, searched, tmp_path, monkeypatch):
