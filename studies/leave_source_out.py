@@ -229,7 +229,7 @@ def average_without(run: Path, members: Sequence[Path], specs: Sequence[str], da
     from utils.checkpoints.file import load_checkpoint
 
     plan, wanted = run / PLAN, {"inputs": digests(members, data.valid)}
-    if plan.exists() and read_json(plan) == wanted:
+    if plan.exists() and read_json(plan) == wanted and (run / "best.pt").exists():
         return
     detector = recipe_behind(load_checkpoint(members[0])).get("face_detector")
     flags = ["--face-detector", detector] if detector else []
