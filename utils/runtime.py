@@ -172,12 +172,24 @@ def git_commit() -> str | None:
         return None
 
 
+# Vector instructions of x86 processors, which decide how fast int8 and bfloat16 are; the widest first.
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}
+
+
 def hardware() -> str:
     """Return a line that names the processor and, if there is one, the GPU."""
     cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    text = f"{os.cpu_count()} x {named[1].strip() if named else platform.processor() or platform.machine()}"
+    processor = name_processor(cpuinfo.read_text(errors="ignore") if cpuinfo.exists() else "")
+    text = f"{os.cpu_count()} x {processor or platform.processor() or platform.machine()}"
     return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else text
+
+
+def name_processor(cpuinfo: str) -> str:
+    """Return the name and the widest vector instructions of a processor: ``AMD EPYC (AVX2)``; empty if unknown."""
+    named, flags = (re.search(rf"^{key}\s*: (.*)", cpuinfo, re.MULTILINE) for key in ("model name", "flags"))
+    known = set(flags[1].split()) if flags else set()
+    widest = next((f" ({name})" for flag, name in INSTRUCTIONS.items() if flag in known), "")
+    return named[1].strip() + widest if named else ""
 
 
 def run_facts(command: str) -> dict[str, Any]:
