@@ -117,18 +117,18 @@ def _append(file: Path, found: dict[str, tuple[State | None, tuple[Box, ...]]]) 
 
 def _read(file: Path) -> Known:
     """Read a cache, once for all data sets of a run unless it changes."""
-    state = file.stat()
-    return _parse(file, state.st_size, state.st_mtime_ns)
+    found = file.stat()
+    return _parse(file, (found.st_size, found.st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=1)
-def _parse(file: Path, size: int, changed: int) -> Known:
-    """Parse a cache; damaged lines, as a killed process leaves behind, count as missing."""
+def _parse(file: Path, state: State) -> Known:
+    """Parse a cache in this state; damaged lines, as a killed process leaves behind, count as missing."""
     known: Known = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            path, (bytes_, time), faces = json.loads(line)
-            known[path] = (bytes_, time), tuple(Box(*map(float, box)) for box in faces)
+            path, (size, changed), faces = json.loads(line)
+            known[path] = (size, changed), tuple(Box(*map(float, box)) for box in faces)
         except (ValueError, TypeError):
             continue
     return known
