@@ -138,13 +138,13 @@ def test_other_images_are_scored_again_and_by_their_faces(sources, tmp_path, mon
 
 
 def test_runs_are_averaged_in_place_of_training(sources, monkeypatch):
-    flags = ["--data", *sources, "--groups", "pairs", "stock,swaps:real", "--n-boot", "0", "--tiers", "clean"]
+    flags = ["--data", *sources, "--groups", "stock,swaps:real", "--n-boot", "0", "--tiers", "clean"]
     for seed in "01":
         leave_source_out.main([*flags, "--runs-dir", f"runs{seed}", *TRAIN.split(), "--seed", seed])
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained"))
     souped = [*flags, "--soup", "runs0", "runs1", "--runs-dir", "runs", "--output-dir", "out"]
     result = leave_source_out.main(souped)
-    assert {row["source"] for row in result["rows"]} == {"pairs", "stock", "swaps", "all"}
+    assert {row["source"] for row in result["rows"]} == {"stock", "swaps", "all"}
     files = [f"{folder}/stock+swaps-real/best.pt" for folder in ("runs", "runs0", "runs1")]
     mean, *members = [load_checkpoint(file)["state_dict"]["head.weight"] for file in files]
     torch.testing.assert_close(mean, (members[0] + members[1]) / 2)
