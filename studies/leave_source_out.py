@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         runs = check_output_dir(args.runs_dir)
         members = {group: soup_members(group, args.soup) for group in groups}
         for group in groups:
-            check_initial_weights(group, recipe.weights)
+            if recipe.weights not in (None, "imagenet"):
+                check_unseen(group, "--weights", recipe.weights.replace("{run}", group.name))
         for group, data in remaining.items():
             print(f"leaving out {group.text}", file=sys.stderr)
             if args.soup:
@@ -188,20 +189,20 @@ def left_out_listings(group: Group, specs: Mapping[str, DatasetSpec]) -> list[Li
     return found
 
 
-def check_initial_weights(group: Group, weights: str | None) -> None:
-    """Raise UserError if training would start from a checkpoint that has seen a source of the group."""
-    if weights in (None, "imagenet"):
-        return
+def check_unseen(group: Group, flag: str, file: str) -> None:
+    """Raise UserError if a checkpoint was trained on what the group leaves out."""
     from utils.checkpoints.weights import read_tensors
     from utils.evaluation.scored_sets import is_among
 
-    content = read_tensors(weights.replace("{run}", group.name))
+    content = read_tensors(file)
     entries = content.get("data") or [] if "format_version" in content else []
-    seen = {entry["dataset"] for entry in entries if entry["split"] == "train"}
-    if known := sorted({name for name, _ in group.classes if is_among(name, seen)}):
+    training = [entry for entry in entries if entry["split"] == "train"]
+    # Old checkpoints do not say how many images of each class they have seen.
+    seen = [{entry["dataset"] for entry in training if entry.get(f"n_{label}", 1)} for label in LABEL_NAMES]
+    if known := sorted({name for name, label in group.classes if is_among(name, seen[label])}):
         raise UserError(
-            f"expected --weights that have not seen what is left out, got {weights}, which was trained on "
-            f"{', '.join(known)}; choose other weights or --groups"
+            f"expected {flag} that have not seen what is left out, got {file}, which was trained on "
+            f"{', '.join(known)}; choose others, or other --groups"
         )
 
 
@@ -213,11 +214,12 @@ def train_without(run: Path, specs: Sequence[str], data: TrainingData, flags: Se
 
 
 def soup_members(group: Group, folders: Sequence[str]) -> list[Path]:
-    """Return the checkpoints of the runs without a group. Raises UserError if one is missing."""
+    """Return the checkpoints of the runs without a group. Raises UserError if one is missing or has seen it."""
     members = [Path(folder) / group.name / "best.pt" for folder in folders]
     for member in members:
         if not member.exists():
             raise UserError(f"expected --soup DIR with the run {group.name}, found no {member}; train it first")
+        check_unseen(group, "--soup with runs", str(member))
     return members
 
 

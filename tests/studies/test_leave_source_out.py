@@ -10,7 +10,7 @@ import train
 from datasets.listing.spec import open_records, parse_spec
 from datasets.listing.splits import open_training_data
 from studies import leave_source_out
-from studies.leave_source_out import kept_specs, left_out_listings, named_specs, parse_group
+from studies.leave_source_out import check_unseen, kept_specs, left_out_listings, named_specs, parse_group
 from studies.left_out_scores import Scoring, score_listings
 from tests.conftest import exit_and_stderr, write_image
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
@@ -189,6 +189,19 @@ def test_initial_weights_that_have_seen_what_is_left_out_are_refused(sources, ti
     flags = ["--data", *sources, "--groups", "stock", "flux", *TRAIN.split(), "--weights", str(tiny_checkpoint)]
     with pytest.raises(UserError, match=r"expected --weights that have not seen .*, which was trained on flux; choose"):
         leave_source_out.main(flags)
+
+
+def test_averaged_runs_that_have_seen_what_is_left_out_are_refused(sources, tiny_checkpoint, tmp_path):
+    entry = {"dataset": "swaps", "split": "train", "fingerprint": "x", "n_real": 4, "n_fake": 0}
+    content = {**load_checkpoint(tiny_checkpoint), "data": [entry]}
+    for folder in ("a/swaps", "b/swaps"):
+        (tmp_path / folder).mkdir(parents=True)
+        save_checkpoint(tmp_path / folder / "best.pt", content)
+    flags = ["--data", *sources, "--groups", "swaps", "--soup", "a", "b"]
+    with pytest.raises(UserError, match=r"expected --soup with runs that .*, got a/swaps/best.pt, which was trained"):
+        leave_source_out.main(flags)
+    fakes = parse_group("swaps:fake", named_specs(sources))
+    check_unseen(fakes, "--soup", "a/swaps/best.pt")  # it has seen the reals only
 
 
 def test_a_student_of_cached_tokens_is_scored_on_its_images(image_folder, tiny_checkpoint):
