@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, closest
 from utils.files import ROOT
 
 BASE_WEIGHTS_VARIABLE = "DEEPFAKE_BASE_WEIGHTS"
@@ -33,6 +33,14 @@ DEFAULT_CHECKPOINT = f"(default: the released {RELEASE_FILE.relative_to(ROOT)})"
 
 class _OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports errors in one line and accepts no abbreviated flags."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            # All flags have their dashes in common, and thus look more alike than they are.
+            hint = closest(unknown[0].partition("=")[0], self._option_string_actions, likeness=0.8)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
 
     def error(self, message: str):
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see --help)\n")

@@ -14,10 +14,10 @@ class UserError(Exception):
     """
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the known name nearest to ``name``, or an empty string."""
+def closest(name: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """Return "; did you mean X?" for the known name nearest to ``name``, or an empty string if none is so like it."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), by_lower, 1)
+    matches = difflib.get_close_matches(name.lower(), by_lower, 1, likeness)
     return f"; did you mean {by_lower[matches[0]]}?" if matches else ""
 
 

@@ -49,8 +49,9 @@ def usage_error(capsys, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--epoch", "3"], "unrecognized arguments: --epoch"),  # no abbreviations
+        (["--nonsense"], "unrecognized arguments: --nonsense (see"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs?"),  # no abbreviations
+        (["--epoch=3"], "unrecognized arguments: --epoch=3; did you mean --epochs?"),
         (["--epochs"], "expected one argument"),
         (["--epochs", "0"], "expected an integer in 1..9, got 0"),
         (["--epochs", "10"], "expected an integer in 1..9, got 10"),
