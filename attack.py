@@ -16,9 +16,9 @@ is printed:
   | Checkpoint | Data | Attack | eps   | n   | Clean acc            | Robust acc           | AUC   | ...
   | cnn-demo   | demo | pgd-20 | 2/255 | 480 | 0.933 [0.907, 0.952] | 0.021 [0.011, 0.038] | 0.004 | ...
 
-Each finished cell (checkpoint x data x attack x eps) is stored in DIR/cells with the score of every image; an
-interrupted run resumes there, and the tables cover every cell in the folder. Each detector first undergoes sanity
-checks; DIR/checks.md lists them, and the table marks the rows of a detector that failed one.
+Each finished cell (checkpoint x data x attack with its settings x eps) is stored in DIR/cells with the score of every
+image; an interrupted run resumes there, and the tables cover every cell in the folder. Each detector first undergoes
+sanity checks; DIR/checks.md lists them, and the table marks the rows of a detector that failed one.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from utils.attacks.threat_model import (
     DEFAULT_EPS,
     DIRECTIONS,
     NORMS,
+    SETTINGS,
     Plan,
     attack_traits,
     check_attacks,
@@ -116,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     check_attacks(args.attacks, args.norm)
     given = {"steps": args.steps, "restarts": args.restarts, "queries": args.queries}
     settings = check_settings(given, args.attacks)
-    plans = [Plan(attack, args.norm, eps, **settings, seed=args.seed) for attack in args.attacks for eps in sizes]
-    check = Plan("pgd", args.norm, sizes[len(sizes) // 2], steps=settings["steps"], seed=args.seed)
+    plans = [Plan(attack, args.norm, eps, **own, seed=args.seed) for attack, own in settings.items() for eps in sizes]
+    check = Plan("pgd", args.norm, sizes[len(sizes) // 2], steps=args.steps or SETTINGS["steps"], seed=args.seed)
     folder = check_output_dir(args.output_dir)
     export = check_output_dir(args.export, "--export") if args.export else None
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]

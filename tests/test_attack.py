@@ -98,6 +98,20 @@ def test_one_row_for_each_attack_and_eps_from_files_alone(run, tmp_path, capsys)
     assert (out / "attacks.csv").read_bytes() == before and again["rows"] == rows
 
 
+def test_other_settings_make_another_cell(run, tmp_path):
+    """The earlier one stays; an attack that does not read a setting is not run again."""
+    grid = ("--attacks", "fgsm", "pgd", "square", "--eps", "2/255")
+    run(*grid)
+    first = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cells").iterdir()}
+    rows = run(*grid, "--steps", "2", "--restarts", "2", "--queries", "30")["rows"]
+    names = ["fgsm", "pgd-2, 2 restarts", "pgd-3", "square", "square, 30 queries"]
+    assert [row["attack_name"] for row in rows] == names
+    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cells").iterdir()}
+    assert first.items() <= files.items()
+    added = {name.split("__")[3].partition(".")[0] for name in files.keys() - first.keys()}
+    assert added == {"pgd-linf-2_255-2steps-2restarts", "square-linf-2_255-30queries"}
+
+
 def test_cell_is_a_scores_file_and_decides_at_the_threshold_of_the_checkpoint(run, tmp_path):
     run("--attacks", "fgsm", "--eps", "2/255")
     (file,) = (tmp_path / "out" / "cells").glob("*.csv.gz")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.attacks.cells import Cell, current_results, read_cell
-from utils.attacks.threat_model import size_name
+from utils.attacks.threat_model import size_name, unusual_settings
 from utils.figures import GREY, legend_below, line_style, new_figure, save_figure, styled
 from utils.files import read_json, write_json
 from utils.metrics.binary import auc, wilson
@@ -38,8 +38,13 @@ def cell_row(cell: Cell) -> dict[str, Any]:
     clean, robust = cell.right("clean")[attacked], (cell.right("clean") & cell.right())[attacked]
     won = cell.right("clean") & ~cell.right() & attacked
     change = cell.extra[plan["norm"]][attacked]
-    name = plan["attack"] + (f"-{plan['steps']}" if plan["attack"] in ("pgd", "mifgsm") else "")
+    unusual = unusual_settings(plan)
+    name = plan["attack"]
+    if name in ("pgd", "mifgsm"):  # whose steps are always named
+        name += f"-{plan['steps']}"
+        unusual.pop("steps", None)
     name += "" if plan["norm"] == "linf" else " L2"
+    name += "".join(f", {value} {setting}" for setting, value in unusual.items())
     return {
         **{key: info[key] for key in ("checkpoint", "source", "dataset", "split", "data_fingerprint")},
         "norm": plan["norm"],
@@ -73,7 +78,7 @@ def write_attack_report(folder: Path, current: Mapping[str, str]) -> list[dict[s
     cells = [read_cell(file) for file in current_results(folder / "cells", current)]
     rows = [cell_row(cell) for cell in cells]
     mark_mixed(rows, cells)
-    rows.sort(key=lambda row: (row["dataset"], row["checkpoint"], row["norm"], row["attack"], row["eps"]))
+    rows.sort(key=lambda row: (row["dataset"], row["checkpoint"], row["norm"], row["attack_name"], row["eps"]))
     checks = [read_json(file, "a file of checks") for file in current_results(folder / "checks", current)]
     for row in rows:
         row["failed"] += [
@@ -128,7 +133,7 @@ def compare_rows(rows: Sequence[dict[str, Any]]) -> None:
             same = all(row[key] == other[key] for key in setting)
             if not same or row["robust_acc"] <= other["robust_acc"] + ROW_TOLERANCE:
                 continue
-            if row["attack"] == other["attack"] and other["eps"] < row["eps"]:
+            if row["attack_name"] == other["attack_name"] and other["eps"] < row["eps"]:
                 row["failed"].append("larger eps helps the defender")
             elif row["eps"] == other["eps"] and (
                 row["attack"] == "strong" or (row["attack"] == "pgd" and other["attack"] in ("fgsm", "square"))

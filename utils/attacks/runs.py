@@ -26,7 +26,7 @@ from utils.attacks.cells import Cell
 from utils.attacks.export import recompressed, rounded
 from utils.attacks.gradient import DecisionLogit, attackable, change_size, check_change
 from utils.attacks.registry import run_attack
-from utils.attacks.threat_model import DIRECTIONS, NORMS, Plan, size_name
+from utils.attacks.threat_model import DIRECTIONS, NORMS, Plan, size_name, unusual_settings
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
 from utils.runtime import versions
@@ -223,6 +223,7 @@ class Trial:
         """Name the files of a cell, such as ``cnn-demo__demo__test__pgd-linf-2_255``; only unusual settings follow."""
         name = f"{target.name}__{self.listing.name}__{self.listing.split}"
         name += f"__{plan.attack}-{plan.norm}-{size_name(plan.eps).replace('/', '_')}"
+        name += "".join(f"-{value}{setting}" for setting, value in unusual_settings(asdict(plan)).items())
         name += "" if self.direction == "both" else f"-{self.direction}"
         return name + ("" if self.source is target else f"__from-{self.source.name}")
 

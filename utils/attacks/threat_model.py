@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError, closest
 
@@ -65,8 +66,12 @@ def check_attacks(names: Sequence[str], norm: str) -> None:
             raise UserError(f"expected --norm {' or '.join(known[name].norms)} for {name}, got {norm}; use pgd")
 
 
-def check_settings(given: Mapping[str, int | None], names: Sequence[str]) -> dict[str, int]:
-    """Return the settings with their defaults in place of None. Raises UserError for one that no attack reads."""
+def check_settings(given: Mapping[str, int | None], names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return the settings of each attack: as given where it reads them, else the defaults.
+
+    Raises:
+        UserError: no attack reads a given one.
+    """
     traits = attack_traits()
     for setting, value in given.items():
         if value is not None and not any(setting in traits[name].settings for name in names):
@@ -74,7 +79,15 @@ def check_settings(given: Mapping[str, int | None], names: Sequence[str]) -> dic
             raise UserError(
                 f"expected --attacks of {readers} with --{setting}, got {', '.join(names)}; drop --{setting}"
             )
-    return {setting: SETTINGS[setting] if value is None else value for setting, value in given.items()}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    read = {name: {key: value for key, value in chosen.items() if key in traits[name].settings} for name in names}
+    return {name: SETTINGS | own for name, own in read.items()}
+
+
+def unusual_settings(plan: Mapping[str, Any]) -> dict[str, int]:
+    """Return the settings of a plan that its attack reads and that differ from their defaults."""
+    traits = attack_traits().get(plan["attack"], Traits())
+    return {name: plan[name] for name in traits.settings if plan[name] != SETTINGS[name]}
 
 
 def parse_size(text: str) -> float:

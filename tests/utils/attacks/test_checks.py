@@ -59,7 +59,7 @@ def test_change_outside_ball_or_box_is_named(images):
 def test_rows_that_contradict_each_other_are_marked():
     def row(attack, eps, robust_acc):
         same = dict.fromkeys(["checkpoint", "source", "dataset", "split", "data_fingerprint", "norm", "direction"], 1)
-        return {**same, "attack": attack, "eps": eps, "robust_acc": robust_acc, "failed": []}
+        return {**same, "attack": attack, "attack_name": attack, "eps": eps, "robust_acc": robust_acc, "failed": []}
 
     rows = [
         row("fgsm", 1, 0.5),
