@@ -83,7 +83,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(method_names())} (default: gradcam where it works; all of them with --faithfulness)",
     )
     what.add_argument(
-        "--target", choices=TARGETS, help="the verdict to explain (default: predicted; fake with --faithfulness)"
+        "--target",
+        choices=TARGETS,
+        help="the verdict to explain (default: predicted; fake with --faithfulness); `features` shows both",
     )
     what.add_argument(
         "--layer", metavar="NAME", help="layer of the CAM methods, or 'A B' for several (default: the detector's own)"

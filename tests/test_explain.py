@@ -115,8 +115,8 @@ def classical_checkpoint(tmp_path):
 def test_a_classical_detector_shows_its_features_and_refuses_gradients(classical_checkpoint, tmp_path):
     write_image(tmp_path / "a.png", 1, True)
     flags = ("--checkpoint", classical_checkpoint, tmp_path / "a.png", "--output-dir", tmp_path / "out")
-    result = run(*flags)
-    assert result["rows"][0]["method"] == "features" and (tmp_path / "out" / "a__features.pdf").exists()
+    (row,) = run(*flags)["rows"]
+    assert (row["method"], row["target"]) == ("features", "both") and (tmp_path / "out" / "a__features.pdf").exists()
     with pytest.raises(UserError, match="use --methods features occlusion superpixels"):
         run(*flags, "--overwrite", "--methods", "gradcam")
     with pytest.raises(UserError, match="expected a method that draws maps with --contact-sheet, got features"):

@@ -49,7 +49,7 @@ def explain_features(
     ):
         title = f"{name_text(Path(path).name)}: {verdict}, p_fake {p:.3f}"
         save_figure(feature_figure(read_image(path), added, detector.feature_names(), how, title), stem)
-        facts = {"path": path, "p_fake": p, "verdict": verdict, "target": "fake", "method": "features"}
+        facts = {"path": path, "p_fake": p, "verdict": verdict, "target": "both", "method": "features"}
         rows.append({**facts, **framing, "all_zero": "no" if added.any() else "yes", "figure": f"{stem}.png"})
     return rows
 
