@@ -83,8 +83,8 @@ class CountedScores:
         self.ranked = ranked
         self.real_counts = real_counts
         self.fake_counts = fake_counts
-        self.real_below = _leading_sums(real_counts)
-        self.fake_below = _leading_sums(fake_counts)
+        self.real_below = leading_sums(real_counts)
+        self.fake_below = leading_sums(fake_counts)
         self.n_real = self.real_below[:, -1]
         self.n_fake = self.fake_below[:, -1]
 
@@ -93,7 +93,7 @@ class CountedScores:
         beaten = self.real_below[:, self.ranked.real_below_fake]
         if self.ranked.has_ties:
             beaten = 0.5 * (beaten + self.real_below[:, self.ranked.real_upto_fake])
-        return _ratio(np.einsum("bi,bi->b", self.fake_counts, beaten), self.n_real * self.n_fake)
+        return ratio(np.einsum("bi,bi->b", self.fake_counts, beaten), self.n_real * self.n_fake)
 
     def ap(self) -> np.ndarray:
         """Average precision: the precision at each fake's own score, averaged over the fakes (no interpolation)."""
@@ -102,7 +102,7 @@ class CountedScores:
         flagged += hits
         np.maximum(flagged, 1, out=flagged)  # an image above all drawn ones has count 0: it adds 0, not 0/0
         hits /= flagged
-        return self._of_both(_ratio(np.einsum("bi,bi->b", self.fake_counts, hits), self.n_fake))
+        return self._of_both(ratio(np.einsum("bi,bi->b", self.fake_counts, hits), self.n_fake))
 
     def eer(self) -> np.ndarray:
         """Equal error rate: where FPR = 1 - TPR on the ROC curve with straight lines between its points."""
@@ -137,20 +137,20 @@ class CountedScores:
 
     def acc(self, threshold: float) -> np.ndarray:
         """Fraction of images called correctly (plain, not balanced)."""
-        return _ratio(np.add(*self.calls(threshold)), self.n_real + self.n_fake)
+        return ratio(np.add(*self.calls(threshold)), self.n_real + self.n_fake)
 
     def real_acc(self, threshold: float) -> np.ndarray:
         """Fraction of reals called real: 1 - FPR."""
-        return _ratio(self.calls(threshold)[0], self.n_real)
+        return ratio(self.calls(threshold)[0], self.n_real)
 
     def fake_acc(self, threshold: float) -> np.ndarray:
         """Fraction of fakes called fake: TPR, recall."""
-        return _ratio(self.calls(threshold)[1], self.n_fake)
+        return ratio(self.calls(threshold)[1], self.n_fake)
 
     def f1(self, threshold: float) -> np.ndarray:
         """F1 score of the class fake."""
         right_reals, right_fakes = self.calls(threshold)
-        return self._of_both(_ratio(2 * right_fakes, right_fakes + self.n_fake + self.n_real - right_reals))
+        return self._of_both(ratio(2 * right_fakes, right_fakes + self.n_fake + self.n_real - right_reals))
 
     def ece(self, n_bins: int = N_BINS) -> np.ndarray:
         """Expected calibration error of p_fake: sum over bins of n_bin / n * |mean p_fake - fraction of fakes|.
@@ -161,12 +161,12 @@ class CountedScores:
         """
         gap = self.real_counts @ _per_bin(self.ranked.real, self.ranked.real, n_bins)
         gap += self.fake_counts @ _per_bin(self.ranked.fake, self.ranked.fake - 1, n_bins)
-        return self._of_both(_ratio(np.abs(gap).sum(axis=1), self.n_real + self.n_fake))
+        return self._of_both(ratio(np.abs(gap).sum(axis=1), self.n_real + self.n_fake))
 
     def brier(self) -> np.ndarray:
         """Mean of (p_fake - label) squared."""
         total = self.real_counts @ self.ranked.real**2 + self.fake_counts @ (self.ranked.fake - 1) ** 2
-        return self._of_both(_ratio(total, self.n_real + self.n_fake))
+        return self._of_both(ratio(total, self.n_real + self.n_fake))
 
     def _of_both(self, values: np.ndarray) -> np.ndarray:
         """Return NaN without images of both classes."""
@@ -193,9 +193,11 @@ class CountedScores:
         return low
 
 
-def _leading_sums(counts: np.ndarray) -> np.ndarray:
+def leading_sums(counts: np.ndarray) -> np.ndarray:
     """Cumulative sums along the last axis with a leading 0: (B, n) -> (B, n + 1)."""
-    return np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0)))
+    sums = np.zeros((len(counts), counts.shape[1] + 1))
+    np.cumsum(counts, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _per_bin(p_fake: np.ndarray, values: np.ndarray, n_bins: int) -> np.ndarray:
@@ -208,6 +210,6 @@ def bin_of(p_fake: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
     return np.minimum((p_fake * n_bins).astype(np.int64), n_bins - 1)
 
 
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """Divide, with NaN where the bottom is 0."""
     return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.metrics.bootstrap import resample_counts
-from utils.metrics.ranked import CountedScores, RankedScores, check_scores
+from utils.metrics.ranked import check_scores, leading_sums, ratio
 
 
 def pair_aucs(sources: Sequence[tuple[np.ndarray, np.ndarray]], n_boot: int = 0, seed: int = 0) -> np.ndarray:
@@ -27,7 +27,7 @@ def pair_aucs(sources: Sequence[tuple[np.ndarray, np.ndarray]], n_boot: int = 0,
         UserError: invalid labels or p_fake.
     """
     checked = [check_scores(*source) for source in sources]
-    reals, fakes = ([p_fake[labels == label] for labels, p_fake in checked] for label in (0, 1))
+    reals, fakes = ([np.sort(p_fake[labels == label]) for labels, p_fake in checked] for label in (0, 1))
     counts = [
         tuple(map(np.concatenate, zip(*resample_counts(len(real), len(fake), n_boot, seed + number), strict=True)))
         if n_boot
@@ -35,12 +35,14 @@ def pair_aucs(sources: Sequence[tuple[np.ndarray, np.ndarray]], n_boot: int = 0,
         for number, (real, fake) in enumerate(zip(reals, fakes, strict=True))
     ]
     found = np.full((n_boot or 1, len(sources), len(sources)), np.nan)
-    for f, fake in enumerate(fakes):
-        for r, real in enumerate(reals):
+    for r, real in enumerate(reals):
+        drawn_below = leading_sums(counts[r][0])  # (B, n_real + 1): drawn reals among the lowest 0, 1, ..., n_real
+        for f, fake in enumerate(fakes):
             if len(fake) and len(real):
-                labels = np.repeat([0, 1], [len(real), len(fake)])
-                ranked = RankedScores(labels, np.concatenate([real, fake]))  # sorts, so that counts stay comparable
-                found[:, f, r] = CountedScores(ranked, counts[r][0], counts[f][1]).auc()
+                below, upto = (np.searchsorted(real, fake, side=side) for side in ("left", "right"))
+                beaten = 0.5 * (drawn_below[:, below] + drawn_below[:, upto])  # a tie counts half
+                wins = np.einsum("bi,bi->b", counts[f][1], beaten)
+                found[:, f, r] = ratio(wins, drawn_below[:, -1] * counts[f][1].sum(axis=1))
     return found
 
 
