@@ -111,13 +111,18 @@ def link_problems(text: str, root: Path) -> list[str]:
 Table = list[list[str]]
 
 
+@functools.cache  # pages with one figure changed have all other lines in common
+def cells(line: str) -> list[str]:
+    """The normalised cells of a line of a table."""
+    return [re.sub(r"-+", "-", " ".join(cell.split())) for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+
+
 def tables(text: str) -> Iterator[tuple[str | None, Table]]:
     """Every Markdown table as normalised cells, with the file that the comment in front of it names."""
     source, table = None, []
     for line in [*prose(text).splitlines(), ""]:
         if line.lstrip().startswith("|"):
-            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
-            table.append([re.sub(r"-+", "-", " ".join(cell.split())) for cell in cells])
+            table.append(cells(line))
             continue
         if table:
             yield source, table
