@@ -37,8 +37,8 @@ class _OneLineParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            # All flags have their dashes in common, and thus look more alike than they are.
-            hint = closest(unknown[0].partition("=")[0], self._option_string_actions, likeness=0.8)
+            # Stricter than for other names, because all flags have their dashes in common.
+            hint = closest(unknown[0].partition("=")[0], self._option_string_actions, similarity=0.8)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 

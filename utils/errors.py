@@ -14,10 +14,13 @@ class UserError(Exception):
     """
 
 
-def closest(name: str, known: Iterable[str], likeness: float = 0.6) -> str:
-    """Return "; did you mean X?" for the known name nearest to ``name``, or an empty string if none is so like it."""
+def closest(name: str, known: Iterable[str], similarity: float = 0.6) -> str:
+    """Return "; did you mean X?" for the known name nearest to ``name``, or an empty string if none is near.
+
+    A name is near from this ``similarity``, in [0, 1], as difflib computes it.
+    """
     by_lower = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), by_lower, 1, likeness)
+    matches = difflib.get_close_matches(name.lower(), by_lower, 1, similarity)
     return f"; did you mean {by_lower[matches[0]]}?" if matches else ""
 
 
