@@ -60,7 +60,6 @@ class RankedScores:
         self.real_below_fake = np.searchsorted(self.real, self.fake, side="left")
         self.real_upto_fake = np.searchsorted(self.real, self.fake, side="right")
         self.fake_below_fake = np.searchsorted(self.fake, self.fake, side="left")
-        self.has_ties = not np.array_equal(self.real_below_fake, self.real_upto_fake)
 
     @property
     def has_both(self) -> bool:
@@ -90,10 +89,7 @@ class CountedScores:
 
     def auc(self) -> np.ndarray:
         """P(a fake scores above a real) + P(a tie) / 2: the Mann-Whitney statistic, exact under ties."""
-        beaten = self.real_below[:, self.ranked.real_below_fake]
-        if self.ranked.has_ties:
-            beaten = 0.5 * (beaten + self.real_below[:, self.ranked.real_upto_fake])
-        return ratio(np.einsum("bi,bi->b", self.fake_counts, beaten), self.n_real * self.n_fake)
+        return win_rate(self.real_below, self.fake_counts, self.ranked.real_below_fake, self.ranked.real_upto_fake)
 
     def ap(self) -> np.ndarray:
         """Average precision: the precision at each fake's own score, averaged over the fakes (no interpolation)."""
@@ -102,7 +98,7 @@ class CountedScores:
         flagged += hits
         np.maximum(flagged, 1, out=flagged)  # an image above all drawn ones has count 0: it adds 0, not 0/0
         hits /= flagged
-        return self._of_both(ratio(np.einsum("bi,bi->b", self.fake_counts, hits), self.n_fake))
+        return self._of_both(_ratio(np.einsum("bi,bi->b", self.fake_counts, hits), self.n_fake))
 
     def eer(self) -> np.ndarray:
         """Equal error rate: where FPR = 1 - TPR on the ROC curve with straight lines between its points."""
@@ -137,20 +133,20 @@ class CountedScores:
 
     def acc(self, threshold: float) -> np.ndarray:
         """Fraction of images called correctly (plain, not balanced)."""
-        return ratio(np.add(*self.calls(threshold)), self.n_real + self.n_fake)
+        return _ratio(np.add(*self.calls(threshold)), self.n_real + self.n_fake)
 
     def real_acc(self, threshold: float) -> np.ndarray:
         """Fraction of reals called real: 1 - FPR."""
-        return ratio(self.calls(threshold)[0], self.n_real)
+        return _ratio(self.calls(threshold)[0], self.n_real)
 
     def fake_acc(self, threshold: float) -> np.ndarray:
         """Fraction of fakes called fake: TPR, recall."""
-        return ratio(self.calls(threshold)[1], self.n_fake)
+        return _ratio(self.calls(threshold)[1], self.n_fake)
 
     def f1(self, threshold: float) -> np.ndarray:
         """F1 score of the class fake."""
         right_reals, right_fakes = self.calls(threshold)
-        return self._of_both(ratio(2 * right_fakes, right_fakes + self.n_fake + self.n_real - right_reals))
+        return self._of_both(_ratio(2 * right_fakes, right_fakes + self.n_fake + self.n_real - right_reals))
 
     def ece(self, n_bins: int = N_BINS) -> np.ndarray:
         """Expected calibration error of p_fake: sum over bins of n_bin / n * |mean p_fake - fraction of fakes|.
@@ -161,12 +157,12 @@ class CountedScores:
         """
         gap = self.real_counts @ _per_bin(self.ranked.real, self.ranked.real, n_bins)
         gap += self.fake_counts @ _per_bin(self.ranked.fake, self.ranked.fake - 1, n_bins)
-        return self._of_both(ratio(np.abs(gap).sum(axis=1), self.n_real + self.n_fake))
+        return self._of_both(_ratio(np.abs(gap).sum(axis=1), self.n_real + self.n_fake))
 
     def brier(self) -> np.ndarray:
         """Mean of (p_fake - label) squared."""
         total = self.real_counts @ self.ranked.real**2 + self.fake_counts @ (self.ranked.fake - 1) ** 2
-        return self._of_both(ratio(total, self.n_real + self.n_fake))
+        return self._of_both(_ratio(total, self.n_real + self.n_fake))
 
     def _of_both(self, values: np.ndarray) -> np.ndarray:
         """Return NaN without images of both classes."""
@@ -200,6 +196,20 @@ def leading_sums(counts: np.ndarray) -> np.ndarray:
     return sums
 
 
+def win_rate(real_below: np.ndarray, fake_counts: np.ndarray, below: np.ndarray, upto: np.ndarray) -> np.ndarray:
+    """Return the AUC of B resamples, ``(B,)``: how often a fake scores above a real; a tie counts half.
+
+    Args:
+        real_below: how many of the lowest 0, 1, ... reals were drawn, ``(B, n_real + 1)``, from :func:`leading_sums`.
+        fake_counts: how often each fake was drawn, ``(B, n_fake)``.
+        below: how many reals are below each fake, ``(n_fake,)``; ``upto`` also counts those level with it.
+    """
+    beaten = real_below[:, below]
+    if not np.array_equal(below, upto):
+        beaten = 0.5 * (beaten + real_below[:, upto])
+    return _ratio(np.einsum("bi,bi->b", fake_counts, beaten), real_below[:, -1] * fake_counts.sum(axis=1))
+
+
 def _per_bin(p_fake: np.ndarray, values: np.ndarray, n_bins: int) -> np.ndarray:
     """A matrix (n, n_bins) with each value in the column of its bin and 0 elsewhere."""
     return np.eye(n_bins)[bin_of(p_fake, n_bins)] * values[:, None]
@@ -210,6 +220,6 @@ def bin_of(p_fake: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
     return np.minimum((p_fake * n_bins).astype(np.int64), n_bins - 1)
 
 
-def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """Divide, with NaN where the bottom is 0."""
     return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)

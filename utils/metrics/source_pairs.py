@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.metrics.bootstrap import resample_counts
-from utils.metrics.ranked import check_scores, leading_sums, ratio
+from utils.metrics.ranked import check_scores, leading_sums, win_rate
 
 
 def pair_aucs(sources: Sequence[tuple[np.ndarray, np.ndarray]], n_boot: int = 0, seed: int = 0) -> np.ndarray:
@@ -36,13 +36,11 @@ def pair_aucs(sources: Sequence[tuple[np.ndarray, np.ndarray]], n_boot: int = 0,
     ]
     found = np.full((n_boot or 1, len(sources), len(sources)), np.nan)
     for r, real in enumerate(reals):
-        drawn_below = leading_sums(counts[r][0])  # (B, n_real + 1): drawn reals among the lowest 0, 1, ..., n_real
+        real_below = leading_sums(counts[r][0])
         for f, fake in enumerate(fakes):
             if len(fake) and len(real):
                 below, upto = (np.searchsorted(real, fake, side=side) for side in ("left", "right"))
-                beaten = 0.5 * (drawn_below[:, below] + drawn_below[:, upto])  # a tie counts half
-                wins = np.einsum("bi,bi->b", counts[f][1], beaten)
-                found[:, f, r] = ratio(wins, drawn_below[:, -1] * counts[f][1].sum(axis=1))
+                found[:, f, r] = win_rate(real_below, counts[f][1], below, upto)
     return found
 
 
