@@ -1,4 +1,4 @@
-"""attack.py end to end: cells and tables, resume, export, transfer, classical detectors, bad input."""
+"""attack.py end to end: cells and tables, export, transfer, classical detectors, bad input."""
 
 import csv
 import shutil
@@ -12,38 +12,14 @@ import attack
 import evaluate
 from datasets.transforms import Geometry
 from models.registry import create_model
+from tests import attacking
 from utils.args import run_script
 from utils.attacks.cells import read_cell
-from utils.attacks.runs import Trial
-from utils.attacks.threat_model import SETTINGS
 from utils.checkpoints.file import save_checkpoint
 from utils.files import read_json
 from utils.scoring.table import read_scores
 
-SMALL = ["--threads", "1", "--batch-size", "4"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Weak attacks, few queries in the check against Square, and no figures; test_checks.py tests the checks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.attacks.report.save_figure", lambda figure, stem: None)
-        patch.setattr("utils.attacks.checks.SQUARE_QUERIES", 5)
-        patch.setitem(SETTINGS, "steps", 3)
-        patch.setitem(SETTINGS, "queries", 5)
-        yield
-
-
-@pytest.fixture
-def run(image_folder, tiny_checkpoint, tmp_path):
-    """Run attack.py on the tiny checkpoint and the test split of the face folder (4 real, 4 fake)."""
-
-    def call(*flags: str, checkpoint=tiny_checkpoint, data=image_folder) -> dict:
-        argv = [*SMALL, "--output-dir", tmp_path / "out", *flags]
-        argv += ["--checkpoint", checkpoint, "--data", data] if checkpoint else []
-        return attack.main([str(word) for word in argv])
-
-    return call
+quick, run = attacking.quick, attacking.run  # fixtures
 
 
 @pytest.fixture
@@ -98,20 +74,6 @@ def test_one_row_for_each_attack_and_eps_from_files_alone(run, tmp_path, capsys)
     assert (out / "attacks.csv").read_bytes() == before and again["rows"] == rows
 
 
-def test_other_settings_make_another_cell(run, tmp_path):
-    """The earlier one stays; an attack that does not read a setting is not run again."""
-    grid = ("--attacks", "fgsm", "pgd", "square", "--eps", "2/255")
-    run(*grid)
-    first = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cells").iterdir()}
-    rows = run(*grid, "--steps", "2", "--restarts", "2", "--queries", "30")["rows"]
-    names = ["fgsm", "pgd-2, 2 restarts", "pgd-3", "square", "square, 30 queries"]
-    assert [row["attack_name"] for row in rows] == names
-    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cells").iterdir()}
-    assert first.items() <= files.items()
-    added = {name.split("__")[3].partition(".")[0] for name in files.keys() - first.keys()}
-    assert added == {"pgd-linf-2_255-2steps-2restarts", "square-linf-2_255-30queries"}
-
-
 def test_cell_is_a_scores_file_and_decides_at_the_threshold_of_the_checkpoint(run, tmp_path):
     run("--attacks", "fgsm", "--eps", "2/255")
     (file,) = (tmp_path / "out" / "cells").glob("*.csv.gz")
@@ -121,88 +83,6 @@ def test_cell_is_a_scores_file_and_decides_at_the_threshold_of_the_checkpoint(ru
     assert cell.info["threshold"] == 0.5 and cell.info["hardware"] and "attack.py" in cell.info["command"]
     assert cell.right().tolist() == ((table.p_fake >= 0.5) == (table.label == 1)).tolist()
     assert cell.extra["linf"].max() == pytest.approx(2 / 255, rel=1e-4)
-
-
-def test_interrupted_grid_goes_on_where_it_was(run, tmp_path, monkeypatch):
-    done, original = [], Trial.run
-
-    def counting(trial, plan, export=None):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(plan.eps)
-        return original(trial, plan, export)
-
-    monkeypatch.setattr(Trial, "run", counting)
-    grid = ["--attacks", "fgsm", "--eps", "1/255", "2/255", "4/255"]
-    with pytest.raises(KeyboardInterrupt):
-        run(*grid)
-    finished = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cells").iterdir()}
-    assert len(finished) == 4
-    (tmp_path / "out" / "cells" / "half.csv.gz").write_bytes(b"path")  # a cell that was killed before its JSON file
-    done.clear()
-    assert len(run(*grid)["rows"]) == 3 and done == [4 / 255]
-    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cells").iterdir()}
-    assert finished.items() <= files.items()
-    done.clear()
-    run(*grid[:4], "--seed", "1")
-    assert done == [1 / 255], "other settings are another cell"
-
-
-def test_clean_images_are_scored_once_for_all_attacks_and_sizes(run, tmp_path, monkeypatch):
-    calls, original = [], Trial._logits
-    monkeypatch.setattr(Trial, "_logits", lambda *arguments: calls.append(1) or original(*arguments))
-    grid = ["--attacks", "fgsm", "pgd", "--eps", "1/255", "2/255"]
-    run(*grid)
-    batches, cells, variants = 2, 4, 3
-    assert len(calls) == batches + cells * batches * variants
-    cells = [read_cell(file) for file in (tmp_path / "out" / "cells").glob("*.json")]
-    assert all((cell.extra["clean_p_fake"] == cells[0].extra["clean_p_fake"]).all() for cell in cells)
-    calls.clear()
-    run(*grid)
-    assert calls == [], "finished cells need no scores"
-
-
-def retrain(checkpoint):
-    """Write other weights to the same path."""
-    description = torch.load(checkpoint, weights_only=True)
-    torch.manual_seed(1)
-    description["state_dict"] = create_model("cnn", width=4).state_dict()
-    save_checkpoint(checkpoint, description)
-
-
-def test_retraining_at_the_same_path_makes_every_result_outdated(run, tiny_checkpoint, tmp_path, capsys):
-    grid = ["--attacks", "fgsm", "--eps", "1/255"]
-    smoothing = ["--smoothing", "0.1", "--limit", "4"]
-    run(*grid, *smoothing)
-    old = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.json")}
-    retrain(tiny_checkpoint)
-    run("--attacks", "fgsm", "--eps", "2/255", "--norm", "l2", "--limit", "4")
-    assert "1 results of earlier checkpoints" in capsys.readouterr().err
-    assert len(run(checkpoint=None)["rows"]) == 2
-    assert all("2 different tiny-run" in row["failed_checks"] for row in run(checkpoint=None)["rows"])
-    rows = run(*grid, *smoothing)["rows"]
-    assert [row["norm"] for row in rows] == ["l2", "linf"]
-    assert not any("different" in row["failed_checks"] for row in rows)
-    changed = {file.parent.name for file in old if file.read_bytes() != old[file]}
-    assert changed == {"out", "cells", "checks", "smoothing"}
-
-
-@pytest.mark.parametrize("change", ["code", "library", "image"])
-def test_cells_of_other_code_libraries_or_images_are_attacked_again(change, run, image_folder, monkeypatch):
-    grid = ["--attacks", "fgsm", "--eps", "1/255"]
-    run(*grid)
-    done, original = [], Trial.run
-    monkeypatch.setattr(Trial, "run", lambda *arguments: done.append(1) or original(*arguments))
-    run(*grid)
-    assert done == []
-    if change == "code":
-        monkeypatch.setattr("utils.attacks.runs.code_digest", lambda *patterns: "other")
-    elif change == "library":
-        monkeypatch.setattr("utils.attacks.runs.versions", lambda: {"torchattacks": "4"})
-    else:
-        (image_folder / "test" / "real" / "001.png").touch()  # replaced by a file of the same size
-    run(*grid)
-    assert done == [1]
 
 
 def test_direction_attacks_one_class_only(run, tmp_path):
@@ -233,7 +113,7 @@ def test_transfer_matrix_and_classical_targets(run, tiny_checkpoint, forest, tmp
     second = tmp_path / "second" / "best.pt"
     second.parent.mkdir()
     shutil.copy(tiny_checkpoint, second)
-    argv = [*SMALL, "--attacks", "pgd", "--eps", "4/255", "--transfer", "--output-dir", str(tmp_path / "out")]
+    argv = [*attacking.SMALL, "--attacks", "pgd", "--eps", "4/255", "--transfer", "--output-dir", str(tmp_path / "out")]
     argv += ["--data", str(tmp_path / "faces"), "--checkpoint", str(tiny_checkpoint), str(second), str(forest)]
     rows = attack.main(argv)["rows"]
     assert [row["checkpoint"] for row in rows] == ["second", "tiny-run"], "the table holds direct attacks only"
