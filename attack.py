@@ -34,7 +34,6 @@ from utils.args import (
     add_device_group,
     add_face_detector,
     add_seed,
-    check_checkpoint_file,
     check_output_dir,
     command_line,
     exit_code,
@@ -55,6 +54,7 @@ from utils.attacks.threat_model import (
     check_settings,
     parse_size,
 )
+from utils.checkpoint_files import check_checkpoint_file
 from utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -39,7 +39,6 @@ from typing import TYPE_CHECKING, Any
 from utils.args import (
     add_base_weights,
     add_face_detector,
-    check_checkpoint_file,
     check_output_dir,
     command_line,
     exit_code,
@@ -47,6 +46,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
+from utils.checkpoint_files import check_checkpoint_file
 from utils.engines.registry import BASELINE, ENGINES, missing
 from utils.errors import UserError
 

@@ -34,7 +34,6 @@ from utils.args import (
     EXIT_DONE,
     add_device_group,
     add_face_detector,
-    check_checkpoint_file,
     check_output_dir,
     command_line,
     exit_code,
@@ -42,6 +41,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
+from utils.checkpoint_files import check_checkpoint_file
 from utils.errors import UserError
 from utils.evaluation.left_out import (
     check_calibrated_on_training_sources,

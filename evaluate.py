@@ -39,11 +39,9 @@ from datasets.listing.records import relative_path
 from datasets.listing.spec import Listing, open_records
 from datasets.perturbations import pick_tiers
 from utils.args import (
-    DEFAULT_CHECKPOINT,
     EXIT_DONE,
     add_device_group,
     add_face_group,
-    check_checkpoint_file,
     check_output_dir,
     command_line,
     exit_code,
@@ -51,6 +49,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
+from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
 from utils.distributed import team
 from utils.errors import UserError
 from utils.files import is_first

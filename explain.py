@@ -42,11 +42,9 @@ from datasets.listing.inputs import list_inputs, name_others
 from datasets.listing.records import Listing
 from datasets.listing.spec import open_limited
 from utils.args import (
-    DEFAULT_CHECKPOINT,
     add_device_group,
     add_face_detector,
     add_seed,
-    check_checkpoint_file,
     check_output_dir,
     command_line,
     exit_code,
@@ -54,6 +52,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
+from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
 from utils.errors import UserError
 from utils.explanations.registry import TARGETS, check_methods, method_names
 from utils.files import open_output

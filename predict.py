@@ -67,10 +67,8 @@ from datasets.decoding.containers import is_video
 from datasets.listing.inputs import NEITHER, check_output, list_inputs, name_others
 from datasets.listing.records import Record, Sampling
 from utils.args import (
-    DEFAULT_CHECKPOINT,
     add_device_group,
     add_face_group,
-    check_checkpoint_file,
     check_output_dir,
     exit_code,
     float_in,
@@ -78,6 +76,7 @@ from utils.args import (
     make_parser,
     run_script,
 )
+from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.files import open_output

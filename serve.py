@@ -35,18 +35,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.args import (
-    DEFAULT_CHECKPOINT,
-    EXIT_DONE,
-    add_device_group,
-    add_face_group,
-    check_checkpoint_file,
-    float_in,
-    int_in,
-    make_parser,
-    run_script,
-)
+from utils.args import EXIT_DONE, add_device_group, add_face_group, float_in, int_in, make_parser, run_script
 from utils.cases import open_case_folder
+from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
 from utils.errors import UserError
 from utils.files import read_text
 from utils.serving.settings import Limits

@@ -12,7 +12,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from utils.args import check_checkpoint_file, check_output_dir, make_parser, run_script
+from utils.args import check_output_dir, make_parser, run_script
+from utils.checkpoint_files import check_checkpoint_file
 from utils.files import ROOT, read_json, write_json
 from utils.tables import columns, write_table
 

@@ -24,16 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.listing.spec import Listing, Record, open_records, parse_spec
 from datasets.listing.splits import check_two_classes
-from utils.args import (
-    check_checkpoint_file,
-    check_output_dir,
-    check_passed_on,
-    command_line,
-    exit_code,
-    int_in,
-    make_parser,
-    run_script,
-)
+from utils.args import check_output_dir, check_passed_on, command_line, exit_code, int_in, make_parser, run_script
+from utils.checkpoint_files import check_checkpoint_file
 from utils.errors import UserError
 from utils.figures import legend_below, line_style, new_figure, save_figure, styled
 from utils.files import atomic_write_text, write_json

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from models.operating_point import OperatingPoint
-from utils.args import RELEASE_FILE, SOURCES_SUFFIX, check_output_dir, make_parser, run_script
+from utils.args import check_output_dir, make_parser, run_script
+from utils.checkpoint_files import RELEASE_FILE, SOURCES_SUFFIX
 from utils.files import ROOT, atomic_write_text, read_json, read_text
 from utils.metrics.binary import wilson
 from utils.scoring.table import ScoreTable, read_scores, read_sidecar

@@ -14,7 +14,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.args import RELEASES, make_parser, run_script
+from utils.args import make_parser, run_script
+from utils.checkpoint_files import RELEASES
 from utils.files import ROOT, atomic_write_text, read_text
 from utils.tables import with_current_tables
 

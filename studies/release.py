@@ -2,12 +2,12 @@
 
   python -m studies.release --checkpoint checkpoints/tf_efficientnet_b0-all --output checkpoints/deepfake-v2.pt
 
-The output is an ordinary checkpoint; predict.py, explain.py and serve.py use the first of utils.args.RELEASES by
-default. It keeps the weights (large kernels and matrices in half precision or int8, converted to float32 when
-loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the fingerprints of the training
-data; paths outside the project are shortened to their last part. It is refused above 10 MB, or if its logits on twelve
-generated images differ from those of the source by more than 0.05. A JSON file of the same name records sha256,
-size, this difference, and the logits of three of the images, which the tests compare. Prints
+The output is an ordinary checkpoint; predict.py, explain.py and serve.py use the first of RELEASES
+(utils/checkpoint_files.py) by default. It keeps the weights (large kernels and matrices in half precision or int8,
+converted to float32 when loaded), the geometry, the thresholds, the calibration, the metrics, the settings and the
+fingerprints of the training data; paths outside the project are shortened to their last part. It is refused above 10
+MB, or if its logits on twelve generated images differ from those of the source by more than 0.05. A JSON file of the
+same name records sha256, size, this difference, and the logits of three of the images, which the tests compare. Prints
 
   checkpoint checkpoints/deepfake-v2.pt
   description checkpoints/deepfake-v2.json
@@ -22,7 +22,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.args import EXIT_DONE, add_base_weights, check_checkpoint_file, command_line, make_parser, run_script
+from utils.args import EXIT_DONE, add_base_weights, command_line, make_parser, run_script
+from utils.checkpoint_files import check_checkpoint_file
 from utils.checkpoints.slimming import description_file
 from utils.errors import UserError
 

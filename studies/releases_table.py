@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from studies.model_card import OVERVIEW_CAPTION, OVERVIEW_COLUMNS
-from utils.args import RELEASES, check_output_dir, make_parser, run_script
+from utils.args import check_output_dir, make_parser, run_script
+from utils.checkpoint_files import RELEASES
 from utils.files import ROOT, read_text
 from utils.tables import write_table
 

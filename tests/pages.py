@@ -18,7 +18,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils.args import RELEASES
+from utils.checkpoint_files import RELEASES
 from utils.files import ROOT
 
 CHECKPOINT_PAGES = [ROOT / "checkpoints" / f"{name}.md" for name in ("README", *RELEASES)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.pages import CHECKPOINT_PAGES, command_problems, link_problems, table_problems, tables
-from utils.args import RELEASES
+from utils.checkpoint_files import RELEASES
 from utils.errors import UserError
 from utils.files import ROOT
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("in_empty_folder", "no_evaluation_figures")
 
 def test_saved_cases_are_scored_and_calibrate_a_detector(tiny_checkpoint, monkeypatch, capsys):
     checkpoint = str(tiny_checkpoint)
-    monkeypatch.setattr("utils.args.RELEASE_FILE", tiny_checkpoint)  # what evaluate.py takes by default
+    monkeypatch.setattr("utils.checkpoint_files.RELEASE_FILE", tiny_checkpoint)  # what evaluate.py takes by default
     photos = write_images(*(f"photos/{number}.png" for number in range(6)))
     Path("photos/broken.png").write_bytes(b"no picture")
     result = run(checkpoint, *photos[:3], "photos/broken.png", "--save-case", "cases", "--label", "fake")

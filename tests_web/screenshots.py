@@ -18,7 +18,8 @@ import numpy as np
 from serve import create_app
 from tests.clips import scene, walk, write_clip
 from tests_web.browser import choose, chromium, running
-from utils.args import DEFAULT_CHECKPOINT, check_checkpoint_file, check_output_dir, make_parser, run_script
+from utils.args import check_output_dir, make_parser, run_script
+from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
 
 DESKTOP = {"width": 1180, "height": 900}
 PHONE = {"width": 390, "height": 844}

@@ -13,7 +13,7 @@ import serve
 from tests.clips import scene
 from tests_web.browser import boxes, choose, serious
 from tests_web.conftest import explain_something
-from utils.args import SOURCES_SUFFIX
+from utils.checkpoint_files import SOURCES_SUFFIX
 
 PEOPLE = (0, 2)  # that the cascade finds
 COLUMNS = ("source", "about", "seen", "n_real", "n_fake", "real_called_fake", "fake_found")

@@ -26,7 +26,8 @@ from PIL import Image
 from datasets.demo_set.generate import make_demo
 from datasets.listing.spec import open_records
 from studies.speed.summary import summary_row, write_results
-from utils.args import check_checkpoint_file, int_in, make_parser, run_script
+from utils.args import int_in, make_parser, run_script
+from utils.checkpoint_files import check_checkpoint_file
 from utils.errors import UserError
 from utils.files import ROOT
 

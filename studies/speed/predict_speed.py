@@ -21,7 +21,8 @@ from typing import Any
 
 from datasets.listing.spec import open_records
 from studies.speed.summary import write_results
-from utils.args import add_face_detector, check_checkpoint_file, int_in, make_parser, run_script
+from utils.args import add_face_detector, int_in, make_parser, run_script
+from utils.checkpoint_files import check_checkpoint_file
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.tables import columns, write_table

@@ -28,7 +28,8 @@ from datasets.listing.spec import open_records
 from studies.speed.server_clients import CLIENTS, Load, Server, Upload, press, upload_of
 from studies.speed.summary import summary_row, write_results
 from studies.speed.upload_files import clip, hostile_pictures, hostile_videos, in_formats, mutations
-from utils.args import check_checkpoint_file, int_in, make_parser, run_script
+from utils.args import int_in, make_parser, run_script
+from utils.checkpoint_files import check_checkpoint_file
 from utils.files import ROOT
 
 SAMPLE = 10.0  # s between two samples of the memory

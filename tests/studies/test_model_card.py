@@ -7,7 +7,7 @@ import pytest
 
 from models.operating_point import OperatingPoint
 from studies import model_card, page_tables, releases_table
-from utils.args import RELEASES, SOURCES_SUFFIX
+from utils.checkpoint_files import RELEASES, SOURCES_SUFFIX
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.scoring.table import ScoreTable, write_scores, write_sidecar

@@ -6,7 +6,7 @@ import pytest
 
 from studies import reproduce
 from tests.pages import script_problems
-from utils.args import RELEASES
+from utils.checkpoint_files import RELEASES
 from utils.files import ROOT
 from utils.reproduction.steps import Step, read_steps
 

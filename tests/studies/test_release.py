@@ -13,7 +13,7 @@ import explain
 import predict
 import serve
 from studies import release
-from utils.args import RELEASE_FILE, RELEASES, check_checkpoint_file
+from utils.checkpoint_files import RELEASE_FILE, RELEASES, check_checkpoint_file
 from utils.checkpoints import slimming
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.checkpoints.slimming import description_file, logits_of, sample_images, slim, without_paths
@@ -201,7 +201,7 @@ def photo(tmp_path) -> str:
 
 
 def test_scripts_use_the_release_from_any_folder(released, photo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("utils.args.RELEASE_FILE", released[0])
+    monkeypatch.setattr("utils.checkpoint_files.RELEASE_FILE", released[0])
     monkeypatch.chdir(tmp_path / "out")
     assert predict.main([photo, "--threads", "1"])["n_images"] == 1
     by_default = capsys.readouterr().out
@@ -213,7 +213,7 @@ def test_scripts_use_the_release_from_any_folder(released, photo, tmp_path, monk
 
 def test_serve_offers_the_release(released, monkeypatch):
     offered = []
-    monkeypatch.setattr("utils.args.RELEASE_FILE", released[0])
+    monkeypatch.setattr("utils.checkpoint_files.RELEASE_FILE", released[0])
     monkeypatch.setattr(serve, "create_app", lambda files, *_, **__: offered.append(files) or 1 / 0)
     for flags, files in [([], [released[0]]), (["--checkpoint", str(released[0])], [released[0]])]:
         with pytest.raises(ZeroDivisionError):
@@ -222,7 +222,7 @@ def test_serve_offers_the_release(released, monkeypatch):
 
 
 def test_the_flag_wins_over_the_release(released, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr("utils.args.RELEASE_FILE", released[0])
+    monkeypatch.setattr("utils.checkpoint_files.RELEASE_FILE", released[0])
     assert check_checkpoint_file(str(tiny_checkpoint)) == tiny_checkpoint
     assert check_checkpoint_file(None) == released[0]
 
@@ -232,7 +232,7 @@ def test_the_flag_wins_over_the_release(released, tiny_checkpoint, monkeypatch):
     [("predict", ["a.jpg"]), ("explain", ["a.jpg"]), ("explain", ["--faithfulness", "--data", "demo"]), ("serve", [])],
 )
 def test_without_a_release_one_line_says_what_to_do(script, flags, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.args.RELEASE_FILE", tmp_path / "absent.pt")
+    monkeypatch.setattr("utils.checkpoint_files.RELEASE_FILE", tmp_path / "absent.pt")
     with pytest.raises(UserError, match=r"expected --checkpoint PT, or the released .*absent\.pt.*train\.py"):
         importlib.import_module(script).main(flags)
     assert f"checkpoints/{RELEASE_FILE.name}" in importlib.import_module(script).get_args_parser().format_help()

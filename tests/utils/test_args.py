@@ -10,17 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.args import (
-    add_device_group,
-    add_seed,
-    check_checkpoint_file,
-    check_output_dir,
-    check_weights_source,
-    float_in,
-    int_in,
-    key_value,
-    make_parser,
-)
+from utils.args import add_device_group, add_seed, check_output_dir, float_in, int_in, key_value, make_parser
+from utils.checkpoint_files import check_checkpoint_file, check_weights_source
 from utils.errors import UserError
 from utils.files import ROOT
 

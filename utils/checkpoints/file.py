@@ -16,7 +16,7 @@ from datasets.transforms import Geometry
 from models.detector import Detector
 from models.operating_point import OperatingPoint
 from models.registry import create_model
-from utils.args import check_checkpoint_file, is_export
+from utils.checkpoint_files import check_checkpoint_file, is_export
 from utils.checkpoints.base import assign_bases, describe_bases, with_bases, without_bases
 from utils.engines.exported import load_onnx_detector
 from utils.errors import UserError

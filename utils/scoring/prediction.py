@@ -22,7 +22,7 @@ from datasets.faces.framing import Box
 from datasets.listing.records import Record, Sampling
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint, check_logits
-from utils.args import is_export
+from utils.checkpoint_files import is_export
 from utils.distributed import ScoredBatch, join_team, share_batches, team
 from utils.engines.registry import ENGINES, missing
 from utils.errors import UserError

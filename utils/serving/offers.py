@@ -15,7 +15,7 @@ import torch
 from datasets.transforms import Geometry
 from models.detector import as_inputs
 from models.operating_point import OperatingPoint
-from utils.args import SOURCES_SUFFIX, check_checkpoint_file, is_export
+from utils.checkpoint_files import SOURCES_SUFFIX, check_checkpoint_file, is_export
 from utils.checkpoints.file import load_detector
 from utils.engines.exported import load_onnx_detector
 from utils.evaluation.evaluate import checkpoint_names

@@ -7,16 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from utils.args import (
-    add_face_detector,
-    add_seed,
-    check_checkpoint_file,
-    check_weights_source,
-    float_in,
-    int_in,
-    key_value,
-)
+from utils.args import add_face_detector, add_seed, float_in, int_in, key_value
 from utils.attacks.threat_model import check_linf_eps, parse_size
+from utils.checkpoint_files import check_checkpoint_file, check_weights_source
 from utils.errors import UserError
 from utils.model_names import check_model_name
 

@@ -22,7 +22,7 @@ from datasets.transforms import Geometry, TrainTransform
 from models.detector import Detector, count_parameters
 from models.pruning import prune_channels
 from models.registry import create_model
-from utils.args import check_checkpoint_file
+from utils.checkpoint_files import check_checkpoint_file
 from utils.checkpoints.weights import load_weights
 from utils.distributed import team
 from utils.errors import UserError
