@@ -31,6 +31,11 @@ def test_other_settings_make_another_cell(run, tmp_path):
     assert first.items() <= files.items()
     added = {name.split("__")[3].partition(".")[0] for name in files.keys() - first.keys()}
     assert added == {"pgd-linf-2_255-2steps-2restarts", "square-linf-2_255-30queries"}
+    rows = run(*grid, "--seed", "1")["rows"]
+    assert [row["attack_name"] for row in rows if "seed 1" in row["attack_name"]] == [
+        f"{name}, seed 1" for name in ("fgsm", "pgd-3", "square")
+    ]
+    assert files.items() <= cell_times(tmp_path).items()
 
 
 def test_interrupted_grid_goes_on_where_it_was(run, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         name += f"-{plan['steps']}"
         unusual.pop("steps", None)
     name += "" if plan["norm"] == "linf" else " L2"
-    name += "".join(f", {value} {setting}" for setting, value in unusual.items())
+    name += "".join(f", {setting}" for setting in unusual.values())
     return {
         **{key: info[key] for key in ("checkpoint", "source", "dataset", "split", "data_fingerprint")},
         "norm": plan["norm"],

@@ -223,7 +223,7 @@ class Trial:
         """Name the files of a cell, such as ``cnn-demo__demo__test__pgd-linf-2_255``; only unusual settings follow."""
         name = f"{target.name}__{self.listing.name}__{self.listing.split}"
         name += f"__{plan.attack}-{plan.norm}-{size_name(plan.eps).replace('/', '_')}"
-        name += "".join(f"-{value}{setting}" for setting, value in unusual_settings(asdict(plan)).items())
+        name += "".join(f"-{setting.replace(' ', '')}" for setting in unusual_settings(asdict(plan)).values())
         name += "" if self.direction == "both" else f"-{self.direction}"
         return name + ("" if self.source is target else f"__from-{self.source.name}")
 

@@ -84,10 +84,14 @@ def check_settings(given: Mapping[str, int | None], names: Sequence[str]) -> dic
     return {name: SETTINGS | own for name, own in read.items()}
 
 
-def unusual_settings(plan: Mapping[str, Any]) -> dict[str, int]:
-    """Return the settings of a plan that its attack reads and that differ from their defaults."""
+def unusual_settings(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of a plan that its attack reads and that differ from their defaults, such as ``2 restarts``.
+
+    The seed counts too, also for attacks without random numbers: :func:`run_attack` seeds all alike.
+    """
     traits = attack_traits().get(plan["attack"], Traits())
-    return {name: plan[name] for name in traits.settings if plan[name] != SETTINGS[name]}
+    unusual = {name: f"{plan[name]} {name}" for name in traits.settings if plan[name] != SETTINGS[name]}
+    return unusual | ({"seed": f"seed {plan['seed']}"} if plan["seed"] else {})
 
 
 def parse_size(text: str) -> float:
