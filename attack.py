@@ -26,10 +26,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.listing.spec import Listing, open_limited
+from datasets.listing.spec import Listing, distinct_names, open_limited
 from utils.args import (
     add_device_group,
     add_face_detector,
@@ -123,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     export = check_output_dir(args.export, "--export") if args.export else None
     paths = [check_checkpoint_file(path, needs_weights=True) for path in args.checkpoint]
     listings = [open_for_attack(text, args.direction, args.limit) for text in args.data]
+    names = distinct_names(args.data, listings)
+    listings = [replace(listing, name=name) for name, listing in zip(names, listings, strict=True)]
     current: dict[str, str] = {}
     if args.checkpoint:
         from datasets.faces.boxes import with_faces
@@ -144,8 +147,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 check_source(source, listing, check, folder)
                 goals = targets if args.transfer else [source]
                 trial = Trial(source, goals, listing, args.direction, args.batch_size)
-                for plan in plans:
-                    attack_cells(trial, plan, folder, command, export)
+                if any([attack_cells(trial, plan, folder, command, export) for plan in plans]):
+                    for item in trial.clean.unreadable:
+                        print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
             if args.smoothing:
                 from utils.attacks.smoothing import write_certificates
 
@@ -196,8 +200,8 @@ def usable_sources(targets: Sequence[Target], attacks: Sequence[str], transfer: 
     return sources
 
 
-def attack_cells(trial: Trial, plan: Plan, folder: Path, command: str, export: Path | None) -> None:
-    """Run one attack on all targets of a trial, unless every one of their cells is finished."""
+def attack_cells(trial: Trial, plan: Plan, folder: Path, command: str, export: Path | None) -> bool:
+    """Run one attack on all targets of a trial, unless every one of their cells is finished; returns whether it ran."""
     from utils.attacks.cells import is_finished, write_cell
     from utils.attacks.export import Exporter
     from utils.runtime import run_facts
@@ -205,7 +209,7 @@ def attack_cells(trial: Trial, plan: Plan, folder: Path, command: str, export: P
     stems = [folder / "cells" / trial.cell_name(target, plan) for target in trial.targets]
     keys = [trial.key(target, plan) for target in trial.targets]
     if not export and all(map(is_finished, stems, keys)):
-        return
+        return False
     source = trial.source
     own = trial.targets.index(source)
     exporter = Exporter(export / stems[own].name, trial.listing, source.candidate.detector.geometry) if export else None
@@ -215,8 +219,7 @@ def attack_cells(trial: Trial, plan: Plan, folder: Path, command: str, export: P
         write_cell(stem, cell)
     if exporter:
         exporter.draw_example(cells[own], trial.clean.indices)
-    for item in trial.clean.unreadable:
-        print(f"unreadable: {item['path']}: {item['reason']}", file=sys.stderr)
+    return True
 
 
 def print_report(folder: Path, current: Mapping[str, str]) -> list[dict[str, Any]]:

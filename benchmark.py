@@ -229,7 +229,7 @@ def export_one(
         f"same verdict {report['agreement']:.1%}, {report['file_bytes'] / 1e6:.1f} MB"
     )
     print(f"checkpoint {output}")
-    return {"parity": report, "exit_code": exit_code(0)}
+    return {"parity": report, "exit_code": exit_code(report["unreadable"])}
 
 
 if __name__ == "__main__":

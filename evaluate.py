@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.listing.records import relative_path
-from datasets.listing.spec import Listing, open_records
+from datasets.listing.spec import Listing, distinct_names, open_records
 from datasets.perturbations import pick_tiers
 from utils.args import (
     EXIT_DONE,
@@ -53,7 +53,6 @@ from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
 from utils.distributed import team
 from utils.errors import UserError
 from utils.files import is_first
-from utils.tables import unique_names
 
 if TYPE_CHECKING:
     from datasets.faces.finder import FaceFinder
@@ -166,21 +165,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def open_labelled(specs: Sequence[str]) -> NamedData:
-    """Open data sets whose images all have labels.
-
-    Sets that share name and split, such as a/faces and b/faces, are numbered, so that each keeps its own scores.
-    """
+    """Open data sets whose images all have labels, under distinct names."""
     listings = [open_records(text, videos=True) for text in specs]
     for text, listing in zip(specs, listings, strict=True):
         missing = sum(record.label is None for record in listing.records)
         if missing:
             raise UserError(f"expected a label for every image of {text!r}, got {missing} without; use predict.py")
-    names = [listing.name for listing in listings]
-    if len({(listing.name, listing.split) for listing in listings}) < len(listings):
-        names = unique_names(names)
-        for name, text in zip(names, specs, strict=True):
-            print(f"{name} is {text}", file=sys.stderr)
-    return list(zip(names, listings, strict=True))
+    return list(zip(distinct_names(specs, listings), listings, strict=True))
 
 
 def check_pair(names: Sequence[str], data: NamedData) -> None:

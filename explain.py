@@ -140,9 +140,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
         command = command_line("explain.py", argv)
         run = (machine.device, args.face_detector, command, args.overwrite)
         return measure(checkpoints, listings, folder, settings, *run)
-    return explain_images(
+    result = explain_images(
         checkpoints[0], paths, folder, settings, machine.device, args.face_detector, args.contact_sheet
     )
+    return {**result, "exit_code": exit_code(result["n_unreadable"] + len(others))}
 
 
 def empty_output_dir(path: str, overwrite: bool) -> Path:
@@ -244,7 +245,7 @@ def explain_images(
         print(f"unreadable: {path}: {reason}", file=sys.stderr)
     images = "image" if len(paths) == 1 else "images"
     print(f"{len(paths)} {images}; {len(failed)} unreadable; figures in {folder}", file=sys.stderr)
-    return {"rows": done, "n_unreadable": len(failed), "exit_code": exit_code(len(failed))}
+    return {"rows": done, "n_unreadable": len(failed)}
 
 
 if __name__ == "__main__":

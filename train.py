@@ -136,7 +136,7 @@ def train_detector(
         if not interrupted:
             remove_run(folder)
         history = state.history
-        score_valid = valid_scorer(state.valid_tokens, Settings(recipe.batch_size, dtype=state.dtype))
+        score_valid = valid_scorer(state.valid_tokens, Settings(recipe.batch_size))
         try:
             with expecting_peers():
                 unreadable = fit(recipe, data, state, loader, folder, n_workers, on_epoch)

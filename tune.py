@@ -162,8 +162,8 @@ class Trainer:
         """Train, or resume this run if it was interrupted; returns its checkpoint."""
         from utils.checkpoints.file import load_checkpoint
 
-        start = [*self.flags(values), "--seed", str(seed), "--overwrite"]
-        flags = ["--resume"] if (run / "last.pt").exists() else start
+        how = "--resume" if (run / "last.pt").exists() else "--overwrite"
+        flags = [*self.flags(values), "--seed", str(seed), how]
         with contextlib.redirect_stdout(io.StringIO()):  # a search does not show test figures
             result = train.main([*flags, "--output-dir", str(run)], on_epoch)
         return load_checkpoint(result["checkpoint"])

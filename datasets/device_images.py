@@ -95,7 +95,7 @@ class DeviceLoader:
         good = [(index, seed) for index, seed in pairs if index not in self.reasons]
         rows = torch.tensor([index for index, _ in good], dtype=torch.int64)
         shape, side = tuple(self.images.shape[1:3]), self.transform.size
-        views = np.array([self.transform.view(shape, seed) for _, seed in good]).reshape(-1, 3)
+        views = np.array([self.transform.view(shape, seed) for _, seed in good], np.int64).reshape(-1, 3)
         top, left, flip = (torch.from_numpy(column)[:, None] for column in views.T)
         across = torch.arange(side)
         down, along = top + across, left + torch.where(flip > 0, side - 1 - across, across)

@@ -25,7 +25,8 @@ def run(image_folder, tiny_checkpoint, tmp_path):
 
     def call(*flags: str, checkpoint=tiny_checkpoint, data=image_folder) -> dict:
         argv = [*SMALL, "--output-dir", tmp_path / "out", *flags]
-        argv += ["--checkpoint", checkpoint, "--data", data] if checkpoint else []
+        argv += ["--checkpoint", checkpoint] if checkpoint else []
+        argv += ["--data", data] if checkpoint and data else []
         return attack.main([str(word) for word in argv])
 
     return call

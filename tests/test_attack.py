@@ -146,9 +146,20 @@ def test_smoothing_certifies_a_sample(run, tmp_path, monkeypatch):
 
 def test_unreadable_images_are_listed_and_make_the_exit_code_1(run, image_folder, capsys):
     (image_folder / "test" / "real" / "001.png").write_bytes(b"")
-    result = run("--attacks", "fgsm", "--eps", "1/255")
+    result = run("--attacks", "fgsm", "--eps", "1/255", "2/255")
     assert result["exit_code"] == 1 and result["rows"][0]["n"] == 7
-    assert "001.png" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("001.png") == 1
+
+
+def test_sets_of_one_name_and_splits_of_one_set_are_told_apart(run, make_folder, tmp_path, capsys):
+    grid = ["--attacks", "fgsm", "--eps", "1/255", "2/255", "--data"]
+    parts = {f"{split}/{name}": 2 for split in ("valid", "test") for name in ("real", "fake")}
+    first, second = make_folder("a/faces", parts), make_folder("b/faces", parts)
+    rows = run(*grid, first, second, data=None)["rows"]
+    assert [row["dataset"] for row in rows] == ["faces-1"] * 2 + ["faces-2"] * 2
+    assert f"faces-2 is {second}" in capsys.readouterr().err
+    rows = run(*grid, first, f"{first}@split=valid", "--output-dir", tmp_path / "splits", data=None)["rows"]
+    assert [row["dataset"] for row in rows] == ["faces test"] * 2 + ["faces valid"] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """attack.py again in the same folder: finished cells stay, outdated ones are redone, other settings add cells."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,19 +103,25 @@ def test_retraining_at_the_same_path_makes_every_result_outdated(run, tiny_check
     assert changed == {"out", "cells", "checks", "smoothing"}
 
 
-@pytest.mark.parametrize("change", ["code", "library", "image"])
-def test_cells_of_other_code_libraries_or_images_are_attacked_again(change, run, image_folder, monkeypatch):
-    grid = ["--attacks", "fgsm", "--eps", "1/255"]
-    run(*grid)
+@pytest.mark.parametrize("change", ["code", "library", "image", "labels"])
+def test_cells_of_other_code_libraries_images_or_labels_are_attacked_again(change, run, image_folder, monkeypatch):
+    faces = image_folder / "faces.csv"
+    rows = [f"test/{name}/{number:03}.png,{name}" for name in ("real", "fake") for number in range(4)]
+    faces.write_text("\n".join(["path,label", *rows]))
+    run = partial(run, "--attacks", "fgsm", "--eps", "1/255", data=f"csv:{faces}")
+    run()
     done, original = [], Trial.run
     monkeypatch.setattr(Trial, "run", lambda *arguments: done.append(1) or original(*arguments))
-    run(*grid)
+    run()
     assert done == []
     if change == "code":
         monkeypatch.setattr("utils.attacks.runs.code_digest", lambda *patterns: "other")
     elif change == "library":
         monkeypatch.setattr("utils.attacks.runs.versions", lambda: {"torchattacks": "4"})
-    else:
+    elif change == "image":
         (image_folder / "test" / "real" / "001.png").touch()  # replaced by a file of the same size
-    run(*grid)
+    else:
+        flipped = [row[:-4] + ("fake" if row.endswith("real") else "real") for row in rows]
+        faces.write_text("\n".join(["path,label", *flipped]))
+    run()
     assert done == [1]

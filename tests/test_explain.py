@@ -93,6 +93,9 @@ def test_mistakes_are_named(tiny_checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("--checkpoint", tiny_checkpoint)
     assert "PATH" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("no image")
+    assert run(*start[:3], tmp_path / "notes.txt", *start[3:])["exit_code"] == 1
+    assert "notes.txt" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(*start, "--limit", 2)
     assert "expected --limit with --faithfulness only" in capsys.readouterr().err

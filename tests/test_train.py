@@ -102,6 +102,7 @@ def test_resume_needs_a_run_and_its_images(faces, tmp_path, monkeypatch, capsys)
         ("--data faces --model-args 32", "expected key=value"),
         ("--data faces --image-size 48", "expected --image-size that cnn_baseline takes, such as 32, got 48"),
         ("--data faces --image-size 32 --resize-to 16", "--resize-to in 32..8192"),
+        ("--data faces --geometry resize --resize-to 64", "expected --geometry crop with --resize-to, got resize"),
         ("--data faces --epochs 0", "at least 1"),
         ("--data faces --batch-size 1", "expected an integer of at least 2, got 1"),
         ("--data faces --lr 11", "in [0, 10]"),

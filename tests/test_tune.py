@@ -157,8 +157,11 @@ def test_an_interrupted_trial_resumes_its_own_training(tmp_path, image_folder, m
     monkeypatch.setattr(train, "train_epoch", killed)
     with pytest.raises(Killed):
         search(tmp_path / "study", image_folder, "--trials", "1", "--seeds", "0", "--search", "lr")
+    run, given = train.main, []
+    monkeypatch.setattr(train, "main", lambda flags, on_epoch: given.append(flags) or run(flags, on_epoch))
     search(tmp_path / "study", image_folder, "--trials", "1", "--seeds", "0", "--search", "lr")
     assert seen == [0, 1, 1]
+    assert "--resume" in given[0] and "--threads" in given[0], "a resumed trial runs as --train says"
 
 
 def test_settings_that_diverge_are_pruned_and_three_in_a_row_end_the_search(

@@ -160,7 +160,7 @@ def add_device_group(
 ) -> None:
     """Add --device, --precision, --threads and --workers, whose help is ``workers``; an empty one omits the flag."""
     group = parser.add_argument_group("device")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument(
         "--precision",
         default="auto",

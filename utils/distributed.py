@@ -52,6 +52,8 @@ def join_team(device: torch.device) -> None:
     from torch import distributed
 
     if device.type == "cuda":
+        if device.index is not None:
+            raise UserError(f"expected --device cuda under torchrun, which gives each process its GPU, got {device}")
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise UserError(

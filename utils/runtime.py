@@ -57,15 +57,15 @@ def pick_device(name: str = "auto") -> torch.device:
         UserError: the name is unknown or the machine has no such device.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"expected --device auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
-    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= available.get(device.type, 0):
+        device = None
+    available = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if device is None or device.type not in available:  # mps lacks float64, in which logits are added up
+        raise UserError(f"expected --device auto, cpu, cuda or cuda:N, got {name!r}")
+    if (device.index or 0) >= available[device.type]:
         raise UserError(f"expected a --device of this machine, got {name!r}; found {available}")
     return device
 
@@ -77,7 +77,7 @@ def pick_precision(name: str, device: torch.device, training: bool) -> torch.dty
     if not training:
         return torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and has_fast_bf16():
         return torch.bfloat16
     return torch.float32

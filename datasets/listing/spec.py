@@ -19,8 +19,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from datasets.listing.readers.clips import read_clips
@@ -30,6 +31,7 @@ from datasets.listing.readers.shards import read_shards
 from datasets.listing.records import LABEL_NAMES, SPLIT_NAMES, SPLITS, Listing, Record, Source, relative_path
 from datasets.listing.selection import balanced_subset, fingerprint
 from utils.errors import UserError, closest
+from utils.tables import unique_names
 
 COMMON_OPTIONS = ("split", "limit", "repeat", "classes", "generator", "exclude_generator", "group_by", "use")
 
@@ -210,13 +212,27 @@ def _grouped(records: list[Record], spec: DatasetSpec, root: str) -> list[Record
     ]
 
 
+def distinct_names(specs: Sequence[str], listings: Sequence[Listing]) -> list[str]:
+    """Return the names of data sets; where two share name and split, such as a/faces and b/faces, numbered ones.
+
+    What the numbers stand for goes to stderr.
+    """
+    names = [listing.name for listing in listings]
+    if len({(listing.name, listing.split) for listing in listings}) == len(listings):
+        return names
+    names = unique_names(names)
+    for name, text in zip(names, specs, strict=True):
+        print(f"{name} is {text}", file=sys.stderr)
+    return names
+
+
 def _select(records: list[Record], spec: DatasetSpec, source: Source) -> list[Record]:
     options = spec.options
     if "classes" in options:
         records = [record for record in records if record.label == LABEL_NAMES.index(options["classes"])]
     for key in ("generator", "exclude_generator"):
         if key in options:
-            wanted = _generators(options[key], records, key)
+            wanted = _generators(options[key], source, key)
             keep = key == "generator"
             records = [r for r in records if r.label != 1 or (r.generator.lower() in wanted) == keep]
     if not records:
@@ -225,7 +241,8 @@ def _select(records: list[Record], spec: DatasetSpec, source: Source) -> list[Re
     return balanced_subset(records, limit, source.root)
 
 
-def _generators(value: str, records: list[Record], key: str) -> set[str]:
+def _generators(value: str, source: Source, key: str) -> set[str]:
+    records = chain.from_iterable(source.by_split.values())  # a split need not have all generators
     found = {record.generator.lower(): record.generator for record in records if record.label == 1}
     for name in value.split("+"):
         if name.lower() not in found:

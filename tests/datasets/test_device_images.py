@@ -53,6 +53,12 @@ def test_batches_are_those_of_the_host_pixel_for_pixel(records, augmentation, dr
     assert drop_last or any(batch.unreadable for batch, _ in pairs)
 
 
+def test_a_batch_of_unreadable_images_is_empty(records):
+    loader = DeviceLoader(dataset(records, "light"), 4, EpochSampler(len(records), 3), False, CPU)
+    batch = loader._batch([(4, 0)])
+    assert len(batch.images) == len(batch.labels) == 0 and [item.index for item in batch.unreadable] == [4]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -1,8 +1,9 @@
-"""How results files name the machine."""
+"""Devices, and how results files name the machine."""
 
 import pytest
 
-from utils.runtime import name_processor
+from utils.errors import UserError
+from utils.runtime import name_processor, pick_device
 
 CPUINFO = "processor\t: 0\nmodel name\t: AMD EPYC 9V74 \nflags\t\t: fpu sse2 {}\nbugs\t\t: avx512f\n"
 
@@ -24,3 +25,9 @@ def test_a_processor_is_named_with_its_widest_instructions(flags, name):
 def test_other_processors_have_no_such_file():
     assert name_processor("") == name_processor("Hardware\t: BCM2835\n") == ""
     assert name_processor("model name\t: ARMv8\nFeatures\t: asimd\n") == "ARMv8"
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "gpu", "cuda:x"])
+def test_other_devices_are_refused_in_one_line(name):
+    with pytest.raises(UserError, match=f"expected --device auto, cpu, cuda or cuda:N, got '{name}'"):
+        pick_device(name)

@@ -75,7 +75,9 @@ def write_cell(stem: Path, cell: Cell) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *EXTRA_COLUMNS])
     columns = [list(getattr(cell.table, name)) for name in COLUMNS]
-    extras = [[f"{value:.6g}" for value in cell.extra[name]] for name in EXTRA_COLUMNS]
+    # Probabilities in full: a rounded one may cross the threshold.
+    digits = {name: 17 if name.endswith("p_fake") else 6 for name in EXTRA_COLUMNS}
+    extras = [[f"{value:.{digits[name]}g}" for value in cell.extra[name]] for name in EXTRA_COLUMNS]
     writer.writerows(zip(*columns, *extras, strict=True))
     atomic_write_text(stem.with_name(stem.name + ".csv.gz"), text.getvalue())
     write_json(stem.with_name(stem.name + ".json"), cell.info)

@@ -51,6 +51,7 @@ def check_source(target: Target, listing: Listing, plan: Plan, folder: Path) -> 
         "digests": {target.name: target.candidate.digest},
         "checkpoint": target.name,
         "dataset": listing.name,
+        "split": listing.split,
         "norm": plan.norm,
         "eps": plan.eps,
     }

@@ -76,10 +76,11 @@ def write_attack_report(folder: Path, current: Mapping[str, str]) -> list[dict[s
     ``current`` has the digests of this run's checkpoints by name: results of other files of that name are left out.
     """
     cells = [read_cell(file) for file in current_results(folder / "cells", current)]
+    checks = [read_json(file, "a file of checks") for file in current_results(folder / "checks", current)]
     rows = [cell_row(cell) for cell in cells]
     mark_mixed(rows, cells)
+    name_splits(rows, checks)
     rows.sort(key=lambda row: (row["dataset"], row["checkpoint"], row["norm"], row["attack_name"], row["eps"]))
-    checks = [read_json(file, "a file of checks") for file in current_results(folder / "checks", current)]
     for row in rows:
         row["failed"] += [
             f"{check['check']}: no"
@@ -107,6 +108,16 @@ def write_attack_report(folder: Path, current: Mapping[str, str]) -> list[dict[s
     if len(rows) > len(direct):
         write_transfer(rows, folder)
     return direct
+
+
+def name_splits(rows: Sequence[dict[str, Any]], checks: Sequence[dict[str, Any]]) -> None:
+    """Add the split to the name of each data set of which several splits were attacked."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        found[row["dataset"]].add(row["split"])
+    for entry in (*rows, *checks):
+        if len(found[entry["dataset"]]) > 1:
+            entry["dataset"] += f" {entry['split']}"
 
 
 def mark_mixed(rows: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> None:

@@ -30,7 +30,7 @@ from utils.attacks.threat_model import DIRECTIONS, NORMS, Plan, size_name, unusu
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
 from utils.runtime import versions
-from utils.scoring.cache import listing_digest
+from utils.scoring.cache import labelled_digest
 from utils.scoring.scorer import Scores, score_table
 from utils.source import code_digest
 
@@ -205,7 +205,7 @@ class Trial:
 
     @cached_property
     def data_digest(self) -> str:
-        return listing_digest(self.listing)
+        return labelled_digest(self.listing)
 
     def key(self, target: Target, plan: Plan) -> str:
         """Digest of everything that decides the numbers of a cell."""

@@ -23,7 +23,7 @@ from utils.attacks.gradient import LogitOf, attackable
 from utils.attacks.runs import Target, batches_of, cell_key, evenly_spaced
 from utils.files import read_json, write_json
 from utils.metrics.binary import wilson
-from utils.scoring.cache import listing_digest
+from utils.scoring.cache import labelled_digest
 from utils.tables import columns, write_table
 
 GUESS_DRAWS = 32  # noisy copies that choose the verdict
@@ -74,7 +74,7 @@ def write_certificates(
         stem = folder / "smoothing" / f"{target.name}__{listing.name}__{listing.split}__{sigma:g}"
         settings = {
             "digest": target.candidate.digest,
-            "data": listing_digest(sample),
+            "data": labelled_digest(sample),
             "sigma": sigma,
             "seed": seed,
             "draws": DRAWS,

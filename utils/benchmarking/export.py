@@ -37,8 +37,10 @@ def parity_report(
     """Compare logits and verdicts on test images of ``data``, or on noise if it is None."""
     detector, _ = load_detector(checkpoint_file)
     exported = load_onnx_detector(exported_file)
+    unreadable = 0
     if data:
-        pixels = read_images(with_faces(open_limited(data, N_IMAGES), finder).records, detector.geometry)[0]
+        records = with_faces(open_limited(data, N_IMAGES), finder).records
+        pixels, _, unreadable = read_images(records, detector.geometry)
     else:
         side = detector.geometry.size
         pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 3, side, side), dtype=np.uint8)
@@ -52,6 +54,7 @@ def parity_report(
     return {
         "engine": exported.description["engine"],
         "images": f"{len(images)} test images of {data}" if data else f"{len(images)} images of noise",
+        "unreadable": unreadable,
         "max_logit_difference": float(np.max(np.abs(found - expected))),
         "mean_logit_difference": float(np.mean(np.abs(found - expected))),
         "logit_deviation": float(np.std(expected)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +26,10 @@ MIN_CALIBRATION, MAX_CALIBRATION = 16, 128  # images; fewer do not show the rang
 ATTACK_EPS, ATTACK_STEPS, ATTACK_BATCH = 1 / 255, 10, 4
 
 
-def read_images(records: Sequence[Record], geometry: Geometry) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
-    """Decode records: pixels ``(N, 3, S, S)`` uint8, their indices ``(N,)``, and ``(path, reason)`` of the others.
+def read_images(records: Sequence[Record], geometry: Geometry) -> tuple[np.ndarray, np.ndarray, int]:
+    """Decode records: pixels ``(N, 3, S, S)`` uint8, their indices ``(N,)``, and the number of unreadable ones.
+
+    These are listed on stderr.
 
     Raises:
         UserError: no image can be read.
@@ -41,10 +44,12 @@ def read_images(records: Sequence[Record], geometry: Geometry) -> tuple[np.ndarr
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(read, records))
     kept = [index for index, result in enumerate(results) if isinstance(result, np.ndarray)]
-    unreadable = [(records[index].path, result) for index, result in enumerate(results) if isinstance(result, str)]
     if not kept:
         raise UserError(f"expected readable images, but none of {len(records)} could be read")
-    return np.stack([results[index] for index in kept]), np.array(kept), unreadable
+    for record, result in zip(records, results, strict=True):
+        if isinstance(result, str):
+            print(f"unreadable: {record.path}: {result}", file=sys.stderr)
+    return np.stack([results[index] for index in kept]), np.array(kept), len(records) - len(kept)
 
 
 def open_calibration(text: str) -> Listing:

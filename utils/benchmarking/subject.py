@@ -24,7 +24,7 @@ from utils.engines.registry import ENGINES
 from utils.errors import UserError
 from utils.files import file_digest
 from utils.runtime import hardware, versions
-from utils.scoring.cache import listing_digest
+from utils.scoring.cache import labelled_digest, listing_digest
 from utils.source import code_digest
 
 CODE = ("models/**/*.py", "utils/benchmarking/subject.py", "utils/benchmarking/cells.py")
@@ -83,12 +83,10 @@ def open_subject(
     finder = open_finder(face_detector, detector.geometry.needs_face)
     listing = with_faces(open_limited(data, limit), finder)
     images, kept, unreadable = read_images(listing.records, detector.geometry)
-    for path, reason in unreadable:
-        print(f"unreadable: {path}: {reason}", file=sys.stderr)
     labels = np.array([listing.records[index].label for index in kept])
     origin = {"checkpoint": file_digest(file), "code": code_digest(*CODE), "versions": versions()}
     folder = cache / hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
-    test_digest = listing_digest(listing)
+    test_digest = labelled_digest(listing)
     chosen = np.linspace(0, len(images) - 1, min(n_adversarial, len(images))).astype(int)
     adversarial = None
     if len(chosen) and detector.has_input_gradient:
@@ -106,7 +104,7 @@ def open_subject(
     }
     files = {"pt": file, **exports}
     point = detector.operating_point
-    return Subject(files, point, images, labels, adversarial, labels[chosen], facts, len(unreadable))
+    return Subject(files, point, images, labels, adversarial, labels[chosen], facts, unreadable)
 
 
 def write_exports(

@@ -93,8 +93,9 @@ class CudaGraphs:
         return logits.float().cpu().numpy()
 
     def _capture(self, images: np.ndarray) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        x = torch.from_numpy(images).cuda()
-        with torch.autocast("cuda", torch.float16, cache_enabled=False):
+        device = next(self.module.parameters()).device
+        x = torch.from_numpy(images).to(device)
+        with torch.cuda.device(device), torch.autocast("cuda", torch.float16, cache_enabled=False):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # lets libraries choose their kernels before the capture

@@ -101,7 +101,7 @@ def fit(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Set the weights of an ensemble as :func:`fit_weights`; returns what joins logits ``(N, M)`` to ``(N,)``."""
     weights, bias = fit_weights(logits, labels, method, counts)
-    ensemble.weights.copy_(torch.tensor(weights))
+    ensemble.weights.copy_(torch.tensor(weights, dtype=torch.float64))
     ensemble.bias.fill_(bias)
     return lambda columns: columns @ np.array(weights) + bias
 
@@ -165,8 +165,8 @@ def read_members(folders: Sequence[str]) -> list[MemberScores]:
     """Read the scores of the members, one folder each, in files of the same names.
 
     Raises:
-        UserError: a file does not say how its run was calibrated, or the members have no image of a source left out in
-            common.
+        UserError: a file has scores of test images or does not say how its run was calibrated, or the members have no
+            image of a source left out in common.
     """
     names = [{file.name for file in Path(folder).glob("*.csv.gz")} for folder in folders]
     parts = []
@@ -178,6 +178,8 @@ def read_members(folders: Sequence[str]) -> list[MemberScores]:
                 raise UserError(
                     f"expected scores of a run with a calibration, got {file}; write them with studies.leave_source_out"
                 )
+            if info.get("split") == "test":
+                raise UserError(f"expected no scores of test images in --scores, got {file}; remove it")
         rows = [
             {key: row for row, key in enumerate(zip(table.dataset, table.path, table.tier, strict=True))}
             for table in tables

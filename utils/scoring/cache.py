@@ -54,6 +54,12 @@ def listing_digest(listing: Listing) -> str:
     return digest.hexdigest()
 
 
+def labelled_digest(listing: Listing) -> str:
+    """SHA-256 of :func:`listing_digest` and the labels, for results that depend on them too."""
+    labels = [record.label for record in listing.records]
+    return hashlib.sha256(f"{listing_digest(listing)} {labels}".encode()).hexdigest()
+
+
 @dataclass
 class ScoreCache:
     """A folder with one file per entry; with ``folder`` None nothing is kept.

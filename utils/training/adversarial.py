@@ -125,7 +125,8 @@ def probe(
     """
     logit_of = DecisionLogit(detector, dtype=dtype)
     right = {"fgsm_acc": 0, "pgd_acc": 0}
-    with torch.random.fork_rng(), attackable(detector):
+    devices = [images.device] if images.is_cuda else []
+    with torch.random.fork_rng(devices), attackable(detector):
         torch.manual_seed(seed)
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             x = x.contiguous(memory_format=torch.channels_last)

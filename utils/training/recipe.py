@@ -91,8 +91,8 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
         )
     if recipe["token_views"] and recipe["adversarial"]:
         raise UserError("expected either --token-views or --adversarial, got both; attacks change images, not tokens")
-    if recipe["geometry"] == "face" and recipe["resize_to"]:
-        raise UserError("expected --geometry crop with --resize-to, got face; drop --resize-to, or choose --margin")
+    if recipe["geometry"] in ("face", "resize") and recipe["resize_to"]:
+        raise UserError(f"expected --geometry crop with --resize-to, got {recipe['geometry']}; drop --resize-to")
     if recipe["teacher"]:
         recipe["teacher"] = str(check_checkpoint_file(recipe["teacher"], "--teacher"))
         if recipe["adversarial"]:

@@ -135,6 +135,11 @@ def test_filters(build, options, expected):
     assert counts(open_records(f"{build('real 1,fake/ProGAN 2,fake/sd 3')}@{options}")) == expected
 
 
+def test_a_generator_that_one_split_lacks_can_be_excluded(build):
+    root = build("train/real 1,train/fake/progan 1,train/fake/sd 2,valid/real 1,valid/fake/progan 1")
+    assert counts(open_records(f"{root}@exclude_generator=sd,split=valid")) == {(0, "real"): 1, (1, "progan"): 1}
+
+
 def test_unknown_generator_names_those_present(build):
     with pytest.raises(UserError, match=r"progan, sd.*did you mean progan\?"):
         open_records(f"{build('real 1,fake/progan 1,fake/sd 1')}@generator=progn")

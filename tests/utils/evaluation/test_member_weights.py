@@ -127,6 +127,9 @@ def test_images_that_a_member_lacks_do_not_count(flags, tmp_path):
     with pytest.raises(UserError, match="expected left-out sources with reals and with fakes, got only real images"):
         ensemble.main(flags)
     facts = read_sidecar(file)
+    write_sidecar(file, **{**facts, "split": "test"})
+    with pytest.raises(UserError, match="expected no scores of test images in --scores, got"):
+        ensemble.main(flags)
     write_sidecar(file, **{**facts, "calibration": None})
     with pytest.raises(UserError, match="expected scores of a run with a calibration, got"):
         ensemble.main(flags)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.listing.spec import Listing
+from datasets.listing.records import Listing
+from datasets.listing.storage import file_state
 from utils.errors import UserError
 from utils.evaluation.evaluate import Candidate
 from utils.explanations.faithfulness.cells import CellMeter
@@ -22,6 +23,7 @@ from utils.explanations.registry import CONTROLS, all_methods, check_usable, tab
 from utils.figures import GREY, new_figure, save_figure, styled
 from utils.files import read_json, write_json
 from utils.runtime import git_commit, hardware, versions
+from utils.scoring.cache import labelled_digest
 from utils.source import code_digest
 
 if TYPE_CHECKING:
@@ -47,11 +49,10 @@ def cell_methods(candidate: Candidate, wanted: Sequence[str], layer: str | None)
 def cell_key(candidate: Candidate, listing: Listing, settings: Settings) -> str:
     """Digest of everything that decides the numbers of a cell; a cell with the same key is not measured again."""
     facts = {**dataclasses.asdict(settings), "dtype": str(settings.dtype), "options": table_options(settings.methods)}
-    facts.pop("batch_size")
     facts |= {"code": code_digest("utils/explanations/**/*.py", "models/**/*.py"), "versions": versions()}
-    if candidate.detector.geometry.needs_face:
-        facts["faces"] = [record.faces for record in listing.records]
-    text = json.dumps([candidate.digest, listing.fingerprint, listing.split, facts], sort_keys=True)
+    facts["device"] = candidate.detector.mean.device.type
+    facts["masks"] = [record.mask and file_state(record.mask) for record in listing.records]
+    text = json.dumps([candidate.digest, labelled_digest(listing), listing.split, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
