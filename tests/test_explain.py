@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import weakref
 from pathlib import Path
 
@@ -219,6 +220,13 @@ def test_faithfulness_keeps_its_cells_and_makes_the_tables_of_them(tiny_checkpoi
         run("--from-raw", "again", "--output-dir", "third")
     with pytest.raises(UserError, match="other settings"):
         run(*flags, "--seed", 5)
+    masks = {mask: mask.stat().st_mtime_ns for mask in tmp_path.rglob("masks/train/*.png")}
+    for mask in masks:
+        mask.touch()
+    with pytest.raises(UserError, match="other settings"):
+        run(*flags)
+    for mask, written in masks.items():
+        os.utime(mask, ns=(written, written))
     monkeypatch.setattr("utils.explanations.faithfulness.report.code_digest", lambda *patterns: "other code")
     with pytest.raises(UserError, match="other settings or code"):
         run(*flags)
