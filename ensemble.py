@@ -245,7 +245,7 @@ def combine(detectors: Sequence[Detector], floors: Sequence[float | None]) -> En
     seen = f"{frame.margin:g} times the face" if frame.needs_face else f"the central {frame.size} px"
     whole = ("crop", "resize") if frame.needs_face else ("resize",) if frame.mode == "crop" else ()
     if cut := [detector.name for detector in detectors if detector.geometry.mode in whole]:
-        print(f"note: {', '.join(cut)} sees more of a picture alone, but only {seen} here", file=sys.stderr)
+        print(f"note: {', '.join(cut)} would see more of a picture alone; here all members see {seen}", file=sys.stderr)
     return ensemble
 
 

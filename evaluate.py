@@ -104,8 +104,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error("expected either --data SPEC... or --from-scores CSV..., and --checkpoint PT... only with --data")
     folder = check_output_dir(args.output_dir)
     if args.from_scores:
-        if args.faces or args.face_detector:
-            raise UserError("expected pictures for --faces and --face-detector, got --from-scores; drop these flags")
+        needs_images = {
+            "--tiers": args.tiers != ["clean"],
+            "--severity": args.severity,
+            "--cache": args.cache,
+            "--faces": args.faces,
+            "--face-detector": args.face_detector,
+        }
+        if given := [flag for flag, value in needs_images.items() if value]:
+            raise UserError(f"expected --data with {', '.join(given)}, got --from-scores; drop these flags")
         files = [Path(path) for path in args.from_scores]
     else:
         tiers = pick_tiers(args.tiers, args.severity)

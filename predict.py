@@ -109,7 +109,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="two verdicts instead of three: fake from this p_fake on; balanced, fpr1 or fpr01 (1 %% or 0.1 %% false "
         "alarms where it was fitted), or a number in [0, 1]",
     )
-    batch = "images per batch; a larger one needs more memory and is faster on a GPU only (default: 8)"
+    batch = "images per batch; larger batches need more memory and are faster only on a GPU (default: 8)"
     parser.add_argument("--batch-size", type=int_in(1), default=8, help=batch)
     parser.add_argument(
         "--engine",

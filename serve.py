@@ -5,7 +5,7 @@
   python serve.py --checkpoint a/best.pt exported.onnx --faces --port 8000
   curl -F images=@photo.jpg http://127.0.0.1:5000/api/predict
 
-prints the address as soon as it is ready:
+The server prints its address when it is ready:
 
   serving cnn-demo at http://127.0.0.1:5000
 
@@ -71,13 +71,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_face_group(parser)
     cases = "folder in which clients keep pictures with their right answer (default: no such folder)"
     parser.add_argument("--cases", metavar="DIR", help=cases)
-    net = parser.add_argument_group("network")
-    net.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    net.add_argument("--port", type=int_in(0, 65535), default=5000, help="default: 5000; 0 for any free port")
-    net.add_argument("--public-name", nargs="+", default=[], metavar="NAME", help="host names that browsers may use")
+    network = parser.add_argument_group("network")
+    network.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    network.add_argument("--port", type=int_in(0, 65535), default=5000, help="default: 5000; 0 for any free port")
+    network.add_argument(
+        "--public-name", nargs="+", default=[], metavar="NAME", help="host names that browsers may use"
+    )
     proxy = "IP address of the proxy whose X-Forwarded headers are trusted"
-    net.add_argument("--trusted-proxy", type=ip_address, metavar="ADDRESS", help=proxy)
-    net.add_argument("--token-file", metavar="FILE", help="file with the token that clients must send")
+    network.add_argument("--trusted-proxy", type=ip_address, metavar="ADDRESS", help=proxy)
+    network.add_argument("--token-file", metavar="FILE", help="file with the token that clients must send")
     limits = parser.add_argument_group("limits")
     for name, (kind, meaning) in LIMITS.items():
         default = getattr(Limits, name)

@@ -201,7 +201,7 @@ def fit(
             save_checkpoint(folder / "best.pt", {**description, "state_dict": state.averaged().state_dict()})
         if valid.get("collapsed"):
             wait_for_all()
-            log(f"collapsed in epoch {state.epoch}: back to the best weights so far, of epoch {state.best_epoch}")
+            log(f"collapsed in epoch {state.epoch}: restored the best weights so far (epoch {state.best_epoch})")
             state.go_back(folder / "best.pt")
         # After best.pt: a run killed before this point repeats the whole epoch. Before the log, which takes longer and
         # which a resumed run writes again: until the first last.pt, there is nothing to resume.

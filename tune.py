@@ -76,7 +76,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="name of the study in the storage (default: <model>-<data>)")
     parser.add_argument("--output-dir", metavar="DIR", help="default: runs/tune/<model>-<data>")
     add_seed(parser)
-    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags of train.py; last")
+    parser.add_argument(
+        "--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags for train.py; must come last"
+    )
     return parser
 
 

@@ -95,7 +95,7 @@ def enlarge(image: np.ndarray, window: np.ndarray) -> np.ndarray:
 def tone(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Another camera or editor: gamma 0.7..1.4, contrast, white balance and saturation; one in six becomes grey.
 
-    Tones carry no trace of a generator; without this step the studio light of one dataset may be taken for one.
+    Tones carry no trace of a generator; without this step the studio light of one dataset may be mistaken for one.
     """
     gamma, contrast = generator.uniform(0.7, 1.4), generator.uniform(0.75, 1.2)
     balance = generator.uniform(0.92, 1.08, 3)
@@ -108,7 +108,7 @@ def tone(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def grade(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A photographer's colour grading: gamma 0.5..2, contrast, tinted shadows and lights; one in eight becomes grey.
 
-    Stronger than `tone`. Image generators imitate such portraits; on both classes, the style is no cue.
+    Stronger than `tone`. Image generators imitate such portraits; applied to both classes, the style is no cue.
     """
     gamma, contrast = np.exp(generator.uniform(-0.7, 0.7)), generator.uniform(0.6, 1.4)
     shadows, lights = generator.uniform(-0.12, 0.12, (2, 3))

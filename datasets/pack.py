@@ -37,7 +37,7 @@ from datasets.listing.storage import (
     parse_index,
     read_bytes,
 )
-from utils.args import EXIT_DONE, EXIT_PARTIAL, check_output_dir, int_in, make_parser, run_script
+from utils.args import check_output_dir, exit_code, int_in, make_parser, run_script
 from utils.errors import UserError
 from utils.files import atomic_write_text, read_json, write_json
 
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     for path in unreadable:
         print(f"unreadable: {path}")
     print(f"{folder}: {n_images:,} images in {len(shards)} shards; use it as wds:{folder}")
-    exit_code = EXIT_PARTIAL if unreadable else EXIT_DONE
-    return {"shards": len(shards), "n_images": n_images, "unreadable": unreadable, "exit_code": exit_code}
+    code = exit_code(len(unreadable))
+    return {"shards": len(shards), "n_images": n_images, "unreadable": unreadable, "exit_code": code}
 
 
 def open_splits(text: str) -> dict[str, Listing]:
@@ -106,10 +106,8 @@ def plan_digest(listings: dict[str, Listing], images_per_shard: int) -> str:
     digest = hashlib.sha256(f"{FORMAT_VERSION} {images_per_shard}".encode())
     for prefix, listing in listings.items():
         for record in listing.records:
-            name, states = (
-                relative_path(record.path, listing.root),
-                [file_state(record.path), file_state(record.mask or "")],
-            )
+            name = relative_path(record.path, listing.root)
+            states = [file_state(record.path), file_state(record.mask or "")]
             facts = [prefix, name, record.label, record.generator, record.group, record.meta, states]
             digest.update(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]

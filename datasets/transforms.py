@@ -158,9 +158,9 @@ class EvalTransform:
 class TrainTransform:
     """Random augmentation that depends on the ``seed`` of the call only.
 
-    Each item is seeded by (run seed, epoch, index), so the augmented images do not depend on the number of workers,
-    and a resumed run sees the images it would have seen. Crops start on the JPEG grid: with corners anywhere, a network
-    that reads block spectra, such as ``cnn``, sees noise instead of traces.
+    Each item is seeded by (run seed, epoch, position in the epoch), so the augmented images do not depend on the number
+    of workers, and a resumed run sees the images it would have seen. Crops start on the JPEG grid: with corners
+    anywhere, a network that reads block spectra, such as ``cnn``, sees noise instead of traces.
 
     ``light`` flips. ``forensic`` also degrades as delivery channels do (datasets/augmentation.py): rescaling by
     0.5..0.95 and back, Gaussian blur of sigma 0.3..2 px, Gaussian noise of up to 4 % of the range, JPEG quality 40..95,

@@ -93,11 +93,6 @@ class Detector(nn.Module):
             logits = self(inputs.contiguous(memory_format=torch.channels_last))
         return logits.double().cpu().numpy()
 
-    @torch.inference_mode()
-    def predict_proba(self, images: Tensor) -> Tensor:
-        """Return calibrated p(fake) in [0, 1], ``(N,)`` float64."""
-        return torch.from_numpy(self.operating_point.p_fake(self(images).float().cpu().numpy()))
-
     @torch.no_grad()
     def fits(self, size: int) -> bool:
         """Check whether the detector takes square inputs of ``size`` px, by scoring a black image."""

@@ -102,9 +102,8 @@ class Foundation(Detector):
     def _embed(self, images: Tensor) -> Tensor:
         """Compute the tokens ``(N, T, D)`` before the first block."""
         embedded = self.backbone._pos_embed(self.backbone.patch_embed(self.normalize(images)))
-        return self.backbone.norm_pre(
-            embedded[0] if isinstance(embedded, tuple) else embedded
-        )  # Eva adds its rotations
+        tokens = embedded[0] if isinstance(embedded, tuple) else embedded  # Eva adds its rotations
+        return self.backbone.norm_pre(tokens)
 
     def _classify(self, read: Tensor) -> Tensor:
         """Turn the read-outs ``(N, R, D)`` into logits ``(N,)``."""

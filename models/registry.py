@@ -39,7 +39,7 @@ def _register_all() -> None:
 
 
 def list_models() -> list[str]:
-    """Return the sorted names of this project's detectors; timm's backbones come in addition."""
+    """Return the sorted names of this project's detectors; timm's backbones are also available."""
     _register_all()
     return sorted(_FACTORIES)
 

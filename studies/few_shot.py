@@ -50,7 +50,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int_in(1), default=8, help="passes over the drawn images (default: 8)")
     parser.add_argument("--runs-dir", default="runs/few_shot", metavar="DIR", help="default: runs/few_shot")
     parser.add_argument("--output-dir", default="results/few_shot", metavar="DIR", help="default: results/few_shot")
-    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags of train.py; last")
+    parser.add_argument(
+        "--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags for train.py; must come last"
+    )
     return parser
 
 

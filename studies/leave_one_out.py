@@ -49,7 +49,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--output-dir", default="results/leave_one_out", metavar="DIR", help="default: results/leave_one_out"
     )
     parser.add_argument("--n-boot", type=int_in(0, 1_000_000), default=1000, help="bootstrap resamples (default: 1000)")
-    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags of train.py; last")
+    parser.add_argument(
+        "--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags for train.py; must come last"
+    )
     return parser
 
 

@@ -64,7 +64,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     place = "leave_source_out"
     parser.add_argument("--runs-dir", default=f"runs/{place}", metavar="DIR", help=f"default: runs/{place}")
     parser.add_argument("--output-dir", default=f"results/{place}", metavar="DIR", help=f"default: results/{place}")
-    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags of train.py; last")
+    parser.add_argument(
+        "--train", nargs=argparse.REMAINDER, default=[], metavar="FLAG", help="flags for train.py; must come last"
+    )
     return parser
 
 

@@ -95,7 +95,7 @@ def test_retraining_at_the_same_path_makes_every_result_outdated(run, tiny_check
     run("--attacks", "fgsm", "--eps", "2/255", "--norm", "l2", "--limit", "4")
     assert "1 results of earlier checkpoints" in capsys.readouterr().err
     assert len(run(checkpoint=None)["rows"]) == 2
-    assert all("2 different tiny-run" in row["failed_checks"] for row in run(checkpoint=None)["rows"])
+    assert all("2 different checkpoints named tiny-run" in row["failed_checks"] for row in run(checkpoint=None)["rows"])
     rows = run(*grid, *smoothing)["rows"]
     assert [row["norm"] for row in rows] == ["l2", "linf"]
     assert not any("different" in row["failed_checks"] for row in rows)

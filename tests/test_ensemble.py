@@ -200,7 +200,7 @@ def test_an_ensemble_is_calibrated_on_top_of_its_members(member, join, image_fol
     images = torch.stack([EvalTransform(detector.geometry)(read(record.path)) for record in records])
     with torch.no_grad():
         wanted = OperatingPoint(checkpoint["calibration"]).p_fake(detector(images).numpy())
-    assert np.allclose(detector.predict_proba(images).numpy(), wanted)
+        assert np.allclose(detector.operating_point.p_fake(detector(images).numpy()), wanted)
 
 
 def read(path: str) -> np.ndarray:
@@ -287,7 +287,9 @@ def test_soups_of_different_networks_are_refused(member, classical_member, join)
 
 def test_a_member_that_no_longer_sees_the_whole_image_is_named(member, join, capsys):
     join("mean", member("a", 1), member("b", 2, Geometry("resize", 40)))
-    assert "note: cnn sees more of a picture alone, but only the central 48 px here" in capsys.readouterr().err
+    assert (
+        "note: cnn would see more of a picture alone; here all members see the central 48 px" in capsys.readouterr().err
+    )
 
 
 def test_the_result_is_marked_with_the_strongest_augmentation_of_its_members(member, join):

@@ -100,6 +100,16 @@ def test_mistakes_are_named(tiny_checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(*start, "--limit", 2)
     assert "expected --limit with --faithfulness only" in capsys.readouterr().err
+    for flags, says in (
+        (("--faithfulness", "--data", "demo", "--contact-sheet"), "expected --contact-sheet with PATH... only"),
+        (
+            ("--from-raw", "out", "--target", "fake", "--layer", "trunk"),
+            "expected no --target, --layer with --from-raw",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            run(*flags)
+        assert says in capsys.readouterr().err
 
 
 @pytest.fixture

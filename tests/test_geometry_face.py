@@ -149,7 +149,7 @@ def test_every_picture_without_a_face_is_counted_and_listed(portraits, face_chec
             str(out),
         ]
     )
-    assert "portraits test: 4 of 6 pictures show a face (cascade); others are whole" in capsys.readouterr().err
+    assert "portraits test: 4 of 6 pictures show a face (cascade); the others are used whole" in capsys.readouterr().err
     info = read_sidecar(next((out / "scores").glob("*.csv.gz")))
     assert info["finder"] == "cascade" and info["without_face"] == [f"test/fake/{FACELESS}", f"test/real/{FACELESS}"]
     predict.main([*flags, str(portraits / "test"), "--whole"])
@@ -223,9 +223,9 @@ def test_a_member_that_frames_faces_can_be_joined_with_others(
     result = ensemble.main([*members, "--output-dir", str(tmp_path / "joint")])
     detector, _ = load_detector(result["checkpoint"])
     assert detector.geometry == frame and len(result["rows"]) == 1
-    assert ("sees more of a picture alone, but only 1.6 times the face here" in capsys.readouterr().err) == (
-        other.mode == "crop"
-    )
+    assert (
+        "would see more of a picture alone; here all members see 1.6 times the face" in capsys.readouterr().err
+    ) == (other.mode == "crop")
     image = read_image(portraits / "test" / "real" / "0.png")
     box = FaceFinder()(image)[0].box
     with torch.inference_mode():
@@ -243,8 +243,13 @@ def test_flags_that_find_no_use_are_one_line(portraits, face_checkpoint, tmp_pat
     checkpoint = load_checkpoint(face_checkpoint)
     save_checkpoint(crop, {**checkpoint, "geometry": Geometry("crop", 32).to_dict()})
     for main, flags, message in (
-        (evaluate.main, ["--from-scores", str(scores), "--faces", *folder], "expected pictures for --faces"),
-        (evaluate.main, ["--from-scores", str(scores), "--face-detector", str(wrong), *folder], "expected pictures"),
+        (
+            evaluate.main,
+            ["--from-scores", str(scores), "--faces", *folder],
+            "expected --data with --faces, got --from-scores",
+        ),
+        (evaluate.main, ["--from-scores", str(scores), "--face-detector", str(wrong), *folder], "expected --data with"),
+        (evaluate.main, ["--from-scores", str(scores), "--tiers", "web", *folder], "expected --data with --tiers, got"),
         (
             calibrate.main,
             [

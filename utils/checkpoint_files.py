@@ -44,9 +44,9 @@ def check_checkpoint_file(path: str | Path | None, flag: str = "--checkpoint", n
             )
         return file
     if not zipfile.is_zipfile(file):
+        found = "a truncated file or one of another kind" if file.stat().st_size else "an empty file"
         raise UserError(
-            f"expected {flag} {str(path)!r} to be a checkpoint written by train.py, "
-            f"found {'an empty file' if file.stat().st_size == 0 else 'a truncated or foreign file'}; train it again"
+            f"expected {flag} {str(path)!r} to be a checkpoint written by train.py, found {found}; train it again"
         )
     return file
 

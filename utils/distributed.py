@@ -171,5 +171,5 @@ def expecting_peers() -> Iterator[None]:
             raise
         raise UserError(
             f"expected {team.size} processes to work together, but another one has stopped (see its message); "
-            "start them again, train.py with --resume"
+            "restart all of them, train.py with --resume"
         ) from None

@@ -95,8 +95,8 @@ def _writing(path: str | os.PathLike[str], mode: str, form: dict[str, Any]) -> I
             return
         if os.path.exists(path) and os.fspath(path).startswith(STREAMS):  # others write to this file too
             raise UserError(
-                f"expected to write a file, got the stream {path}, redirected to one; name a file, or leave out the "
-                "flag to write to stdout"
+                f"expected to write a file, got the stream {path}, which is redirected to a file; name that file, "
+                "or leave out the flag to write to stdout"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

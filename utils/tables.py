@@ -23,9 +23,8 @@ Columns = Sequence[tuple[str, str]]
 Formats = str | Mapping[str, str]
 
 DEFAULT_FORMAT = ".3f"
-MARKED = re.compile(
-    r"^<!-- table: (\S+) -->\n(?:\n(?=\|))?(?:\|.*\n)*", re.MULTILINE
-)  # a table of a page, with its source
+# A table of a page, with its source.
+MARKED = re.compile(r"^<!-- table: (\S+) -->\n(?:\n(?=\|))?(?:\|.*\n)*", re.MULTILINE)
 MISSING = "\N{EN DASH}"
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",

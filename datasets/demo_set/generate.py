@@ -25,7 +25,7 @@ from datasets.demo_set.fakes import GENERATORS, forge, photograph
 from utils.errors import UserError
 
 DEMO_VERSION = 1
-SPLITS = {"train": 0.7, "valid": 0.1, "test": 0.2}
+SPLITS = ("train", "valid", "test")
 QUALITIES = (70, 95)
 
 

@@ -45,7 +45,10 @@ def with_faces(listing: Listing, finder: FaceFinder | None) -> Listing:
     name = f"{listing.name} {listing.split}"
     records = find_faces(listing.records, finder, user_cache() / "faces", f"faces {name}")
     found = sum(bool(record.faces) for record in records)
-    print(f"{name}: {found} of {len(records)} pictures show a face ({finder.name}); others are whole", file=sys.stderr)
+    print(
+        f"{name}: {found} of {len(records)} pictures show a face ({finder.name}); the others are used whole",
+        file=sys.stderr,
+    )
     return replace(listing, records=records)
 
 

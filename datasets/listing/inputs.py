@@ -13,7 +13,7 @@ from typing import NamedTuple
 from datasets.decoding.containers import VIDEO_SUFFIXES, is_video_file
 from datasets.listing.readers.csv_list import read_csv
 from datasets.listing.readers.folder import IMAGES, Files, list_images
-from datasets.listing.records import is_strewn
+from datasets.listing.records import is_system_file
 from datasets.listing.storage import image_exists, is_image_file, looks_like_image
 from utils.errors import UserError, closest_sibling
 
@@ -38,8 +38,7 @@ class Inputs(NamedTuple):
 def list_inputs(arguments: Sequence[str], null: bool = False, videos: bool = False) -> Inputs:
     """Return the paths of all images named by the arguments, in order, without decoding any.
 
-    - a folder: the image files below it, with ``videos`` videos too, sorted by path; files of other kinds are listed
-      apart;
+    - a folder: the image files below it, and with ``videos`` its videos, sorted by path; other files are listed apart;
     - a file that ends in .csv or .tsv, or any file after ``csv:``: the paths of this list, see
       datasets/listing/readers/csv_list.py; labels are optional;
     - ``-``: one path per line of standard input, or null-terminated paths (``find -print0``) with ``null``;
@@ -108,7 +107,7 @@ def _matching(pattern: str, argument: str, wanted: Files) -> Inputs:
         )
     found, others = sorted(glob.iglob(pattern, recursive=True)), []
     if "**" in pattern:  # it also matches every folder on the way, which would repeat images
-        files = [path for path in found if os.path.isfile(path) and not is_strewn(os.path.basename(path))]
+        files = [path for path in found if os.path.isfile(path) and not is_system_file(os.path.basename(path))]
         found = [path for path in files if wanted.accepts(path)]
         others = sorted({*files} - {*found})
     if not found:

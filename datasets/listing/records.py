@@ -21,7 +21,7 @@ FAKE_NAMES = frozenset(
     "fake ai ai_generated artificial manipulated synthetic synthesized synthesised generated gan deepfake "
     "forged tampered altered training_fake".split()
 )
-STREWN_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "demo.json"}  # by systems, or by the demo set
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "demo.json"}  # by systems, or by the demo set
 _DECORATION = re.compile(r"^\d+_|_?(images?|imgs?|faces?|photos?|pictures?|sequences?)$")
 
 
@@ -117,6 +117,6 @@ def class_label(name: str) -> int | None:
     return None
 
 
-def is_strewn(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one that systems leave behind unasked."""
-    return name.startswith(".") or name.lower() in STREWN_NAMES
+def is_system_file(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that operating systems leave behind."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES

@@ -81,7 +81,7 @@ def open_training_data(specs: Sequence[str], exclude_generators: Sequence[str] =
         valid = [_open_part(once, "valid", exclude_generators, source)] if "valid" in first.splits else []
         if not valid and "valid" in used:
             train, valid = hold_out(train)[0], [hold_out(_open_part(once, part, exclude_generators, source))[1]]
-            flat = "splits: a tenth is held out for validation, nothing for a test"
+            flat = "splits: a tenth is held out for validation, and there is no test set"
             lacking = "valid split: a tenth of its training images is held out" if first.splits else flat
             data.notes.append(f"{train.name} has no {lacking}")
         tests = [open_records(once, "test", source)] if "test" in first.splits else []

@@ -157,7 +157,7 @@ def _read_member(path: str) -> bytes:
     except (OSError, UserError) as error:
         raise UnreadableImage(f"its shard cannot be read ({error})") from None
     if len(data) < size:
-        raise UnreadableImage("its shard is truncated before it")
+        raise UnreadableImage("its shard ends before this image")
     return data
 
 

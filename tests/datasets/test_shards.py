@@ -191,7 +191,7 @@ def test_images_before_the_damage_are_used_and_the_rest_counted(folder, shards):
     assert len(listing.records) == len(whole.records) and listing.fingerprint != whole.fingerprint
     batches = list(make_loader(ImageDataset(listing.records, EvalTransform(Geometry("crop", 32))), 4))
     failed = [item for batch in batches for item in batch.unreadable]
-    assert len(failed) == 2 and {item.reason for item in failed} == {"its shard is truncated before it"}
+    assert len(failed) == 2 and {item.reason for item in failed} == {"its shard ends before this image"}
     assert sum(len(batch.images) for batch in batches) == 13
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from models.detector import Detector, count_parameters
-from models.operating_point import OperatingPoint
 from models.registry import create_model, list_models
 from utils.checkpoints.file import load_detector, save_checkpoint
 from utils.errors import UserError
@@ -156,17 +155,6 @@ def test_the_cam_layer_exists_and_its_output_is_a_map(detector, images):
         count, channels, height, width = features.shape
         assert count == len(images)
         assert height == width <= channels  # channels first: every last stage here is wider than its map
-
-
-@torch.no_grad()
-def test_p_fake_is_the_calibrated_sigmoid(detector, images):
-    logits = detector(images).double()
-    assert torch.allclose(detector.predict_proba(images), torch.sigmoid(logits))
-    detector.operating_point = OperatingPoint({"method": "temperature", "temperature": 2.0})
-    calibrated = detector.predict_proba(images)
-    detector.operating_point = OperatingPoint()
-    assert calibrated.dtype == torch.float64
-    assert torch.allclose(calibrated, torch.sigmoid(logits / 2))
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def test_checkpoints_are_checked_by_their_outer_form(tmp_path, tiny_checkpoint):
     assert check_checkpoint_file(str(tiny_checkpoint.parent)) == tiny_checkpoint
     with pytest.raises(UserError, match=r"found none at '.*missing\.pt'; check the path"):
         check_checkpoint_file(tmp_path / "missing.pt")
-    for content, found in ((b"", "an empty file"), (b"text", "a truncated or foreign file")):
+    for content, found in ((b"", "an empty file"), (b"text", "a truncated file or one of another kind")):
         (tmp_path / "odd.pt").write_bytes(content)
         with pytest.raises(UserError, match=found):
             check_checkpoint_file(tmp_path / "odd.pt")

@@ -3,7 +3,7 @@
 Carlini et al., "On Evaluating Adversarial Robustness", 2019 (arXiv 1902.06705), and Croce et al., "RobustBench",
 NeurIPS Datasets and Benchmarks 2021 (arXiv 2010.09670), list the symptoms of an attack that fails although the detector
 is not robust: vanishing gradients, a black-box attack that beats a white-box one, images that survive any eps.
-Each detector is checked here on a few images once per data set. Besides, every cell is checked for the ball and the
+Each detector is checked here on a few images once per data set. In addition, every cell is checked for the ball and the
 box, and the finished rows are compared with each other (:func:`utils.attacks.report.compare_rows`).
 """
 

@@ -55,9 +55,8 @@ class Exporter:
 
     def __init__(self, folder: Path, listing: Listing, geometry: Geometry) -> None:
         self.folder, self.listing, self.geometry = folder, listing, geometry
-        for file in folder.glob(
-            "*/[0-9][0-9][0-9][0-9][0-9].png"
-        ):  # of an earlier export, which may have had more images
+        # An earlier export may have had more images.
+        for file in folder.glob("*/[0-9][0-9][0-9][0-9][0-9].png"):
             file.unlink()
 
     def __call__(self, indices: Tensor, adversarial: Tensor) -> None:

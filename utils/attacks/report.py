@@ -129,7 +129,7 @@ def mark_mixed(rows: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> None:
     for row in rows:
         for name in dict.fromkeys((row["checkpoint"], row["source"])):
             if len(found[name]) > 1:
-                row["failed"].append(f"cells of {len(found[name])} different {name}")
+                row["failed"].append(f"cells of {len(found[name])} different checkpoints named {name}")
 
 
 def compare_rows(rows: Sequence[dict[str, Any]]) -> None:

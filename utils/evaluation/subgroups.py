@@ -42,8 +42,8 @@ def write_subgroups(sets: Sequence[ScoredSet], request: str, folder: Path, n_boo
 def read_column(csv_path: str | os.PathLike[str], column: str) -> dict[str, str]:
     """Return one metadata column of a CSV list as path -> value; images without a value are left out.
 
-    ``generator`` and all columns except path, label, split and mask can be used; case is ignored. Paths are those
-    that the same list gives to evaluate.py.
+    ``generator`` and all columns except path, label, split, mask and group can be used; case is ignored. Paths are
+    those that the same list gives to evaluate.py.
 
     Raises:
         UserError: not a CSV list, or no such column; the message names those it has.

@@ -17,7 +17,7 @@ from utils.scoring.rows import Item
 def add_case_group(parser: argparse.ArgumentParser) -> None:
     """Add --save-case and --label."""
     group = parser.add_argument_group("cases")
-    group.add_argument("--save-case", metavar="DIR", help="save the pictures of this call to this folder")
+    group.add_argument("--save-case", metavar="DIR", help="save the images of this run in this folder")
     group.add_argument("--label", choices=LABELS, help="the right answer for all of them")
 
 

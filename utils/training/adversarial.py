@@ -155,7 +155,7 @@ def reason_to_stop(patience: int, method: str | None, state: TrainingState) -> s
     """
     collapses = sum(bool(row.get("collapsed")) for row in state.history)
     if collapses > (method == "fgsm"):
-        return f"collapsed without FGSM: stopped; best.pt holds epoch {state.best_epoch}"
+        return f"collapsed in multi-step training: stopped; best.pt holds epoch {state.best_epoch}"
     if patience and state.epoch - state.best_epoch >= patience:
         return f"no better {'PGD accuracy' if method else 'AUC'} for {patience} epochs: stopped early"
     return None

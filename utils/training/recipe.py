@@ -123,7 +123,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a recipe, except --precision, which belongs to the device group."""
     data = parser.add_argument_group("model and data")
     data.add_argument("--model", default="cnn", help="a name from --list-models or any timm backbone (default: cnn)")
-    data.add_argument("--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="for the model")
+    data.add_argument(
+        "--model-args", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the model"
+    )
     data.add_argument("--data", nargs="+", default=["demo"], metavar="SPEC", help="datasets to mix (default: demo)")
     data.add_argument(
         "--exclude-generator",
@@ -170,7 +172,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--weight-decay", type=float_in(0, 10), default=0.05, help="default: 0.05")
     fit.add_argument("--warmup", type=float_in(0, 1), default=0.1, help="share of warm-up steps (default: 0.1)")
     fit.add_argument(
-        "--ema-decay", type=float_in(0, 1), default=0.998, help="of averaged weights; 0: off (default: 0.998)"
+        "--ema-decay", type=float_in(0, 1), default=0.998, help="decay of the averaged weights; 0: off (default: 0.998)"
     )
     fit.add_argument(
         "--patience",
@@ -199,7 +201,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="cache the frozen part of the model or its teacher (foundation) for N augmented views; 0: off (default)",
     )
-    transfer.add_argument("--prune", type=float_in(0, 0.95), default=0.0, metavar="SHARE", help="of channels to prune")
+    transfer.add_argument(
+        "--prune", type=float_in(0, 0.95), default=0.0, metavar="SHARE", help="share of channels to prune"
+    )
     transfer.add_argument("--teacher", metavar="PT", help="checkpoint to distil, a detector or an ensemble")
 
     attack = parser.add_argument_group("adversarial training")

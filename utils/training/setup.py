@@ -81,7 +81,7 @@ def build_detector(
         if recipe.weights:
             log(f"{recipe.weights}: {load_weights(detector, recipe.weights)}")
         elif detector.base_prefix:
-            log(f"note: {detector.base_name} has random weights, most of which stay, unless you pass --weights")
+            log(f"note: {detector.base_name} has random weights, most of which are never trained; pass --weights")
         if recipe.prune:
             detector.model_args = {**detector.model_args, "channels": prune_channels(detector, recipe.prune)}
             log(f"{count_parameters(detector):,} parameters after pruning")

@@ -32,7 +32,7 @@ from datasets.listing.records import (
     Record,
     Source,
     class_label,
-    is_strewn,
+    is_system_file,
 )
 from datasets.listing.storage import IMAGE_SUFFIXES, is_image_file
 from utils.errors import UserError, closest_sibling
@@ -224,7 +224,7 @@ def _scan(path: str, ancestors: frozenset[tuple[int, int]], wanted: Files) -> Fo
     try:
         status = os.stat(path)
         with os.scandir(path) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_strewn(entry.name))
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_system_file(entry.name))
     except OSError as error:
         raise UserError(f"expected a readable folder, got {path}: {error.strerror}") from None
     identity = (status.st_dev, status.st_ino)

@@ -107,4 +107,4 @@ def test_a_listing_says_how_many_pictures_show_a_face(pictures, searched, capsys
     assert with_faces(listing, None) is listing
     found = with_faces(listing, FaceFinder())
     assert [record.path for record in found.records] == [record.path for record in listing.records]
-    assert "pictures test: 1 of 5 pictures show a face (cascade); others are whole" in capsys.readouterr().err
+    assert "pictures test: 1 of 5 pictures show a face (cascade); the others are used whole" in capsys.readouterr().err

@@ -50,7 +50,7 @@ def test_without_any_split_nothing_is_left_for_a_test(make_folder):
     assert data.test == []
     assert len(data.train[0].records) + len(data.valid[0].records) == 60
     assert "x has no splits" in data.notes[0]
-    assert "nothing for a test" in data.notes[0]
+    assert "there is no test set" in data.notes[0]
 
 
 def test_what_is_held_out_depends_on_the_names_below_the_folder_only(make_folder, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_a_prefix_that_only_some_keys_have_is_part_of_the_names():
 def test_truncated_files_are_refused(share, tiny_checkpoint):
     data = tiny_checkpoint.read_bytes()
     tiny_checkpoint.write_bytes(data[: int(share * len(data))])
-    refuses(tiny_checkpoint, "an empty file" if share == 0 else "a truncated or foreign file")
+    refuses(tiny_checkpoint, "an empty file" if share == 0 else "a truncated file or one of another kind")
 
 
 def test_a_file_that_lost_its_middle_is_refused(tiny_checkpoint):
@@ -134,7 +134,7 @@ def test_no_code_in_a_checkpoint_runs(tmp_path):
     target = tmp_path / "exploded"
     refuses(write_raw(tmp_path / "zipped.pt", {**parts(), "format_version": 1, "x": Bomb(target)}), "could run code")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Bomb(target)))
-    refuses(tmp_path / "plain.pt", "a truncated or foreign file")
+    refuses(tmp_path / "plain.pt", "a truncated file or one of another kind")
     assert not target.exists()
     pickle.loads(pickle.dumps(Bomb(target)))  # the bomb is real
     assert target.exists()

@@ -180,7 +180,7 @@ def test_collapse_goes_back_falls_back_and_resumes_exactly(faces, tmp_path, monk
     result = run(faces, tmp_path / "whole", *flags)
     error = capsys.readouterr().err
     assert [entry["collapsed"] for entry in result["history"]] == [0, 1, 0, 1], "the second collapse ends the run"
-    assert "collapsed in epoch 2: back to the best weights so far, of epoch 1" in error and "stopped" in error
+    assert "collapsed in epoch 2: restored the best weights so far (epoch 1)" in error and "stopped" in error
     assert list(dict.fromkeys(methods)) == ["fgsm", "pgd"] and methods.count("fgsm") == methods.count("pgd")
     assert load_checkpoint(tmp_path / "whole" / "best.pt")["epoch"] == 1
 

@@ -174,10 +174,10 @@ class CellMeter:
 
     def _compare_with_random_weights(self, views: Sequence[View]) -> None:
         """Fill in how similar the maps of a copy with shuffled weights are, and the ROAD of those maps."""
-        seed, stranger = self.settings.seed, randomised(self.detector, self.settings.seed)
+        seed, shuffled = self.settings.seed, randomised(self.detector, self.settings.seed)
         for part, images in self._batches(views, self.settings.batch_size):
             sign = targets_of(self._says_fake(self._logits(images)), self.settings.target)
-            known, unknown = self._maps(images, sign, seed), self._maps(images, sign, seed, stranger)
+            known, unknown = self._maps(images, sign, seed), self._maps(images, sign, seed, shuffled)
             for method in self.settings.methods:
                 heats = unknown[method].numpy()
                 road = self._road(images, sign, np.stack([removal_order(heat, seed) for heat in heats]))

@@ -51,15 +51,15 @@ def randomised(detector: Detector, seed: int) -> Detector:
     Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292). Deviation: all layers at once,
     and shuffled instead of redrawn, so that no layer saturates.
     """
-    stranger = copy.deepcopy(detector)
+    shuffled = copy.deepcopy(detector)
     generator = torch.Generator().manual_seed(seed)
-    norms = [module for module in stranger.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in shuffled.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     statistics = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
     with torch.no_grad():
-        for tensor in (*stranger.parameters(), *statistics):
+        for tensor in (*shuffled.parameters(), *statistics):
             order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
             tensor.copy_(tensor.reshape(-1)[order].view_as(tensor))
-    return stranger
+    return shuffled
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.explanations.registry import CONTROLS, title_of
 from utils.files import atomic_write_text, read_text
+from utils.metrics.comparison import holm
 from utils.tables import write_table
 
 METRICS = tuple(
@@ -119,15 +120,6 @@ def better(gains: np.ndarray) -> float:
     return float(wilcoxon(gains, alternative="greater").pvalue) if len(gains) > 1 and gains.any() else 1.0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for multiple testing (Holm, Scandinavian Journal of Statistics 1979)."""
-    adjusted, highest = [1.0] * len(p_values), 0.0
-    for place, index in enumerate(np.argsort(p_values, kind="stable")):
-        highest = max(highest, min(1.0, p_values[index] * (len(p_values) - place)))
-        adjusted[index] = highest
-    return adjusted
-
-
 def against_controls(columns: Mapping[tuple[str, str], np.ndarray], method: str) -> dict[str, Any]:
     """Compare the ROAD of a method with every control on the same images.
 
@@ -168,7 +160,8 @@ def cell_rows(raw: Raw, checkpoint: str, dataset: str, seed: int) -> Raw:
         row |= {name: int(np.isfinite(columns[method, metric]).sum()) for name, metric in COUNTS.items()}
         rows.append(row | ({} if method in CONTROLS else against_controls(columns, method)))
     tested = [row for row in rows if row["method"] not in CONTROLS]
-    for row, p_value in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
+    corrected = cast("list[float]", holm([row["p_value"] for row in tested]))  # none is None
+    for row, p_value in zip(tested, corrected, strict=True):
         row["p_value"] = p_value
         depends = row["random_weights"] is None or row["random_weights"] < UNCHANGED
         row["verdict"] = FAITHFUL if p_value < ALPHA and row["gain"] > 0 and depends else UNFAITHFUL
