@@ -58,7 +58,7 @@ LIMITS = {
         "seconds for an upload, and again for its scores; decoding a picture may take a third of this",
     ),
     "queue": (int_in(1, 100_000), "images that may wait"),
-    "per_minute": (int_in(0), "uploads per minute and client address; 0: no limit"),
+    "per_minute": (int_in(0), "API requests per minute and client address; 0: no limit"),
 }
 
 
