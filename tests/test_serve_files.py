@@ -122,7 +122,7 @@ def test_a_video_without_a_face_is_judged_by_its_whole_frames_when_asked(app, tm
         (lambda data: data[:36] + b"\0" * 500, 422, "no video that can be decoded"),
         (lambda data: b"MZ" + data, 415, "not a video"),
         (lambda data: jpeg(), 415, "not a video"),
-        (lambda data: data + b"\0" * 2_000_000, 413, "Request Entity Too Large"),
+        (lambda data: data + b"\0" * 2_000_000, 413, "The request is larger than 2 MB."),
     ],
 )
 def test_videos_that_are_none_are_refused(app, tmp_path, change, status, words):

@@ -128,6 +128,7 @@ def test_no_face_is_said_and_the_whole_picture_judged_on_request(page, nobody):
     assert page.locator(".verdict h2").inner_text() == "No face found"
     assert not serious(page)
     page.get_by_role("button", name="Judge the whole picture").click()
+    assert page.evaluate("document.activeElement.id") == "verdict"
     page.locator(".verdict h2.real, .verdict h2.fake, .verdict h2.unsure").wait_for()
     page.locator(".heat").wait_for()
     assert "trust this verdict less" in page.locator(".reasons").inner_text()

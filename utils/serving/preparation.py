@@ -199,8 +199,8 @@ def stress_steps() -> list[Step]:
     steps: list[Step] = [("original", None, "unchanged", tier("clean"))]
     steps += [("jpeg", q, f"JPEG quality {q:g}", tier(severity_name("jpeg", q))) for q in SEVERITIES["jpeg"]]
     smaller = sorted((scale for scale in SEVERITIES["resize"] if scale < 1), reverse=True)
-    steps += [("resize", s, f"scaled to {s:.0%}", tier(severity_name("resize", s))) for s in smaller]
-    steps += [("screenshot", s, f"screenshot at {s:.0%}", capture(s, q)) for s, q in SCREENSHOTS.items()]
+    steps += [("resize", s, f"scaled to {100 * s:.0f} %", tier(severity_name("resize", s))) for s in smaller]
+    steps += [("screenshot", s, f"screenshot at {100 * s:.0f} %", capture(s, q)) for s, q in SCREENSHOTS.items()]
     return steps + [("shared", None, label, tier(name)) for name, label in SHARED.items()]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Flask, Response, g, jsonify, render_template, request, send_from_directory
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, SecurityError
 
 from utils.serving import guard, telemetry
 from utils.serving.offers import Offer
@@ -209,8 +209,12 @@ def add_guards(app: Flask, service: Service, token: str | None) -> None:
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> tuple[Response, int]:
-        status = error.code or 500
-        response = jsonify(error={"code": REASONS.get(status, "error"), "message": f"{error.name}."})
+        status, message = error.code or 500, f"{error.name}."
+        if isinstance(error, RequestEntityTooLarge):
+            message = f"The request is larger than {(request.max_content_length or 0) / 1e6:g} MB."
+        if isinstance(error, SecurityError):
+            message = "This server does not accept the host name; start it with --public-name."
+        response = jsonify(error={"code": REASONS.get(status, "error"), "message": message})
         if "Allow" in dict(error.get_headers()):
             response.headers["Allow"] = dict(error.get_headers())["Allow"]
         return response, status

@@ -223,7 +223,7 @@ class Service:
         if not found.faces:
             raise Refused(422, "no_face", "No face was found. With whole=true, the whole picture is judged.")
         if choice.face is not None and choice.face >= len(found.faces):
-            raise Refused(400, "no_such_face", f"Expected a face below {len(found.faces)}, got {choice.face}.")
+            raise Refused(400, "no_such_face", f"The picture has faces 0 to {len(found.faces) - 1}, got {choice.face}.")
         if choice.face is not None or len(found.faces) == 1:
             return choice.face or 0
         return int(self._score(offer, found.views).argmax())

@@ -1,6 +1,6 @@
 import { useCallback, useEffect, useMemo, useState } from "react";
 
-import { ApiError, getServer, setToken, type Server } from "./api";
+import { ApiError, getServer, setToken, whenBusy, type Server } from "./api";
 import { Detail } from "./Detail";
 import { DropZone } from "./DropZone";
 import { Gallery } from "./Gallery";
@@ -15,6 +15,8 @@ import type { OnFrame } from "./VideoDetail";
 export function App() {
   const [server, setServer] = useState<Server | null>(null);
   const [problem, setProblem] = useState<{ needsToken: boolean; message: string } | null>(null);
+  const [tokenSent, setTokenSent] = useState(false);
+  const [wait, setWait] = useState(0); // s, until the next attempt to reach a busy server
   const [model, setModel] = useState<string>();
   const [selected, setSelected] = useState<number | null>(null);
   const files = useItems(model, server?.limits);
@@ -33,6 +35,7 @@ export function App() {
       });
   }, []);
   useEffect(connect, [connect]);
+  useEffect(() => whenBusy(setWait), []);
 
   const addFiles = useCallback(
     (files: File[]) => {
@@ -50,6 +53,17 @@ export function App() {
     setSelected(id);
     setOpened({ id });
   }, []);
+  const clear = useCallback(() => {
+    files.clear();
+    document.getElementById("main")?.focus();
+  }, [files]);
+  const again = useCallback<typeof files.again>(
+    (item, whole) => {
+      files.again(item, whole);
+      setOpened({ id: item.id });
+    },
+    [files],
+  );
   const openFrame = useCallback<OnFrame>((...frame) => openItem(addFrame(...frame)), [addFrame, openItem]);
 
   const item = useMemo(() => items.find((one) => one.id === selected) ?? items[0], [items, selected]);
@@ -66,7 +80,7 @@ export function App() {
         <span className="brand">Deepfake Image Engine</span>
         <ThemeButton />
       </header>
-      <main id="main">
+      <main id="main" tabIndex={-1}>
         <div className={items.length ? "intro small" : "intro"}>
           <h1>Real or fake?</h1>
           <p>
@@ -77,8 +91,10 @@ export function App() {
 
         {problem?.needsToken && (
           <TokenForm
+            rejected={tokenSent}
             onToken={(token) => {
               setToken(token);
+              setTokenSent(true);
               connect();
             }}
           />
@@ -92,6 +108,12 @@ export function App() {
           </p>
         )}
 
+        {wait > 0 && (
+          <p className="notice" role="status">
+            The server is busy. Trying again in {Math.ceil(wait)} s …
+          </p>
+        )}
+
         {server && card && (
           <>
             <DropZone compact={items.length > 0} limits={server.limits} onFiles={addFiles} />
@@ -102,7 +124,7 @@ export function App() {
                 selected={item?.id}
                 onSelect={setSelected}
                 onRemove={files.remove}
-                onClear={files.clear}
+                onClear={clear}
                 onCancel={files.cancel}
                 onResume={files.resume}
                 onUnshowable={files.substitute}
@@ -115,7 +137,7 @@ export function App() {
                 card={card}
                 cases={server.cases ?? false}
                 onChange={files.change}
-                onAgain={files.again}
+                onAgain={again}
                 onFrame={openFrame}
                 onBack={video && (() => openItem(video.id))}
               />
@@ -128,7 +150,8 @@ export function App() {
       <footer>
         <p>
           Files are sent to this server only, which does not store them
-          {server?.cases ? " unless you keep one as a case" : ""}. A verdict is a reason to look closer, not proof.
+          {server?.cases ? " unless you keep one as a case" : ""}. Your browser keeps earlier verdicts, each with a small
+          copy of the picture, until you delete them. A verdict is a reason to look closer, not proof.
         </p>
       </footer>
     </>

@@ -10,6 +10,7 @@ import { Reasons } from "./Reasons";
 import { StressTable } from "./StressTable";
 import { FromVideo, Heading, NoFace, Unscored, Verdict } from "./Verdict";
 import { VideoFaces, VideoVerdict, type OnFrame } from "./VideoDetail";
+import { limits } from "./words";
 
 interface Props {
   item: Item;
@@ -48,8 +49,8 @@ export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }
       {scored && cases && <KeepCase file={item.file} />}
       {(scored || video) && (
         <p className="printed">
-          Detector {card.name} ({card.model}), threshold {card.threshold.toFixed(3)}, {new Date().toLocaleString()}. A
-          verdict is a reason to look closer, not proof.
+          Detector {card.name} ({card.model}): {limits(card)}. {new Date().toLocaleString()}. A verdict is a reason to look
+          closer, not proof.
         </p>
       )}
     </article>

@@ -48,7 +48,7 @@ function Sources({ card }: { card: Card }) {
         <thead>
           <tr>
             <th scope="col">Source</th>
-            <th scope="col">In training</th>
+            <th scope="col">In training for this test</th>
             <th scope="col">Real photographs called fake</th>
             <th scope="col">Fakes called fake</th>
           </tr>

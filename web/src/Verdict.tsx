@@ -19,7 +19,7 @@ export function Heading({ item, shown }: { item: Item; shown: Shown | undefined 
     );
   }
   const { p_fake } = shown ?? (item.scored ?? item.video)!;
-  const title = titleOf(verdict, p_fake, item.isVideo || item.origin !== undefined);
+  const title = titleOf(verdict, p_fake, item.isVideo);
   const many = shown && item.scored!.faces.length > 1;
   return (
     <h2 id="verdict" tabIndex={-1} className={nameOf(verdict)}>
@@ -31,7 +31,7 @@ export function Heading({ item, shown }: { item: Item; shown: Shown | undefined 
 
 function stateOf({ status, isVideo }: Item): string {
   if (status === "waiting") return "Waiting its turn …";
-  if (status === "working") return "Looking at it …";
+  if (status === "working") return "Checking …";
   if (status === "cancelled") return "Cancelled";
   return `This ${isVideo ? "video" : "picture"} could not be checked`;
 }

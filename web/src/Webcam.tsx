@@ -47,11 +47,13 @@ export function Webcam({ onPicture, onClose }: { onPicture: (file: File) => void
         <video ref={video} playsInline muted aria-label="What the camera sees" />
       )}
       <div className="buttons">
-        <button type="button" className="primary" disabled={state !== "ready"} onClick={take}>
-          Take a picture
-        </button>
+        {state !== "refused" && (
+          <button type="button" className="primary" disabled={state !== "ready"} onClick={take}>
+            Take a picture
+          </button>
+        )}
         <button type="button" onClick={onClose}>
-          Cancel
+          {state === "refused" ? "Close" : "Cancel"}
         </button>
       </div>
     </dialog>

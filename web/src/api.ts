@@ -191,7 +191,17 @@ async function send(path: string, body?: FormData, signal?: AbortSignal): Promis
   throw new ApiError(message, response.status, Number(response.headers.get("Retry-After")) || 2);
 }
 
-const pause = (seconds: number) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+/** Told how many seconds the next attempt will wait for a busy server; 0 when it has been made. */
+let onBusy: (seconds: number) => void = () => {};
+export const whenBusy = (listener: (seconds: number) => void) => {
+  onBusy = listener;
+};
+
+async function pause(seconds: number): Promise<void> {
+  onBusy(seconds);
+  await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+  onBusy(0);
+}
 
 /** Retry while the server is busy, after the delay that it asks for. */
 async function patient(path: string, body?: FormData, signal?: AbortSignal): Promise<Response> {

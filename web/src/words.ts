@@ -50,6 +50,12 @@ function chance(p: number): string {
   return `about ${Math.round(100 * p)} in 100`;
 }
 
+/** From which score on the detector says fake, and below which real. */
+export function limits({ threshold, unsure }: Card): string {
+  const [low, high] = unsure ?? [threshold, threshold];
+  return `fake from ${percent(high)}, real below ${percent(low)}`;
+}
+
 export function sees(card: Card): string {
   const { mode, size, resize_to } = card.geometry;
   if (mode === "face") return `each face with a little around it, scaled to ${size} × ${size} pixels`;
@@ -96,7 +102,7 @@ export function howSure(sources: SourceRow[], what: "picture" | "video" = "pictu
   ];
   if (!parts.length) return `This detector comes without test results, so nobody can say how often it is right on a ${what} like yours.`;
   const where = unseen.length
-    ? `We cannot know where your ${what} comes from. In tests on sources that the detector had not seen in training, it`
+    ? `We cannot know where your ${what} comes from. In tests on sources left out of training, it`
     : "It was only tested on the sources that it was trained on. There it";
   const rest = unseen.length ? "" : ` Expect more mistakes on your ${what}.`;
   return `${where} ${parts.join(" and ")}, depending on the source.${rest}`;
