@@ -35,6 +35,7 @@ from utils.args import (
     add_device_group,
     add_face_detector,
     add_seed,
+    changed_flags,
     check_output_dir,
     command_line,
     exit_code,
@@ -60,6 +61,8 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.attacks.runs import Target, Trial
+
+TRIED = "limit attacks norm eps direction steps restarts queries transfer smoothing export".split()
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -110,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.checkpoint) != bool(args.data):
         parser.error("expected --checkpoint PT... together with --data SPEC..., or neither")
+    if not args.checkpoint and (unused := changed_flags(parser, args, *TRIED)):
+        parser.error(f"expected --checkpoint and --data with {', '.join(unused)}; without, earlier results are shown")
     if args.transfer and len(args.checkpoint) == 1:
         parser.error("expected two or more --checkpoint with --transfer, got one; add another or drop --transfer")
     sizes = sorted(args.eps or [parse_size(text) for text in DEFAULT_EPS[args.norm]])
@@ -230,9 +235,9 @@ def print_report(folder: Path, current: Mapping[str, str]) -> list[dict[str, Any
     """
     from utils.attacks.report import write_attack_report
 
-    rows = write_attack_report(folder, current)
-    if not rows:
+    if not any((folder / "cells").glob("*.json")):
         raise UserError(f"expected finished cells in {folder}, got none; pass --checkpoint and --data")
+    rows = write_attack_report(folder, current)
     print((folder / "attacks.md").read_text(encoding="utf-8").partition("\n\n")[2], end="")
     if (folder / "transfer.md").exists():
         print("\n" + (folder / "transfer.md").read_text(encoding="utf-8"), end="")

@@ -63,7 +63,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Audit; returns the findings, as in audit.json, and ``exit_code``."""
-    args = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if args.sample and args.write_clean_lists:
+        parser.error("expected --write-clean-lists without --sample, whose list would lack most images; drop one")
 
     from utils.audit.image_facts import read_facts
     from utils.audit.records import check_clean_lists, clean_indices, divided_groups, open_entries, write_clean_lists
@@ -84,9 +87,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     findings["exit_code"] = exit_code(failed)
     if lists:
         kept = [entries[at] for at in clean_indices(entries, pairs, broken)]
-        write_clean_lists(lists, kept)
+        emptied = write_clean_lists(lists, kept, dict.fromkeys(entry.dataset for entry in entries))
         findings["n_clean"] = len(kept)
-        findings["summary"].append(f"clean lists: {len(kept)} of {len(entries)} images")
+        none = f"; no list of {', '.join(emptied)}, of which no image is left" if emptied else ""
+        findings["summary"].append(f"clean lists: {len(kept)} of {len(entries)} images{none}")
     write_outputs(folder, entries, facts, findings)
     with open_output(None) as stream:
         print("\n".join([*findings["summary"], *verdict_lines(findings)]), file=stream)

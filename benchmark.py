@@ -36,9 +36,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.listing.spec import open_limited
 from utils.args import (
     add_base_weights,
     add_face_detector,
+    changed_flags,
     check_output_dir,
     command_line,
     exit_code,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from utils.benchmarking.subject import Subject
 
 CACHE = "data/benchmark"
+MEASURED = (*"engines batch_sizes limit adversarial_images repeats threads device overwrite".split(), "output_dir")
 EXPORTS = {"onnx": "onnx", "int8": "onnx-int8", "openvino": "openvino-bf16"}  # the engine that `auto` chooses for each
 
 
@@ -102,6 +105,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
             parser.error("expected one --checkpoint and --output FILE.onnx with --export")
         if args.export == "int8" and not calibration_data:
             parser.error("expected --calibration-data SPEC or --data SPEC, a training set, with --export int8")
+        if args.export != "int8" and args.calibration_data:
+            parser.error(f"expected --export int8 with --calibration-data, got {args.export}; drop the flag")
+        if given := changed_flags(parser, args, *MEASURED):
+            parser.error(f"expected no {', '.join(given)} with --export, which measures nothing; drop it")
+        if args.data:
+            open_limited(args.data, 2)  # checked before the export, which takes longer
         sets = (args.data, calibration_data, args.face_detector)
         return export_one(files[0], args.export, Path(args.output), *sets, command)
     if args.output:
@@ -207,7 +216,7 @@ def export_one(
     """Write one ONNX file and the report of its parity; prints both."""
     from datasets.faces.boxes import with_faces
     from datasets.faces.finder import check_face_detector, open_finder
-    from utils.benchmarking.export import parity_report, write_int8
+    from utils.benchmarking.export import copy_sources, parity_report, write_int8
     from utils.benchmarking.images import open_calibration
     from utils.checkpoints.file import load_detector
     from utils.engines.export import export_onnx
@@ -222,6 +231,7 @@ def export_one(
             write_int8(file, Path(folder) / "model.onnx", output, calibration)
     else:
         export_onnx(file, output, EXPORTS[kind])
+    copy_sources(file, output)
     report = {"command": command, **parity_report(file, output, data, finder)}
     write_json(output.with_suffix(".json"), report)
     print(

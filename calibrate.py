@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         raise UserError("expected pictures for --face-detector, got --from-scores; drop the flag, or pass --data")
     path = check_checkpoint_file(args.checkpoint, needs_weights=True)
     tiers = pick_tiers(args.tiers or [CLEAN])
-    data = open_training_data(args.data) if args.data else None
+    data = open_training_data(args.data, needs_train=False) if args.data else None
     left_out = read_left_out(args.from_scores, args.tiers) if args.from_scores else []
     target = check_output_dir(args.output_dir) / "best.pt"
     if target.exists():

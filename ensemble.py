@@ -103,10 +103,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.scores:
         check_scores(args)
     paths = [check_checkpoint_file(path, needs_weights=True) for path in (*args.checkpoint, *args.specialists)]
-    data = None if args.scores and not args.specialists else open_training_data(args.data or ["demo"])
+    data = (
+        None if args.scores and not args.specialists else open_training_data(args.data or ["demo"], needs_train=False)
+    )
     target = check_output_dir(args.output_dir) / "best.pt"
     if any(path.resolve() == target.resolve() for path in paths):
         raise UserError(f"expected --output-dir other than the folder of a member, got {args.output_dir}")
+    if target.exists():
+        raise UserError(f"expected no checkpoint in {args.output_dir}, found {target}; choose another --output-dir")
 
     from datasets.faces.boxes import with_faces
     from datasets.faces.finder import check_face_detector, open_finder

@@ -36,12 +36,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.listing.records import relative_path
-from datasets.listing.spec import Listing, distinct_names, open_records
+from datasets.listing.spec import Listing, distinct_names, open_records, parse_spec
 from datasets.perturbations import pick_tiers
 from utils.args import (
     EXIT_DONE,
     add_device_group,
     add_face_group,
+    changed_flags,
     check_output_dir,
     command_line,
     exit_code,
@@ -103,17 +104,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if bool(args.from_scores) == bool(args.data) or (args.from_scores and args.checkpoint):
         parser.error("expected either --data SPEC... or --from-scores CSV..., and --checkpoint PT... only with --data")
     folder = check_output_dir(args.output_dir)
+    subgroup = None
+    if args.subgroup:
+        from utils.evaluation.subgroups import read_subgroup
+
+        subgroup = read_subgroup(args.subgroup)
     if args.from_scores:
-        needs_images = {
-            "--tiers": args.tiers != ["clean"],
-            "--severity": args.severity,
-            "--cache": args.cache,
-            "--faces": args.faces,
-            "--face-detector": args.face_detector,
-        }
-        if given := [flag for flag, value in needs_images.items() if value]:
+        if given := changed_flags(parser, args, "tiers", "severity", "cache", "faces", "face_detector"):
             raise UserError(f"expected --data with {', '.join(given)}, got --from-scores; drop these flags")
-        files = [Path(path) for path in args.from_scores]
+        files = list(dict.fromkeys(Path(path) for path in args.from_scores))
     else:
         tiers = pick_tiers(args.tiers, args.severity)
         checkpoints = [check_checkpoint_file(path) for path in args.checkpoint or [None]]
@@ -154,8 +153,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from utils.evaluation.report import write_one_class, write_report
     from utils.evaluation.scored_sets import read_evaluations
     from utils.evaluation.subgroups import write_subgroups
+    from utils.scoring.table import sidecar_path
 
     sets = read_evaluations(files)
+    for file in files:
+        if not sidecar_path(file).is_file():
+            print(f"{file}: no {sidecar_path(file).name} beside it, so the threshold is 0.5", file=sys.stderr)
     rows, unreadable = write_report(sets, folder, args.n_boot)
     if unreadable:
         print(f"{unreadable} unreadable images have no score; see the JSON files next to the scores", file=sys.stderr)
@@ -166,15 +169,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print("\n" + write_pair(sets, folder, args.n_boot), end="")
     if args.gallery:
         print(f"gallery {write_gallery(sets, folder)[0]}", file=sys.stderr)
-    if args.subgroup:
-        write_subgroups(sets, args.subgroup, folder, args.n_boot)
+    if subgroup:
+        write_subgroups(sets, *subgroup, folder, args.n_boot)
     return {"rows": rows, "scores": [str(file) for file in files], "exit_code": exit_code(unreadable)}
 
 
 def open_labelled(specs: Sequence[str]) -> NamedData:
     """Open data sets whose images all have labels, under distinct names."""
-    listings = [open_records(text, videos=True) for text in specs]
+    listings = [open_records(parse_spec(text).replace(repeat=None), videos=True) for text in specs]
     for text, listing in zip(specs, listings, strict=True):
+        paths = [record.path for record in listing.records]
+        if len({*paths}) < len(paths):
+            twice = next(path for path in paths if paths.count(path) > 1)
+            raise UserError(f"expected every image of {text!r} once, got {twice} more often; remove the copies")
         missing = sum(record.label is None for record in listing.records)
         if missing:
             raise UserError(f"expected a label for every image of {text!r}, got {missing} without; use predict.py")

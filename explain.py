@@ -45,6 +45,7 @@ from utils.args import (
     add_device_group,
     add_face_detector,
     add_seed,
+    changed_flags,
     check_output_dir,
     command_line,
     exit_code,
@@ -119,10 +120,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         parser.error("expected --limit with --faithfulness only, got it with PATH...; name fewer images")
     if args.contact_sheet and not args.paths:
         parser.error("expected --contact-sheet with PATH... only; drop it")
-    given = {"--checkpoint": args.checkpoint, "--methods": methods, "--target": args.target, "--layer": args.layer}
-    if args.from_raw and any(given.values()):
-        ignored = ", ".join(flag for flag, value in given.items() if value)
-        parser.error(f"expected no {ignored} with --from-raw, which only makes the tables again; drop it")
+    if args.from_raw and (given := changed_flags(parser, args, "checkpoint", "methods", "target", "layer")):
+        parser.error(f"expected no {', '.join(given)} with --from-raw, which only makes the tables again; drop it")
     if args.from_raw:
         return report([*Path(args.from_raw).glob("raw/*.csv")], check_output_dir(args.output_dir), args.seed)
     checkpoints = [check_checkpoint_file(path) for path in args.checkpoint or [None]]

@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     recipe = make_recipe({**flags, "model_args": args.model_args, "seed": args.seed}, command_line("tune.py", argv))
     name = args.name or train.run_name(args.model, args.data)
     folder = check_output_dir(args.output_dir or f"runs/tune/{name}")
+    if "?" in str(folder) and not args.storage:  # it ends the path in the address of a database
+        raise UserError(f"expected --output-dir without a question mark, got {str(folder)!r}; choose another folder")
     data = open_training_data(args.data, recipe.exclude_generator)
     decided = [flag[2:].partition("=")[0] for flag in args.train if flag.startswith("--")]
     trainer = Trainer(fixed, recipe.model_args, find_space(recipe, data, args.search, decided), args.seed)

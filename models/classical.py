@@ -90,7 +90,9 @@ class ClassicalDetector(Detector):
         """Score ``(N, 3, H, W)`` RGB images in [0, 1]; returns logits ``(N,)`` float64, without gradient."""
         if not self.is_fitted:
             return torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        return torch.from_numpy(self.estimator.logits(self.features(images))).to(images.device)
+        with torch.autocast(images.device.type, enabled=False):  # the learner was fitted on float32 features
+            features = self.features(images.float())
+        return torch.from_numpy(self.estimator.logits(features)).to(images.device)
 
     def get_extra_state(self) -> Tensor:
         data = self.estimator.to_bytes() if self.is_fitted else b""

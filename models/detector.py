@@ -119,6 +119,8 @@ class Detector(nn.Module):
         step, own = self.size_step, self.input_size
         tried = {own // 2, own, *(size // step * step + step * k for k in range(-1, 3))}
         sizes = [str(near) for near in sorted(tried) if near >= 16 and self.fits(near)]
+        if not sizes:
+            raise UserError(f"expected --model-args with which {self.name} takes images, got {self.model_args}")
         raise UserError(f"expected {flag} that {self.name} takes, such as {' or '.join(sizes)}, got {size}")
 
     def take_weights(self, other: Detector) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from utils.args import check_output_dir, make_parser, run_script
 from utils.checkpoint_files import check_checkpoint_file
+from utils.errors import UserError
 from utils.files import ROOT, read_json, write_json
 from utils.tables import columns, write_table
 
@@ -53,6 +54,10 @@ def candidate_row(run: str, what: str, metrics: dict[str, Any]) -> dict[str, Any
             if found.get("generator", "all") == "all":
                 name = f"{split}_{found['dataset']}"
                 row |= {name: found["auc"], f"{name}_ci": found["auc_ci"]}
+    if missing := [name for name in SETS if row.get(f"valid_{name}") is None]:
+        raise UserError(
+            f"expected validation results of {', '.join(SETS)} in {run}, found none of {', '.join(missing)}"
+        )
     row["valid_mean"] = sum(row[f"valid_{name}"] for name in SETS) / len(SETS)
     return row
 

@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.data) == bool(args.from_scores):
         parser.error("expected either --data SPEC... or --from-scores CSV...")
+    if len(args.data) == 1:
+        parser.error("expected two or more --data SPEC, of which to leave one out, got one")
     if args.soup and (args.from_scores or args.train or len(args.soup) < 2):
         parser.error("expected --soup with two or more folders of runs, and no --train or --from-scores")
     files, folder = [Path(file) for file in args.from_scores], check_output_dir(args.output_dir)

@@ -197,3 +197,10 @@ def test_one_class_only_is_refused_unless_the_direction_needs_no_other(
 
 def test_empty_folder_has_no_tables(tmp_path, monkeypatch, capsys):
     assert "got none" in error_of(["--output-dir", tmp_path / "none"], monkeypatch, capsys)
+
+
+def test_a_folder_without_results_stays_empty(tmp_path, monkeypatch, capsys):
+    assert "expected finished cells in" in error_of(["--output-dir", tmp_path / "out"], monkeypatch, capsys)
+    assert not list((tmp_path / "out").iterdir())
+    says = error_of(["--output-dir", tmp_path / "out", "--attacks", "pgd"], monkeypatch, capsys)
+    assert "expected --checkpoint and --data with --attacks" in says

@@ -106,6 +106,11 @@ def test_clean_lists_keep_the_names_of_their_sets(make_folder):
     run("--data", *folders, "--write-clean-lists", "lists")
     listings = [open_records(f"csv:lists/{name}.csv") for name in ("one", "two")]
     assert [(listing.name, len(listing.records)) for listing in listings] == [("one", 4), ("two", 4)]
+    shutil.rmtree(folders[1])
+    shutil.copytree(folders[0], folders[1])
+    result = run("--data", *folders, "--write-clean-lists", "lists")
+    assert result["summary"][-1] == "clean lists: 4 of 8 images; no list of two, of which no image is left"
+    assert [path.name for path in Path("lists").iterdir()] == ["one.csv"], "the earlier list is removed"
 
 
 def test_metadata_leak_is_warned_about(image_folder, capsys):
@@ -198,6 +203,8 @@ def test_groups_in_several_splits_are_named_and_not_in_the_clean_list(image_fold
 
 def test_sample(image_folder):
     assert run("--data", image_folder, "--sample", "6")["n_images"] == 6
+    with pytest.raises(SystemExit):
+        run("--data", image_folder, "--sample", "6", "--write-clean-lists", "lists")
 
 
 @pytest.mark.parametrize(

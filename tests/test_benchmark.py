@@ -225,6 +225,11 @@ def test_engines_that_cannot_run_say_why(monkeypatch):
         (["--export", "onnx"], "--output FILE.onnx"),
         (["--data", "demo", "--output", "x.onnx"], "expected --export {int8,onnx,openvino} with --output, got none"),
         (["--export", "int8", "--output", "x.onnx"], "expected --calibration-data SPEC"),
+        (["--export", "onnx", "--output", "x.onnx", "--calibration-data", "demo"], "expected --export int8 with"),
+        (
+            ["--export", "onnx", "--output", "x.onnx", "--limit", "3", "--threads", "9"],
+            "expected no --limit, --threads",
+        ),
     ],
 )
 def test_usage_errors(flags, expected, tiny_checkpoint, capsys):
@@ -237,6 +242,13 @@ def test_unknown_device_is_one_line(tiny_checkpoint, image_folder, tmp_path):
     flags = ["--checkpoint", str(tiny_checkpoint), "--output-dir", str(tmp_path / "out"), "--engines", "eager"]
     with pytest.raises(UserError, match="expected --device"):
         benchmark.main([*flags, "--data", str(image_folder), "--device", "gpu"])
+
+
+def test_data_is_checked_before_an_export(tiny_checkpoint, tmp_path):
+    flags = ["--checkpoint", str(tiny_checkpoint), "--export", "onnx", "--output", str(tmp_path / "x.onnx")]
+    with pytest.raises(UserError, match="no such folder"):
+        benchmark.main([*flags, "--data", str(tmp_path / "absent")])
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_missing_checkpoint(tmp_path):

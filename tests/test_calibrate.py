@@ -1,6 +1,7 @@
 """calibrate.py: new thresholds and calibration, the same weights, nothing from the test split."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +38,9 @@ def test_weights_stay_and_the_operating_point_is_new(tiny_checkpoint, image_fold
     assert capsys.readouterr().out.splitlines()[-1] == f"checkpoint {tmp_path}/new/best.pt"
     with pytest.raises(UserError, match="expected no checkpoint in"):
         calibrate.main(flags.split())
+    shutil.rmtree(image_folder / "train")
+    again = load_checkpoint(calibrate.main(flags.replace("/new", "/again").split())["checkpoint"])
+    assert again["thresholds"] == after["thresholds"], "training images are not needed"
 
 
 def test_the_test_images_do_not_matter(tiny_checkpoint, image_folder, tmp_path):

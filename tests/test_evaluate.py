@@ -272,6 +272,8 @@ def test_warns_when_a_checkpoint_was_trained_on_the_images(place, tmp_path, caps
         ("--checkpoint net --data wild --output-dir empty.pt", "a writable folder"),
         ("--checkpoint net --data wild --n-boot -1", "expected an integer in 0..1000000"),
         ("--checkpoint net --data wild --device tpu9", "--device"),
+        ("--checkpoint net --data csv:twice.csv", "expected every image of 'csv:twice.csv' once, got "),
+        ("--checkpoint net --data wild --subgroup absent.csv:age", "expected a CSV list, got absent.csv"),
         ("--from-scores absent.csv", "no such file"),
         ("--from-scores list.csv", "expected columns path,label"),
     ],
@@ -283,6 +285,9 @@ def test_bad_input_is_answered_in_one_line(flags, says, place, tmp_path, monkeyp
     (tmp_path / "empty.pt").touch()
     torch.save({"head.weight": torch.zeros(2)}, tmp_path / "weights.pt")
     (tmp_path / "list.csv").write_text("path\nwild/real/0.png\nwild/fake/0.png\n")
+    (tmp_path / "twice.csv").write_text(
+        "path,label\nwild/real/0.png,real\nwild/fake/0.png,fake\nwild/real/0.png,real\n"
+    )
     code, error = exit_and_stderr(evaluate.main, flags.split(), monkeypatch, capsys)
     assert code == 2 and error.count("\n") == 1 and says in error, error
     assert not (tmp_path / "results" / "evaluation" / "metrics.json").exists()

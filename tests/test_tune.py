@@ -277,6 +277,8 @@ def test_reserved_and_unknown_flags_are_refused_before_any_work(tmp_path, capsys
         tune.main(["--output-dir", str(tmp_path), "--train", "--seed", "3"])
     with pytest.raises(UserError, match="expected --model"):
         tune.main(["--output-dir", str(tmp_path), "--model", "resnet5000"])
+    with pytest.raises(UserError, match="expected --output-dir without a question mark"):
+        tune.main(["--output-dir", f"{tmp_path}/why?"])
 
 
 def test_means_and_deviations_are_over_the_seeds():

@@ -137,6 +137,11 @@ def _number(text: str, kind: Callable[[str], Any], low: float, high: float, expe
     return value
 
 
+def changed_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> list[str]:
+    """Return which of some flags, named as in ``args``, differ from their defaults."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
+
+
 def key_value(text: str) -> tuple[str, int | float | bool | str]:
     """Parse ``key=value`` of --model-args; numbers and true/false become int, float and bool."""
     key, found, value = text.partition("=")

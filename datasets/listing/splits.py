@@ -50,8 +50,12 @@ class TrainingData:
         ]
 
 
-def open_training_data(specs: Sequence[str], exclude_generators: Sequence[str] = ()) -> TrainingData:
+def open_training_data(
+    specs: Sequence[str], exclude_generators: Sequence[str] = (), needs_train: bool = True
+) -> TrainingData:
     """Open the train, valid and test parts of every spec.
+
+    Without ``needs_train``, a dataset with a validation split need not have training images.
 
     The fakes of ``exclude_generators`` are removed from the training and validation parts but stay in the test part,
     where they are unseen.
@@ -76,7 +80,10 @@ def open_training_data(specs: Sequence[str], exclude_generators: Sequence[str] =
         part = "train" if "train" in first.splits else "all"
         train = _open_part(spec, part, exclude_generators, source)
         if first.splits and "train" not in first.splits:
-            raise UserError(f"expected a train split in {text!r}, found {', '.join(first.splits)} only")
+            if needs_train or "valid" not in first.splits:
+                wanted = "train" if needs_train else "train or valid"
+                raise UserError(f"expected a {wanted} split in {text!r}, found {', '.join(first.splits)} only")
+            train = replace(train, split="train", records=[])
         used, once = parts_in_use(spec), spec.replace(repeat=None)
         valid = [_open_part(once, "valid", exclude_generators, source)] if "valid" in first.splits else []
         if not valid and "valid" in used:
@@ -91,7 +98,7 @@ def open_training_data(specs: Sequence[str], exclude_generators: Sequence[str] =
         data.test.extend(tests if "test" in used else [])
         if shared := ({record.group for record in train.records} & held_back) - {""}:
             data.notes.append(f"{train.name}: {len(shared)} groups are in training and in other splits, see audit.py")
-    for part in ("train", "valid"):
+    for part in ("train", "valid") if needs_train else ("valid",):
         check_two_classes([record for listing in getattr(data, part) for record in listing.records], part)
     check_labels(record for listing in (*data.train, *data.valid, *data.test) for record in listing.records)
     return data
@@ -150,6 +157,8 @@ def check_two_classes(records: Sequence[Record], part: str) -> None:
     if unlabelled:
         raise UserError(f"expected a label for every image of the {part} split, got {unlabelled} without")
     counts = count(records, 0), count(records, 1)
+    if not records:
+        raise UserError(f"expected images in the {part} split, got none; use= or another option leaves them out")
     if 0 in counts:
         raise UserError(
             f"expected real and fake images in the {part} split, got {counts[0]} real and {counts[1]} fake; "

@@ -253,6 +253,14 @@ def test_settings_that_a_learner_refuses_are_the_users_mistake(
     assert message in line
 
 
+def test_reduced_precision_changes_no_score(runs):
+    detector, _ = load_detector(Path(runs["random_forest"]["checkpoint"]))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = detector(images)
+    assert torch.equal(reduced, detector(images))
+
+
 def test_too_few_images_to_hold_any_out(make_folder, tmp_path, monkeypatch, capsys):
     """Gradient boosting stops early by a tenth of the training images: of eight that is less than one a class."""
     folder = make_folder("few", {f"{split}/{name}": 4 for split in ("train", "valid") for name in ("real", "fake")})

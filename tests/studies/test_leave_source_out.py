@@ -169,6 +169,7 @@ def test_runs_on_tokens_share_them(sources, monkeypatch, capsys):
         ("--data pairs flux --groups flux:fakes", "got 'flux:fakes'"),
         ("--data pairs stock --groups pairs", "expected real and fake images in the train split"),
         ("--data pairs ./pairs", "different names, got pairs twice"),
+        ("--data pairs", "expected two or more --data SPEC"),
         ("--data pairs flux --tiers wbe", "expected --tiers of"),
         ("--data pairs flux --train --data x", "does not set, got --data"),
         ("--data pairs flux --soup runs", "expected --soup with two or more folders of runs"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,16 +136,24 @@ def clean_indices(entries: Sequence[Entry], pairs: Sequence[Pair], broken: Colle
     return [at for at in range(len(entries)) if at not in dropped]
 
 
-def write_clean_lists(folder: Path, entries: Sequence[Entry]) -> None:
-    """Write one CSV list per data set, named after it, that `csv:FILE` reads; paths are relative. Raises UserError."""
+def write_clean_lists(folder: Path, entries: Sequence[Entry], names: Iterable[str]) -> list[str]:
+    """Write one CSV list per data set, named after it, that `csv:FILE` reads; paths are relative. Raises UserError.
+
+    Of ``names``, the data sets without an entry are returned; a list of theirs from an earlier audit is removed.
+    """
     columns = ["path", "label", "generator", "split", *(["group"] if any(entry.group for entry in entries) else [])]
-    for name in dict.fromkeys(entry.dataset for entry in entries):
+    filled = dict.fromkeys(entry.dataset for entry in entries)
+    emptied = [name for name in names if name not in filled]
+    for name in emptied:
+        (folder / f"{name}.csv").unlink(missing_ok=True)
+    for name in filled:
         with open_output(str(folder / f"{name}.csv")) as stream:
             writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
             writer.writerow(columns)
             for entry in (entry for entry in entries if entry.dataset == name):
                 row = [_path_from(folder, entry), entry.label_name, entry.generator, entry.split, entry.group]
                 writer.writerow(row[: len(columns)])
+    return emptied
 
 
 def _path_from(folder: Path, entry: Entry) -> str:

@@ -14,9 +14,11 @@ from datasets.listing.records import Listing
 from datasets.listing.spec import open_limited
 from utils.benchmarking.images import calibration_images, read_images
 from utils.benchmarking.worker import as_floats
+from utils.checkpoint_files import SOURCES_SUFFIX
 from utils.checkpoints.file import load_detector
 from utils.engines.export import export_onnx, quantize_onnx
 from utils.engines.exported import load_onnx_detector
+from utils.files import atomic_write_bytes
 
 N_IMAGES = 64
 BATCH = 8
@@ -29,6 +31,13 @@ def write_int8(file: Path, float_file: Path, output: Path, calibration: Listing)
     if not float_file.is_file():
         export_onnx(file, float_file)
     quantize_onnx(float_file, output, images, {name for name, _ in detector.named_buffers()})
+
+
+def copy_sources(checkpoint_file: Path, exported_file: Path) -> None:
+    """Copy the test results by source that lie beside a checkpoint, which serve.py shows, to its export."""
+    sources = checkpoint_file.with_suffix(SOURCES_SUFFIX)
+    if sources.is_file():
+        atomic_write_bytes(exported_file.with_suffix(SOURCES_SUFFIX), sources.read_bytes())
 
 
 def parity_report(

@@ -23,16 +23,26 @@ SUBGROUP_COLUMNS[3:3] = [("subgroup", "Subgroup")]
 SUBGROUP_COLUMNS += [("note", "Note")]
 
 
-def write_subgroups(sets: Sequence[ScoredSet], request: str, folder: Path, n_boot: int) -> list[Path]:
-    """Write the table ``subgroups_<column>`` of a request ``LIST.csv:COLUMN``; returns the paths.
+def read_subgroup(request: str) -> tuple[str, dict[str, str]]:
+    """Return the column of a request ``LIST.csv:COLUMN`` and its values by path.
 
     Raises:
-        UserError: the request has another form, the list has no such column, or no image has a value.
+        UserError: the request has another form, or the list has no such column.
     """
     path, _, column = request.rpartition(":")
     if not path or not column:
         raise UserError(f"expected --subgroup LIST.csv:COLUMN, got {request!r}")
-    values = read_column(path, column)
+    return column, read_column(path, column)
+
+
+def write_subgroups(
+    sets: Sequence[ScoredSet], column: str, values: Mapping[str, str], folder: Path, n_boot: int
+) -> list[Path]:
+    """Write the table ``subgroups_<column>``, see :func:`read_subgroup`; returns the paths.
+
+    Raises:
+        UserError: no image has a value.
+    """
     rows = [row for scored in sets for row in subgroup_rows(scored, values, n_boot)]
     safe = "".join(character if character.isalnum() else "_" for character in column.strip().lower())
     caption = f"Detection by {column}; 95 % bootstrap intervals."

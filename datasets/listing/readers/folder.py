@@ -219,20 +219,26 @@ def _scan_location(location: str, wanted: Files) -> Folder:
     return tree
 
 
+def is_pipe(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a pipe, socket or device, which reading could block."""
+    return not (entry.is_dir() or entry.is_file() or entry.is_symlink())
+
+
 def _scan(path: str, ancestors: frozenset[tuple[int, int]], wanted: Files) -> Folder:
     folder = Folder(path, os.path.basename(path))
     try:
         status = os.stat(path)
         with os.scandir(path) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_system_file(entry.name))
+            found = sorted((e.name, e.is_dir(), is_pipe(e)) for e in entries if not is_system_file(e.name))
     except OSError as error:
         raise UserError(f"expected a readable folder, got {path}: {error.strerror}") from None
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:  # a symbolic link to a folder above
         return folder
-    for name, is_folder in found:
+    for name, is_folder, blocks in found:
         if not is_folder:
-            (folder.images if wanted.accepts(f"{path.rstrip('/')}/{name}") else folder.others).append(name)
+            is_wanted = not blocks and wanted.accepts(f"{path.rstrip('/')}/{name}")
+            (folder.images if is_wanted else folder.others).append(name)
         elif name.lower() not in _SKIPPED:
             child = _scan(f"{path.rstrip('/')}/{name}", ancestors | {identity}, wanted)
             folder.others += [f"{name}/{other}" for other in child.others]

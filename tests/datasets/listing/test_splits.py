@@ -254,7 +254,7 @@ def test_a_spec_says_which_parts_a_run_takes(make_folder):
     assert parts(str(whole), f"{flat}@use=train") == [[("x", 8), ("y", 60)], [("x", 8)], [("x", 8)]]
     held_out = parts(f"{flat}@use=train+val")
     assert held_out[0][0][1] + held_out[1][0][1] == 60 and held_out[1]
-    with pytest.raises(UserError, match="in the valid split, got 0 real and 0 fake"):
+    with pytest.raises(UserError, match="expected images in the valid split, got none; use="):
         parts(f"{whole}@use=train+test")
     for wrong in ("valid", "all", "train+vlid"):
         with pytest.raises(UserError, match="expected"):

@@ -1,5 +1,6 @@
 """Weights and operating point of an ensemble, fitted on scores of sources that its members were not trained on."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -121,6 +122,9 @@ def test_images_that_a_member_lacks_do_not_count(flags, tmp_path):
     write_scores(file, read_scores(file).take(range(N, 2 * N)))
     checkpoint = load_checkpoint(ensemble.main(flags)["checkpoint"])
     assert OperatingPoint.from_checkpoint(checkpoint).fitted_on == ("sdxl", "web", "flux")
+    with pytest.raises(UserError, match="expected no checkpoint in"):
+        ensemble.main(flags)
+    shutil.rmtree(flags[flags.index("--output-dir") + 1])
     write_scores(file, source("stock", 2))  # reals alone, in both files that all members have
     other = tmp_path / "scores-2" / "web+flux__left-out.csv.gz"
     write_scores(other, source("web", 2))

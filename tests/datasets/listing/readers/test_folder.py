@@ -200,3 +200,10 @@ def test_a_set_whose_name_sounds_like_a_class_keeps_it(tmp_path):
     for location in (folder, folder.parent, folder.parent.parent):
         listing = open_records(str(location))
         assert (listing.name, listing.records[0].generator) == ("generated_photos", "generated_photos")
+
+
+def test_a_pipe_among_the_images_is_not_read(make_folder):
+    folder = make_folder("faces", {"real": 1, "fake": 1})
+    os.mkfifo(folder / "real" / "pipe.png")  # to open it would block
+    assert len(open_records(str(folder)).records) == 2
+    assert list_images(folder / "real")[1] == [str(folder / "real" / "pipe.png")]
