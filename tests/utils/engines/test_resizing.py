@@ -33,11 +33,10 @@ class Resizer(Detector):
         return (pixels * embedding.amax(1, keepdim=True)).sum((1, 2, 3))
 
 
-@pytest.mark.parametrize("side", [44, 96])
-@pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_engines_resize_as_pytorch_does(side, engine, tmp_path):
-    pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
-    detector = Resizer(side)
+@pytest.fixture(scope="module", params=[44, 96])
+def resizer(request, tmp_path_factory):
+    """A detector that resizes to a smaller or larger side, and its export."""
+    detector = Resizer(request.param)
     model = trace(detector)
     assert sum(node.op_type == "Resize" for node in model.graph.node) == 2
     replace_antialiased_resizes(onnx, model.graph)
@@ -47,7 +46,15 @@ def test_engines_resize_as_pytorch_does(side, engine, tmp_path):
     store_as_half(onnx, model.graph, exact=True)
     onnx.checker.check_model(model)
     assert not any(node.op_type == "Resize" for node in model.graph.node)
-    onnx.save(model, tmp_path / "model.onnx")
+    file = tmp_path_factory.mktemp("resizer") / "model.onnx"
+    onnx.save(model, file)
+    return detector, file
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_engines_resize_as_pytorch_does(engine, resizer):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
+    detector, file = resizer
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    logits = exported_engine(engine, tmp_path / "model.onnx", threads=1)(images.numpy())
+    logits = exported_engine(engine, file, threads=1)(images.numpy())
     assert np.allclose(logits, detector(images).detach(), rtol=1e-4)

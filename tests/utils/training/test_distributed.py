@@ -1,8 +1,10 @@
-"""Two gloo processes as torchrun starts them: the data, the gradients and the scores of one process."""
+"""Two gloo processes with the environment of torchrun: the data, the gradients and the scores of one process."""
 
 import csv
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,32 @@ def torchrun(*command: str, processes: int = 2, cwd: Path = ROOT) -> subprocess.
     return subprocess.run([*launcher, *command], cwd=cwd, capture_output=True, text=True, timeout=800, env=environment)
 
 
+def two_workers(task: str, folder: Path) -> list[subprocess.CompletedProcess]:
+    """Run distributed_worker.py twice with what torchrun sets, but without its own process, which imports torch too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "tests/utils/training/distributed_worker.py", task, str(folder)]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ends = [process.communicate(timeout=800)[1] for process in processes]
+    return [
+        subprocess.CompletedProcess(command, process.returncode, stderr=text)
+        for process, text in zip(processes, ends, strict=True)
+    ]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """21 training images, one of them broken."""
@@ -49,8 +77,8 @@ def reports(folder) -> list[dict]:
         for number in range(2 * count):
             name = "fake" if number % 2 else "real"
             write_image(folder / "balanced" / split / name / f"{number:02}.png", number, name == "fake")
-    done = torchrun("tests/utils/training/distributed_worker.py", "work", str(folder))
-    assert done.returncode == 0, done.stderr
+    for done in two_workers("work", folder):
+        assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -94,9 +122,9 @@ def test_the_evaluation_is_that_of_one_process_to_the_last_bit(one, two):
 
 
 def test_a_rank_that_dies_stops_the_others_with_a_message(folder):
-    done = torchrun("tests/utils/training/distributed_worker.py", "die", str(folder))
-    assert done.returncode != 0
-    assert "another one has stopped" in done.stderr or "Signal 9 (SIGKILL)" in done.stderr
+    first, second = two_workers("die", folder)
+    assert second.returncode == -signal.SIGKILL
+    assert first.returncode == 2 and "another one has stopped" in first.stderr
 
 
 @pytest.fixture(scope="module")
