@@ -133,10 +133,12 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def no_curves() -> Iterator[None]:
-    """Skip the training curves: drawing them takes longer than a tiny run."""
+    """Skip the figures of train.py: drawing them takes longer than a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
         patch.setattr("utils.training.log.training_curve_figure", lambda history: None)
+        patch.setattr("utils.training.classical.save_figure", lambda figure, stem: None)
+        patch.setattr("utils.training.classical.interval_bar_figure", lambda *arguments, **options: None)
         yield
 
 

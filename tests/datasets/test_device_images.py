@@ -13,6 +13,8 @@ from datasets.listing.spec import Record
 from datasets.loading import EpochSampler, ImageDataset, make_loader
 from datasets.transforms import Geometry, TrainTransform
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 CPU = torch.device("cpu")
 
 

@@ -157,9 +157,10 @@ def test_an_overwritten_shard_is_read_again(shards):
     assert stat_image(listing.records[0].path).st_mtime_ns != state.st_mtime_ns
 
 
-def test_audit_and_input_size_are_those_of_the_folder(folder, shards, tmp_path):
+def test_audit_and_input_size_are_those_of_the_folder(folder, shards, tmp_path, monkeypatch):
     import audit
 
+    monkeypatch.setattr("utils.figures.save_figure", lambda figure, stem: [])
     for spec in (str(folder), f"wds:{shards}"):
         assert typical_side(open_records(spec, "train").records) == 40
     result = audit.main(["--data", f"wds:{shards}", "--output-dir", str(tmp_path / "out"), "--workers", "1"])

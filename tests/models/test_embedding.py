@@ -13,6 +13,8 @@ from models.registry import create_model
 from utils.checkpoints.file import load_checkpoint, load_detector, save_checkpoint
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def embed(source, folder: Path, output: Path, *flags: str) -> str:
     argv = ["--model", "logistic_regression", "--model-args", f"features=embedding:{source}", "--data", str(folder)]

@@ -13,6 +13,8 @@ from utils.checkpoints.file import load_checkpoint, load_detector
 from utils.engines.pytorch import sparsify
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 pytest.importorskip("torch_pruning", reason="--prune needs torch-pruning")
 
 

@@ -24,6 +24,8 @@ from utils.checkpoints.file import describe_checkpoint, load_checkpoint, load_de
 from utils.checkpoints.weights import load_weights
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 BACKBONE = "test_vit"
 TAGGED = "test_vit.r160_in1k"
 ARGS = [f"backbone={TAGGED}", "blocks=3-5", "tune=norms_2"]

@@ -10,6 +10,8 @@ from utils.checkpoints.file import load_checkpoint
 from utils.errors import UserError
 from utils.training.distillation import TEACHER_WEIGHT, TEMPERATURE, Teacher, training_loss
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def test_without_a_teacher_it_is_cross_entropy():
     logits, targets = torch.tensor([1.0, -2.0]), torch.tensor([0.95, 0.05])

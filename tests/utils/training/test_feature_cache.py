@@ -16,6 +16,8 @@ from tests.conftest import write_image
 from utils.training.classical import fit_classical
 from utils.training.recipe import make_recipe
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture
 def fit(tmp_path, monkeypatch):
