@@ -33,7 +33,7 @@ export function FileSays({ metadata }: { metadata: Finding[] }) {
     <details className="panel file-says" id={ID} open={namesGenerator(metadata)}>
       <summary>What the file says</summary>
       <p>
-        Anybody can write or remove these statements. They are not verified and have no part in the verdict. Services
+        Anyone can write or remove these statements. They are not verified and have no part in the verdict. Services
         that share pictures remove most of them, so their absence means nothing.
       </p>
       <dl>

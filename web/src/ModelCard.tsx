@@ -32,7 +32,7 @@ export function ModelCard({ card }: { card: Card }) {
           than guessing.
         </li>
         <li>On pictures that were scaled down, compressed or captured from a screen. The stress test shows how much.</li>
-        <li>When somebody tries to fool it: invisible changes are enough.</li>
+        <li>When someone tries to fool it: invisible changes are enough.</li>
         {card.geometry.mode !== "resize" && <li>On manipulations outside the part that it looks at.</li>}
         <li>On pictures without a face, which it was not designed for.</li>
       </ul>

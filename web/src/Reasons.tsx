@@ -72,7 +72,7 @@ export function NextSteps({ video = false }: { video?: boolean }) {
         <li>Ask for the original file, straight from the camera or phone. Who published the {what} first, and when?</li>
         {!video && (
           <li>
-            Read <FileSaysLink>what the file says</FileSaysLink> about its origin. Anybody can write or remove that.
+            Read <FileSaysLink>what the file says</FileSaysLink> about its origin. Anyone can write or remove that.
           </li>
         )}
       </ul>

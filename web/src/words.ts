@@ -100,7 +100,7 @@ export function howSure(sources: SourceRow[], what: "picture" | "video" = "pictu
     ...(alarms.length ? [`called ${range(alarms)} of the real photographs fake`] : []),
     ...(found.length ? [`found ${range(found)} of the fakes`] : []),
   ];
-  if (!parts.length) return `This detector comes without test results, so nobody can say how often it is right on a ${what} like yours.`;
+  if (!parts.length) return `This detector comes without test results, so no one can say how often it is right on a ${what} like yours.`;
   const where = unseen.length
     ? `We cannot know where your ${what} comes from. In tests on sources left out of training, it`
     : "It was only tested on the sources that it was trained on. There it";
