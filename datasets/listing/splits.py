@@ -100,6 +100,10 @@ def open_training_data(
             data.notes.append(f"{train.name}: {len(shared)} groups are in training and in other splits, see audit.py")
     for part in ("train", "valid") if needs_train else ("valid",):
         check_two_classes([record for listing in getattr(data, part) for record in listing.records], part)
+    for name in dict.fromkeys(listing.name for listing in data.train):
+        roots = dict.fromkeys(listing.root for listing in data.train if listing.name == name)
+        if len(roots) > 1:
+            data.notes.append(f"{' and '.join(roots)} are both named {name} and count as one source; rename one")
     check_labels(record for listing in (*data.train, *data.valid, *data.test) for record in listing.records)
     return data
 

@@ -53,6 +53,14 @@ def test_without_any_split_nothing_is_left_for_a_test(make_folder):
     assert "there is no test set" in data.notes[0]
 
 
+def test_two_folders_of_one_name_are_noted(make_folder):
+    parts = {f"{split}/{name}": 2 for split in ("train", "valid") for name in ("real", "fake")}
+    first, second = (str(make_folder(f"{place}/faces", parts)) for place in "ab")
+    assert open_training_data([first, f"{first}@classes=real"]).notes == []
+    (note,) = open_training_data([first, second]).notes
+    assert note == f"{first} and {second} are both named faces and count as one source; rename one"
+
+
 def test_what_is_held_out_depends_on_the_names_below_the_folder_only(make_folder, tmp_path, monkeypatch):
     folder = make_folder("x", {"train/real": 40, "train/fake": 40})
     expected = names(open_training_data([str(folder)]).valid[0])
