@@ -43,7 +43,7 @@ export function ModelCard({ card }: { card: Card }) {
 function Sources({ card }: { card: Card }) {
   return (
     <div className="scroll" tabIndex={0} role="region" aria-label="Test results by source">
-      <table>
+      <table className="stacked">
         <caption>What it said about test pictures</caption>
         <thead>
           <tr>
@@ -59,9 +59,13 @@ function Sources({ card }: { card: Card }) {
               <th scope="row">
                 {row.about} ({row.source})
               </th>
-              <td>{row.seen ? "yes" : "no"}</td>
-              <td className="number">{counted(row.real_called_fake, row.n_real)}</td>
-              <td className="number">{counted(row.fake_found, row.n_fake)}</td>
+              <td data-label="In training for this test">{row.seen ? "yes" : "no"}</td>
+              <td className="number" data-label="Real photographs called fake">
+                {counted(row.real_called_fake, row.n_real)}
+              </td>
+              <td className="number" data-label="Fakes called fake">
+                {counted(row.fake_found, row.n_fake)}
+              </td>
             </tr>
           ))}
         </tbody>
