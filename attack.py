@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.checkpoint) != bool(args.data):
         parser.error("expected --checkpoint PT... together with --data SPEC..., or neither")
-    if not args.checkpoint and (unused := changed_flags(parser, args, *TRIED)):
+    if not args.checkpoint and (unused := changed_flags(parser, vars(args), *TRIED)):
         parser.error(f"expected --checkpoint and --data with {', '.join(unused)}; without, earlier results are shown")
     if args.transfer and len(args.checkpoint) == 1:
         parser.error("expected two or more --checkpoint with --transfer, got one; add another or drop --transfer")

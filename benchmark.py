@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             parser.error("expected --calibration-data SPEC or --data SPEC, a training set, with --export int8")
         if args.export != "int8" and args.calibration_data:
             parser.error(f"expected --export int8 with --calibration-data, got {args.export}; drop the flag")
-        if given := changed_flags(parser, args, *MEASURED):
+        if given := changed_flags(parser, vars(args), *MEASURED):
             parser.error(f"expected no {', '.join(given)} with --export, which measures nothing; drop it")
         if args.data:
             open_limited(args.data, 2)  # checked before the export, which takes longer

@@ -101,11 +101,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.specialists and args.method != "stacked":
         raise UserError(f"expected --method stacked with --specialists, got --method {args.method}")
     if args.scores:
-        check_scores(args)
+        members, has_specialists = len(args.checkpoint), bool(args.specialists)
+        check_scores(args.scores, args.method, members, has_specialists, args.data, args.face_detector)
     paths = [check_checkpoint_file(path, needs_weights=True) for path in (*args.checkpoint, *args.specialists)]
-    data = (
-        None if args.scores and not args.specialists else open_training_data(args.data or ["demo"], needs_train=False)
-    )
+    needs_images = args.specialists or not args.scores
+    data = open_training_data(args.data or ["demo"], needs_train=False) if needs_images else None
     target = check_output_dir(args.output_dir) / "best.pt"
     if any(path.resolve() == target.resolve() for path in paths):
         raise UserError(f"expected --output-dir other than the folder of a member, got {args.output_dir}")
@@ -165,18 +165,24 @@ def main(argv: Sequence[str] | None = None) -> dict:
     return {"checkpoint": str(target), "rows": rows, "exit_code": exit_code(len(unreadable))}
 
 
-def check_scores(args: argparse.Namespace) -> None:
+def check_scores(
+    folders: Sequence[str],
+    method: str,
+    members: int,
+    has_specialists: bool,
+    data: Sequence[str] | None,
+    face_detector: str | None,
+) -> None:
     """Raise UserError unless --scores has a folder of scores for each member and fits the other flags."""
-    wants_images = bool(args.data or args.face_detector)
-    if args.method != "stacked" or (wants_images and not args.specialists):
-        got = f"--method {args.method}" + (" and one of these" if wants_images else "")
+    wants_images = bool(data or face_detector)
+    if method != "stacked" or (wants_images and not has_specialists):
+        got = f"--method {method}" + (" and one of these" if wants_images else "")
         raise UserError(f"expected --method stacked and no --data or --face-detector with --scores, got {got}")
-    if args.specialists and not args.data:
+    if has_specialists and not data:
         raise UserError("expected --data with the data sets of the scores, for the --specialists to score; got none")
-    members = len(args.checkpoint)
-    if len(args.scores) != members:
-        raise UserError(f"expected --scores with one folder for each of {members} members, got {len(args.scores)}")
-    for folder in args.scores:
+    if len(folders) != members:
+        raise UserError(f"expected --scores with one folder for each of {members} members, got {len(folders)}")
+    for folder in folders:
         if not any(Path(folder).glob("*.csv.gz")):
             raise UserError(
                 f"expected --scores with folders of *.csv.gz, got {folder}; pass those of studies.leave_source_out"

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         subgroup = read_subgroup(args.subgroup)
     if args.from_scores:
-        if given := changed_flags(parser, args, "tiers", "severity", "cache", "faces", "face_detector"):
+        if given := changed_flags(parser, vars(args), "tiers", "severity", "cache", "faces", "face_detector"):
             raise UserError(f"expected --data with {', '.join(given)}, got --from-scores; drop these flags")
         files = list(dict.fromkeys(Path(path) for path in args.from_scores))
     else:
@@ -178,10 +179,9 @@ def open_labelled(specs: Sequence[str]) -> NamedData:
     """Open data sets whose images all have labels, under distinct names."""
     listings = [open_records(parse_spec(text).replace(repeat=None), videos=True) for text in specs]
     for text, listing in zip(specs, listings, strict=True):
-        paths = [record.path for record in listing.records]
-        if len({*paths}) < len(paths):
-            twice = next(path for path in paths if paths.count(path) > 1)
-            raise UserError(f"expected every image of {text!r} once, got {twice} more often; remove the copies")
+        ((path, times),) = Counter(record.path for record in listing.records).most_common(1)
+        if times > 1:
+            raise UserError(f"expected every image of {text!r} once, got {path} {times} times; remove the copies")
         missing = sum(record.label is None for record in listing.records)
         if missing:
             raise UserError(f"expected a label for every image of {text!r}, got {missing} without; use predict.py")

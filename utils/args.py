@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,9 @@ def _number(text: str, kind: Callable[[str], Any], low: float, high: float, expe
     return value
 
 
-def changed_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> list[str]:
-    """Return which of some flags, named as in ``args``, differ from their defaults."""
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
+def changed_flags(parser: argparse.ArgumentParser, values: Mapping[str, Any], *names: str) -> list[str]:
+    """Return which of some flags, named as in ``values``, differ from their defaults."""
+    return [f"--{name.replace('_', '-')}" for name in names if values[name] != parser.get_default(name)]
 
 
 def key_value(text: str) -> tuple[str, int | float | bool | str]:

@@ -116,7 +116,7 @@ def name_splits(rows: Sequence[dict[str, Any]], checks: Sequence[dict[str, Any]]
     for row in rows:
         found[row["dataset"]].add(row["split"])
     for entry in (*rows, *checks):
-        if len(found[entry["dataset"]]) > 1:
+        if len(found[entry["dataset"]]) > 1 and "split" in entry:  # checks by earlier versions lack it
             entry["dataset"] += f" {entry['split']}"
 
 
