@@ -35,13 +35,13 @@ from utils.args import (
     add_device_group,
     add_face_detector,
     add_seed,
-    changed_flags,
     check_output_dir,
     command_line,
     exit_code,
     float_in,
     int_in,
     make_parser,
+    named_flags,
     run_script,
 )
 from utils.attacks.threat_model import (
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if bool(args.checkpoint) != bool(args.data):
         parser.error("expected --checkpoint PT... together with --data SPEC..., or neither")
-    if not args.checkpoint and (unused := changed_flags(parser, vars(args), *TRIED)):
+    if not args.checkpoint and (unused := named_flags(parser, argv, TRIED)):
         parser.error(f"expected --checkpoint and --data with {', '.join(unused)}; without, earlier results are shown")
     if args.transfer and len(args.checkpoint) == 1:
         parser.error("expected two or more --checkpoint with --transfer, got one; add another or drop --transfer")

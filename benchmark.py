@@ -40,12 +40,12 @@ from datasets.listing.spec import open_limited
 from utils.args import (
     add_base_weights,
     add_face_detector,
-    changed_flags,
     check_output_dir,
     command_line,
     exit_code,
     int_in,
     make_parser,
+    named_flags,
     run_script,
 )
 from utils.checkpoint_files import check_checkpoint_file
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from utils.benchmarking.subject import Subject
 
 CACHE = "data/benchmark"
-MEASURED = (*"engines batch_sizes limit adversarial_images repeats threads device overwrite".split(), "output_dir")
+MEASURED = "engines batch_sizes limit adversarial_images repeats threads device overwrite output_dir".split()
 EXPORTS = {"onnx": "onnx", "int8": "onnx-int8", "openvino": "openvino-bf16"}  # the engine that `auto` chooses for each
 
 
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             parser.error("expected --calibration-data SPEC or --data SPEC, a training set, with --export int8")
         if args.export != "int8" and args.calibration_data:
             parser.error(f"expected --export int8 with --calibration-data, got {args.export}; drop the flag")
-        if given := changed_flags(parser, vars(args), *MEASURED):
+        if given := named_flags(parser, argv, MEASURED):
             parser.error(f"expected no {', '.join(given)} with --export, which measures nothing; drop it")
         if args.data:
             open_limited(args.data, 2)  # checked before the export, which takes longer

@@ -43,12 +43,12 @@ from utils.args import (
     EXIT_DONE,
     add_device_group,
     add_face_group,
-    changed_flags,
     check_output_dir,
     command_line,
     exit_code,
     int_in,
     make_parser,
+    named_flags,
     run_script,
 )
 from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         subgroup = read_subgroup(args.subgroup)
     if args.from_scores:
-        if given := changed_flags(parser, vars(args), "tiers", "severity", "cache", "faces", "face_detector"):
+        if given := named_flags(parser, argv, ("tiers", "severity", "cache", "faces", "face_detector")):
             raise UserError(f"expected --data with {', '.join(given)}, got --from-scores; drop these flags")
         files = list(dict.fromkeys(Path(path) for path in args.from_scores))
     else:

@@ -45,12 +45,12 @@ from utils.args import (
     add_device_group,
     add_face_detector,
     add_seed,
-    changed_flags,
     check_output_dir,
     command_line,
     exit_code,
     int_in,
     make_parser,
+    named_flags,
     run_script,
 )
 from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         parser.error("expected --limit with --faithfulness only, got it with PATH...; name fewer images")
     if args.contact_sheet and not args.paths:
         parser.error("expected --contact-sheet with PATH... only; drop it")
-    if args.from_raw and (given := changed_flags(parser, vars(args), "checkpoint", "methods", "target", "layer")):
+    if args.from_raw and (given := named_flags(parser, argv, ("checkpoint", "methods", "target", "layer"))):
         parser.error(f"expected no {', '.join(given)} with --from-raw, which only makes the tables again; drop it")
     if args.from_raw:
         return report([*Path(args.from_raw).glob("raw/*.csv")], check_output_dir(args.output_dir), args.seed)

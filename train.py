@@ -28,11 +28,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasets.listing.spec import parse_spec
 from datasets.listing.splits import TrainingData, open_training_data
-from utils.args import EXIT_DONE, add_device_group, check_output_dir, command_line, exit_code, make_parser, run_script
+from utils.args import (
+    EXIT_DONE,
+    add_device_group,
+    check_output_dir,
+    command_line,
+    exit_code,
+    given_flags,
+    make_parser,
+    run_script,
+)
 from utils.errors import UserError
 from utils.files import locked
 from utils.model_names import own_names
-from utils.training.recipe import Recipe, add_recipe_flags, given_flags, make_recipe
+from utils.training.recipe import Recipe, add_recipe_flags, make_recipe
 
 if TYPE_CHECKING:
     from utils.training.setup import TrainingLoader

@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,17 @@ def _number(text: str, kind: Callable[[str], Any], low: float, high: float, expe
     return value
 
 
-def changed_flags(parser: argparse.ArgumentParser, values: Mapping[str, Any], *names: str) -> list[str]:
-    """Return which of some flags, named as in ``values``, differ from their defaults."""
-    return [f"--{name.replace('_', '-')}" for name in names if values[name] != parser.get_default(name)]
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return the flags that the command line names, even those given with their default value."""
+    missing = object()
+    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv)), missing))
+    return {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not missing}
+
+
+def named_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None, names: Sequence[str]) -> list[str]:
+    """Return which of some flags the command line names, such as ``--batch-size`` for ``batch_size``."""
+    given = given_flags(parser, argv)
+    return [f"--{name.replace('_', '-')}" for name in names if name in given]
 
 
 def key_value(text: str) -> tuple[str, int | float | bool | str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -64,9 +64,11 @@ class Recipe:
 
 
 def recipe_values(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags that belong to a recipe, as plain values."""
+    """Return the flags that belong to a recipe, as plain values. Raises UserError: the teacher is no checkpoint."""
     names = {field.name for field in fields(Recipe)}
     values = {key: value for key, value in flags.items() if key in names}
+    if values.get("teacher"):
+        values["teacher"] = str(check_checkpoint_file(values["teacher"], "--teacher"))
     return values | ({"model_args": dict(values["model_args"])} if "model_args" in values else {})
 
 
@@ -93,10 +95,8 @@ def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
         raise UserError("expected either --token-views or --adversarial, got both; attacks change images, not tokens")
     if recipe["geometry"] in ("face", "resize") and recipe["resize_to"]:
         raise UserError(f"expected --geometry crop with --resize-to, got {recipe['geometry']}; drop --resize-to")
-    if recipe["teacher"]:
-        recipe["teacher"] = str(check_checkpoint_file(recipe["teacher"], "--teacher"))
-        if recipe["adversarial"]:
-            raise UserError("expected either --teacher or --adversarial, got both; distil first, then harden")
+    if recipe["teacher"] and recipe["adversarial"]:
+        raise UserError("expected either --teacher or --adversarial, got both; distil first, then harden")
     if recipe["compile"] and recipe["adversarial"]:
         raise UserError("expected either --compile or --adversarial, got both; attacks run uncompiled")
     return Recipe(command=command, **recipe)
@@ -110,13 +110,6 @@ def check_classical(recipe: Recipe) -> None:
         if getattr(recipe, name) != parser.get_default(name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"expected a neural --model with {flag}, got {recipe.model}; drop {flag}")
-
-
-def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Return the flags that the command line names, even those given with their default value."""
-    missing = object()
-    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), missing))
-    return {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not missing}
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:

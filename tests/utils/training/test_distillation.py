@@ -9,6 +9,7 @@ from datasets.transforms import Geometry
 from utils.checkpoints.file import load_checkpoint
 from utils.errors import UserError
 from utils.training.distillation import TEACHER_WEIGHT, TEMPERATURE, Teacher, training_loss
+from utils.training.recipe import recipe_values
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -92,3 +93,8 @@ def test_what_a_classical_model_would_ignore_is_refused(flags, image_folder, tin
     argv = ["--model", "lightgbm", "--data", str(image_folder), "--output-dir", str(tmp_path / "run")]
     with pytest.raises(UserError, match=f"expected a neural --model with {flags[0]}, got lightgbm"):
         train.main([*argv, *(flag.format(teacher=tiny_checkpoint) for flag in flags)])
+
+
+def test_a_teacher_named_by_its_folder_is_the_one_of_the_run(tiny_checkpoint):
+    """A resumed run, also one of tune.py, may name it again in the same way."""
+    assert recipe_values({"teacher": str(tiny_checkpoint.parent)}) == {"teacher": str(tiny_checkpoint)}
