@@ -146,8 +146,8 @@ def predict_records(
                 if number >= 0:
                     prepared = [job.result() for job in pending.popleft()]
                     yield _score_batch(predictor, number * batch_size, prepared, batch_size)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        finally:  # without waiting: the garbage collector may close a generator where a thread must not be joined
+            pool.shutdown(wait=False, cancel_futures=True)
 
     if team.size == 1:
         return score(range(len(records)))

@@ -152,11 +152,14 @@ def _prepared(path: str, sampling: Sampling, finder: Finder, view: View) -> Iter
             chunk.append((time, boxes, np.stack([view(image, box) for box in boxes or (None,)])))
         return chunk
 
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         ahead = pool.submit(prepare)
         while chunk := ahead.result():
             ahead = pool.submit(prepare)
             yield chunk
+    finally:  # without waiting: the garbage collector may close a generator where a thread must not be joined
+        pool.shutdown(wait=False)
 
 
 def _scored(chunks: Iterator[list[Prepared]], score: Score, batch_size: int) -> Iterator[Scored]:
