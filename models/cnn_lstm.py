@@ -62,6 +62,8 @@ class CNNLSTM(Detector):
         self.trunk = trunk
         self.reader = PatchReader(channels, hidden) if reader == "lstm" else None
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(4 * hidden if reader == "lstm" else channels, 1))
+        for parameter in self.fixed_parameters():
+            parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score images ``(N, 3, H, W)`` or clips ``(N, T, 3, H, W)``, RGB in [0, 1]; returns logits ``(N,)``."""
@@ -72,6 +74,11 @@ class CNNLSTM(Detector):
             features = features.float()  # (N, T, C, h, w)
             pooled = features.mean((1, 3, 4)) if self.reader is None else self.reader(features)
             return self.head(pooled).squeeze(1)
+
+    def fixed_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of layers after the feature map, such as the norm in ConvNeXt's head."""
+        names = self.trunk.unused if isinstance(self.trunk, TimmTrunk) else ()
+        return [self.trunk.get_parameter(name) for name in names]
 
 
 @register_model
@@ -99,9 +106,13 @@ def feature_trunk(detector: Detector, name: str) -> tuple[nn.Module, int]:
         trunk = nn.Sequential(detector.get_submodule("stem"), detector.get_submodule("trunk"))
     else:
         raise UserError(f"expected --model-args backbone= cnn or a convolutional timm model, got {name!r}")
-    size = 64 if detector.any_size else detector.input_size
-    with torch.no_grad():
+    size = detector.choose_size(64)
+    with torch.enable_grad():
         features = trunk.eval()(torch.zeros(1, 3, size, size))
+        if isinstance(trunk, TimmTrunk):
+            named = dict(trunk.named_parameters())
+            gradients = torch.autograd.grad(features.sum(), list(named.values()), allow_unused=True)
+            trunk.unused = [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
     trunk.train()
     channels_last = features.ndim == 4 and features.shape[1] == features.shape[2]  # Swin's maps are (N, h, w, C)
     if features.ndim != 4 or channels_last:
@@ -119,6 +130,7 @@ class TimmTrunk(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
+        self.unused: list[str] = []  # parameters that the feature map does not depend on
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone.forward_features(images)

@@ -83,6 +83,23 @@ def test_gradient_reaches_the_lstm_and_the_trunk(clips):
     assert next(detector.trunk.parameters()).grad.abs().max() > 0
 
 
+def test_layers_after_the_feature_map_are_not_trained(clips):
+    """DistributedDataParallel waits for the gradient of each parameter that requires one."""
+    detector = create_model("cnn_lstm", backbone="test_convnext", hidden=8)
+    fixed = {id(parameter) for parameter in detector.fixed_parameters()}
+    detector.train()(clips).sum().backward()
+    without = {name for name, parameter in detector.named_parameters() if parameter.grad is None}
+    assert without == {name for name, parameter in detector.named_parameters() if id(parameter) in fixed}
+    assert without == {"trunk.backbone.head.norm.weight", "trunk.backbone.head.norm.bias"}
+    assert not any(parameter.requires_grad for parameter in detector.fixed_parameters())
+
+
+@pytest.mark.slow
+def test_a_backbone_may_need_larger_images_than_the_probe():
+    detector = create_model("cnn_lstm", backbone="inception_resnet_v2", hidden=8).eval()
+    assert detector(torch.rand(1, 3, 128, 128)).shape == (1,)
+
+
 @pytest.mark.parametrize(
     ("backbone", "backbone_args"),
     [("test_vit", {}), ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)})],
