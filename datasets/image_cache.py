@@ -3,7 +3,7 @@
 A cache is one folder per listing, named after its files (path, size, modification time):
 
     DIR/<key>/pixels-<part>.u8      the images one after another, (H, W, 3) uint8 RGB each, at their own sizes
-    DIR/<key>/index.npz             per image: part, offset, height, width; the reasons for unreadable ones; the facts
+    DIR/<key>/index.npz             per image: part, offset, height, width (0 if unreadable); the facts
 
 Several threads build it once, under a temporary name that changes when it is complete, so a killed build leaves
 nothing that could be mistaken for a cache. Other processes that want the same cache wait for it.
@@ -12,7 +12,6 @@ nothing that could be mistaken for a cache. Other processes that want the same c
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -41,7 +40,6 @@ class ImageCache:
     folder: Path
     places: np.ndarray  # (N, 4) int64: part, offset, height, width
     rows: dict[str, int]  # of a path in places
-    reasons: dict[str, str]  # of unreadable images
 
     def __post_init__(self) -> None:
         self._maps: dict[int, np.ndarray] = {}
@@ -50,10 +48,10 @@ class ImageCache:
         return {**self.__dict__, "_maps": {}}
 
     def read(self, path: str) -> np.ndarray:
-        """Return the image ``(H, W, 3)`` uint8 RGB, as a read-only view of the file. Raises UnreadableImage."""
-        if path in self.reasons:
-            raise UnreadableImage(self.reasons[path])
+        """Return the image ``(H, W, 3)`` uint8 RGB, as a read-only view of the cache. Raises UnreadableImage."""
         part, offset, height, width = self.places[self.rows[path]].tolist()
+        if not height:  # unreadable when the cache was built, which may have passed
+            return read_image(path)
         if part not in self._maps:
             self._maps[part] = np.memmap(self.folder / f"pixels-{part}.u8", np.uint8, "r")
         return self._maps[part][offset : offset + height * width * 3].reshape(height, width, 3)
@@ -109,7 +107,7 @@ def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) ->
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     bar = tqdm(total=len(paths), desc="caching decoded images", unit="img", disable=None, leave=False)
-    places, reasons = np.zeros((len(paths), 4), np.int64), {}
+    places = np.zeros((len(paths), 4), np.int64)
 
     def decode_share(part: int) -> None:
         offset = 0
@@ -119,8 +117,7 @@ def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) ->
                 places[row, 0] = part
                 try:
                     image = read_image(paths[row])
-                except UnreadableImage as error:
-                    reasons[paths[row]] = str(error)
+                except UnreadableImage:
                     continue
                 file.write(np.ascontiguousarray(image).data)
                 places[row, 1:] = offset, *image.shape[:2]
@@ -131,7 +128,7 @@ def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) ->
     try:
         with bar, ThreadPoolExecutor(threads) as pool:
             list(pool.map(decode_share, range(threads)))
-        np.savez(temporary / "index.npz", places=places, facts=facts, reasons=json.dumps(reasons))
+        np.savez(temporary / "index.npz", places=places, facts=facts)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -140,8 +137,7 @@ def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) ->
 def load_cache(target: Path, paths: Sequence[str], facts: str) -> ImageCache:
     """Open a complete cache. Raises OSError, ValueError and others if it is damaged or belongs to other files."""
     with np.load(target / "index.npz", allow_pickle=False) as index:
-        places, reasons = index["places"], json.loads(str(index["reasons"]))
-        digest = str(index["facts"])
+        places, digest = index["places"], str(index["facts"])
     if digest != facts or len(places) != len(paths):
         raise ValueError("it belongs to other images")
     for part in np.unique(places[:, 0]).tolist():
@@ -149,4 +145,4 @@ def load_cache(target: Path, paths: Sequence[str], facts: str) -> ImageCache:
         expected = int((own[:, 2] * own[:, 3] * 3).sum())
         if (target / f"pixels-{part}.u8").stat().st_size != expected:
             raise ValueError(f"pixels-{part}.u8 is incomplete")
-    return ImageCache(target, places, {path: row for row, path in enumerate(paths)}, reasons)
+    return ImageCache(target, places, {path: row for row, path in enumerate(paths)})

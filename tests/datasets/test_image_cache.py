@@ -79,6 +79,16 @@ def test_training_sees_the_same_batches(listing, tmp_path):
             assert plain.images.equal(fast.images) and plain.unreadable == fast.unreadable
 
 
+def test_an_image_that_could_not_be_read_is_tried_again(listing, tmp_path, monkeypatch):
+    def refuse(path):
+        raise UnreadableImage("permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "read_image", refuse)
+        cached = cache_listing(listing, tmp_path / "cache", 2)
+    assert same_pixels(cached.records)
+
+
 def test_a_cache_is_built_once(listing, tmp_path, decoded):
     cache_listing(listing, tmp_path / "cache", 2)
     assert sorted(decoded) == sorted(record.path for record in listing.records)
@@ -91,7 +101,7 @@ def test_repeated_and_joined_records_share_the_cache(folder, tmp_path, decoded, 
     other = cache_listing(open_records(str(make_folder("more", {"real": 2, "fake": 2}))), tmp_path / "cache", 2)
     assert len(decoded) == 16 and len(list((tmp_path / "cache").glob("*/index.npz"))) == 2
     joined = [*cached.records, *other.records]
-    assert len(joined) == 40 and same_pixels(joined) and len(decoded) == 16
+    assert len(joined) == 40 and len(decoded) == 16 and same_pixels(joined)
 
 
 def test_changed_images_get_another_cache(folder, listing, tmp_path):
