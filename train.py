@@ -26,7 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datasets.listing.spec import parse_spec
 from datasets.listing.splits import TrainingData, open_training_data
 from utils.args import (
     EXIT_DONE,
@@ -41,7 +40,7 @@ from utils.args import (
 from utils.errors import UserError
 from utils.files import locked
 from utils.model_names import own_names
-from utils.training.recipe import Recipe, add_recipe_flags, make_recipe
+from utils.training.recipe import Recipe, add_recipe_flags, make_recipe, run_name
 
 if TYPE_CHECKING:
     from utils.training.setup import TrainingLoader
@@ -293,12 +292,6 @@ def train_epoch(recipe: Recipe, state: TrainingState, loader: TrainingLoader, un
         unreadable.update(reasons)
     check_epoch(mean_loss, images, len(unreadable), recipe, state.epoch + 1)
     return Epoch(mean_loss, images, time.perf_counter() - started, watch.seconds)
-
-
-def run_name(model: str, specs: Sequence[str]) -> str:
-    """Name a run after its model and its datasets: ``cnn-demo``."""
-    names = [Path(parse_spec(text).location or "demo").stem for text in specs]
-    return "-".join([model.replace("/", "_"), *names])
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from utils.args import (
 from utils.errors import UserError
 from utils.search.space import BANKS, Space, build_space, default_values, draw, narrow_space, to_flags
 from utils.search.study import DEFAULT_TRIAL, import_optuna, open_study, queue_once, run_trials
-from utils.training.recipe import Recipe, check_classical, make_recipe
+from utils.training.recipe import Recipe, check_classical, make_recipe, run_name
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     fixed = ["--model", args.model, "--data", *args.data, *args.train]
     flags = vars(train.get_args_parser().parse_args(fixed))
     recipe = make_recipe({**flags, "model_args": args.model_args, "seed": args.seed}, command_line("tune.py", argv))
-    name = args.name or train.run_name(args.model, args.data)
+    name = args.name or run_name(args.model, args.data)
     folder = check_output_dir(args.output_dir or f"runs/tune/{name}")
     if "?" in str(folder) and not args.storage:  # it ends the path in the address of a database
         raise UserError(f"expected --output-dir without a question mark, got {str(folder)!r}; choose another folder")

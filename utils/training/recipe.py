@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from datasets.listing.spec import parse_spec
 from utils.args import add_face_detector, add_seed, float_in, int_in, key_value
 from utils.attacks.threat_model import check_linf_eps, parse_size
 from utils.checkpoint_files import check_checkpoint_file, check_weights_source
@@ -70,6 +72,12 @@ def recipe_values(flags: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("teacher"):
         values["teacher"] = str(check_checkpoint_file(values["teacher"], "--teacher"))
     return values | ({"model_args": dict(values["model_args"])} if "model_args" in values else {})
+
+
+def run_name(model: str, specs: Sequence[str]) -> str:
+    """Name a run after its model and its datasets: ``cnn-demo``."""
+    names = [Path(parse_spec(text).location or "demo").stem for text in specs]
+    return "-".join([model.replace("/", "_"), *names])
 
 
 def make_recipe(flags: Mapping[str, Any], command: str) -> Recipe:
