@@ -43,7 +43,7 @@ web/dist/index.html: web/node_modules/.installed $(WEB_SOURCES)
 	$(NPM) run build
 
 test-web: web
-	$(PY) -m pytest tests_web -p no:schemathesis
+	$(PY) -m pytest tests_web
 
 screenshots: web
 	$(PY) -m tests_web.screenshots

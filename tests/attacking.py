@@ -10,9 +10,8 @@ SMALL = ["--threads", "1", "--batch-size", "4"]
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Weak attacks, few queries in the check against Square, and no figures; test_checks.py tests the checks."""
+    """Weak attacks, and few queries in the check against Square; test_checks.py tests the checks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.attacks.report.save_figure", lambda figure, stem: None)
         patch.setattr("utils.attacks.checks.SQUARE_QUERIES", 5)
         patch.setitem(SETTINGS, "steps", 3)
         patch.setitem(SETTINGS, "queries", 5)

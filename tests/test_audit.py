@@ -23,10 +23,8 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch, request):
+def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if request.node.name != "test_clean_set":  # drawing is most of the time
-        monkeypatch.setattr("utils.figures.save_figure", lambda figure, stem: [])
 
 
 def run(*arguments):
@@ -39,7 +37,7 @@ def recode(source, target, quality=85, mirrored=False):
     cv2.imwrite(str(target), np.ascontiguousarray(image[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
-def test_clean_set(image_folder, capsys):
+def test_clean_set(image_folder, rendered, capsys):
     result = run("--data", image_folder)
     assert result["exit_code"] == 0
     out = capsys.readouterr().out.splitlines()

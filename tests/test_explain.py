@@ -5,7 +5,6 @@ import io
 import json
 import os
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,27 +19,8 @@ from utils.errors import UserError
 TINY = {"occlusion": {"grid": 2}}
 
 
-def save_nothing(figure, stem):
-    """Stand in for save_figure, whose drawing takes most of the time here; one test has the real one."""
-    for kind in ("pdf", "png"):
-        Path(f"{stem}.{kind}").write_bytes(b"drawn")
-
-
-@pytest.fixture
-def drawn():
-    """Have the figures of a test drawn."""
-
-
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, request):
-    if "drawn" not in request.fixturenames:
-        for module in (
-            "explanations.sheets",
-            "explanations.faithfulness.report",
-            "explanations.methods.features",
-            "figures",  # last: a module that is imported after it would keep the stand-in for good
-        ):
-            monkeypatch.setattr(f"utils.{module}.save_figure", save_nothing)
+def quick(monkeypatch):
     monkeypatch.setattr("utils.explanations.faithfulness.cells.COMPARED", 2)
     monkeypatch.setattr("utils.explanations.faithfulness.cells.table_options", lambda names: TINY)
 
@@ -137,7 +117,9 @@ def test_a_classical_detector_shows_its_features_and_refuses_gradients(classical
         run(*flags, "--overwrite", "--contact-sheet")
 
 
-def test_names_of_many_kinds_are_drawn_and_printed(tiny_checkpoint, classical_checkpoint, tmp_path, monkeypatch, drawn):
+def test_names_of_many_kinds_are_drawn_and_printed(
+    tiny_checkpoint, classical_checkpoint, tmp_path, monkeypatch, rendered
+):
     """Not only text: bytes that are not UTF-8, and what matplotlib would read as a formula."""
     folder = tmp_path / "$\\q$\udcff"
     for number, name in enumerate(("bad\udcff.png", "$\\q$.png")):

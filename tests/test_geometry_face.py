@@ -133,7 +133,6 @@ def test_all_entry_points_see_the_same_pixels(portraits, face_checkpoint, tmp_pa
 
 
 def test_every_picture_without_a_face_is_counted_and_listed(portraits, face_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("utils.explanations.sheets.save_figure", lambda figure, stem: None)
     flags = ["--checkpoint", str(face_checkpoint)]
     out = tmp_path / "evaluation"
     evaluate.main(
@@ -193,7 +192,6 @@ def test_a_run_trains_validates_tests_and_is_searched_once(portraits, tmp_path, 
 
 
 def test_attacks_see_framed_faces(portraits, face_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.attacks.report.save_figure", lambda figure, stem: None)
     flags = ["--checkpoint", str(face_checkpoint), "--data", str(portraits)]
     small = "--attacks fgsm --eps 1/255 --threads 1".split()
     rows = attack.main([*flags, *small, "--output-dir", str(tmp_path / "attacks"), "--export", str(tmp_path / "png")])[

@@ -30,11 +30,6 @@ def portraits_are_found(monkeypatch):
     monkeypatch.setattr(FaceFinder, "__call__", lambda _, image: find(image))
 
 
-@pytest.fixture
-def no_timeline_figures(monkeypatch):
-    monkeypatch.setattr("utils.scoring.timeline.save_figure", lambda figure, stem: None)
-
-
 def test_each_face_has_a_row_and_the_most_suspicious_comes_first(checkpoint, capsys):
     write_clip("clip.mp4", [*walk(5, 0), *walk(10, 0, 4)])
     result = run(checkpoint, "clip.mp4")
@@ -110,7 +105,6 @@ def test_a_detector_of_whole_pictures_judges_faces_of_videos_but_not_of_pictures
     assert [(row["face"], row["track"]) for row in rows] == [("1", ""), ("", rows[1]["track"]), ("", rows[2]["track"])]
 
 
-@pytest.mark.usefixtures("no_timeline_figures")
 def test_without_a_face_there_is_no_verdict_unless_whole_frames_are_asked_for(checkpoint, tiny_checkpoint, capsys):
     write_clip("empty.mp4", [scene()] * 8)
     for detector, flags in ((checkpoint, []), (str(tiny_checkpoint), ["--faces"])):
@@ -130,7 +124,6 @@ def test_without_a_face_there_is_no_verdict_unless_whole_frames_are_asked_for(ch
     assert Path("lines/empty.mp4.csv").read_text().splitlines()[1].startswith("0.0,1,,,,,")
 
 
-@pytest.mark.usefixtures("no_timeline_figures")
 def test_a_folder_lists_videos_and_names_all_that_are_broken(checkpoint, capsys):
     write_images("in/a.png")
     good = write_clip("in/b.mp4", walk(2, 0)).read_bytes()
@@ -153,7 +146,6 @@ def test_a_folder_lists_videos_and_names_all_that_are_broken(checkpoint, capsys)
     assert sorted(path.stem for path in Path("lines").glob("*.csv")) == ["b.mp4", "single.avi"]
 
 
-@pytest.mark.usefixtures("no_timeline_figures")
 def test_timelines_of_equal_names_do_not_replace_each_other(checkpoint):
     write_clip("x/clip.mp4", walk(1, 0))
     write_clip("y/clip.mp4", walk(1, 4))

@@ -30,8 +30,6 @@ def chain(tmp_path_factory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("DEMO_DIR", raising=False)
-        patch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
-        patch.setattr("utils.evaluation.report.save_figure", lambda figure, stem: None)
         steps = {
             "train": (
                 train,

@@ -92,6 +92,7 @@ def test_a_specialist_adds_what_exceeds_its_floor():
     assert images.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_an_export_adds_the_same(specialist, tmp_path):
     pytest.importorskip("onnxscript")
     member = load_detector(write_member(tmp_path, "member", 1))[0]

@@ -39,18 +39,6 @@ def url(tmp_path) -> str:
 
 
 @pytest.fixture
-def drawn():
-    """Have the figures of a study saved."""
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, request):
-    """Save no figure of a study: to render them takes longer than its trials."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("utils.search.report.save_figure", lambda figure, stem: None)
-
-
-@pytest.fixture
 def fake_training(monkeypatch):
     """Replace the training of a trial by a formula: the nearer the rate is to 0.003, the better."""
     import math
@@ -77,7 +65,7 @@ def search(folder: Path, faces: Path, *flags: str) -> dict:
 # --------------------------------------------------------------------------------------------- the study as a whole
 
 
-def test_search_retraining_and_report(tmp_path, image_folder, fake_training, drawn, capsys):
+def test_search_retraining_and_report(tmp_path, image_folder, fake_training, rendered, capsys):
     folder = tmp_path / "study"
     result = search(folder, image_folder, "--trials", "5", "--seeds", "2")
     output = capsys.readouterr()

@@ -131,6 +131,7 @@ def leak_auc(model, rows: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(aucs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [7, 8], ids=["metadata", "metadata-and-quality"])
 @pytest.mark.parametrize(
     "model",

@@ -182,8 +182,6 @@ def test_train_and_evaluate_give_the_same_with_a_cache(image_folder, tmp_path, m
     import evaluate
     import train
 
-    monkeypatch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
-    monkeypatch.setattr("utils.evaluation.report.save_figure", lambda figure, stem: None)
     flags = [
         "--model",
         "cnn_baseline",

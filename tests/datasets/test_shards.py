@@ -160,7 +160,6 @@ def test_an_overwritten_shard_is_read_again(shards):
 def test_audit_and_input_size_are_those_of_the_folder(folder, shards, tmp_path, monkeypatch):
     import audit
 
-    monkeypatch.setattr("utils.figures.save_figure", lambda figure, stem: [])
     for spec in (str(folder), f"wds:{shards}"):
         assert typical_side(open_records(spec, "train").records) == 40
     result = audit.main(["--data", f"wds:{shards}", "--output-dir", str(tmp_path / "out"), "--workers", "1"])
@@ -255,7 +254,6 @@ def test_paths_into_no_shard_are_unreadable(shards):
 def test_evaluate_and_predict_read_shards(folder, shards, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     import evaluate
 
-    monkeypatch.setattr("utils.evaluation.report.save_figure", lambda figure, stem: None)
     rows = []
     for spec in (str(folder), f"wds:{shards}"):
         flags = ["--n-boot", "20", "--threads", "1", "--no-score-cache", "--output-dir", str(tmp_path / "out")]

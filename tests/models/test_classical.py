@@ -12,7 +12,6 @@ import torch
 import evaluate
 import predict
 import train
-import utils.figures
 from datasets.listing.spec import open_records
 from datasets.transforms import Geometry
 from models.registry import create_model
@@ -50,18 +49,6 @@ def flags_of(model: str, faces: Path, folder: Path, *model_args: str) -> list[st
     arguments = ["features=color", *SMALL[model], *model_args]
     flags = f"--data {faces} --image-size 32 --device cpu --output-dir {folder} --cache {folder.parent}/cache"
     return ["--model", model, "--model-args", *arguments, *flags.split()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures():
-    """Drawing takes longer than all else here; one test draws."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("utils.training.classical", "utils.evaluation.report"):
-            patch.setattr(f"{module}.save_figure", lambda figure, stem: None)
-        patch.setattr("utils.training.classical.interval_bar_figure", lambda *arguments, **options: None)
-        for name in ("roc_figure", "pr_figure", "confusion_figure", "score_histogram_figure"):
-            patch.setattr(f"utils.evaluation.report.{name}", lambda *arguments, **options: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +143,7 @@ def test_importance_is_a_share_of_every_feature(runs, model):
     assert sorted(row["feature"] for row in rows) == sorted(create_model(model, features="color").feature_names())
 
 
-def test_importance_is_drawn(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.training.classical.save_figure", utils.figures.save_figure)
-    monkeypatch.setattr("utils.training.classical.interval_bar_figure", utils.figures.interval_bar_figure)
+def test_importance_is_drawn(runs, tmp_path, rendered):
     write_importance(load_detector(runs["random_forest"]["checkpoint"])[0], tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"importance.csv", "importance.pdf", "importance.png"}
 

@@ -17,19 +17,13 @@ NAMES = ["logistic_regression", "cnn"]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """The same two entries, narrower, and no drawing: it takes longer than training here."""
+    """The same two entries, narrower."""
     entries = [
         Entry("logistic_regression", "logistic_regression", ("features=color",)),
         Entry("cnn", "cnn", ("width=4",)),
         Entry("broken", "cnn_lstm", ("reader=gru",)),
     ]
     monkeypatch.setattr(model_table, "ENTRIES", entries)
-    for name in ("roc_figure", "pr_figure", "confusion_figure", "score_histogram_figure", "save_figure"):
-        monkeypatch.setattr(f"utils.evaluation.report.{name}", lambda *arguments, **options: None)
-    for module in ("utils.training.log", "utils.training.classical"):
-        monkeypatch.setattr(f"{module}.save_figure", lambda figure, stem: None)
-    monkeypatch.setattr("utils.training.log.training_curve_figure", lambda history: None)
-    monkeypatch.setattr("utils.training.classical.interval_bar_figure", lambda *arguments, **options: None)
 
 
 @pytest.fixture

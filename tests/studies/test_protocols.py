@@ -15,18 +15,12 @@ TRAIN = "--train --model cnn --model-args width=4 --image-size 32 --batch-size 8
 
 
 @pytest.fixture
-def quiet_figures(monkeypatch):
-    monkeypatch.setattr("utils.training.log.save_figure", lambda figure, stem: None)
-    monkeypatch.setattr("utils.evaluation.report.save_figure", lambda figure, stem: None)
-
-
-@pytest.fixture
 def two_generators(make_folder):
     counts = {f"{split}/fake/{name}": 6 for split in ("train", "valid", "test") for name in ("gan", "blend")}
     return make_folder("faces", counts | {f"{split}/real": 8 for split in ("train", "valid", "test")})
 
 
-def test_the_matrix_has_every_run_and_resumes(two_generators, tmp_path, monkeypatch, quiet_figures, capsys):
+def test_the_matrix_has_every_run_and_resumes(two_generators, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = f"--data {two_generators} --runs-dir runs --output-dir out --n-boot 20 {TRAIN}".split()
     result = leave_one_out.main(flags)
@@ -50,7 +44,7 @@ def test_the_matrix_has_every_run_and_resumes(two_generators, tmp_path, monkeypa
         leave_one_out.main([*flags, "--seed", "5"])
 
 
-def test_an_interrupted_run_of_the_matrix_goes_on(two_generators, tmp_path, monkeypatch, quiet_figures):
+def test_an_interrupted_run_of_the_matrix_goes_on(two_generators, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = f"--data {two_generators} --runs-dir runs --output-dir out --n-boot 0 {TRAIN}".split()
     original, calls = train.main, []
@@ -79,9 +73,7 @@ def test_leave_one_out_refuses(image_folder, flags, message, tmp_path, monkeypat
         leave_one_out.main(["--data", str(image_folder), *flags.split()])
 
 
-def test_the_curve_starts_at_the_checkpoint_and_resumes(
-    tiny_checkpoint, image_folder, tmp_path, monkeypatch, quiet_figures, capsys
-):
+def test_the_curve_starts_at_the_checkpoint_and_resumes(tiny_checkpoint, image_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     original = train.main
     flags = f"--checkpoint {tiny_checkpoint} --data {image_folder} --shots 6 --seeds 2 --epochs 1 --runs-dir runs"

@@ -61,7 +61,6 @@ def test_a_release_its_figures_and_its_card_are_steps(name):
 @pytest.mark.parametrize(("script", "tables"), [("summarize", ["summary"]), ("releases_table", ["releases/overview"])])
 def test_the_tables_made_of_tables_are_those_of_their_results(script, tables, tmp_path, monkeypatch):
     module = importlib.import_module(f"studies.{script}")
-    monkeypatch.setattr(module, "save_figure", lambda figure, stem: None, raising=False)
     module.main(["--output-dir", str(tmp_path)])
     for table in tables:
         published = reproduce.COMMITTED / f"{table}.md"

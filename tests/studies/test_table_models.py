@@ -25,8 +25,6 @@ def p_fakes(text: str) -> dict[str, float]:
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_a_model_of_the_table_trains_reloads_and_agrees_with_itself(entry, image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for module in ("utils.training.log", "utils.evaluation.report", "utils.training.classical"):
-        monkeypatch.setattr(f"{module}.save_figure", lambda figure, stem: None)
     size = SMALLEST.get(entry.name, 64)
     flags = f"--model {entry.model} --data {image_folder} --output-dir run --batch-size 8 --threads 1"
     if entry.model not in CLASSICAL:

@@ -126,7 +126,7 @@ def test_every_figure_has_ink_and_fits_its_page(drawn):
         assert not frame.any(), f"{name}: something is cut off at the edge"
 
 
-def test_saved_figures_are_the_same_each_time(tmp_path):
+def test_saved_figures_are_the_same_each_time(tmp_path, rendered):
     labels, p_fake = make_scores()
     saved = []
     for stem in ("first.v1", "again.v1"):

@@ -121,6 +121,7 @@ def test_the_evaluation_is_that_of_one_process_to_the_last_bit(one, two):
     assert two[0]["ranks"] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_stops_the_others_with_a_message(folder):
     first, second = two_workers("die", folder)
     assert second.returncode == -signal.SIGKILL
