@@ -41,7 +41,7 @@ class Detector(nn.Module):
         base_prefix: where in the state dict the public weights are that the detector adapts; "" if it adapts none.
         base_name: the architecture, and perhaps the tag, of these weights in timm.
         base: which weights these are, as in a checkpoint (utils/checkpoints/base.py); None before they are loaded.
-        earlier_data: the training data of its initial weights, as in a checkpoint.
+        earlier_data: the training data of its initial weights and its teacher, as in a checkpoint.
         name, model_args: what ``create_model`` was called with.
     """
 

@@ -10,6 +10,8 @@ latter shows what it forgets. Flags after --train are passed to train.py. Runs a
 code are unchanged. Writes adaptation.csv, .md, .tex, .json, .pdf and .png, and prints the points:
 
   shots 50: wild AUC 0.871 [0.852, 0.880] over 3 seeds
+
+A --keep source of one class has its accuracy in place of the AUC.
 """
 
 from __future__ import annotations
@@ -87,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     facts = run_facts(command_line("-m studies.few_shot", argv))
     write_json(folder / "adaptation.json", {**facts, "rows": rows, "runs": each})
     for row in rows:
-        low, high = row["auc_ci"]
-        value = f"AUC {row['auc']:.3f} [{low:.3f}, {high:.3f}] over {row['seeds']} seeds"
+        key = "auc" if row["auc"] is not None else "acc"  # of one class
+        low, high = row[f"{key}_ci"]
+        value = f"{key.upper()} {row[key]:.3f} [{low:.3f}, {high:.3f}] over {row['seeds']} seeds"
         print(f"shots {row['shots']}: {row['dataset']} {value}")
     partial = any(row["unreadable"] for line in results.values() for row in line)
     return {"rows": rows, "exit_code": exit_code(partial)}
@@ -163,8 +166,9 @@ def summarise(results: dict[tuple[int, int], list[dict]]) -> list[dict]:
         for same in zip(*runs, strict=True):
             row = {"shots": shots, "seeds": len(same), **{key: same[0][key] for key in ("dataset", "n_real", "n_fake")}}
             for key in ("auc", "acc"):
-                values = [cell[key] for cell in same]
-                row |= {key: statistics.median(values), f"{key}_ci": [min(values), max(values)]}
+                values = [cell[key] for cell in same if cell[key] is not None]
+                row[key] = statistics.median(values) if values else None
+                row[f"{key}_ci"] = [min(values), max(values)] if values else None
             rows.append(row)
     return rows
 
@@ -176,6 +180,7 @@ def adaptation_figure(rows: Sequence[dict]) -> Figure:
     The x axis shows steps, not a scale: 0, 10, 50 and 200 are equally far apart.
     """
     figure, (axes,) = new_figure(5.2, 3.6)
+    rows = [row for row in rows if row["auc"] is not None]
     steps = sorted({row["shots"] for row in rows})
     for index, name in enumerate(dict.fromkeys(row["dataset"] for row in rows)):
         points = [row for row in rows if row["dataset"] == name]

@@ -59,12 +59,21 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Make the matrix; returns ``{"rows": its cells, "exit_code": 0, or 1 with unreadable images}``."""
     import evaluate
     import train
-    from studies.runs import digests, train_once
+    from studies.runs import digests, initial_files, seen_sources, train_once
 
     args = get_args_parser().parse_args(argv)
     check_passed_on(args.train, train.get_args_parser(), RESERVED)
     data = open_training_data(args.data)
-    generators = shared_generators(data)
+    generators, untested = shared_generators(data)
+    if untested:
+        print(f"note: {', '.join(untested)} not left out: no test set has them and real images", file=sys.stderr)
+    names = {listing.name for listing in data.train}
+    for flag, file in initial_files(vars(train.get_args_parser().parse_args(args.train))).items():
+        if known := sorted(names & set.union(*seen_sources(file))):
+            raise UserError(
+                f"expected {flag} that was not trained on the data, whose generators are left out in turn, got {file}, "
+                f"which was trained on {', '.join(known)}; choose another, or other --data"
+            )
     folder, runs = check_output_dir(args.output_dir), check_output_dir(args.runs_dir)
     inputs = digests([], [*data.train, *data.valid])
     checkpoints = []
@@ -86,17 +95,22 @@ def main(argv: Sequence[str] | None = None) -> dict:
     return {"rows": rows, "exit_code": result["exit_code"]}
 
 
-def shared_generators(data: TrainingData) -> list[str]:
-    """Return the generators with fakes both to train on and to test on.
+def shared_generators(data: TrainingData) -> tuple[list[str], list[str]]:
+    """Return the generators with fakes to train on and, in a set with real images, to test on; then the others.
 
     Raises:
         UserError: there are fewer than two; without one of them, no fakes would remain for training.
     """
-    trained, tested = ({name for item in part for name in fake_generators(item)} for part in (data.train, data.test))
-    if len(trained & tested) < 2:
-        found = ", ".join(sorted(trained & tested)) or "none"
-        raise UserError(f"expected fakes of two or more generators in the train and test splits, found {found}")
-    return sorted(trained & tested)
+    trained = {name for item in data.train for name in fake_generators(item)}
+    with_reals = [item for item in data.test if any(record.label == 0 for record in item.records)]
+    shared = trained & {name for item in with_reals for name in fake_generators(item)}
+    if len(shared) < 2:
+        found = ", ".join(sorted(shared)) or "none"
+        raise UserError(
+            "expected fakes of two or more generators in train splits, and in test splits with real images, found "
+            f"{found}; python -m studies.leave_source_out takes sets of one class"
+        )
+    return sorted(shared), sorted(trained - shared)
 
 
 def run_name(generator: str) -> str:

@@ -73,6 +73,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Make the table; returns ``{"rows": one per source left out, "means": by tier, "exit_code": 0 or 1}``."""
     import train
+    from studies.runs import initial_files
 
     parser = get_args_parser()
     args = parser.parse_args(argv)
@@ -93,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         runs = check_output_dir(args.runs_dir)
         members = {group: soup_members(group, args.soup) for group in groups}
         for group in groups:
-            if recipe.weights not in (None, "imagenet"):
-                check_unseen(group, "--weights", recipe.weights.replace("{run}", group.name))
+            for flag, file in initial_files(vars(recipe), group.name).items():
+                check_unseen(group, flag, file)
         for group, data in remaining.items():
             print(f"leaving out {group.text}", file=sys.stderr)
             if args.soup:
@@ -195,18 +196,14 @@ def left_out_listings(group: Group, specs: Mapping[str, DatasetSpec]) -> list[Li
 
 def check_unseen(group: Group, flag: str, file: str) -> None:
     """Raise UserError if a checkpoint was trained on what the group leaves out."""
-    from utils.checkpoints.weights import read_tensors
+    from studies.runs import seen_sources
     from utils.evaluation.scored_sets import is_among
 
-    content = read_tensors(file)
-    entries = content.get("data") or [] if "format_version" in content else []
-    training = [entry for entry in entries if entry["split"] == "train"]
-    # Old checkpoints do not say how many images of each class they have seen.
-    seen = [{entry["dataset"] for entry in training if entry.get(f"n_{label}", 1)} for label in LABEL_NAMES]
+    seen = seen_sources(file)
     if known := sorted({name for name, label in group.classes if is_among(name, seen[label])}):
         raise UserError(
-            f"expected {flag} that have not seen what is left out, got {file}, which was trained on "
-            f"{', '.join(known)}; choose others, or other --groups"
+            f"expected {flag} without what is left out in its training, got {file}, which was trained on "
+            f"{', '.join(known)}; choose another, or other --groups"
         )
 
 
@@ -223,7 +220,7 @@ def soup_members(group: Group, folders: Sequence[str]) -> list[Path]:
     for member in members:
         if not member.exists():
             raise UserError(f"expected --soup DIR with the run {group.name}, found no {member}; train it first")
-        check_unseen(group, "--soup with runs", str(member))
+        check_unseen(group, "--soup", str(member))
     return members
 
 

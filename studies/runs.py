@@ -7,10 +7,11 @@ import csv
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.listing.records import LABEL_NAMES
 from datasets.listing.spec import Listing, open_records
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -30,6 +31,29 @@ def digests(files: Sequence[Path], listings: Sequence[Listing]) -> dict[str, Any
         "files": {str(file): file_digest(file) for file in files},
         "images": images,
     }
+
+
+def initial_files(flags: Mapping[str, Any], run: str = "") -> dict[str, str]:
+    """Return the files that train.py learns from, by their flags; ``{run}`` in a path becomes ``run``."""
+    embedding = str(dict(flags["model_args"]).get("features", "")).partition("embedding:")[2]
+    files = {
+        "--weights": None if flags["weights"] == "imagenet" else flags["weights"],
+        "--teacher": flags["teacher"],
+        "--model-args features=embedding:FILE": embedding if Path(embedding.replace("{run}", run)).exists() else None,
+    }
+    return {flag: file.replace("{run}", run) for flag, file in files.items() if file}
+
+
+def seen_sources(file: str) -> list[set[str]]:
+    """Return the names of the data sets whose reals and whose fakes a checkpoint has seen; none for other weights."""
+    from utils.checkpoint_files import check_checkpoint_file
+    from utils.checkpoints.weights import read_tensors
+
+    content = read_tensors(check_checkpoint_file(file) if Path(file).is_dir() else file)
+    entries = content.get("data") or [] if "format_version" in content else []
+    training = [entry for entry in entries if entry["split"] == "train"]
+    # Old checkpoints do not say how many images of each class they have seen.
+    return [{entry["dataset"] for entry in training if entry.get(f"n_{label}", 1)} for label in LABEL_NAMES]
 
 
 def train_once(run: Path, flags: Sequence[str], inputs: dict[str, Any], machine: Sequence[str] = ()) -> float:

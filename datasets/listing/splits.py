@@ -93,8 +93,8 @@ def open_training_data(
             data.notes.append(f"{train.name} has no {lacking}")
         tests = [open_records(once, "test", source)] if "test" in first.splits else []
         held_back = {record.group for part in (*valid, *tests) for record in part.records}
-        data.train.append(train)
-        data.valid.extend(valid if "valid" in used else [])
+        data.train.extend([train] if train.records else [])
+        data.valid.extend(listing for listing in valid if listing.records and "valid" in used)
         data.test.extend(tests if "test" in used else [])
         if shared := ({record.group for record in train.records} & held_back) - {""}:
             data.notes.append(f"{train.name}: {len(shared)} groups are in training and in other splits, see audit.py")
@@ -198,5 +198,7 @@ def _open_part(spec: DatasetSpec, part: str, exclude: Sequence[str], source: Sou
     unwanted = {name for name in fake_generators(listing) if name.lower() in map(str.lower, exclude)}
     if not unwanted:
         return listing
+    if all(record.generator in unwanted and record.label == 1 for record in listing.records):
+        return replace(listing, records=[])
     unwanted.update(filter(None, spec.options.get("exclude_generator", "").split("+")))
     return open_records(spec.replace(exclude_generator="+".join(sorted(unwanted))), part, source)

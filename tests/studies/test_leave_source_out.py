@@ -183,12 +183,15 @@ def test_mistakes_are_found_before_any_training(flags, message, sources, monkeyp
     assert code == 2 and message in says and says.count("\n") == 1
 
 
-def test_initial_weights_that_have_seen_what_is_left_out_are_refused(sources, tiny_checkpoint, monkeypatch):
+@pytest.mark.parametrize("flag", ["--weights", "--teacher", "--model-args features=embedding:FILE"])
+def test_what_a_run_learns_from_must_not_have_seen_what_is_left_out(flag, sources, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained"))
     entry = {"dataset": "flux", "split": "train", "fingerprint": "x"}
     save_checkpoint(tiny_checkpoint, {**load_checkpoint(tiny_checkpoint), "data": [entry]})
-    flags = ["--data", *sources, "--groups", "stock", "flux", *TRAIN.split(), "--weights", str(tiny_checkpoint)]
-    with pytest.raises(UserError, match=r"expected --weights that have not seen .*, which was trained on flux; choose"):
+    given = flag.replace("FILE", "").split() if "FILE" in flag else [flag, ""]
+    given[-1] += str(tiny_checkpoint)
+    flags = ["--data", *sources, "--groups", "stock", "flux", *TRAIN.split(), *given]
+    with pytest.raises(UserError, match=rf"expected {flag} without .*, which was trained on flux; choose"):
         leave_source_out.main(flags)
 
 
@@ -199,7 +202,7 @@ def test_averaged_runs_that_have_seen_what_is_left_out_are_refused(sources, tiny
         (tmp_path / folder).mkdir(parents=True)
         save_checkpoint(tmp_path / folder / "best.pt", content)
     flags = ["--data", *sources, "--groups", "swaps", "--soup", "a", "b"]
-    with pytest.raises(UserError, match=r"expected --soup with runs that .*, got a/swaps/best.pt, which was trained"):
+    with pytest.raises(UserError, match=r"expected --soup without .*, got a/swaps/best.pt, which was trained"):
         leave_source_out.main(flags)
     fakes = parse_group("swaps:fake", named_specs(sources))
     check_unseen(fakes, "--soup", "a/swaps/best.pt")  # it has seen the reals only

@@ -6,6 +6,7 @@ import pytest
 
 import train
 from datasets.listing.spec import open_records
+from datasets.listing.splits import open_training_data
 from studies import few_shot, leave_one_out
 from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -64,6 +65,22 @@ def test_an_interrupted_run_of_the_matrix_goes_on(two_generators, tmp_path, monk
     assert len(calls) == 4
 
 
+def test_initial_weights_must_not_have_seen_the_generators(two_generators, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = {"dataset": "faces", "split": "train", "fingerprint": "x"}
+    save_checkpoint(tiny_checkpoint, {**load_checkpoint(tiny_checkpoint), "data": [entry]})
+    with pytest.raises(UserError, match=r"expected --weights that was not trained on the data, .* trained on faces"):
+        leave_one_out.main(["--data", str(two_generators), *TRAIN.split(), "--weights", str(tiny_checkpoint)])
+
+
+def test_generators_without_real_images_to_test_on_are_named(two_generators, make_folder, capsys):
+    web = make_folder("web", {f"{split}/fake/sdxl": 2 for split in ("train", "valid", "test")})
+    data = open_training_data([str(two_generators), str(web)])
+    assert leave_one_out.shared_generators(data) == (["blend", "gan"], ["sdxl"])
+    with pytest.raises(UserError, match=r"with real images, found none; python -m studies\.leave_source_out takes"):
+        leave_one_out.main(["--data", str(web), str(make_folder("stock", {"train/real": 4, "test/real": 4}))])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"), [("--train --output-dir x", "does not set, got --output-dir"), ("", "two or more generators")]
 )
@@ -71,6 +88,15 @@ def test_leave_one_out_refuses(image_folder, flags, message, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         leave_one_out.main(["--data", str(image_folder), *flags.split()])
+
+
+def test_a_source_of_one_class_is_kept_by_its_accuracy():
+    reals = {"dataset": "stock", "n_real": 4, "n_fake": 0, "auc": None, "acc": 0.75}
+    own = {"dataset": "wild", "n_real": 4, "n_fake": 4, "auc": 0.5, "acc": 0.5}
+    rows = few_shot.summarise({(0, 0): [own, reals], (8, 0): [own, {**reals, "acc": 0.25}]})
+    assert [row["auc"] for row in rows] == [0.5, None, 0.5, None]
+    assert rows[3]["acc_ci"] == [0.25, 0.25] and rows[3]["auc_ci"] is None
+    assert [line.get_label() for line in few_shot.adaptation_figure(rows).axes[0].lines] == ["wild"]
 
 
 def test_the_curve_starts_at_the_checkpoint_and_resumes(tiny_checkpoint, image_folder, tmp_path, monkeypatch, capsys):

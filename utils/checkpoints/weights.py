@@ -116,7 +116,7 @@ def match_weights(detector: Detector, state_dict: dict[str, Tensor]) -> tuple[We
 
 
 def as_earlier_data(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the training sets of a checkpoint as data of a detector that starts from it: not unseen for it either."""
+    """Return the training sets of a checkpoint as data of a detector that learns from it: not unseen for it either."""
     return [{**entry, "earlier": True} for entry in checkpoint.get("data") or [] if entry["split"] == "train"]
 
 

@@ -12,6 +12,7 @@ from datasets.transforms import Geometry
 from models.detector import Detector
 from models.ensemble import calibrated_logits, member_view
 from utils.checkpoints.file import load_detector
+from utils.checkpoints.weights import as_earlier_data
 
 TEACHER_WEIGHT = 0.7  # of the teacher's logits in the loss; the labels have the rest
 TEMPERATURE = 2.0
@@ -21,7 +22,9 @@ class Teacher:
     """A trained detector with fixed weights that scores training batches."""
 
     def __init__(self, checkpoint_file: Path, device: torch.device) -> None:
-        self.detector: Detector = load_detector(checkpoint_file, device)[0].requires_grad_(False)
+        detector, checkpoint = load_detector(checkpoint_file, device)
+        self.detector: Detector = detector.requires_grad_(False)
+        self.data = as_earlier_data(checkpoint)  # not unseen for a student either
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -134,6 +134,8 @@ def prepare(
         dtype=dtype,
         teacher=Teacher(check_checkpoint_file(recipe.teacher, "--teacher"), device) if recipe.teacher else None,
     )
+    if state.teacher:
+        detector.earlier_data = [*detector.earlier_data, *state.teacher.data]
     if team.rank:  # other dropout and other starts of attacks than in the first process
         torch.manual_seed(recipe.seed + team.rank)
     if interrupted:

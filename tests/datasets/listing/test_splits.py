@@ -166,6 +166,16 @@ def test_excluding_works_where_only_some_sets_and_splits_have_the_generator(make
     assert [count(listing.records, 1) for listing in data.train] == [0, 3]
 
 
+def test_a_set_of_one_excluded_generator_is_left_out_as_a_whole(make_folder):
+    first = make_folder(
+        "faces", {f"{split}/{name}": 4 for split in ("train", "valid") for name in ("real", "fake/gan")}
+    )
+    second = make_folder("sdxl", {f"{split}/fake": 3 for split in ("train", "valid", "test")})
+    data = open_training_data([str(first), str(second)], ["sdxl"])
+    assert [listing.name for listing in (*data.train, *data.valid)] == ["faces", "faces"]
+    assert [len(listing.records) for listing in data.test] == [3]
+
+
 def test_an_unknown_generator_to_exclude_lists_those_there_are(image_folder):
     with pytest.raises(UserError, match=r"--exclude-generator with generators of the data \(faces\), got stylegan9"):
         open_training_data([str(image_folder)], ["stylegan9"])

@@ -6,7 +6,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import train
 from datasets.transforms import Geometry
-from utils.checkpoints.file import load_checkpoint
+from utils.checkpoints.file import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.training.distillation import TEACHER_WEIGHT, TEMPERATURE, Teacher, training_loss
 from utils.training.recipe import recipe_values
@@ -48,6 +48,9 @@ def test_a_teacher_that_frames_faces_sees_its_own_size(tiny_checkpoint):
 
 
 def test_train_learns_from_a_teacher(image_folder, tiny_checkpoint, tmp_path):
+    """The teacher's training set is no unseen source for its student."""
+    entries = [{"dataset": "wild", "split": split, "fingerprint": "x"} for split in ("train", "valid")]
+    save_checkpoint(tiny_checkpoint, {**load_checkpoint(tiny_checkpoint), "data": entries})
     result = train.main(
         [
             "--model",
@@ -71,7 +74,9 @@ def test_train_learns_from_a_teacher(image_folder, tiny_checkpoint, tmp_path):
         ]
     )
     assert result["exit_code"] == 0
-    assert load_checkpoint(tmp_path / "run" / "best.pt")["train_args"]["teacher"] == str(tiny_checkpoint)
+    checkpoint = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert checkpoint["train_args"]["teacher"] == str(tiny_checkpoint)
+    assert [entry["dataset"] for entry in checkpoint["data"] if entry.get("earlier")] == ["wild"]
 
 
 def test_teacher_that_does_not_exist(tmp_path):
