@@ -71,7 +71,7 @@ def test_mean_is_the_mean_of_calibrated_logits(member, join, image_folder):
 def test_weights_follow_the_validation_auc(member, join, image_folder, monkeypatch):
     files = [member("a", 1, calibration=SHARP), member("b", 2), member("c", 3)]
     values = iter([0.9, 0.7, 0.2])
-    monkeypatch.setattr("utils.evaluation.member_weights.auc", lambda labels, p_fake: next(values, 0.5))
+    monkeypatch.setattr("utils.evaluation.member_weights.mix_auc", lambda aucs: [next(values)])
     detector, _ = load_detector(join("weighted", *files))
     assert detector.weights.tolist() == pytest.approx([0.4 / 0.61, 0.2 / 0.61, 0.01 / 0.61])
     assert detector.bias == 0
@@ -134,6 +134,13 @@ def test_perfect_and_useless_members_get_weights():
     assert weights == pytest.approx([0.5 / 0.51, 0.01 / 0.51])
     assert bias == 0
     assert fit_weights(-np.abs(logits), labels, "weighted")[0] == [0.5, 0.5]  # both below chance
+
+
+def test_a_member_that_only_tells_sources_apart_gets_little_weight():
+    sources, labels = ["a"] * 10 + ["b"] * 10, np.array([0] * 9 + [1] + [0] + [1] * 9)
+    by_source = np.repeat([-1.0, 1.0], 10)
+    logits = np.stack([by_source, labels - 0.5], axis=1)
+    assert fit_weights(logits, labels, "weighted", None, sources)[0] == pytest.approx([0.01 / 0.51, 0.5 / 0.51])
 
 
 def test_a_soup_is_the_mean_of_the_weights(member, join):

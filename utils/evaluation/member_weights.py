@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.evaluation.left_out import count_images, rescaled, save_fitted
 from utils.evaluation.operating_point import image_weights
 from utils.evaluation.scored_sets import is_among
-from utils.metrics.binary import auc
+from utils.metrics.source_pairs import mix_auc, pair_aucs
 from utils.runtime import autocast
 from utils.scoring.scorer import Scores, Settings, score_table
 from utils.scoring.table import ScoreTable, read_scores, read_sidecar, write_scores, write_sidecar
@@ -37,7 +37,8 @@ def fit_on_images(
     firsts = [Scores(scores.indices, scores.logits[:, 0], scores.unreadable) for scores in found]
     rows = zip(valid, firsts, strict=True)
     table = ScoreTable.join([score_table(item.records, one, OperatingPoint(), item.name) for item, one in rows])
-    join = fit(ensemble, np.concatenate([scores.logits for scores in found]), table.label, method, image_weights(table))
+    logits = np.concatenate([scores.logits for scores in found])
+    join = fit(ensemble, logits, table.label, method, image_weights(table), table.dataset)
     return lambda _: [Scores(s.indices, join(s.logits), s.unreadable) for s in found]
 
 
@@ -97,27 +98,35 @@ def select(parts: Sequence[MemberScores], left_out: bool) -> tuple[ScoreTable, n
 
 
 def fit(
-    ensemble: Ensemble, logits: np.ndarray, labels: np.ndarray, method: str, counts: np.ndarray
+    ensemble: Ensemble,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    method: str,
+    counts: np.ndarray,
+    sources: Sequence[str] = (),
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Set the weights of an ensemble as :func:`fit_weights`; returns what joins logits ``(N, M)`` to ``(N,)``."""
-    weights, bias = fit_weights(logits, labels, method, counts)
+    weights, bias = fit_weights(logits, labels, method, counts, sources)
     ensemble.weights.copy_(torch.tensor(weights, dtype=torch.float64))
     ensemble.bias.fill_(bias)
     return lambda columns: columns @ np.array(weights) + bias
 
 
 def fit_weights(
-    logits: np.ndarray, labels: np.ndarray, method: str, counts: np.ndarray | None = None
+    logits: np.ndarray, labels: np.ndarray, method: str, counts: np.ndarray | None = None, sources: Sequence[str] = ()
 ) -> tuple[list[float], float]:
     """Return weights (M,) and bias for logits (N, M): by validation AUC (weighted) or logistic regression (stacked).
 
-    Each image enters the regression as often as ``counts`` ``(N,)`` says, by default once.
+    Each image enters the regression as often as ``counts`` ``(N,)`` says, by default once. The AUC is that of training
+    (`mix_auc`) on the ``sources`` of the images, by default a single one.
     """
     if method == "stacked":
         fitted = LogisticRegression(C=1.0, max_iter=1000).fit(logits, labels, counts)
         return fitted.coef_[0].tolist(), float(fitted.intercept_[0])
-    # At least 0.01, so that members at chance still make an ensemble.
-    merits = [max(0.01, (auc(labels, sigmoid(column)) or 0.5) - 0.5) for column in logits.T]
+    names = np.array(sources or [""] * len(labels))
+    own = [names == name for name in dict.fromkeys(names.tolist())]
+    aucs = [float(mix_auc(pair_aucs([(labels[at], sigmoid(column[at])) for at in own]))[0]) for column in logits.T]
+    merits = [max(0.01, value - 0.5) for value in aucs]  # members at chance still make an ensemble
     return [merit / sum(merits) for merit in merits], 0.0
 
 

@@ -11,7 +11,6 @@ from datasets.balance import shares
 from datasets.listing.records import LABEL_NAMES
 from models.operating_point import Calibration, OperatingPoint, check_logits, sigmoid
 from utils.errors import UserError
-from utils.metrics.binary import auc
 from utils.metrics.source_pairs import mix_auc, pair_aucs
 from utils.metrics.thresholds import MAX_CALLED_FAKE, fit_thresholds
 from utils.scoring.table import ScoreTable
@@ -114,25 +113,21 @@ def has_skill(tables: Sequence[ScoreTable]) -> bool:
 
 
 def auc_bound(tables: Sequence[ScoreTable]) -> tuple[float, float]:
-    """Return the AUC of all scores together, and the upper end of the 95 % interval of the AUC of a guess.
+    """Return the AUC, as `mix_auc` has it, and the upper end of the 95 % interval of the AUC of a guess.
 
     The interval is 0.5 +- Z sqrt((n_real + n_fake + 1) / (12 n_real n_fake)), from the variance of the rank sum (Mann
     and Whitney, Annals of Mathematical Statistics 18, 1947). An image that was scored in several tiers counts once. On
-    a mix with sources of one class, the AUC is that over pairs of sources, some of which may be small: the interval is
-    at least as wide as the spread of bootstrap resamples says.
+    a mix, some sources may be small: the interval is at least as wide as the spread of bootstrap resamples says.
     """
     n_real, n_fake = _count_images(tables)
     if not n_real or not n_fake:
         return 0.5, 0.5
-    table = ScoreTable.join(list(tables))
-    sources = [(part.label, sigmoid(part.logit)) for part in _sources(table).values()]
+    parts = _sources(ScoreTable.join(list(tables))).values()
+    sources = [(part.label, sigmoid(part.logit)) for part in parts]
     spread = float(np.sqrt((n_real + n_fake + 1) / (12 * n_real * n_fake)))
-    value = auc(table.label, sigmoid(table.logit))
-    assert value is not None  # there are images of both classes
-    if any(len(set(labels.tolist())) == 1 for labels, _ in sources):
-        value = float(mix_auc(pair_aucs(sources))[0])
+    if len(sources) > 1:
         spread = max(spread, float(np.std(mix_auc(pair_aucs(sources, RESAMPLES)))))
-    return value, 0.5 + Z * spread
+    return float(mix_auc(pair_aucs(sources))[0]), 0.5 + Z * spread
 
 
 def _sources(table: ScoreTable) -> dict[str, ScoreTable]:

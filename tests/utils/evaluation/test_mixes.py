@@ -126,6 +126,18 @@ def test_skill_on_a_mix_is_that_over_pairs():
     assert bound < value < 0.75 < auc_bound(some_mix())[0]
 
 
+def test_telling_sources_apart_is_no_skill():
+    """The AUC of the pooled scores would be 0.9."""
+    logits = np.random.default_rng(0).normal(size=400)
+    unlike = [
+        ("a", np.repeat([0, 1], [180, 20]), logits[:200] - 9),
+        ("b", np.repeat([0, 1], [20, 180]), logits[200:] + 9),
+    ]
+    tables = [scores_table(labels, values, name=name) for name, labels, values in unlike]
+    assert "not above" in found(tables)[0]
+    assert set(fit_operating_point(tables).verdicts(np.linspace(0, 1, 9))) == {"unsure"}
+
+
 def test_a_guess_on_a_mix_with_one_small_source_has_no_skill():
     """Half of the AUC of a mix is that of its sources with both classes, however small they are."""
     lucky = 0
