@@ -122,5 +122,6 @@ def comparison_figure(
     # Room beyond 0 and 1, where most points lie: none is cut in half by the frame.
     limits = (-0.03, 1.03)
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"p_fake, {names[0]}", ylabel=f"p_fake, {names[1]}")
+    axes.set_title(f"{a.dataset[0]}, {a.tier[0]}")
     legend_below(figure, axes)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from utils.tables import write_table
 
 MIN_SIZE = 10  # images; the metrics of a smaller group say next to nothing
 NO_VALUE = "(no value)"
+RESERVED = ("path", "label", "split", "mask", "group")
 SHOWN = ("checkpoint", "dataset", "tier", "n_real", "n_fake", "auc", "acc", "real_acc", "fake_acc", "eer")
 SUBGROUP_COLUMNS = [column for column in COLUMNS if column[0] in SHOWN]
 SUBGROUP_COLUMNS[3:3] = [("subgroup", "Subgroup")]
@@ -40,10 +42,20 @@ def write_subgroups(
 ) -> list[Path]:
     """Write the table ``subgroups_<column>``, see :func:`read_subgroup`; returns the paths.
 
+    Data sets without any value are named on stderr and left out.
+
     Raises:
         UserError: no image has a value.
     """
-    rows = [row for scored in sets for row in subgroup_rows(scored, values, n_boot)]
+    rows_of = [subgroup_rows(scored, values, n_boot) for scored in sets]
+    if not any(rows_of):
+        example = f"such as {sets[0].images[0]}, while the list has {next(iter(values), 'none')}"
+        n_images = sum(len(scored.images) for scored in sets)
+        raise UserError(f"expected {column} for some of the {n_images} scored images, got no path in common, {example}")
+    without = dict.fromkeys(item.info["dataset"] for item, rows in zip(sets, rows_of, strict=True) if not rows)
+    if without:
+        print(f"note: no image of {', '.join(without)} has a value of {column}", file=sys.stderr)
+    rows = [row for part in rows_of for row in part]
     safe = "".join(character if character.isalnum() else "_" for character in column.strip().lower())
     caption = f"Detection by {column}; 95 % bootstrap intervals."
     return write_table(rows, SUBGROUP_COLUMNS, folder / f"subgroups_{safe}", caption)
@@ -52,7 +64,7 @@ def write_subgroups(
 def read_column(csv_path: str | os.PathLike[str], column: str) -> dict[str, str]:
     """Return one metadata column of a CSV list as path -> value; images without a value are left out.
 
-    ``generator`` and all columns except path, label, split, mask and group can be used; case is ignored. Paths are
+    ``generator`` and all columns but the RESERVED ones can be used; case is ignored. Paths are
     those that the same list gives to evaluate.py.
 
     Raises:
@@ -64,9 +76,10 @@ def read_column(csv_path: str | os.PathLike[str], column: str) -> dict[str, str]
     if wanted == "generator":
         return {record.path: record.generator for record in records if record.generator}
     if wanted not in columns:
+        reserved = "; rename it, since lists of images use that name" if wanted in RESERVED else ""
         raise UserError(
             f"expected a metadata column of {csv_path} ({', '.join(columns.values()) or 'it has none'}), "
-            f"got {column!r}{closest(wanted, columns.values())}"
+            f"got {column!r}{reserved or closest(wanted, columns.values())}"
         )
     key = columns[wanted]
     return {record.path: record.meta[key] for record in records if record.meta and key in record.meta}
@@ -77,17 +90,12 @@ def subgroup_rows(scored: ScoredSet, values: Mapping[str, str], n_boot: int = 10
 
     Each row also has ``subgroup`` (the value, or NO_VALUE), ``n`` and ``note``, which marks groups of fewer than
     MIN_SIZE images. Many groups are many chances for a low figure: look at the intervals, not at the lowest number.
-
-    Raises:
-        UserError: no image of the table has a value.
+    There are no rows if no image has a value.
     """
     by_path = {os.path.abspath(path): value for path, value in values.items()}
     found = [by_path.get(os.path.abspath(path)) or NO_VALUE for path in scored.images]
     if set(found) <= {NO_VALUE}:
-        example = f"such as {scored.images[0]}, while the list has {next(iter(values), 'none')}"
-        raise UserError(
-            f"expected a metadata value for the {len(found)} scored images, got no path in common, {example}"
-        )
+        return []
     rows = []
     for name in sorted(set(found), key=lambda name: (name == NO_VALUE, -found.count(name), name)):
         part = scored.table.select(np.array(found, dtype=object) == name)

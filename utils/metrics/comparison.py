@@ -87,7 +87,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def match_images(a: ScoreTable, b: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
-    """Return both tables with their rows in one order, matched by path, dataset and tier.
+    """Return both tables with their rows matched by path, dataset and tier, ordered by tier, dataset and path.
 
     Raises:
         UserError: an image is in one table only, twice in one, or has two labels.
@@ -99,8 +99,8 @@ def match_images(a: ScoreTable, b: ScoreTable) -> tuple[ScoreTable, ScoreTable]:
             f"expected scores of the same images, got {only_a} only in the first ({len(a)}) and {only_b} only in the "
             f"second ({len(b)}); score both on the same data and tiers (path, dataset and tier must agree)"
         )
-    tiers = list(dict.fromkeys(a.tier))
-    images = sorted(rows_a, key=lambda image: (tiers.index(image[2]), image))
+    tiers, names = (list(dict.fromkeys(column)) for column in (a.tier, a.dataset))
+    images = sorted(rows_a, key=lambda image: (tiers.index(image[2]), names.index(image[1]), image[0]))
     first, second = a.take([rows_a[image] for image in images]), b.take([rows_b[image] for image in images])
     differ = np.flatnonzero(first.label != second.label)
     if len(differ):

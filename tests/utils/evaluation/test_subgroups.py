@@ -50,12 +50,21 @@ def test_a_group_of_one_class_or_one_image_has_only_the_rates_it_can_have():
     assert not rows["fake"]["note"]
 
 
-def test_no_path_in_common_is_refused():
+def test_no_path_in_common_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no path in common.*faces/00\.png.*other/1\.png") as error:
-        subgroup_rows(make_scored(make_group()), {"other/1.png": "x"})
+        write_subgroups([make_scored(make_group())], "age", {"other/1.png": "x"}, tmp_path, 0)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no path in common"):
-        subgroup_rows(make_scored(make_group()), {})
+        write_subgroups([make_scored(make_group())], "age", {}, tmp_path, 0)
+
+
+def test_a_data_set_without_values_is_named_and_left_out(tmp_path, capsys):
+    table = make_group()
+    other = make_table(["wild/1.png"], np.array([1]), np.array([0.0]))
+    sets = [make_scored(table, dataset="faces"), make_scored(other, dataset="wild")]
+    paths = write_subgroups(sets, "age", dict.fromkeys(table.path, "old"), tmp_path, 0)
+    assert paths[0].read_text().count("\n") == 2
+    assert capsys.readouterr().err == "note: no image of wild has a value of age\n"
 
 
 def test_a_column_of_a_list_is_read_for_the_paths_that_evaluate_uses(image_folder, tmp_path):
