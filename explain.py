@@ -56,7 +56,7 @@ from utils.args import (
 from utils.checkpoint_files import DEFAULT_CHECKPOINT, check_checkpoint_file
 from utils.errors import UserError
 from utils.explanations.registry import TARGETS, check_methods, method_names
-from utils.files import open_output
+from utils.files import open_output, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +232,8 @@ def explain_images(
             f"expected a method that draws maps with --contact-sheet, got {', '.join(methods)}; "
             "choose one with --methods, or drop --contact-sheet"
         )
-    stems = [folder / stem for stem in unique_names([*RESERVED, *(Path(path).stem for path in paths)])[len(RESERVED) :]]
+    names = [*RESERVED, *(shortened(Path(path).stem) for path in paths)]
+    stems = [folder / stem for stem in unique_names(names)[len(RESERVED) :]]
     rows = []
     for method in methods:
         if not all_methods()[method].makes_maps:

@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 import uuid
 import zipfile
 from collections.abc import Sequence
@@ -107,12 +108,14 @@ def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) ->
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     bar = tqdm(total=len(paths), desc="caching decoded images", unit="img", disable=None, leave=False)
-    places = np.zeros((len(paths), 4), np.int64)
+    places, is_given_up = np.zeros((len(paths), 4), np.int64), threading.Event()
 
     def decode_share(part: int) -> None:
         offset = 0
         with open(temporary / f"pixels-{part}.u8", "wb") as file:
             for row in range(part * len(paths) // threads, (part + 1) * len(paths) // threads):
+                if is_given_up.is_set():
+                    return
                 bar.update()
                 places[row, 0] = part
                 try:
@@ -127,7 +130,10 @@ def build_cache(target: Path, paths: Sequence[str], facts: str, threads: int) ->
 
     try:
         with bar, ThreadPoolExecutor(threads) as pool:
-            list(pool.map(decode_share, range(threads)))
+            try:
+                list(pool.map(decode_share, range(threads)))
+            finally:  # after Ctrl-C, or a full disk in one thread, which the other threads must not go on without
+                is_given_up.set()
         np.savez(temporary / "index.npz", places=places, facts=facts)
         os.replace(temporary, target)
     finally:

@@ -31,7 +31,8 @@ def run(*words):
 
 def test_an_unreadable_image_among_many_is_listed_and_the_others_are_explained(tiny_checkpoint, tmp_path, capsys):
     write_image(tmp_path / "in" / "fake" / "wide.png", 1, True, height=40, width=70)
-    write_image(tmp_path / "in" / "fake" / "tiny.png", 2, True, height=16, width=17)
+    long = "t" * 251  # with its suffix, as long as a file name can be
+    write_image(tmp_path / "in" / "fake" / f"{long}.png", 2, True, height=16, width=17)
     write_image(tmp_path / "in" / "fake" / "speck.png", 2, True, height=7, width=5)
     (tmp_path / "in" / "fake" / "broken.png").write_bytes(b"no image")
     result = run("--checkpoint", tiny_checkpoint, tmp_path / "in", "--contact-sheet", "--output-dir", tmp_path / "out")
@@ -39,13 +40,13 @@ def test_an_unreadable_image_among_many_is_listed_and_the_others_are_explained(t
     out, err = capsys.readouterr()
     assert "broken.png: not an image" in err and "speck.png: too small for a verdict" in err
     rows = list(csv.DictReader(out.splitlines()))
-    assert [row["path"].rsplit("/", 1)[1] for row in rows] == ["tiny.png", "wide.png"]
+    assert [row["path"].rsplit("/", 1)[1] for row in rows] == [f"{long}.png", "wide.png"]
     assert {row["method"] for row in rows} == {"gradcam"}
     found = {file.name for file in (tmp_path / "out").iterdir()}
-    stems = ("wide", "tiny", "contact_sheet", "average_maps")
+    stems = ("wide", long[:180], "contact_sheet", "average_maps")
     assert found == {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")} | {
         "wide__gradcam.png",
-        "tiny__gradcam.png",
+        f"{long[:180]}__gradcam.png",
     }
     import cv2
 

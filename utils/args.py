@@ -12,6 +12,7 @@ import errno
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,11 @@ from utils.errors import UserError, closest
 BASE_WEIGHTS_VARIABLE = "DEEPFAKE_BASE_WEIGHTS"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_DONE, EXIT_PARTIAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_NO_READER, EXIT_TERMINATED = 141, 143  # as the shell reports SIGPIPE and SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ends a script as Ctrl-C does."""
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -49,7 +55,8 @@ def make_parser(doc: str, prog: str) -> argparse.ArgumentParser:
 def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
     """Run a script's ``main`` and exit with the ``exit_code`` of the dict it returns, 0 by default.
 
-    A ``UserError`` becomes one line on stderr and exit code 2; so does a full disk under stdout or stderr.
+    A ``UserError`` becomes one line on stderr and exit code 2; so does a full disk under stdout or stderr. A script
+    whose output nobody reads any more ends with exit code 141, unless it had finished.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the shell closed it: `predict.py photo.jpg >&-`
@@ -59,6 +66,8 @@ def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
         # Registered first, so it runs after all other exit handlers. While the interpreter is torn down, gloo's threads
         # may abort the process: pytorch/pytorch#190489.
         atexit.register(lambda: None if code is None else _end_process(code))
+    else:  # torchrun ends a team whose processes may be waiting for each other
+        signal.signal(signal.SIGTERM, _terminate_as(os.getpid()))
     script = Path(sys.argv[0]).name
     try:
         try:
@@ -66,12 +75,12 @@ def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
         except UserError as error:
             code = EXIT_USAGE
             print(f"{script}: {' '.join(line.strip() for line in str(error).splitlines())}", file=sys.stderr)
-        except KeyboardInterrupt:
-            code = EXIT_INTERRUPTED
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as reason:
+            code = EXIT_TERMINATED if isinstance(reason, Terminated) else EXIT_INTERRUPTED
+            print("terminated" if code == EXIT_TERMINATED else "interrupted", file=sys.stderr)
         sys.stdout.flush()  # here, where a closed pipe and a full disk are still handled
     except BrokenPipeError:  # `predict.py ... | head` closes our stdout early
-        code = code or EXIT_DONE
+        code = EXIT_NO_READER if code is None else code
         _drop_output()
     except OSError as error:
         if error.filename or error.errno not in NO_SPACE:  # with a file name, or for another reason: a bug
@@ -81,6 +90,18 @@ def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
             print(f"{script}: expected room for the output, got: {error.strerror}; free some space", file=sys.stderr)
         _drop_output()
     sys.exit(code)
+
+
+def _terminate_as(main_process: int) -> Callable[..., None]:
+    """Return a handler of SIGTERM; forked processes inherit it, and end at once."""
+
+    def handle(number: int, _: object) -> None:
+        if os.getpid() != main_process:
+            os._exit(EXIT_TERMINATED)
+        signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+        raise Terminated
+
+    return handle
 
 
 def _drop_output() -> None:

@@ -80,12 +80,17 @@ def open_output(path: str | os.PathLike[str] | None) -> Iterator[TextIO]:
             yield stream
 
 
+def shortened(name: str, size: int = 180) -> str:
+    """Cut a file name, of 255 bytes at most, to ``size`` bytes, so that something can be added to it."""
+    return os.fsdecode(os.fsencode(name)[:size])
+
+
 @contextlib.contextmanager
 def _writing(path: str | os.PathLike[str], mode: str, form: dict[str, Any]) -> Iterator[Any]:
     """Open ``path`` for writing, replacing an old file at the end; ``mode`` is "b" for bytes. Raises UserError."""
     path = path if is_first() else os.devnull
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{shortened(target.name, 100)}.{uuid.uuid4().hex}.tmp")
     try:
         if target.is_dir():  # reported now, not when everything has been computed
             raise IsADirectoryError("it is a folder")

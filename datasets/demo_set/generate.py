@@ -8,10 +8,8 @@ same way and then forged by one of three generators (fakes.py, which cites the p
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from tqdm import tqdm
 from datasets.demo_set.camera import encode_jpeg
 from datasets.demo_set.fakes import GENERATORS, forge, photograph
 from utils.errors import UserError
+from utils.processes import in_processes
 
 DEMO_VERSION = 1
 SPLITS = ("train", "valid", "test")
@@ -65,8 +64,13 @@ def make_demo(
     folder = root / demo_folder_name(n, size, seed)
     if folder.exists():
         return _reused(folder, card)
-    root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+    except OSError as error:
+        raise UserError(
+            f"expected a folder for the demo set that can be written to, got {root}: {error.strerror}; set DEMO_DIR"
+        ) from None
     try:
         _make_images(plan(draft, n, size, seed), workers or os.cpu_count() or 1, progress)
         (draft / "demo.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
@@ -123,33 +127,11 @@ def make_image(job: Job) -> None:
         (Path(job.folder) / "masks" / job.split / f"{job.index:06d}.png").write_bytes(drawn)
 
 
-def _single_thread() -> None:
-    cv2.setNumThreads(0)
-
-
 def _make_images(jobs: list[Job], workers: int, progress: bool) -> None:
     folder = Path(jobs[0].folder)
     for split in SPLITS:
         for part in (f"{split}/real", f"masks/{split}", *(f"{split}/fake/{name}" for name in GENERATORS)):
             (folder / part).mkdir(parents=True, exist_ok=True)
-    bar = {
-        "total": len(jobs),
-        "desc": "generating the demo set",
-        "unit": "image",
-        "disable": None if progress else True,
-    }
-    threads = cv2.getNumThreads()
-    # OpenCV's thread pool does not survive a fork: stop it before the workers start.
-    cv2.setNumThreads(0)
-    try:
-        if workers == 1:
-            for job in tqdm(jobs, **bar):
-                make_image(job)
-            return
-        # Forked workers start at once; spawned ones would import the calling script, and with it torch, again.
-        method = "fork" if sys.platform == "linux" else "spawn"
-        with multiprocessing.get_context(method).Pool(workers, _single_thread) as pool:
-            for _ in tqdm(pool.imap_unordered(make_image, jobs, chunksize=8), **bar):
-                pass
-    finally:
-        cv2.setNumThreads(threads)
+    made = in_processes(make_image, jobs, workers, chunk=8)
+    for _ in tqdm(made, "generating the demo set", len(jobs), unit="image", disable=None if progress else True):
+        pass

@@ -65,7 +65,7 @@ def find_faces(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
     except OSError as error:
-        print(f"note: faces are not kept in {folder} ({error.strerror or error}); continuing", file=sys.stderr)
+        _say_not_kept(folder, error)
         file = None
     states = {record.path: file_state(record.path) for record in records}
     found = _kept(states, _read(file)) if file else {}
@@ -106,10 +106,18 @@ def _search(
             boxes = dict(zip(block, pool.map(search, missing[start : start + BLOCK]), strict=True))
             found |= {path: faces or () for path, faces in boxes.items()}
             if file:
-                _append(file, {path: (states[path], faces) for path, faces in boxes.items() if faces is not None})
+                try:
+                    _append(file, {path: (states[path], faces) for path, faces in boxes.items() if faces is not None})
+                except OSError as error:  # a full disk
+                    _say_not_kept(file.parent, error)
+                    file = None
             bar.update(len(block))
     cv2.setNumThreads(threads)
     return found
+
+
+def _say_not_kept(folder: Path | None, error: OSError) -> None:
+    print(f"note: faces are not kept in {folder} ({error.strerror or error}); continuing", file=sys.stderr)
 
 
 def _append(file: Path, found: dict[str, tuple[State | None, tuple[Box, ...]]]) -> None:

@@ -176,6 +176,12 @@ def test_settings_out_of_range_are_refused(tmp_path, bad):
         demo.make_demo(tmp_path, progress=False, **bad)
 
 
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"can be written to, got .*file/data: Not a directory; set DEMO_DIR"):
+        demo.make_demo(tmp_path / "file" / "data", n=60, size=SIZE, progress=False)
+
+
 def test_contact_sheet_is_drawn(small, tmp_path):
     picture = cv2.imread(str(contact_sheet(small, tmp_path / "sheet.png", columns=2)))
     assert picture.shape[0] > 500 and picture.std() > 20

@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,23 @@ def answer_without_torch(script: str, argv: list[str]) -> subprocess.CompletedPr
         "    print('slow:', sorted(slow))\n"
     )
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=800)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "terminated"),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted"),
+        ("print('x' * 10**6)", 141, ""),
+        ("return {}", 0, ""),
+    ],
+)
+def test_an_unfinished_run_has_no_success_to_report(body, status, says):
+    """The reader of its output ends at once."""
+    code = f"import os, signal; from utils.args import run_script\ndef main(argv):\n    {body}\nrun_script(main)"
+    shell = f"{shlex.join([sys.executable, '-c', code])} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert (done.returncode, done.stderr.strip()) == (status, says)
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "predict"])

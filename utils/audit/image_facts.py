@@ -8,10 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import multiprocessing
 import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +19,7 @@ from tqdm import tqdm
 
 from datasets.decoding.images import UnreadableImage, decode_image
 from datasets.listing.storage import read_bytes
+from utils.processes import in_processes
 
 THUMBNAIL_SIDE = 48  # px; enough to tell two portraits apart, and 140,000 of them fit in 330 MB
 SOFTWARE_TAGS = (0x0131, 0x010F, 0x0110)  # EXIF Software, Make, Model
@@ -156,31 +155,8 @@ def _add_statistics(facts: ImageFacts, image: np.ndarray) -> None:
     facts.sharpness = float(cv2.meanStdDev(cv2.Laplacian(whole, cv2.CV_16S))[1][0, 0])
 
 
-def _numbered(job: tuple[int, str]) -> tuple[int, ImageFacts]:
-    return job[0], image_facts(job[1])
-
-
 def read_facts(paths: Sequence[str], workers: int | None = None) -> list[ImageFacts]:
     """Facts of every path, read by a pool of processes (default: one per core)."""
     workers = min(workers or os.cpu_count() or 1, max(1, len(paths) // 64))
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork, and the processes use all cores
-    facts = [ImageFacts()] * len(paths)
-    with tqdm(total=len(paths), unit="img", desc="reading", disable=None, leave=False) as bar:
-
-        def keep(found: Iterable[tuple[int, ImageFacts]]) -> None:
-            for at, fact in found:
-                facts[at] = fact
-                bar.update()
-
-        try:
-            if workers == 1:
-                keep(map(_numbered, enumerate(paths)))
-            else:
-                # Forked workers start at once; spawned ones would import the calling script again.
-                method = "fork" if sys.platform == "linux" else "spawn"
-                with multiprocessing.get_context(method).Pool(workers, cv2.setNumThreads, (0,)) as pool:
-                    keep(pool.imap_unordered(_numbered, enumerate(paths), chunksize=32))
-        finally:
-            cv2.setNumThreads(threads)
-    return facts
+    found = in_processes(image_facts, paths, workers, chunk=32)
+    return list(tqdm(found, "reading", len(paths), unit="img", disable=None, leave=False))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from models.operating_point import OperatingPoint
 from utils.figures import GREY, legend_below, line_style, name_text, new_figure, save_figure, styled
-from utils.files import atomic_write_text
+from utils.files import atomic_write_text, shortened
 from utils.scoring.tracks import ScoredVideo, Track
 from utils.tables import unique_names
 
@@ -30,7 +30,7 @@ def write_timelines(
     threshold: str | float | None,
 ) -> Iterator[ScoredVideo]:
     """Pass videos on in the order of their paths; write NAME.csv, NAME.pdf and NAME.png for each that was scored."""
-    names = unique_names([os.path.basename(path) for path in paths])
+    names = unique_names([shortened(os.path.basename(path)) for path in paths])
     for name, (path, tracks) in zip(names, videos, strict=True):
         if tracks and not isinstance(tracks, str):
             atomic_write_text(folder / f"{name}.csv", timeline_csv(tracks, point))

@@ -70,6 +70,8 @@ class Worker:
         Raises:
             TimeoutError, EOFError: as :meth:`call`.
         """
+        if self._process is not None and not self._process.is_alive():  # killed between two calls, as by the OOM killer
+            self.stop()
         if self._process is None:
             self._start()
         kind = "part"

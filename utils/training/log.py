@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import sys
@@ -22,7 +23,8 @@ BALANCED = 0.15  # largest share of the time spent waiting for data that needs n
 def log(line: str) -> None:
     """Print a message on stderr, once for all processes of a run."""
     if is_first():
-        print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # training goes on when nobody reads its messages any more
+            print(line, file=sys.stderr, flush=True)
 
 
 def write_log(folder: Path, history: list[dict[str, Any]]) -> None:

@@ -221,7 +221,7 @@ def _scan_location(location: str, wanted: Files) -> Folder:
 
 def is_pipe(entry: os.DirEntry[str]) -> bool:
     """Whether an entry of a folder is a pipe, socket or device, which reading could block."""
-    return not (entry.is_dir() or entry.is_file() or entry.is_symlink())
+    return not (entry.is_symlink() or entry.is_dir() or entry.is_file())
 
 
 def _scan(path: str, ancestors: frozenset[tuple[int, int]], wanted: Files) -> Folder:
@@ -229,7 +229,8 @@ def _scan(path: str, ancestors: frozenset[tuple[int, int]], wanted: Files) -> Fo
     try:
         status = os.stat(path)
         with os.scandir(path) as entries:
-            found = sorted((e.name, e.is_dir(), is_pipe(e)) for e in entries if not is_system_file(e.name))
+            # Not e.is_dir(), which raises for a symbolic link to itself.
+            found = sorted((e.name, os.path.isdir(e.path), is_pipe(e)) for e in entries if not is_system_file(e.name))
     except OSError as error:
         raise UserError(f"expected a readable folder, got {path}: {error.strerror}") from None
     identity = (status.st_dev, status.st_ino)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,15 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(pictures, searched, tmp_p
     (tmp_path / "file").write_text("")
     assert faces_of(pictures, tmp_path / "file")["large.png"] == (BOX,)
     assert "faces are not kept" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_keeps_nothing(pictures, searched, tmp_path, monkeypatch, capsys):
+    def refuse(file, found):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("datasets.faces.boxes._append", refuse)
+    assert faces_of(pictures, tmp_path / "cache")["large.png"] == (BOX,)
+    assert capsys.readouterr().err.count("(No space left on device); continuing") == 1
 
 
 def test_a_listing_says_how_many_pictures_show_a_face(pictures, searched, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -195,6 +196,12 @@ def test_a_worker_that_dies_fails_its_own_image_only(pool):
     assert pool.run(abs, -1) == 1
     with pytest.raises(ZeroDivisionError):
         pool.run(divmod, 1, 0)
+
+
+def test_a_worker_that_died_between_two_calls_is_replaced(pool):
+    os.kill(pool.run(os.getpid), signal.SIGKILL)
+    pool._workers[0]._process.join()
+    assert pool.run(abs, -1) == 1
 
 
 def test_a_worker_that_cannot_be_started_is_started_by_the_next_call(pool, monkeypatch):

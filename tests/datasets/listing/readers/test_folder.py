@@ -139,6 +139,7 @@ def test_masks_of_fakes_are_found(build, tmp_path):
 def test_symbolic_link_loops_end(build):
     root = build("real 1,fake 2")
     os.symlink(root, root / "fake" / "again")
+    os.symlink("itself", root / "fake" / "itself")
     assert len(open_records(str(root)).records) == 3
 
 
