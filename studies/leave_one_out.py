@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         print(f"note: {', '.join(untested)} not left out: no test set has them and real images", file=sys.stderr)
     names = {listing.name for listing in data.train}
     for flag, file in initial_files(vars(train.get_args_parser().parse_args(args.train))).items():
-        if known := sorted(names & set.union(*seen_sources(file))):
+        if known := sorted(names & {name for seen in seen_sources(file) for name in seen}):
             raise UserError(
                 f"expected {flag} that was not trained on the data, whose generators are left out in turn, got {file}, "
                 f"which was trained on {', '.join(known)}; choose another, or other --data"
