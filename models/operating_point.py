@@ -38,8 +38,13 @@ class OperatingPoint:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> OperatingPoint:
-        """Read the operating point of a checkpoint or of the description of an export."""
+        """Read the operating point of a checkpoint or of the description of an export. Raises UserError."""
         thresholds, fitted_on = checkpoint.get("thresholds") or {}, checkpoint.get("fitted_on") or ()
+        for name, value in thresholds.items():
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise UserError(
+                    f"expected numbers as thresholds of a checkpoint, got {name} {value!r}; calibrate again"
+                )
         return cls(checkpoint.get("calibration"), dict(thresholds), tuple(fitted_on))
 
     def to_checkpoint(self) -> dict[str, Any]:

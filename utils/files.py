@@ -215,7 +215,6 @@ def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> Any:
     text = read_text(path, what)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"expected {what} at {path}, got text that is not JSON (line {error.lineno}: {error.msg}); write it again"
-        ) from error
+    except (ValueError, RecursionError) as error:  # also for endless numbers and depths
+        place = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(f"expected {what} at {path}, got text that is not JSON ({place}); write it again") from error

@@ -183,17 +183,18 @@ def _open_shard(file: str, labels: tuple[tuple[str, int], ...], _size: int, _cha
         return _scan(file, dict(labels))
     try:
         return parse_index(json.loads(index.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"expected the index of {file} at {index}, got something else; delete {index.name}") from None
 
 
 def parse_index(content: list | dict) -> Shard:
-    """Read the JSON of an index. Raises ValueError, TypeError and KeyError."""
+    """Read the JSON of an index. Raises ValueError, TypeError, KeyError and AttributeError."""
     if isinstance(content, list):  # as written by version 1.1 and older
         images = {name: Member(label, generator) for name, _, _, label, generator in content}
         return Shard(images, {name: (offset, size) for name, offset, size, _, _ in content})
     images = {name: Member(**facts) for name, facts in content["images"].items()}
-    return Shard(images, {name: (offset, size) for name, (offset, size) in content["places"].items()}, content["plan"])
+    places = {name: (int(offset), int(size)) for name, (offset, size) in content["places"].items()}
+    return Shard(images, places, content["plan"])
 
 
 def _scan(file: str, labels: Mapping[str, int]) -> Shard:

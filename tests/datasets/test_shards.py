@@ -224,18 +224,29 @@ def test_numbers_need_a_mapping(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "{}x",
+        '{"images": [], "places": {}, "plan": ""}',
+        '{"images": {}, "places": {"1.png": ["far", 1]}, "plan": ""}',
+        "[" * 100_000,
+        "9" * 5_000,
+    ],
+    ids=["not JSON", "no images", "no offset", "too deep", "too long"],
+)
+def test_what_is_no_index_is_one_line(text, tmp_path):
+    write_tar(tmp_path / "a.tar", {"real/1.png": png()})
+    (tmp_path / "a.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"expected the index of .*a\.tar at .*a\.index\.json, got something else"):
+        open_records(f"wds:{tmp_path}")
+
+
+@pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda folder: None, "expected .tar shards"),
         (lambda folder: (folder / "a.tar").write_bytes(b"no tar at all" * 100), "expected a tar shard"),
         (lambda folder: write_tar(folder / "a.tar", {"1.png": png()}), "expected a class for every image"),
-        (
-            lambda folder: (
-                write_tar(folder / "a.tar", {"real/1.png": png()}),
-                (folder / "a.index.json").write_text("{}x"),
-            ),
-            "expected the index",
-        ),
     ],
 )
 def test_what_are_no_shards_is_one_line(make, says, tmp_path):

@@ -87,6 +87,12 @@ def test_the_isotonic_curve_at_the_edges():
         fit_isotonic([0, 1, 1], [1.0, 0.0])
 
 
+@pytest.mark.parametrize("value", ["0.5", float("nan"), float("inf"), None])
+def test_thresholds_are_numbers(value):
+    with pytest.raises(UserError, match="expected numbers as thresholds of a checkpoint, got fpr1"):
+        OperatingPoint.from_checkpoint({"thresholds": {"balanced": 0.5, "fpr1": value}})
+
+
 @pytest.mark.parametrize(
     "points",
     [

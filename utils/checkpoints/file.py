@@ -29,6 +29,11 @@ DESCRIPTION_KEYS = tuple(  # of a checkpoint, without its weights
     "versions".split()
 )
 REQUIRED_KEYS = ("format_version", "model", "model_args", "state_dict", "geometry", "thresholds", "calibration")
+KINDS = {
+    **dict.fromkeys(("model_args", "state_dict", "geometry", "calibration", "thresholds", "train_args"), dict),
+    **dict.fromkeys(("base", "data", "fitted_on"), list),
+    "model": str,
+}
 
 
 def describe_checkpoint(
@@ -113,9 +118,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"expected {', '.join(REQUIRED_KEYS)} in checkpoint {str(path)!r}, found no {', '.join(missing)}"
         )
-    odd = [key for key in ("model_args", "state_dict", "geometry") if not isinstance(checkpoint[key], dict)]
+    odd = [key for key, kind in KINDS.items() if not isinstance(checkpoint.get(key) or kind(), kind)]
     if odd:
-        raise UserError(f"expected a dict as {', '.join(odd)} of checkpoint {str(path)!r}, found something else")
+        raise UserError(f"expected a {KINDS[odd[0]].__name__} as {odd[0]} of {str(path)!r}, found something else")
     checkpoint["state_dict"] = {key: _as_float(value) for key, value in checkpoint["state_dict"].items()}
     return with_bases(checkpoint, path) if checkpoint.get("base") else checkpoint
 

@@ -217,11 +217,13 @@ def read_sidecar(scores_path: str | os.PathLike[str]) -> dict[str, Any]:
         return empty
     info = read_json(source, "the JSON file of a scores file")
     unreadable = info.get("unreadable", []) if isinstance(info, dict) else None
-    if not isinstance(unreadable, list) or not all(
+    is_listed = isinstance(unreadable, list) and all(
         isinstance(item, dict) and {"path", "reason"} <= set(item) for item in unreadable
-    ):
+    )
+    kinds = {**dict.fromkeys(("checkpoint", "model", "dataset", "split"), str), "threshold": int | float}
+    if not is_listed or any(info.get(key) is not None and not isinstance(info[key], kinds[key]) for key in kinds):
         raise UserError(
-            f"expected an object with a list 'unreadable' of path and reason in {source}, got something "
-            "else; remove the file or write the scores again"
+            f"expected an object with names, a threshold and a list 'unreadable' of path and reason in {source}, got "
+            "something else; remove the file or write the scores again"
         )
     return {**empty, **info}

@@ -253,6 +253,14 @@ def test_compressed_scores_read_back_alike_and_have_the_same_bytes_each_time(tmp
             read_scores(tmp_path / "broken.csv.gz")
 
 
+@pytest.mark.parametrize("change", [{"threshold": "x"}, {"split": 3}, {"unreadable": ["a.png"]}])
+def test_a_sidecar_of_other_kinds_is_refused(change, tmp_path):
+    sidecar = write_sidecar(tmp_path / "a.csv", checkpoint="net", threshold=0.5, split="test")
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **change}))
+    with pytest.raises(UserError, match="expected an object with names, a threshold and a list 'unreadable'"):
+        read_sidecar(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize(
     ("path", "root", "wanted"),
     [("a/b/c.png", "a/b", "c.png"), ("a/bc.png", "a/b", "a/bc.png"), ("/x/c.png", "", "/x/c.png"), ("c", "c", "c")],
