@@ -100,7 +100,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     more.add_argument("--export", metavar="DIR", help="write adversarial images as PNG, one data set per cell")
     more.add_argument("--output-dir", metavar="DIR", default="results/attacks", help="default: results/attacks")
-    more.add_argument("--batch-size", type=int_in(1), default=32)
+    more.add_argument("--batch-size", type=int_in(1), default=32, help="random starts differ with it (default: 32)")
     add_seed(more)
     add_face_detector(more)
     add_device_group(parser, workers="")

@@ -8,9 +8,10 @@
 
 The first two commands measure engines against `eager`, which is torch in float32 as most people run it. Each engine
 runs in a separate process. Engine and baseline take turns on the same batches; the speed-up is the median ratio of
-neighbouring turns (with its range), so other load on the machine hardly matters. Quality is measured on the test images
-at the checkpoint's calibration and threshold; the adversarial images are PGD-10 at 1/255 against eager, the same for
-every engine. Memory is the peak resident size of the process, including Python and libraries. Engines:
+neighbouring turns (with its range), so a little other load hardly matters; on a busy machine no figure means much.
+Quality is measured on the test images at the checkpoint's calibration and threshold; the adversarial images are PGD-10
+at 1/255 against eager, the same for every engine. Memory is the peak resident size of the process, including Python and
+libraries. Engines:
 
 ENGINES
 The output folder holds cells/ (one JSON file per checkpoint and engine; a second run measures only missing or outdated

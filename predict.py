@@ -21,7 +21,7 @@ that the checkpoint stores, unsure. With --threshold there are two verdicts: fro
 A verdict is the opinion of this detector, not proof: detectors miss more images of generators they have not seen in
 training.
 
-If the checkpoint frames faces (--geometry face of train.py), the largest face is scored. With --faces, each face has a
+If the checkpoint frames faces (--geometry face of train.py), only the largest face is scored. With --faces, each has a
 row, the most suspicious one first; the verdict in that row is the picture's and the one that the summary counts. Faces
 are numbered by size; boxes are in px of the upright picture. A picture or video without a face gets the verdict `no
 face`, or with --whole that of the whole picture. The column `framed` holds face or whole, `finder` what searched: yunet
@@ -32,9 +32,9 @@ or cascade.
   party.jpg,0.0502110061028434,real,-2.9399827003479004,face,yunet,1,402,311,230,284,0.9437
   beach.jpg,,no face,,,yunet,,,,,,
 
-With --metadata, a column `metadata` lists what the file of a picture says about itself, in JSON as {"what", "value",
-"where"}: generators, source types, Content Credentials, software, camera. Anybody can write or remove such statements,
-so they never change a score.
+With --metadata, a column `metadata` lists what the file of a picture says about itself: generators, source types,
+Content Credentials, software, camera; in CSV as `what: value (where)`, in JSON as objects with these keys. Anybody can
+write or remove such statements, so they never change a score.
 
 If you know the right answer, --save-case DIR --label fake saves each readable picture of the call as a regression test:
 `python evaluate.py --data csv:DIR/cases.csv` scores all saved cases. Nothing leaves this machine.
@@ -84,6 +84,9 @@ from utils.scoring.cases import add_case_group, check_cases, save_cases
 from utils.scoring.rows import NO_FACE, WRITERS, Item, columns_of, in_order, picture_rows, video_rows
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from datasets.faces.finder import Face
     from utils.scoring.tracks import ScoredVideo
 
 VERDICTS = ("real", "fake", "unsure", NO_FACE)
@@ -170,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         check_output(args.output, args.paths, paths)
     cases = check_cases(args.save_case, args.label, videos)
     counts: Counter[str] = Counter()
+    crowded: list[int] = []  # how many faces were found in each picture of which only the largest one is scored
     with open_output(args.output) as stream:
         from datasets.faces.finder import check_face_detector, open_finder
         from utils.scoring.prediction import open_predictor, predict_records, predict_videos
@@ -186,8 +190,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
         finder = open_finder(args.face_detector, is_searched or bool(videos))
         name = finder.name if finder else ""
 
+        def find(image: np.ndarray) -> list[Face]:
+            faces = finder(image) if finder else []
+            crowded.extend([len(faces)] if len(faces) > 1 and not args.faces else [])
+            return faces
+
         def score_pictures(run: Sequence[Record]) -> Iterator[list[Item]]:
-            batches = predict_records(predictor, run, args.batch_size, args.workers, finder, args.faces, is_whole)
+            searched = find if is_searched else None
+            batches = predict_records(predictor, run, args.batch_size, args.workers, searched, args.faces, is_whole)
             return picture_rows(batches, run, point, args.threshold, name if is_searched else None, args.faces)
 
         scored: Iterator[ScoredVideo] = iter(())
@@ -209,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             rows = save_cases(rows, cases, args.label)
         columns = columns_of(args.faces, finder is not None, bool(videos), args.metadata)
         WRITERS[args.format](stream, rows, columns)
-    end = summary(counts, len(records) - len(videos), len(videos), len(others))
+    end = summary(counts, len(records) - len(videos), len(videos), len(others), len(crowded))
     print(*name_others(others, NEITHER), end, sep="\n", file=sys.stderr)
     return {
         "n_images": len(records),
@@ -236,13 +246,14 @@ def report(batches: Iterator[list[Item]], total: int, counts: Counter[str], quie
             bar.update(len(items))
 
 
-def summary(counts: Counter[str], n_images: int, n_videos: int, n_others: int) -> str:
+def summary(counts: Counter[str], n_images: int, n_videos: int, n_others: int, n_crowded: int = 0) -> str:
     """The last line on stderr."""
     inputs = " and ".join(f"{n} {kind}{'s' * (n != 1)}" for n, kind in ((n_images, "image"), (n_videos, "video")) if n)
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict != NO_FACE or counts[verdict])
     faceless = f"; {counts['faceless']} without a face, scored as a whole" if counts["faceless"] else ""
     others = f"; {n_others:,} other file{'s' * (n_others != 1)} left out" if n_others else ""
-    return f"{inputs}: {tally}; {counts['unreadable']} unreadable{others}{faceless}"
+    crowded = f"; {n_crowded} with more faces than the one scored (--faces scores all)" if n_crowded else ""
+    return f"{inputs}: {tally}; {counts['unreadable']} unreadable{others}{faceless}{crowded}"
 
 
 if __name__ == "__main__":

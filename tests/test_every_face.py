@@ -21,6 +21,7 @@ from datasets.listing.records import Record
 from datasets.listing.spec import open_records
 from datasets.transforms import Geometry
 from models.operating_point import OperatingPoint
+from tests.clips import write_framing
 from tests.conftest import write_image
 from utils.scoring.prediction import Predictor, predict_records
 from utils.scoring.rows import COLUMNS, FACE_COLUMNS
@@ -125,6 +126,15 @@ def test_each_face_has_a_row_and_the_most_suspicious_decides(photos, two_faces, 
     capsys.readouterr()
     predict.main(flags[:-1])
     assert capsys.readouterr().out.startswith("path,p_fake,verdict,logit\n")
+
+
+def test_pictures_with_more_faces_than_the_one_scored_are_counted(photos, two_faces, tiny_checkpoint, tmp_path, capsys):
+    two_faces[0] = read_image(photos / "real/1.png")[0, 0].sum()
+    flags = ["--checkpoint", write_framing(tiny_checkpoint, tmp_path), str(photos), "--threads", "1"]
+    predict.main(flags)
+    assert "; 3 with more faces than the one scored (--faces scores all)\n" in capsys.readouterr().err
+    predict.main([*flags, "--faces"])
+    assert "more faces" not in capsys.readouterr().err
 
 
 def test_all_entry_points_give_the_same_scores(photos, two_faces, tiny_checkpoint, tmp_path):

@@ -23,6 +23,7 @@ SPEED_KEYS = ("checkpoint", "engine", "batch_size", "latency_p50_ms", "latency_p
 ONE_DECIMAL = ("latency_p50_ms", "latency_p95_ms", "images_per_s", "file_mb", "load_s", "first_answer_s")
 FORMATS = dict.fromkeys(ONE_DECIMAL, ".1f") | {"ratio": ".2f", "over_first": ".2f", "memory_mb": ".0f"}
 MEGABYTE = 1e6
+MIN_SPAN = 0.02  # of the AUC axis of the figure, so that differences between roundings look like none
 
 
 def summary_row(cell: dict[str, Any], first_rates: dict[int, float]) -> dict[str, Any]:
@@ -109,7 +110,9 @@ def pareto_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.plot([], [], linewidth=6, color=PALETTE[number % len(PALETTE)], label=checkpoint)
     axes.set(xlabel="Images/s at the best batch", ylabel="AUC", xscale="log")
     low, high = axes.get_ylim()
-    axes.set_ylim(top=min(1 + 0.04 * (high - low), high))  # room for the marker of a perfect detector
+    gap = max(0.0, MIN_SPAN - (high - low)) / 2
+    low, high = low - gap, high + gap
+    axes.set_ylim(low, min(1 + 0.04 * (high - low), high))  # room for the marker of a perfect detector
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")

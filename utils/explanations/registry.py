@@ -21,7 +21,7 @@ FILES = sorted(Path(__file__).with_name("methods").glob("[!_]*.py"))
 TARGETS = ("predicted", "fake", "real")
 CONTROLS = {"random": "Random map", "centre": "Centre prior", "edges": "Edge map"}
 
-_REGISTERED = re.compile(r'^@register_explanation\(\s*"([^"]+)"', re.MULTILINE)
+_REGISTERED = re.compile(r"^@register_explanation\(\s*[\"']([^\"']+)", re.MULTILINE)
 _METHODS: dict[str, Method] = {}
 
 # What a method may need of a detector: a check (detector, layer), and what to say when it fails.
