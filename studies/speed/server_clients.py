@@ -68,9 +68,10 @@ class Server:
 
 
 def upload_of(data: bytes, name: str = "a.jpg", what: str = "predict") -> Upload:
-    """A request with one file; ``whole``, so that each picture is scored, and the ``time`` of a frame."""
+    """A request with one file; ``whole``, so that each picture is scored, or the ``time`` of a frame."""
     field = "images" if what == "predict" else "video"
-    parts = 'name="whole"\r\n\r\ntrue', 'name="time"\r\n\r\n0', f'name="{field}"; filename="{name}"\r\n\r\n'
+    option = 'name="time"\r\n\r\n0' if what == "frame" else 'name="whole"\r\n\r\ntrue'
+    parts = option, f'name="{field}"; filename="{name}"\r\n\r\n'
     head = "\r\n".join(f"--x\r\nContent-Disposition: form-data; {part}" for part in parts)
     return f"/api/{what}", head.encode("latin-1") + data + b"\r\n--x--\r\n"
 

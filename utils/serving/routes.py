@@ -32,6 +32,14 @@ def make_api(service: Service, token_needed: bool) -> Blueprint:
     api, limits = Blueprint("api", __name__), service.limits
     document = make_document([offer.name for offer in service.offers], limits, token_needed)
 
+    @api.before_request
+    def only_known_fields() -> None:
+        """Refuse misspelt fields and those in the address: if ignored, another detector or threshold might answer."""
+        known = form_fields(document, request.path) if request.method == "POST" else []
+        for name in (*request.args, *request.form, *request.files) if known else ():
+            if name not in known or name in request.args:
+                raise Refused(400, "bad_request", f"Expected the form fields {', '.join(known)}, got {name[:40]!r}.")
+
     def upload(field: str = "image") -> Upload:
         return read_uploads(request, field, 1)[0]
 
@@ -128,6 +136,14 @@ def make_document(models: Sequence[str], limits: Limits, token_needed: bool) -> 
     return document
 
 
+def form_fields(document: dict[str, Any], path: str) -> list[str]:
+    """Return the names of the fields that a path takes; none if it takes no form."""
+    body = document["paths"].get(path, {}).get("post", {}).get("requestBody", {})
+    if "$ref" in body:
+        body = document["components"]["requestBodies"][body["$ref"].rpartition("/")[2]]
+    return list(body["content"]["multipart/form-data"]["schema"]["properties"]) if body else []
+
+
 def make_page(service: Service, dist: Path, token: str | None) -> Blueprint:
     """Build the blueprint of the page; without a build in ``dist`` the plain form is served instead."""
     page = Blueprint("page", __name__)
@@ -211,7 +227,10 @@ def add_guards(app: Flask, service: Service, token: str | None) -> None:
     def http_error(error: HTTPException) -> tuple[Response, int]:
         status, message = error.code or 500, f"{error.name}."
         if isinstance(error, RequestEntityTooLarge):
-            message = f"The request is larger than {(request.max_content_length or 0) / 1e6:g} MB."
+            limit = request.max_content_length or 0
+            message = "The form has too many parts, or a text that is too long."
+            if (request.content_length or 0) > limit:
+                message = f"The request is larger than {limit / 1e6:g} MB."
         if isinstance(error, SecurityError):
             message = "This server does not accept the host name; start it with --public-name."
         response = jsonify(error={"code": REASONS.get(status, "error"), "message": message})

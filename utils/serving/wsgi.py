@@ -94,7 +94,8 @@ class _Request(HTTPRequestParser):
         if self.error and not isinstance(self.error, _ApiError):
             status = self.error.code
             is_busy = status == 413 and self.path in VIDEO_PATHS and self not in self.videos
-            other = Refused(status, REASONS.get(status, "error"), f"{self.error.reason}.")
+            larger = f"The request is larger than {(self.adj.max_request_body_size - SLACK) / 1e6:g} MB."
+            other = Refused(status, REASONS.get(status, "error"), larger if status == 413 else f"{self.error.reason}.")
             self.error = _ApiError(BUSY if is_busy else other)
         return consumed
 
