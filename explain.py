@@ -19,7 +19,8 @@ steps (rows and columns of a CNN-LSTM), integrated_gradients, occlusion, superpi
 the features of a classical detector, and the spectrum). A detector without a gradient supports occlusion, superpixels
 and, if classical, features.
 
-For a checkpoint that frames faces, the columns `framed` and `finder` say what was seen, as in predict.py.
+For a checkpoint that frames faces, the columns `framed` and `finder` say what was seen, as in predict.py. A picture
+without a face is explained as a whole, although predict.py gives it no verdict.
 
 A plausible map proves nothing. --faithfulness measures every method on the test split of each data set, together with
 three controls that do not use the detector (random map, centre prior, edges): ROAD, insertion, deletion, verdicts

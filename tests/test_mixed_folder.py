@@ -108,8 +108,8 @@ def test_every_file_is_scored_or_named_with_the_reason(tiny_checkpoint, monkeypa
         assert any(reason in rows[name]["error"] for reason in reasons), rows[name]
         assert f"unreadable: mixed/{name}: {rows[name]['error']}\n" in printed.err
     for name in neither:
-        assert rows[name]["error"] == "neither an image nor a video"
-        assert f"left out: mixed/{name}: neither an image nor a video\n" in printed.err
+        assert rows[name]["error"] == "no image or video of a supported format"
+        assert f"left out: mixed/{name}: no image or video of a supported format\n" in printed.err
     assert (result["exit_code"], result["n_unreadable"], result["n_left_out"]) == (1, len(bad), 2)
     assert printed.err.splitlines()[-1].endswith(f"; {len(bad)} unreadable; 2 other files left out")
     assert (rows["one-frame.mp4"]["frames"], rows["one-frame.mp4"]["end_s"]) == (1, 0.0)
@@ -129,5 +129,5 @@ def test_files_of_other_kinds_alone_make_the_exit_code_1(tiny_checkpoint, capsys
     first, *rest = json.loads(Path("out.json").read_text())
     assert "p_fake" in first and [row["path"] for row in rest] == [f"photos/{n:04d}.xmp" for n in range(5_000)]
     lines = capsys.readouterr().err.splitlines()
-    assert "left out: 5,000 files (5,000 .xmp): neither an image nor a video" in lines and len(lines) < 5
+    assert "left out: 5,000 files (5,000 .xmp): no image or video of a supported format" in lines and len(lines) < 5
     assert run(str(tiny_checkpoint), "photos/a.png")["exit_code"] == 0

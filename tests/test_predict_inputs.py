@@ -55,7 +55,7 @@ def test_awkward_file_names_come_back(checkpoint, form):
 
 def test_missing_path_names_the_nearest(checkpoint):
     write_images("photos/portrait.png")
-    assert "did you mean portrait.png?" in refused(checkpoint, "photos/portrat.png")
+    assert "did you mean photos/portrait.png?" in refused(checkpoint, "photos/portrat.png")
     assert "did you mean photos?" in refused(checkpoint, "phots")
 
 

@@ -8,6 +8,7 @@ Okabe and Ito, "Color Universal Design", 2008. matplotlib is imported on the fir
 import functools
 import io
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -94,7 +95,9 @@ def save_figure(figure: "Figure", stem: str | os.PathLike[str]) -> list[Path]:
     metadata = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
     for kind in ("pdf", "png"):
         data = io.BytesIO()
-        figure.savefig(data, format=kind, dpi=200, metadata=metadata[kind])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # file names in other scripts
+            figure.savefig(data, format=kind, dpi=200, metadata=metadata[kind])
         path = Path(f"{os.fspath(stem)}.{kind}")
         atomic_write_bytes(path, data.getvalue())
         paths.append(path)

@@ -216,7 +216,7 @@ def _why_unidentified(data: bytes) -> str:
     if is_heic and "HEIF" not in readable_formats():
         return "HEIC needs the package pillow-heif; install it, or convert the file to JPEG or PNG"
     if looks_like_image(io.BytesIO(data)):
-        return "truncated or corrupt"
+        return "truncated, corrupt or of an unsupported kind"
     return "a video, not an image" if looks_like_video(data[:400]) else "not an image"
 
 

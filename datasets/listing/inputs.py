@@ -23,7 +23,7 @@ IMAGES_AND_VIDEOS = Files(
     lambda path: is_image_file(path) or is_video_file(path),
 )
 LIST_SUFFIXES = (".csv", ".tsv")
-NEITHER = "neither an image nor a video"  # why a file in a folder is left out
+NEITHER = "no image or video of a supported format"  # why a file in a folder is left out
 NAMED = 20  # files that are named one by one
 SUFFIXES_NAMED = 8
 

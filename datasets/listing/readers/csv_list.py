@@ -225,7 +225,7 @@ class _Reader:
         if self.missing == self.total:
             raise UserError(
                 f"expected the paths in {location} to exist (relative ones start from its folder), "
-                f"got {self.total} missing files, the first is {self.first_missing}"
+                f"got {self.total} missing file{'s' * (self.total != 1)}, the first is {self.first_missing}"
             )
         counts = f"{self.missing} of {self.total} files are missing"
         log.warning("%s: %s, the first is %s", location, counts, self.first_missing)

@@ -79,7 +79,7 @@ NO_IMAGES = [
     (b"MZ\x90\0" + bytes(90), "not an image"),
     (b"\x7fELF\x02\x01\x01" + bytes(90), "not an image"),
     (b"\xff\xd8\xff\xe0", "truncated"),
-    (b"GIF89a", "truncated or corrupt"),
+    (b"GIF89a", "truncated, corrupt or of an unsupported kind"),
 ]
 
 
