@@ -1,16 +1,16 @@
-"""Work on many images in several processes."""
+"""Work in other processes, which end with this one."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
-
-import cv2
+from typing import Any, TypeVar
 
 from utils.errors import UserError
 
@@ -29,6 +29,8 @@ def in_processes(
     Raises:
         UserError: a process died.
     """
+    import cv2
+
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork, and the processes use all cores
     try:
@@ -51,6 +53,19 @@ def in_processes(
         cv2.setNumThreads(threads)
 
 
+def follow_parent() -> None:
+    """Make this process of a pool end with the one that started it, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its pool
+    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the calling process, which stops its pool
+    import cv2
+
+    follow_parent()
     cv2.setNumThreads(0)

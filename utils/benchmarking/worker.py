@@ -18,6 +18,7 @@ import numpy as np
 from utils.engines.exported import Engine, exported_engine
 from utils.engines.registry import ENGINES
 from utils.errors import UserError
+from utils.processes import follow_parent
 
 TURN_SECONDS = 0.3  # a short call is repeated until the turn lasts this long, because single calls vary
 
@@ -33,7 +34,7 @@ class Worker:
     def __init__(self, engine: str, file: Path, threads: int, device: str, image: np.ndarray) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # the libraries of the child read it when they are loaded
         started = time.perf_counter()
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), follow_parent)
         self.load_seconds: float = self.ask("load", engine, file, threads, device)
         self.ask("score", image)
         self.first_answer_seconds = time.perf_counter() - started
