@@ -139,6 +139,11 @@ def test_reasons_tell_how_sure_the_detector_is_on_unseen_sources(page, couple):
     choose(page, [couple])
     words = page.locator(".reasons").inner_text()
     assert "called 3 % of the real photographs fake and found 56 to 80 % of the fakes" in words
+    hint = page.get_by_text("Select a face to see why.")
+    assert hint.is_visible()
+    page.emulate_media(media="print")
+    assert not hint.is_visible() and page.get_by_text("was missed and not").is_visible()
+    page.emulate_media(media="screen")
     for step in ("Search for the picture yourself", "Ask for the original file", "what the file says"):
         assert step in words
     page.get_by_role("link", name="what the file says").click()

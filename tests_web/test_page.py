@@ -91,6 +91,11 @@ def test_what_the_file_says_is_shown_apart_from_the_verdict(page, photos, tmp_pa
     part.locator("summary").focus()
     page.keyboard.press("Enter")
     assert "none named" in part.inner_text()
+    page.keyboard.press("Enter")
+    assert not part.locator("dl").is_visible()
+    page.emulate_media(media="print")
+    assert part.locator("dl").is_visible()  # on paper nobody can open it
+    page.emulate_media(media="screen")
     assert "AI made it" not in page.locator(".verdict").inner_text()
     page.locator(".thumb").last.click()
     assert "AI made it" in page.locator(".verdict").inner_text()

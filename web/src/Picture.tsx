@@ -46,7 +46,14 @@ export function Picture({ item, onChoose }: { item: Item; onChoose: (face: numbe
           </fieldset>
         )}
       </div>
-      {many && <figcaption>Select a face to see why. Any face without a box was missed and not judged.</figcaption>}
+      {many && (
+        <figcaption>
+          <p>
+            <span className="on-screen">Select a face to see why.</span> Any face without a box was missed and not
+            judged.
+          </p>
+        </figcaption>
+      )}
     </figure>
   );
 }

@@ -75,7 +75,8 @@ export function VideoFaces({ item, video, card, onFrame }: FacesProps) {
           </ol>
           <p className="legend">
             Each line shows the scores of one face over time: the higher, the more suspicious. Between the dashed lines
-            the detector is unsure. Open the most suspicious frame to see where it sees evidence.
+            the detector is unsure.{" "}
+            <span className="on-screen">Open the most suspicious frame to see where it sees evidence.</span>
           </p>
         </section>
       )}
