@@ -37,10 +37,15 @@ def test_gallery_shows_one_picture_in_full_and_lets_go_of_others(page, photos):
     choose(page, photos)
     page.locator(".thumb").nth(3).click()
     assert page.locator(".file").text_content() == "3.png"
-    page.get_by_role("button", name="Remove 3.png").click()
-    assert page.locator(".thumb").count() == 5
+    for name, next_focus in (("3.png", "4.png"), ("5.png", "4.png")):
+        page.get_by_role("button", name=f"Remove {name}").click()
+        assert page.locator(".thumb:focus .name").text_content() == next_focus
+    assert page.locator(".thumb").count() == 4
     page.get_by_role("button", name="Remove all").click()
     assert page.locator(".thumb").count() == 0 and page.locator(".detail").count() == 0
+    choose(page, photos[:1])
+    page.get_by_role("button", name="Remove 0.png").click()
+    assert page.evaluate("() => document.activeElement.id") == "main"
 
 
 def test_the_theme_is_that_of_the_system_until_one_is_chosen(page):

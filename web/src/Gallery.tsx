@@ -58,7 +58,15 @@ export function Gallery({ items, selected, onSelect, onRemove, onClear, onCancel
               <span className="name">{item.file.name}</span>
               <Chip item={item} />
             </button>
-            <button type="button" className="remove" aria-label={`Remove ${item.file.name}`} onClick={() => onRemove(item)}>
+            <button
+              type="button"
+              className="remove"
+              aria-label={`Remove ${item.file.name}`}
+              onClick={(event) => {
+                focusBeside(event.currentTarget.closest("li")!);
+                onRemove(item);
+              }}
+            >
               ×
             </button>
           </li>
@@ -66,6 +74,12 @@ export function Gallery({ items, selected, onSelect, onRemove, onClear, onCancel
       </ul>
     </section>
   );
+}
+
+/** Move the focus to the file after this one, which goes away, or to the one before it. */
+function focusBeside(entry: HTMLElement) {
+  const beside = entry.nextElementSibling ?? entry.previousElementSibling;
+  (beside?.querySelector<HTMLElement>(".thumb") ?? document.getElementById("main"))?.focus();
 }
 
 function Progress({ done, all }: { done: number; all: number }) {
