@@ -181,6 +181,20 @@ def test_unreachable_server_is_said_and_can_be_tried_again(browser, url):
     page.close()
 
 
+def test_files_are_checked_again_after_the_server_was_lost(page, photos, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff")
+    choose(page, [str(broken)])
+    assert page.get_by_role("button", name="Check the rest").count() == 0  # it would be in vain
+    page.route("**/api/predict", lambda route: route.abort())
+    page.get_by_label("Pictures or videos", exact=True).set_input_files(photos[:2])
+    page.get_by_text("3 not checked").wait_for()
+    page.unroute("**/api/predict")
+    page.get_by_role("button", name="Check the rest").click()
+    page.get_by_text(" · 1 not checked").wait_for()
+    assert page.locator(".chip.failed").count() == 1
+
+
 def test_token_is_asked_for_and_sent(browser, _tiny_checkpoint_file, photos):
     token = "a-token-that-is-long-enough"
     app = serve.create_app([_tiny_checkpoint_file], token=token, threads=1)

@@ -1,6 +1,6 @@
 import { dataUrl } from "./api";
 import { Chip } from "./Chip";
-import { verdictOf, type Item } from "./items";
+import { isLeft, verdictOf, type Item } from "./items";
 import { save } from "./report";
 import { ANSWERS } from "./words";
 
@@ -18,7 +18,6 @@ interface Props {
 /** All files with their verdicts; the selected one is shown in detail below. */
 export function Gallery({ items, selected, onSelect, onRemove, onClear, onCancel, onResume, onUnshowable }: Props) {
   const open = items.filter(({ status }) => status === "waiting" || status === "working").length;
-  const cancelled = items.filter(({ status }) => status === "cancelled").length;
   return (
     <section className="gallery" aria-label="Your files">
       <div className="gallery-head">
@@ -31,7 +30,7 @@ export function Gallery({ items, selected, onSelect, onRemove, onClear, onCancel
             Cancel
           </button>
         )}
-        {open === 0 && cancelled > 0 && (
+        {open === 0 && items.some(isLeft) && (
           <button type="button" className="quiet" onClick={onResume}>
             Check the rest
           </button>

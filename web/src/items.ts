@@ -46,6 +46,9 @@ type Action =
   | { type: "reset" }
   | { type: "clear" };
 
+/** Whether a file has no verdict yet, but may get one. */
+export const isLeft = ({ status, canRetry }: Item) => status === "cancelled" || (status === "failed" && canRetry);
+
 const isOpen = ({ status }: Item) => status === "waiting" || status === "working";
 
 type Source = Pick<Item, "id" | "file" | "url" | "isVideo" | "origin">;
@@ -70,7 +73,7 @@ function reduce(items: Item[], action: Action): Item[] {
     case "cancel":
       return items.map((item) => (isOpen(item) ? { ...item, status: "cancelled" } : item));
     case "retry":
-      return items.map((item) => (item.status === "cancelled" ? fresh(item, item.whole) : item));
+      return items.map((item) => (isLeft(item) ? fresh(item, item.whole) : item));
     case "reset":
       return items.map((item) => fresh(item));
     case "clear":
