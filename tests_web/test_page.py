@@ -79,6 +79,16 @@ def test_slider_fades_the_heat_map_and_works_with_keys(page, photos):
     assert page.locator(".heat").evaluate("element => getComputedStyle(element).opacity") == "0"
 
 
+def test_a_failed_heat_map_can_be_tried_again(page, photos):
+    page.route("**/api/explain", lambda route: route.abort())
+    choose(page, photos[:1])
+    reasons = page.locator(".reasons")
+    reasons.get_by_text("There is no heat map: The server cannot be reached.").wait_for()
+    page.unroute("**/api/explain")
+    reasons.get_by_role("button", name="Try again").click()
+    page.locator(".heat").wait_for()
+
+
 def test_stress_test_has_a_row_for_each_step(page, photos):
     choose(page, photos[:1])
     page.get_by_role("button", name="Run the stress test").click()

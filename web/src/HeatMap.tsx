@@ -24,21 +24,33 @@ export function HeatMap({ item, shown, model, onChange }: Props) {
   const { file, whole, explanations } = item;
   const { key, face } = shown;
   const explanation = explanations[key];
+  const [busy, setBusy] = useState(explanation === undefined);
 
   useEffect(() => {
-    if (explanation !== undefined) return;
+    if (!busy) return;
     const controller = new AbortController();
     explain({ file, model, whole, face: face && key }, controller.signal)
       .catch((error) => reasonOf(error))
       .then((found) => {
-        if (!controller.signal.aborted) onChange({ explanations: { ...explanations, [key]: found } });
+        if (controller.signal.aborted) return;
+        setBusy(false);
+        onChange({ explanations: { ...explanations, [key]: found } });
       });
     return () => controller.abort();
-  }, [file, model, whole, face, key, explanation, explanations, onChange]);
+  }, [busy, file, model, whole, face, key, explanations, onChange]);
 
   if (explanation === undefined) return <p className="waiting">Looking for the evidence …</p>;
-  if (typeof explanation === "string") return <p>There is no heat map: {explanation}</p>;
-  return <CloseUp item={item} explanation={explanation} />;
+  if (typeof explanation === "object") return <CloseUp item={item} explanation={explanation} />;
+  return (
+    <div className="texts">
+      <p role="alert">There is no heat map: {explanation}</p>
+      <div className="buttons">
+        <button type="button" disabled={busy} onClick={() => setBusy(true)}>
+          {busy ? "Looking …" : "Try again"}
+        </button>
+      </div>
+    </div>
+  );
 }
 
 function CloseUp({ item, explanation }: { item: Item; explanation: Explanation }) {

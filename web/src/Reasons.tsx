@@ -23,7 +23,7 @@ export function Reasons({ item, shown, card, onChange }: Props) {
   const finder = item.scored?.finder;
   return (
     <section className="reasons" aria-label="Reasons and next steps">
-      <HeatMap item={item} shown={shown} model={card.name} onChange={onChange} />
+      <HeatMap key={shown.key} item={item} shown={shown} model={card.name} onChange={onChange} />
       <div className="texts">
         <h3>What it looked at</h3>
         {shown.face ? (
