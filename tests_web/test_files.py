@@ -113,6 +113,7 @@ def test_video_that_cannot_be_read_says_why(page, clip, tmp_path):
     broken.write_bytes(Path(clip).read_bytes()[:3000])
     large.write_bytes(b"0" * 3_100_000)
     choose(page, [str(broken), str(large)])
+    assert page.locator(".chip").all_text_contents() == ["not checked", "too large"]
     assert page.locator(".verdict h2").inner_text() == "This video could not be checked"
     assert page.get_by_role("button", name="Try again").count() == 0  # it would be in vain
     page.locator(".thumb").last.click()

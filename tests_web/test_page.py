@@ -155,11 +155,14 @@ def test_files_that_cannot_be_checked_say_why(page, photos, tmp_path):
     text, large = tmp_path / "notes.png", tmp_path / "large.png"
     text.write_text("<svg onload=alert(1)>")
     cv2.imwrite(str(large), np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8))
-    choose(page, [str(text), str(large), photos[0]])
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff")
+    choose(page, [str(text), str(large), str(broken), photos[0]])
+    assert page.locator(".chip.failed").all_text_contents() == ["wrong format", "too large", "damaged"]
     assert "This is not a JPEG" in page.locator(".verdict").text_content()
     page.locator(".thumb").nth(1).click()
     assert "larger than 2 MB" in page.locator(".verdict").text_content()
-    assert page.locator(".gallery-head [role=status]").text_content().endswith("2 not checked")
+    assert page.locator(".gallery-head [role=status]").text_content().endswith("3 not checked")
 
 
 def test_busy_server_is_asked_again(page, app, photos, monkeypatch):
@@ -199,6 +202,7 @@ def test_files_are_checked_again_after_the_server_was_lost(page, photos, tmp_pat
     page.route("**/api/predict", lambda route: route.abort())
     page.get_by_label("Pictures or videos", exact=True).set_input_files(photos[:2])
     page.get_by_text("3 not checked").wait_for()
+    assert page.locator(".chip.failed").all_text_contents() == ["damaged", "no connection", "no connection"]
     page.unroute("**/api/predict")
     page.get_by_role("button", name="Check the rest").click()
     page.get_by_text(" · 1 not checked").wait_for()

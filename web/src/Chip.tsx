@@ -24,10 +24,27 @@ const STATES: Record<Item["status"], string> = {
   cancelled: "cancelled",
 };
 
+// By error code.
+const REASONS: Record<string, string> = {
+  too_many_bytes: "too large",
+  too_many_pixels: "too large",
+  not_an_image: "wrong format",
+  not_a_video: "wrong format",
+  too_complex: "too complex",
+  unreachable: "no connection",
+};
+
+/** The state of a file that has no verdict, or why it has none. */
+function stateOf({ status, code = "", isVideo }: Item): string {
+  if (status !== "failed") return STATES[status];
+  if (code === "unreadable" && !isVideo) return "damaged"; // a video may only have an unknown codec
+  return REASONS[code] ?? STATES.failed;
+}
+
 /** The state of a picture in one or two words. */
 export function Chip({ item }: { item: Item }) {
   const verdict = verdictOf(item);
-  if (!verdict) return <span className={`chip ${item.status}`}>{STATES[item.status]}</span>;
+  if (!verdict) return <span className={`chip ${item.status}`}>{stateOf(item)}</span>;
   return (
     <span className={`chip ${nameOf(verdict)}`}>
       <Sign verdict={verdict} />

@@ -103,7 +103,13 @@ function summary(items: Item[]): string {
 function Thumbnail({ item, onUnshowable }: { item: Item; onUnshowable: (item: Item) => void }) {
   const frame = item.video?.tracks[0]?.picture;
   if (frame) return <img src={dataUrl(frame)} alt="" />;
-  if (item.isVideo) return <span className="picture">▶</span>;
-  if (item.status === "failed" || !item.url) return <span className="picture">?</span>;
+  if (item.isVideo) return <NoPicture>▶</NoPicture>;
+  if (item.status === "failed" || !item.url) return <NoPicture>?</NoPicture>;
   return <img src={item.url} alt="" loading="lazy" decoding="async" onError={() => onUnshowable(item)} />;
 }
+
+const NoPicture = ({ children }: { children: string }) => (
+  <span className="picture" aria-hidden="true">
+    {children}
+  </span>
+);

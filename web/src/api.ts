@@ -163,6 +163,7 @@ export interface Prediction extends Decision {
 export class ApiError extends Error {
   constructor(
     message: string,
+    readonly code: string, // as in the answer of the server
     readonly status: number,
     readonly retryAfter: number,
   ) {
@@ -183,12 +184,13 @@ async function send(path: string, body?: FormData, signal?: AbortSignal): Promis
     response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new ApiError("The server cannot be reached.", 0, 2);
+    throw new ApiError("The server cannot be reached.", "unreachable", 0, 2);
   }
   if (response.ok) return response;
   const answer = await response.json().catch(() => null);
   const message = answer?.error?.message ?? `The server answered with error ${response.status}.`;
-  throw new ApiError(message, response.status, Number(response.headers.get("Retry-After")) || 2);
+  const code = answer?.error?.code ?? "";
+  throw new ApiError(message, code, response.status, Number(response.headers.get("Retry-After")) || 2);
 }
 
 /** Told how many seconds the next attempt will wait for a busy server; 0 when it has been made. */

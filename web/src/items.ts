@@ -24,6 +24,7 @@ export interface Item {
   origin?: Origin;
   status: "waiting" | "working" | "done" | "failed" | "cancelled";
   error?: string;
+  code?: string; // of the error
   canRetry?: boolean; // the error may be gone the next time
   whole: boolean; // judge the whole picture or frames, because no face was found
   face?: number; // chosen by the user; otherwise the most suspicious
@@ -189,7 +190,7 @@ export function useItems(model: string | undefined, limits: Limits | undefined) 
     for (const item of items.filter((one) => one.status === "waiting").slice(0, Math.max(0, AT_ONCE - working))) {
       const error = tooLarge(item, limits);
       if (error) {
-        change(item.id, { status: "failed", error });
+        change(item.id, { status: "failed", error, code: "too_many_bytes" });
         continue;
       }
       const controller = new AbortController();
@@ -204,7 +205,9 @@ export function useItems(model: string | undefined, limits: Limits | undefined) 
           void remember(item, still ? dataUrl(still) : item.url, (found.scored ?? found.video)!, model);
         })
         .catch((error) => {
-          if (!signal.aborted) change(item.id, { status: "failed", error: reasonOf(error), canRetry: mayPass(error) });
+          if (signal.aborted) return;
+          const code = error instanceof ApiError ? error.code : "";
+          change(item.id, { status: "failed", error: reasonOf(error), code, canRetry: mayPass(error) });
         })
         .finally(() => open.current.get(item.id) === controller && open.current.delete(item.id));
     }
