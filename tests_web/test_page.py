@@ -12,7 +12,7 @@ import pytest
 import predict
 import serve
 from tests.utils.metadata.manifests import firefly_store, in_png
-from tests_web.browser import choose, running, serious
+from tests_web.browser import boxes, choose, running, serious
 from utils.serving.settings import Refused
 
 MAX_BUNDLE = 130_000  # bytes, gzip
@@ -240,6 +240,8 @@ def test_phone_scrolls_in_one_direction_only(page, photos):
     choose(page, photos)
     page.get_by_role("button", name="Run the stress test").click()
     page.locator(".stress table").wait_for()
+    table, chart = boxes(page, ".stress table", "td.chart .track")
+    assert chart["width"] == table["width"]
     page.get_by_text("About this detector").click()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= PHONE["width"]
 
