@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def test_video_has_a_row_with_picture_interval_and_timeline_for_each_face(page, 
         width = row.locator("img").evaluate("async image => { await image.decode(); return image.naturalWidth; }")
         assert width == track["picture"]["width"]
     assert page.locator(".gallery .chip").text_content() == video["verdict"]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as JSON").click()
+    (saved,) = json.loads(Path(download.value.path()).read_text())["videos"]
+    assert saved["detector"] == video["model"] and saved["p_fake"] == video["p_fake"]
+    assert not {"model", "threshold", "unsure"} & set(saved) and "picture" not in saved["tracks"][0]
     assert not serious(page)
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390

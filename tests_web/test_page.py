@@ -22,12 +22,17 @@ PHONE = {"width": 390, "height": 844}
 def test_upload_gives_the_verdicts_of_predict(page, photos, tiny_checkpoint, tmp_path):
     output = tmp_path / "out.json"
     predict.main(["--checkpoint", str(tiny_checkpoint), "--format", "json", "--output", str(output), *photos])
-    choose(page, photos)
+    with page.expect_response("**/api/predict") as response:
+        choose(page, photos)
+    decision = response.value.json()
     shown = [chip.text_content() for chip in page.locator(".gallery .chip").all()]
     assert shown == [row["verdict"] for row in json.loads(output.read_text())]
     with page.expect_download() as download:
         page.locator(".gallery-head").get_by_role("button", name="Save as JSON").click()
     saved = json.loads(Path(download.value.path()).read_text())["images"]
+    low, high = decision["unsure"] or [decision["threshold"]] * 2
+    for image in saved:
+        assert (image["real_below"], image["fake_from"]) == (low, high) and not {"threshold", "unsure"} & set(image)
     for image, row in zip(saved, json.loads(output.read_text()), strict=True):
         assert image["p_fake"] == pytest.approx(row["p_fake"], abs=1e-6)
     assert not page.complaints
@@ -46,6 +51,21 @@ def test_gallery_shows_one_picture_in_full_and_lets_go_of_others(page, photos):
     choose(page, photos[:1])
     page.get_by_role("button", name="Remove 0.png").click()
     assert page.evaluate("() => document.activeElement.id") == "main"
+
+
+def test_a_report_has_the_date_of_the_check(page, photos):
+    page.clock.set_fixed_time("2031-05-06")
+    choose(page, photos[:1])
+    page.locator(".heat").wait_for()
+    page.clock.set_fixed_time("2032-05-06")
+    page.get_by_role("button", name="Run the stress test").click()
+    page.locator(".stress table").wait_for()
+    assert "2031" in page.locator(".printed").text_content()
+    with page.expect_download() as download:
+        page.locator(".verdict").get_by_role("button", name="Save as JSON").click()
+    (saved,) = json.loads(Path(download.value.path()).read_text())["images"]
+    assert saved["checked"].startswith("2031-05-06")
+    assert {"face", "original", "steps", "held"} == set(saved["stress"][0])
 
 
 def test_the_theme_is_that_of_the_system_until_one_is_chosen(page):

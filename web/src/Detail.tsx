@@ -24,7 +24,7 @@ interface Props {
 
 /** One picture or video in detail: verdict, reasons, next steps and stress test. */
 export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }: Props) {
-  const { id, scored, video, origin } = item;
+  const { id, scored, video, origin, checked } = item;
   const change = useCallback((part: Partial<Item>) => onChange(id, part), [id, onChange]);
   const shown = shownOf(item);
   const judgeWhole = () => onAgain(item, true);
@@ -47,10 +47,10 @@ export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }
       {video && <VideoFaces item={item} video={video} card={card} onFrame={onFrame} />}
       {scored && !origin && <FileSays metadata={scored.metadata} />}
       {scored && cases && <KeepCase file={item.file} />}
-      {(scored || video) && (
+      {checked && (
         <p className="printed">
-          Detector {card.name} ({card.model}): {limits(card)}. {new Date().toLocaleString()}. A verdict is a reason to look
-          closer, not proof.
+          Detector {card.name} ({card.model}): {limits(card)}. Checked on {new Date(checked).toLocaleString()}. A verdict
+          is a reason to look closer, not proof.
         </p>
       )}
     </article>

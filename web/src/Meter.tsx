@@ -1,9 +1,9 @@
 import type { Decision, Verdict } from "./api";
-import { percent } from "./words";
+import { band, percent } from "./words";
 
 /** The score on a scale from real to fake, with the unsure range. */
 export function Meter({ p, verdict, decision }: { p: number; verdict: Verdict; decision: Decision }) {
-  const [low, high] = decision.unsure ?? [decision.threshold, decision.threshold];
+  const [low, high] = band(decision);
   const label = `${percent(p)} on a scale from real to fake; fake from ${percent(high)}, real below ${percent(low)}`;
   return (
     <div className="meter">
@@ -25,7 +25,7 @@ interface TrackProps {
 }
 
 export function Track({ p, verdict, decision, label }: TrackProps) {
-  const [low, high] = decision.unsure ?? [decision.threshold, decision.threshold];
+  const [low, high] = band(decision);
   const place = (value: number) => 4 + 192 * Math.min(1, Math.max(0, value));
   const x = place(p);
   return (

@@ -1,8 +1,9 @@
 import type { Card } from "./api";
-import { duration, percent, sees, share } from "./words";
+import { band, duration, percent, sees, share } from "./words";
 
 /** Facts that help to decide how far to trust the detector. */
 export function ModelCard({ card }: { card: Card }) {
+  const [low, high] = band(card);
   return (
     <details className="panel">
       <summary>About this detector: {card.name}</summary>
@@ -20,9 +21,9 @@ export function ModelCard({ card }: { card: Card }) {
           </>
         )}
         <dt>Says “fake” from</dt>
-        <dd>{percent(card.unsure?.[1] ?? card.threshold)}</dd>
+        <dd>{percent(high)}</dd>
         <dt>Says “real” below</dt>
-        <dd>{percent(card.unsure?.[0] ?? card.threshold)}</dd>
+        <dd>{percent(low)}</dd>
       </dl>
       {card.sources.length > 0 ? <Sources card={card} /> : card.tests.length > 0 && <Tests card={card} />}
       <h3>Where it fails</h3>

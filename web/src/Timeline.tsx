@@ -1,5 +1,5 @@
 import type { Decision, Track } from "./api";
-import { clock, percent } from "./words";
+import { band, clock, percent } from "./words";
 
 const WIDTH = 300;
 const HEIGHT = 64;
@@ -13,7 +13,7 @@ interface Props {
 
 /** The scores of a face over the time of the video: higher means more suspicious. */
 export function Timeline({ track, seconds, decision }: Props) {
-  const [low, high] = decision.unsure ?? [decision.threshold, decision.threshold];
+  const [low, high] = band(decision);
   const x = (time: number) => EDGE + (WIDTH - 2 * EDGE) * Math.min(1, time / (seconds || 1));
   const y = (p: number) => EDGE + (HEIGHT - 2 * EDGE) * (1 - p);
   const scores = track.points.map(([, p]) => p);

@@ -28,6 +28,7 @@ export interface Item {
   canRetry?: boolean; // the error may be gone the next time
   whole: boolean; // judge the whole picture or frames, because no face was found
   face?: number; // chosen by the user; otherwise the most suspicious
+  checked?: number; // when, in ms since 1970
   decision?: Decision;
   scored?: Scored;
   video?: Video;
@@ -200,7 +201,7 @@ export function useItems(model: string | undefined, limits: Limits | undefined) 
       score(item, model, signal)
         .then((found) => {
           if (signal.aborted) return;
-          change(item.id, { status: "done", ...found });
+          change(item.id, { status: "done", checked: Date.now(), ...found });
           const still = found.video?.tracks[0]?.picture;
           void remember(item, still ? dataUrl(still) : item.url, (found.scored ?? found.video)!, model);
         })

@@ -1,12 +1,12 @@
 /** Export of results. */
 
-import type { Stress } from "./api";
+import type { Decision, Stress, Video } from "./api";
 import type { Item } from "./items";
+import { band } from "./words";
 
 /** Download the results of some pictures as JSON, without the pictures. */
 export function save(items: Item[]) {
   const report = {
-    written: new Date().toISOString(),
     note: "A verdict is a reason to look closer, not proof.",
     images: items.filter((item) => !item.isVideo).map(describe),
     videos: items.filter((item) => item.isVideo).map(describe),
@@ -19,14 +19,28 @@ export function save(items: Item[]) {
   URL.revokeObjectURL(url);
 }
 
-function describe({ file, status, error, decision, scored, video, stress }: Item) {
-  const tests = Object.entries(stress).filter(([, found]) => typeof found === "object");
+function describe({ file, status, checked, error, decision, scored, video, stress }: Item) {
+  const tests = Object.entries(stress).filter((entry): entry is [string, Stress] => typeof entry[1] === "object");
   return {
-    ...(decision && { detector: decision.model, threshold: decision.threshold, unsure: decision.unsure }),
+    ...(checked && { checked: new Date(checked).toISOString() }),
+    ...(decision && madeBy(decision)),
     ...scored,
-    ...(video && { ...video, tracks: video.tracks.map(({ picture: _, ...track }) => track) }),
+    ...(video && describeVideo(video)),
     name: file.name,
     ...(!scored && !video && { error: error ?? status }),
-    ...(tests.length > 0 && { stress: tests.map(([face, found]) => ({ face: Number(face), ...(found as Stress) })) }),
+    ...(tests.length > 0 && {
+      stress: tests.map(([face, { original, steps, held }]) => ({ face: Number(face), original, steps, held })),
+    }),
   };
+}
+
+/** The detector, and the scores that make its verdicts. */
+function madeBy(decision: Decision) {
+  const [low, high] = band(decision);
+  return { detector: decision.model, fake_from: high, real_below: low };
+}
+
+/** A video without its pictures and without what `madeBy` says. */
+function describeVideo({ model: _, threshold: _threshold, unsure: _unsure, tracks, ...video }: Video) {
+  return { ...video, tracks: tracks.map(({ picture: _, ...track }) => track) };
 }

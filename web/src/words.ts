@@ -50,9 +50,12 @@ function chance(p: number): string {
   return `about ${Math.round(100 * p)} in 100`;
 }
 
+/** The scores below which the detector says real, and from which on fake. */
+export const band = ({ threshold, unsure }: Pick<Card, "threshold" | "unsure">) => unsure ?? [threshold, threshold];
+
 /** From which score on the detector says fake, and below which real. */
-export function limits({ threshold, unsure }: Card): string {
-  const [low, high] = unsure ?? [threshold, threshold];
+export function limits(card: Card): string {
+  const [low, high] = band(card);
   return `fake from ${percent(high)}, real below ${percent(low)}`;
 }
 
