@@ -74,6 +74,10 @@ def test_every_face_has_its_verdict_and_the_most_suspicious_one_is_shown(page, c
     picture, box = boxes(page, ".picture-frame .stack", ".face")
     assert (box["x"] - picture["x"]) / picture["width"] == pytest.approx(left_to_right[0]["left"] / 320, abs=0.01)
     assert box["width"] / picture["width"] == pytest.approx(left_to_right[0]["side"] / 320, abs=0.01)
+    tag = page.locator(".face:not(.chosen) .tag")
+    assert tag.is_visible()
+    page.set_viewport_size({"width": 200, "height": 844})
+    assert not tag.is_visible()  # it would cover so small a face
 
 
 def test_a_click_or_an_arrow_key_chooses_a_face_and_its_explanation(page, couple):
@@ -92,6 +96,9 @@ def test_a_click_or_an_arrow_key_chooses_a_face_and_its_explanation(page, couple
     assert chosen(page).index(True) == first
     assert page.locator(".verdict h2").inner_text().startswith(f"Face {first + 1}:")
     assert f"Face {first + 1} with a little around it" in page.locator(".reasons").inner_text()
+    page.locator(".face").nth(1 - first).click()
+    page.locator(".verdict").get_by_role("button", name=f"face {first + 1}").click()
+    assert chosen(page).index(True) == first and page.evaluate("document.activeElement.id") == "verdict"
     assert len(asked) == 1  # the explanation of the first face was kept
     assert not page.complaints
 

@@ -27,10 +27,11 @@ export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }
   const { id, scored, video, origin, checked } = item;
   const change = useCallback((part: Partial<Item>) => onChange(id, part), [id, onChange]);
   const shown = shownOf(item);
+  const choose = (face: number) => change({ face });
   const judgeWhole = () => onAgain(item, true);
   return (
     <article className="detail" aria-labelledby="verdict">
-      {!item.isVideo && <Picture item={item} onChoose={(face) => change({ face })} />}
+      {!item.isVideo && <Picture item={item} onChoose={choose} />}
       <div className={`verdict${item.isVideo ? " wide" : ""}`}>
         <p className="file">{item.file.name}</p>
         <div role="status">
@@ -39,7 +40,7 @@ export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }
         {origin && <FromVideo origin={origin} onBack={onBack} />}
         {!scored && !video && <Unscored item={item} onAgain={onAgain} />}
         {scored?.verdict === "no face" && <NoFace finder={scored.finder} onWhole={judgeWhole} />}
-        {shown && <Verdict item={item} shown={shown} card={card} />}
+        {shown && <Verdict item={item} shown={shown} card={card} onChoose={choose} />}
         {video && <VideoVerdict video={video} card={card} whole={item.whole} onWhole={judgeWhole} />}
       </div>
       {shown && <Reasons item={item} shown={shown} card={card} onChange={change} />}

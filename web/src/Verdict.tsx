@@ -36,11 +36,22 @@ function stateOf({ status, isVideo }: Item): string {
   return `This ${isVideo ? "video" : "picture"} could not be checked`;
 }
 
+interface VerdictProps {
+  item: Item;
+  shown: Shown;
+  card: Card;
+  onChoose: (face: number) => void;
+}
+
 /** What the verdict on the chosen face, or on the whole picture, means. */
-export function Verdict({ item, shown, card }: { item: Item; shown: Shown; card: Card }) {
-  const { verdict, p_fake, place } = shown;
+export function Verdict({ item, shown, card, onChoose }: VerdictProps) {
+  const { verdict, p_fake, key } = shown;
   const { faces, metadata } = item.scored!;
-  const first = inReadingOrder(faces).indexOf(worst(faces) ?? 0) + 1;
+  const first = worst(faces) ?? 0;
+  const chooseFirst = () => {
+    document.getElementById("verdict")?.focus(); // because the button goes away
+    onChoose(first);
+  };
   return (
     <>
       <p className="score">
@@ -51,7 +62,15 @@ export function Verdict({ item, shown, card }: { item: Item; shown: Shown; card:
       {faces.length > 1 && (
         <p>
           {faces.length} faces were found and judged one by one. The picture counts as “{item.scored!.verdict}”: that is
-          the verdict on its most suspicious face, {first === place ? "this one" : `face ${first}`}.
+          the verdict on its most suspicious face,{" "}
+          {first === key ? (
+            "this one"
+          ) : (
+            <button type="button" className="link" onClick={chooseFirst}>
+              face {inReadingOrder(faces).indexOf(first) + 1}
+            </button>
+          )}
+          .
         </p>
       )}
       {namesGenerator(metadata) && (
