@@ -4,6 +4,7 @@ import { ApiError, getServer, setToken, whenBusy, type Server } from "./api";
 import { Detail } from "./Detail";
 import { DropZone } from "./DropZone";
 import { Gallery } from "./Gallery";
+import { KEPT } from "./history";
 import { HistoryList } from "./HistoryList";
 import { reasonOf, useItems } from "./items";
 import { ModelCard } from "./ModelCard";
@@ -150,8 +151,8 @@ export function App() {
       <footer>
         <p>
           Files are sent to this server only, which does not store them
-          {server?.cases ? " unless you keep one as a case" : ""}. Your browser keeps earlier verdicts, each with a small
-          copy of the picture, until you delete them. A verdict is a reason to look closer, not proof.
+          {server?.cases ? " unless you keep one as a case" : ""}. Your browser keeps the last {KEPT} verdicts, each
+          with a small copy of the picture, until you delete them. A verdict is a reason to look closer, not proof.
         </p>
       </footer>
     </>

@@ -15,7 +15,7 @@ export interface Past {
 }
 
 const KEY = "history";
-const LENGTH = 40;
+export const KEPT = 40; // verdicts
 const SIDE = 72;
 const listeners = new Set<() => void>();
 
@@ -43,7 +43,7 @@ function write(entries: Past[]) {
 /** Add a verdict; `url` is of a picture that stands for the file. */
 export async function remember({ file }: Item, url: string, { verdict, p_fake }: MaybeScores, model: string) {
   const thumbnail = await shrink(url).catch(() => "");
-  write([{ time: Date.now(), name: file.name, model, verdict, p_fake, thumbnail }, ...past].slice(0, LENGTH));
+  write([{ time: Date.now(), name: file.name, model, verdict, p_fake, thumbnail }, ...past].slice(0, KEPT));
 }
 
 async function shrink(url: string): Promise<string> {
