@@ -161,6 +161,21 @@ def test_reasons_tell_how_sure_the_detector_is_on_unseen_sources(page, couple):
     assert rows[2].split("\t")[2] == "–"
 
 
+def test_unsure_is_written_below_its_band_and_clear_of_the_ends(page, couple):
+    with page.expect_response("**/api/predict") as response:
+        choose(page, [couple])
+    answer = response.value.json()
+    page.route("**/api/predict", lambda route: route.fulfill(json=answer))
+    for answer["unsure"], is_low in (([0.5, 0.9], False), ([0.01, 0.05], True)):
+        page.reload()
+        choose(page, [couple])
+        band, end, words = boxes(page, ".meter .band", ".meter .ends span", ".shaded")
+        if is_low:
+            assert end["right"] < words["left"] < end["right"] + 30
+        else:
+            assert words["x"] + words["width"] / 2 == pytest.approx(band["x"] + band["width"] / 2, abs=1)
+
+
 def test_detectors_are_offered_with_their_time(page, couple, app):
     for offer in app.extensions["service"].offers:
         assert offer.card["seconds"] > 0

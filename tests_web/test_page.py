@@ -263,6 +263,8 @@ def test_phone_scrolls_in_one_direction_only(page, photos):
     table, chart = boxes(page, ".stress table", "td.chart .track")
     assert chart["width"] == table["width"]
     page.get_by_text("About this detector").click()
+    term, fact = boxes(page, "dt", "dd")
+    assert term["x"] == fact["x"]
     assert page.evaluate("() => document.documentElement.scrollWidth") <= PHONE["width"]
 
 

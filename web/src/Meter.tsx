@@ -1,5 +1,10 @@
+import type { CSSProperties } from "react";
+
 import type { Decision, Verdict } from "./api";
 import { band, percent } from "./words";
+
+/** Where a score lies on the scale, which is 200 wide. */
+const place = (value: number) => 4 + 192 * Math.min(1, Math.max(0, value));
 
 /** The score on a scale from real to fake, with the unsure range. */
 export function Meter({ p, verdict, decision }: { p: number; verdict: Verdict; decision: Decision }) {
@@ -10,7 +15,11 @@ export function Meter({ p, verdict, decision }: { p: number; verdict: Verdict; d
       <Track p={p} verdict={verdict} decision={decision} label={label} />
       <div className="ends" aria-hidden="true">
         <span>real</span>
-        {high - low > 0.02 && <span>shaded: unsure</span>}
+        {high - low > 0.02 && (
+          <span className="shaded" style={{ "--middle": `${place((low + high) / 2) / 2}%` } as CSSProperties}>
+            shaded: unsure
+          </span>
+        )}
         <span>fake</span>
       </div>
     </div>
@@ -26,7 +35,6 @@ interface TrackProps {
 
 export function Track({ p, verdict, decision, label }: TrackProps) {
   const [low, high] = band(decision);
-  const place = (value: number) => 4 + 192 * Math.min(1, Math.max(0, value));
   const x = place(p);
   return (
     <svg className="track" viewBox="0 0 200 12" {...(label ? { role: "img", "aria-label": label } : { "aria-hidden": true })}>
