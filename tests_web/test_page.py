@@ -229,6 +229,15 @@ def test_files_are_checked_again_after_the_server_was_lost(page, photos, tmp_pat
     assert page.locator(".chip.failed").count() == 1
 
 
+def test_the_reason_of_a_failure_goes_away_while_the_file_is_checked_again(page, photos):
+    page.route("**/api/predict", lambda route: route.abort())
+    choose(page, photos[:1])
+    page.route("**/api/predict", lambda route: None)  # no answer
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("heading", name="Checking …").wait_for()
+    assert "cannot be reached" not in page.locator(".verdict").inner_text()
+
+
 def test_token_is_asked_for_and_sent(browser, _tiny_checkpoint_file, photos):
     token = "a-token-that-is-long-enough"
     app = serve.create_app([_tiny_checkpoint_file], token=token, threads=1)

@@ -44,6 +44,7 @@ type Action =
   | { type: "change"; id: number; change: Partial<Item> }
   | { type: "remove"; id: number }
   | { type: "cancel" }
+  | { type: "again"; id: number; whole: boolean }
   | { type: "retry" }
   | { type: "reset" }
   | { type: "clear" };
@@ -74,6 +75,8 @@ function reduce(items: Item[], action: Action): Item[] {
       return items.filter((item) => item.id !== action.id);
     case "cancel":
       return items.map((item) => (isOpen(item) ? { ...item, status: "cancelled" } : item));
+    case "again":
+      return items.map((item) => (item.id === action.id ? fresh(item, action.whole) : item));
     case "retry":
       return items.map((item) => (isLeft(item) ? fresh(item, item.whole) : item));
     case "reset":
@@ -167,7 +170,7 @@ export function useItems(model: string | undefined, limits: Limits | undefined) 
 
   const resume = useCallback(() => dispatch({ type: "retry" }), []);
 
-  const again = useCallback((item: Item, whole = item.whole) => change(item.id, fresh(item, whole)), [change]);
+  const again = useCallback(({ id, whole: before }: Item, whole = before) => dispatch({ type: "again", id, whole }), []);
 
   /** Fetch a picture that the browser can show instead of this one, such as a HEIC. */
   const substitute = useCallback(
