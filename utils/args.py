@@ -56,7 +56,7 @@ def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
     """Run a script's ``main`` and exit with the ``exit_code`` of the dict it returns, 0 by default.
 
     A ``UserError`` becomes one line on stderr and exit code 2; so does a full disk under stdout or stderr. A script
-    whose output nobody reads any more ends with exit code 141, unless it had finished.
+    whose output nobody reads any more ends with exit code 141.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the shell closed it: `predict.py photo.jpg >&-`
@@ -80,7 +80,7 @@ def run_script(main: Callable[[Sequence[str] | None], dict]) -> None:
             print("terminated" if code == EXIT_TERMINATED else "interrupted", file=sys.stderr)
         sys.stdout.flush()  # here, where a closed pipe and a full disk are still handled
     except BrokenPipeError:  # `predict.py ... | head` closes our stdout early
-        code = EXIT_NO_READER if code is None else code
+        code = code or EXIT_NO_READER
         _drop_output()
     except OSError as error:
         if error.filename or error.errno not in NO_SPACE:  # with a file name, or for another reason: a bug
