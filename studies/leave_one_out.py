@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     data = open_training_data(args.data)
     generators, untested = shared_generators(data)
     if untested:
-        print(f"note: {', '.join(untested)} not left out: no test set has them and real images", file=sys.stderr)
+        print(f"note: no test set has real images and fakes of {', '.join(untested)}: not left out", file=sys.stderr)
     names = {listing.name for listing in data.train}
     for flag, file in initial_files(vars(train.get_args_parser().parse_args(args.train))).items():
         if known := sorted(names & {name for seen in seen_sources(file) for name in seen}):

@@ -219,6 +219,11 @@ def _scan_location(location: str, wanted: Files) -> Folder:
     return tree
 
 
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is one, or a link to one; ``is_dir`` would raise for a link to itself."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
 def is_pipe(entry: os.DirEntry[str]) -> bool:
     """Whether an entry of a folder is a pipe, socket or device, which reading could block."""
     return not (entry.is_symlink() or entry.is_dir() or entry.is_file())
@@ -229,8 +234,7 @@ def _scan(path: str, ancestors: frozenset[tuple[int, int]], wanted: Files) -> Fo
     try:
         status = os.stat(path)
         with os.scandir(path) as entries:
-            # Not e.is_dir(), which raises for a symbolic link to itself.
-            found = sorted((e.name, os.path.isdir(e.path), is_pipe(e)) for e in entries if not is_system_file(e.name))
+            found = sorted((e.name, leads_to_folder(e), is_pipe(e)) for e in entries if not is_system_file(e.name))
     except OSError as error:
         raise UserError(f"expected a readable folder, got {path}: {error.strerror}") from None
     identity = (status.st_dev, status.st_ino)
