@@ -176,17 +176,20 @@ def test_unsure_is_written_below_its_band_and_clear_of_the_ends(page, couple):
             assert words["x"] + words["width"] / 2 == pytest.approx(band["x"] + band["width"] / 2, abs=1)
 
 
-def test_detectors_are_offered_with_their_time(page, couple, app):
+def test_detectors_are_offered_with_their_time_and_the_first_opinion_stays(page, couple, app):
     for offer in app.extensions["service"].offers:
         assert offer.card["seconds"] > 0
     choose(page, [couple])
     offers = page.get_by_label("Detector", exact=True)
     texts = offers.locator("option").all_text_contents()
     assert len(texts) == 2 and all(text.endswith(" s per face") for text in texts)
+    first = [page.locator(place).inner_text() for place in (".gallery .chip", ".score strong")]
     offers.select_option(index=1)
     page.locator(".face").first.wait_for(state="detached")
     page.locator(".gallery-head [role=status]:not(:empty)").wait_for()
     assert page.locator(".face").count() == 0  # this one judges whole pictures
+    name = app.extensions["service"].offers[0].name
+    assert page.get_by_text(f"{name} said: {', '.join(first)}.").is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

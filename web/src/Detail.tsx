@@ -10,7 +10,7 @@ import { Reasons } from "./Reasons";
 import { StressTable } from "./StressTable";
 import { FromVideo, Heading, NoFace, Unscored, Verdict } from "./Verdict";
 import { VideoFaces, VideoVerdict, type OnFrame } from "./VideoDetail";
-import { limits } from "./words";
+import { limits, percent } from "./words";
 
 interface Props {
   item: Item;
@@ -24,7 +24,7 @@ interface Props {
 
 /** One picture or video in detail: verdict, reasons, next steps and stress test. */
 export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }: Props) {
-  const { id, scored, video, origin, checked } = item;
+  const { id, scored, video, origin, before, checked } = item;
   const change = useCallback((part: Partial<Item>) => onChange(id, part), [id, onChange]);
   const shown = shownOf(item);
   const choose = (face: number) => change({ face });
@@ -42,6 +42,12 @@ export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }
         {scored?.verdict === "no face" && <NoFace finder={scored.finder} onWhole={judgeWhole} />}
         {shown && <Verdict item={item} shown={shown} card={card} onChoose={choose} />}
         {video && <VideoVerdict video={video} card={card} whole={item.whole} onWhole={judgeWhole} />}
+        {before && checked && (
+          <p>
+            {before.detector} said: {before.verdict}
+            {before.p_fake !== null && `, ${percent(before.p_fake)}`}.
+          </p>
+        )}
       </div>
       {shown && <Reasons item={item} shown={shown} card={card} onChange={change} />}
       {shown && <StressTable key={shown.key} item={item} shown={shown} model={card.name} onChange={change} />}

@@ -3,7 +3,7 @@
 import { useCallback, useEffect, useReducer, useRef } from "react";
 
 import { ApiError, dataUrl, predict, preview, scoreVideo, type Answer, type Decision, type Limits } from "./api";
-import type { Explanation, Scored, Square, Stress, Track, Video } from "./api";
+import type { Explanation, MaybeScores, Scored, Square, Stress, Track, Video } from "./api";
 import { closest } from "./faces";
 import { remember } from "./history";
 import { clock } from "./words";
@@ -14,6 +14,10 @@ export interface Origin {
   name: string; // of the video
   time: number; // s
   square: Square | null; // the face to show
+}
+
+export interface Opinion extends Pick<MaybeScores, "verdict" | "p_fake"> {
+  detector: string;
 }
 
 export interface Item {
@@ -29,6 +33,7 @@ export interface Item {
   whole: boolean; // judge the whole picture or frames, because no face was found
   face?: number; // chosen by the user; otherwise the most suspicious
   checked?: number; // when, in ms since 1970
+  before?: Opinion; // of the detector chosen before
   decision?: Decision;
   scored?: Scored;
   video?: Video;
@@ -54,14 +59,19 @@ export const isLeft = ({ status, canRetry }: Item) => status === "cancelled" || 
 
 const isOpen = ({ status }: Item) => status === "waiting" || status === "working";
 
-type Source = Pick<Item, "id" | "file" | "url" | "isVideo" | "origin">;
+type Source = Pick<Item, "id" | "file" | "url" | "isVideo" | "origin" | "before">;
 
-const fresh = ({ id, file, url, isVideo, origin }: Source, whole = false): Item => ({
-  ...{ id, file, url, isVideo, origin, whole },
+const fresh = ({ id, file, url, isVideo, origin, before }: Source, whole = false): Item => ({
+  ...{ id, file, url, isVideo, origin, before, whole },
   status: "waiting",
   explanations: {},
   stress: {},
 });
+
+function opinionOf({ decision, scored, video }: Item): Opinion | undefined {
+  const found = scored ?? video;
+  return found && decision && { detector: decision.model, verdict: found.verdict, p_fake: found.p_fake };
+}
 
 function reduce(items: Item[], action: Action): Item[] {
   switch (action.type) {
@@ -80,7 +90,7 @@ function reduce(items: Item[], action: Action): Item[] {
     case "retry":
       return items.map((item) => (isLeft(item) ? fresh(item, item.whole) : item));
     case "reset":
-      return items.map((item) => fresh(item));
+      return items.map((item) => fresh({ ...item, before: opinionOf(item) ?? item.before }));
     case "clear":
       return [];
   }

@@ -19,7 +19,7 @@ export function save(items: Item[]) {
   URL.revokeObjectURL(url);
 }
 
-function describe({ file, status, checked, error, decision, scored, video, stress }: Item) {
+function describe({ file, status, checked, error, before, decision, scored, video, stress }: Item) {
   const tests = Object.entries(stress).filter((entry): entry is [string, Stress] => typeof entry[1] === "object");
   return {
     ...(checked && { checked: new Date(checked).toISOString() }),
@@ -27,6 +27,7 @@ function describe({ file, status, checked, error, decision, scored, video, stres
     ...scored,
     ...(video && describeVideo(video)),
     name: file.name,
+    ...(before && { before }),
     ...(!scored && !video && { error: error ?? status }),
     ...(tests.length > 0 && {
       stress: tests.map(([face, { original, steps, held }]) => ({ face: Number(face), original, steps, held })),
