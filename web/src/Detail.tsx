@@ -8,9 +8,9 @@ import { KeepCase } from "./KeepCase";
 import { Picture } from "./Picture";
 import { Reasons } from "./Reasons";
 import { StressTable } from "./StressTable";
-import { FromVideo, Heading, NoFace, Unscored, Verdict } from "./Verdict";
+import { Before, FromVideo, Heading, NoFace, Unscored, Verdict } from "./Verdict";
 import { VideoFaces, VideoVerdict, type OnFrame } from "./VideoDetail";
-import { limits, percent } from "./words";
+import { limits } from "./words";
 
 interface Props {
   item: Item;
@@ -42,12 +42,7 @@ export function Detail({ item, card, cases, onChange, onAgain, onFrame, onBack }
         {scored?.verdict === "no face" && <NoFace finder={scored.finder} onWhole={judgeWhole} />}
         {shown && <Verdict item={item} shown={shown} card={card} onChoose={choose} />}
         {video && <VideoVerdict video={video} card={card} whole={item.whole} onWhole={judgeWhole} />}
-        {before && checked && (
-          <p>
-            {before.detector} said: {before.verdict}
-            {before.p_fake !== null && `, ${percent(before.p_fake)}`}.
-          </p>
-        )}
+        {!shown && checked && <Before before={before} />}
       </div>
       {shown && <Reasons item={item} shown={shown} card={card} onChange={change} />}
       {shown && <StressTable key={shown.key} item={item} shown={shown} model={card.name} onChange={change} />}

@@ -79,6 +79,7 @@ export function Verdict({ item, shown, card, onChoose }: VerdictProps) {
           <FileSaysLink>what the file says</FileSaysLink>.
         </p>
       )}
+      <Before before={item.before} />
       <div className="buttons">
         <button type="button" onClick={() => window.print()}>
           Print or save as PDF
@@ -89,6 +90,16 @@ export function Verdict({ item, shown, card, onChoose }: VerdictProps) {
       </div>
     </>
   );
+}
+
+/** What another detector said before this one was chosen. */
+export function Before({ before }: Pick<Item, "before">) {
+  return before ? (
+    <p>
+      {before.detector} said: {before.verdict}
+      {before.p_fake !== null && `, ${percent(before.p_fake)}`}.
+    </p>
+  ) : null;
 }
 
 /** Where a frame of a video comes from, and the way back. */
