@@ -26,9 +26,9 @@ def closest(name: str, known: Iterable[str], similarity: float = 0.6) -> str:
 
 def closest_sibling(path: str) -> str:
     """Return "; did you mean X?" for the file nearest in name to a path that does not exist, or an empty string."""
-    folder = os.path.dirname(path)
+    folder, name = os.path.split(path)
     try:
-        found = closest(os.path.basename(path), os.listdir(folder or "."))
+        found = closest(name, {*os.listdir(folder or ".")} - {name})  # itself if it is no folder, as wanted
     except OSError:
         return ""
     return found.replace("mean ", f"mean {os.path.join(folder, '')}", 1)
