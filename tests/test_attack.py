@@ -94,7 +94,7 @@ def test_direction_attacks_one_class_only(run, tmp_path):
     assert (cell.extra["clean_p_fake"][reals] == cell.table.p_fake[reals]).all()
 
 
-def test_export_is_a_data_set_that_evaluate_scores_alike(run, tiny_checkpoint, tmp_path, monkeypatch):
+def test_export_is_a_data_set_that_evaluate_scores_alike(run, tiny_checkpoint, tmp_path, monkeypatch, rendered):
     run("--attacks", "pgd", "--eps", "8/255", "--export", str(tmp_path / "export"))
     (folder,) = (tmp_path / "export").iterdir()
     assert sorted(file.parent.name for file in folder.rglob("0*.png")) == ["fake"] * 4 + ["real"] * 4

@@ -63,7 +63,7 @@ def cell(engine, rate, auc, ratio, checkpoint="a"):
 
 
 @pytest.fixture(scope="module")
-def benchmarked(tmp_path_factory, _tiny_checkpoint_file):
+def benchmarked(tmp_path_factory, _tiny_checkpoint_file, _render):
     """One small benchmark in processes of their own; returns its result and its folders."""
     from tests.conftest import write_image
 
@@ -82,7 +82,9 @@ def benchmarked(tmp_path_factory, _tiny_checkpoint_file):
         "--cache-dir",
         str(root / "cache"),
     ]
-    return {"result": benchmark.main(flags), "flags": flags, "root": root}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", _render)
+        return {"result": benchmark.main(flags), "flags": flags, "root": root}
 
 
 def test_rows_have_every_figure(benchmarked):
@@ -160,7 +162,7 @@ def test_exports_of_another_recipe_or_calibration_set_are_written_again(tiny_che
     assert last[0] == first[0] and last[1] != first[1] and written[4:] == ["int8"], "calibration concerns int8 alone"
 
 
-def test_report_needs_the_cells_alone(benchmarked, tmp_path):
+def test_report_needs_the_cells_alone(benchmarked, tmp_path, rendered):
     files = sorted((benchmarked["root"] / "out" / "cells").glob("*.json"), key=lambda file: "eager" not in file.name)
     write_benchmark([json.loads(file.read_text()) for file in files], tmp_path)
     for name in ("benchmark.csv", "benchmark.md", "benchmark.tex", "speed.csv", "pareto.pdf", "pareto.png"):

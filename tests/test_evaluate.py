@@ -127,7 +127,13 @@ def test_report_is_made_again_from_scores_without_model_images_or_torch(place, t
     shutil.copytree(place / "faces", tmp_path / "faces")
     shutil.copytree(place / "net", tmp_path / "net")
     first, again = tmp_path / "first", tmp_path / "again"
-    argv = ["--checkpoint", str(tmp_path / "net"), "--data", str(tmp_path / "faces")]
+    argv = [
+        "--checkpoint",
+        str(tmp_path / "net"),
+        "--data",
+        str(tmp_path / "faces"),
+        str(tmp_path / "faces@classes=fake"),
+    ]
     result = evaluate.main([*argv, *FEW, "--output-dir", str(first)])
     shutil.rmtree(tmp_path / "faces")
     shutil.rmtree(tmp_path / "net")
@@ -143,7 +149,7 @@ def test_report_is_made_again_from_scores_without_model_images_or_torch(place, t
         assert (again / name).read_bytes() == (first / name).read_bytes(), name
     drawn = {str(file.relative_to(again)) for file in again.rglob("*") if file.suffix in (".pdf", ".png")}
     stems = ["roc", "precision_recall", "reliability", "coverage"]
-    stems += [f"figures/{kind}__net__faces__clean" for kind in ("confusion", "scores")]
+    stems += [f"figures/{kind}__net__faces-{n}__clean" for kind in ("confusion", "scores") for n in (1, 2)]
     assert drawn == {f"{stem}.{ending}" for stem in stems for ending in ("pdf", "png")}
     assert all((again / file).stat().st_size > 1000 for file in drawn)
 

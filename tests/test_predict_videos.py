@@ -45,7 +45,7 @@ def test_each_face_has_a_row_and_the_most_suspicious_comes_first(checkpoint, cap
     assert printed.err.startswith("1 video: ")
 
 
-def test_the_logit_of_a_track_is_the_mean_of_its_frames_in_the_timeline(checkpoint, capsys):
+def test_the_logit_of_a_track_is_the_mean_of_its_frames_in_the_timeline(checkpoint, rendered, capsys):
     write_clip("clip.mp4", walk(4, 0, 4))
     run(checkpoint, "clip.mp4", "--timeline", "lines", "--every", "0.25")
     rows = {row["track"]: row for row in csv_rows(capsys.readouterr().out)}

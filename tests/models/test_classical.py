@@ -143,7 +143,7 @@ def test_importance_is_a_share_of_every_feature(runs, model):
     assert sorted(row["feature"] for row in rows) == sorted(create_model(model, features="color").feature_names())
 
 
-def test_importance_is_drawn(runs, tmp_path):
+def test_importance_is_drawn(runs, tmp_path, rendered):
     write_importance(load_detector(runs["random_forest"]["checkpoint"])[0], tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"importance.csv", "importance.pdf", "importance.png"}
 

@@ -47,6 +47,7 @@ def trained(monkeypatch) -> list[str]:
     return models
 
 
+@pytest.mark.usefixtures("no_curves", "no_evaluation_figures", "rendered")
 def test_two_models_end_to_end_and_not_again(argv, trained, tmp_path, capsys):
     result = model_table.main([*argv, "--models", *NAMES])
     assert result["exit_code"] == 0

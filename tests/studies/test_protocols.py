@@ -21,6 +21,7 @@ def two_generators(make_folder):
     return make_folder("faces", counts | {f"{split}/real": 8 for split in ("train", "valid", "test")})
 
 
+@pytest.mark.usefixtures("no_curves", "no_evaluation_figures", "rendered")
 def test_the_matrix_has_every_run_and_resumes(two_generators, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = f"--data {two_generators} --runs-dir runs --output-dir out --n-boot 20 {TRAIN}".split()
@@ -99,6 +100,7 @@ def test_a_source_of_one_class_is_kept_by_its_accuracy():
     assert [line.get_label() for line in few_shot.adaptation_figure(rows).axes[0].lines] == ["wild"]
 
 
+@pytest.mark.usefixtures("no_curves", "no_evaluation_figures", "rendered")
 def test_the_curve_starts_at_the_checkpoint_and_resumes(tiny_checkpoint, image_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     original = train.main

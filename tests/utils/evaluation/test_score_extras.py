@@ -42,7 +42,7 @@ def scores(tmp_path, monkeypatch):
     return files
 
 
-def test_compare_prints_and_writes_the_paired_tests(scores, tmp_path, capsys):
+def test_compare_prints_and_writes_the_paired_tests(scores, tmp_path, rendered, capsys):
     evaluate.main(["--from-scores", *scores, "--compare", "--output-dir", "out", "--n-boot", "50"])
     assert "DeLong" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())

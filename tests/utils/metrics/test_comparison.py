@@ -178,7 +178,7 @@ def with_tiers(table, n_tiers, seed):
     return ScoreTable.join(parts)
 
 
-@pytest.mark.parametrize("n_tiers", [3, 10])
+@pytest.mark.parametrize("n_tiers", [3, pytest.param(29, marks=pytest.mark.slow)])
 def test_more_tiers_of_the_same_images_are_no_more_evidence(n_tiers):
     """Two detectors of equal skill: pooled tiers find a difference far too often, single tiers with Holm do not."""
     runs, pooled, found = 150 if n_tiers == 3 else 40, 0, 0

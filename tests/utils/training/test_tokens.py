@@ -150,9 +150,9 @@ def test_openvino_computes_the_same_tokens(image_folder, monkeypatch):
 
 
 @torch.no_grad()
-def test_openvino_sees_the_same_positions():
+@pytest.mark.parametrize("side", [56, pytest.param(96, marks=pytest.mark.slow)])  # 56 px are padded to whole patches
+def test_openvino_sees_the_same_positions(side):
     pytest.importorskip("openvino")
-    side = 56  # px, padded to whole patches; the positions are interpolated
     torch.manual_seed(0)
     detector = create_model("foundation", backbone="test_vit", tune="norms_2").eval()
     positions = detector.backbone.pos_embed.normal_().clone()
